@@ -1,0 +1,63 @@
+"""No containment, because the user said so: the command runs as from a shell.
+
+Promises nothing but faithfulness and the least cost. What the command leaves behind lives on.
+"""
+
+from sandrun import spawn
+from sandrun.model import Limits, Process, Usage
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from sandrun.protocol import Check
+
+
+class NoContainer:
+    """See `sandrun.protocol.Container`."""
+
+    token = ""
+    keeper = 0
+    struck = ""
+
+    def spawn(
+        self, argv: "Sequence[str]", env: "Mapping[str, str]", heritage: spawn.Heritage
+    ) -> int:
+        return spawn.direct(argv, env, heritage)
+
+    def poll(self) -> "float | None":
+        return None
+
+    def wait_event(self) -> bool:
+        return False
+
+    def usage(self) -> Usage:
+        return Usage()
+
+    def top(self) -> "list[Process]":
+        return []
+
+    def pids(self) -> "list[int]":
+        return []
+
+    def kill(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class NoBackend:
+    """See `sandrun.protocol.Backend`."""
+
+    name = "none"
+    kernel = False
+
+    def open(self, run_id: str, limits: Limits) -> NoContainer:
+        return NoContainer()
+
+    def attach(self, token: str) -> NoContainer:
+        return NoContainer()
+
+    def check(self) -> "list[Check]":
+        return []

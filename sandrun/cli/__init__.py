@@ -1,0 +1,63 @@
+"""The command line: `main` takes the hot path to a run itself, and loads click for the rest."""
+
+import os
+import sys
+
+from sandrun import messages, options, project, settings, spawn
+from sandrun.model import EXIT_SANDRUN, SandrunError, UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+
+def main() -> "NoReturn":
+    """Run the command line and exit; never returns and never shows a traceback.
+
+    os._exit spares the interpreter's own tear-down, a tenth of the start-up; nothing is buffered,
+    because messages are written with write(2).
+    """
+    heritage = spawn.take()
+    try:
+        code = _main(sys.argv[1:], heritage)
+    except SandrunError as error:
+        messages.error(error.text, error.hint)
+        code = error.exit_code
+    except BaseException as error:
+        code = _surprise(error)
+    os._exit(code)
+
+
+def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
+    parsed = options.parse(argv)
+    if parsed.subcommand:
+        from sandrun.cli import app
+
+        return app.main(argv, heritage)
+    if not parsed.command:
+        raise UsageError("no command given", "sandrun -- make test, or sandrun --help")
+    wish = parsed.flags.get("project")
+    root = project.chosen(str(wish)) if wish else project.find(project.working_directory())
+    chosen = settings.resolve(parsed.flags, root)
+    from sandrun import runner
+
+    return runner.run(parsed.command, chosen, root, heritage).code
+
+
+def _surprise(error: BaseException) -> int:
+    """An exception that nobody expected, or a waiter that was told to go."""
+    signum = getattr(error, "signum", 0)
+    if signum:
+        messages.status("left the queue")
+        return 128 + int(signum)
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    if os.environ.get("SANDRUN_DEBUG"):
+        import traceback
+
+        traceback.print_exception(error)
+    messages.error(
+        f"internal error: {type(error).__name__}: {error}",
+        "this is a bug; SANDRUN_DEBUG=1 shows where",
+    )
+    return EXIT_SANDRUN

@@ -1,0 +1,206 @@
+"""Everything on the command line but a run: help, status, kill, doctor, config, on click.
+
+The options of a run are listed here from `options.OPTIONS`, so `--help` and the hot path's parser
+tell the same; a run itself never comes here.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+
+import click
+
+from sandrun import __version__, messages, options, project, settings, spawn
+from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
+
+_EPILOG = """\b
+Exit codes:
+  0-255  the command's own
+  128+n  signal n ended the command
+  75     gave up waiting for a turn (--wait-timeout)
+  124    ended at the wall time limit (--timeout)
+  125    sandrun itself failed or was called wrongly; the command was not started
+  126    the command cannot be executed
+  127    the command was not found
+  137    ended at the memory limit (or by SIGKILL; the message says which)
+
+\b
+Variables: each option also as SANDRUN_<OPTION>, and MEMORY_LIMIT_MB, CHECK_INTERVAL, TIMEOUT,
+VERBOSE; SANDRUN_STATE_DIR holds the queues instead of /tmp."""
+
+
+class _Value(click.ParamType):
+    """An option's own converter as a click type."""
+
+    def __init__(self, option: options.Option) -> None:
+        self.option = option
+        self.name = option.kind
+
+    def convert(
+        self, value: object, param: "click.Parameter | None", ctx: "click.Context | None"
+    ) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.option.convert(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: expected {error}", param, ctx)
+
+
+def run_options() -> "list[click.Parameter]":
+    """The options of a run as click parameters."""
+    return [
+        click.Option(
+            [*option.flags, option.key],
+            count=True,
+            help=_help(option),
+        )
+        if option.kind == "count"
+        else click.Option(
+            [*option.flags, option.key],
+            type=_Value(option),
+            metavar=option.metavar,
+            help=_help(option),
+        )
+        for option in options.OPTIONS
+    ]
+
+
+def _help(option: options.Option) -> str:
+    default = option.default
+    if option.choices:
+        text = f"{option.help} One of {', '.join(option.choices)}; default {default}."
+    elif option.kind == "size" and isinstance(default, int):
+        text = f"{option.help} Default {default // MIB} MiB."
+    elif option.kind in ("span", "interval"):
+        text = f"{option.help} Default {default:g} s." if default else option.help
+    else:
+        text = option.help
+    return text + (f" [{option.variable}]" if option.variable else "")
+
+
+class _Group(click.Group):
+    """Subcommands, or a command to run as the rest of the line."""
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage("sandrun", "[OPTIONS] [--] COMMAND [ARGUMENTS]...")
+        formatter.write_usage("sandrun", "SUBCOMMAND [ARGUMENTS]...", prefix="       ")
+
+
+@click.group(
+    cls=_Group,
+    params=run_options(),
+    epilog=_EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="sandrun", message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, /, **flags: object) -> None:
+    """Run COMMAND when it is its turn in the project's queue, inside a memory limit.
+
+    One run at a time per project, first in, first out. The limit holds for the whole process
+    tree; whatever the command leaves behind is ended with it.
+    """
+    wish = flags.get("project")
+    root = project.chosen(str(wish)) if wish else project.find(project.working_directory())
+    given = {key: value for key, value in flags.items() if value not in (None, 0)}
+    ctx.obj = (root, settings.resolve(given, root))
+
+
+def _out(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+@cli.command()
+@click.pass_obj
+def config(obj: "tuple[str, settings.Settings]") -> None:
+    """Show every setting's value and where it came from."""
+    root, chosen = obj
+    _out(f"# project {root}")
+    _out(f"# queue   {project.state_path(root, chosen.queue)}")
+    for option in options.OPTIONS:
+        value = getattr(chosen, option.key)
+        shown = size_text(value) if option.kind == "size" else value
+        shown = f"{shown:g} s" if option.kind in ("span", "interval") else shown
+        _out(f"{option.key:15} {shown!s:12} {chosen.source[option.key]}")
+
+
+@cli.command()
+@click.option("--all", "everything", is_flag=True, help="All queues of yours on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable, with a version.")
+@click.pass_obj
+def status(obj: "tuple[str, settings.Settings]", everything: bool, as_json: bool) -> None:
+    """Show who runs and who waits, in order."""
+    from sandrun import overview
+
+    root, chosen = obj
+    paths = overview.all_states() if everything else [project.state_path(root, chosen.queue)]
+    queues = [overview.look(path) for path in paths]
+    _out(json.dumps({"v": 1, "queues": queues}) if as_json else overview.text(queues, everything))
+
+
+@cli.command()
+@click.argument("run", required=False)
+@click.option("--all", "everything", is_flag=True, help="Every run and waiter of yours.")
+@click.pass_obj
+def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bool) -> None:
+    """End a run or a waiter by its id, the project's run, or everything.
+
+    Whole trees are ended. Says what it ended; exit 1 if there was nothing to end.
+    """
+    from sandrun import emergency
+
+    root, chosen = obj
+    ended = emergency.end(project.state_path(root, chosen.queue), run, everything, chosen.grace)
+    for line in ended:
+        _out(line)
+    if not ended:
+        messages.error("nothing to end" + (f": no run {run}" if run else ""), "sandrun status --all")
+        raise SystemExit(1)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable, with a version.")
+def doctor(as_json: bool) -> None:
+    """Check what can enforce limits here, by trying it, and say which backend is in force.
+
+    Exit 1 when the kernel enforces nothing.
+    """
+    from sandrun import doctor as examiner
+
+    raise SystemExit(examiner.main(_out, as_json))
+
+
+def main(argv: "list[str]", heritage: spawn.Heritage) -> int:
+    """Run a subcommand or show help; the exit code."""
+    import signal
+
+    # Ours are blocked for the sake of a run; a subcommand is an ordinary program.
+    signal.pthread_sigmask(signal.SIG_SETMASK, heritage.mask)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        code = _guarded(lambda: cli.main(argv, "sandrun", standalone_mode=False))
+        sys.stdout.flush()
+    except OSError as error:
+        messages.error(f"cannot write the answer: {error.strerror}")
+        os._exit(EXIT_SANDRUN)
+    return code
+
+
+def _guarded(call: "Callable[[], object]") -> int:
+    try:
+        result = call()
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    except click.Abort:
+        return 130
+    except click.ClickException as error:
+        messages.error(error.format_message(), "sandrun --help")
+        return EXIT_SANDRUN
+    except SandrunError as error:
+        messages.error(error.text, error.hint)
+        return error.exit_code
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,88 @@
+"""`sandrun kill`: ending runs and waiters for sure, whole trees, and saying what was ended.
+
+Waiters go first, so that the end of a run does not start the next. A run is ended through its
+supervisor (SIGTERM, which the command sees), and when the grace is over through its container,
+the way a lost run is cleaned up. A ticket's pid is used only while the ticket is locked: the
+lock's owner is alive, so its pid is its own.
+"""
+
+import os
+import signal
+import time
+
+from sandrun import overview, recovery
+from sandrun.model import SandrunError
+from sandrun.queue import Queue, RunLock, Ticket
+
+
+def end(state: str, run: "str | None", everything: bool, grace: float) -> "list[str]":
+    """End what was named; a line for each thing ended. Raises SandrunError for unsafe state."""
+    states = overview.all_states() if everything or run else [state]
+    said: list[str] = []
+    for path in states:
+        try:
+            queue = overview.open_queue(path)
+        except SandrunError:
+            if not everything:
+                raise
+            continue
+        if queue:
+            said += _end_queue(queue, run, everything, grace)
+            os.close(queue.dir)
+    return said
+
+
+def _end_queue(queue: Queue, run: "str | None", everything: bool, grace: float) -> "list[str]":
+    tickets = [t for t in queue.tickets() if everything or t.id == run or (not run and t.running)]
+    said: list[str] = []
+    for ticket in sorted(tickets, key=lambda t: t.running):
+        said.append(_end_ticket(queue, ticket, grace))
+    if not run:
+        said += _end_lost(queue)
+    queue.write_view()
+    return said
+
+
+def _end_ticket(queue: Queue, ticket: Ticket, grace: float) -> str:
+    what = "run" if ticket.running else "waiter"
+    line = f"ended {what} {ticket.id}: {ticket.command} (pid {ticket.pid})"
+    for signum, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+        _send(ticket.pid, signum)
+        _send(ticket.pid, signal.SIGCONT)
+        if _gone_within(queue, ticket, patience):
+            break
+    else:
+        return f"could not end {what} {ticket.id} (pid {ticket.pid})"
+    if ticket.running:
+        _end_lost(queue)
+    return line
+
+
+def _send(pid: int, signum: int) -> None:
+    try:
+        os.kill(pid, signum)
+    except OSError:
+        pass
+
+
+def _gone_within(queue: Queue, ticket: Ticket, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while any(other.id == ticket.id for other in queue.tickets()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _end_lost(queue: Queue) -> "list[str]":
+    """End what a killed supervisor left, if anything; by the line in the run lock's file."""
+    lock = RunLock(queue)
+    took = lock.try_take()
+    line = lock.read_holder()
+    ended = bool(line) and recovery.end_orphans(queue, line)
+    if took:
+        recovery.take_over(lock)
+        lock.release()
+    else:
+        os.close(lock.fd)
+    return ["ended what a killed sandrun had left running"] if ended else []

@@ -1,0 +1,88 @@
+"""The records of past runs: one JSON line each, in the user's state folder.
+
+Each record is one O_APPEND write, so that runs that end together never mix; a reader tolerates a
+torn last line. The file is 0600: command lines can hold secrets.
+"""
+
+import os
+
+try:  # the C function that `json` itself uses, without 8 ms of imports
+    from _json import encode_basestring_ascii as _quote
+except ImportError:
+    from json.encoder import encode_basestring_ascii as _quote
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VERSION = 1
+
+
+def encode(value: object) -> str:
+    """`value` (dicts, lists, str, numbers, None) as JSON on one line."""
+    if isinstance(value, str):
+        return str(_quote(value))
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.6f}"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_quote(k)}: {encode(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(encode, value)) + "]"
+    raise TypeError(type(value))
+
+
+def path() -> str:
+    """`$XDG_STATE_HOME/sandrun/history.jsonl`, by default below ~/.local/state."""
+    home = os.environ.get("XDG_STATE_HOME") or ""
+    if not home.startswith("/"):  # the XDG base directory specification: ignore relative ones
+        home = os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(home, "sandrun", "history.jsonl")
+
+
+def append(record: "dict[str, object]", fallback: str) -> None:
+    """Append a record; to the directory `fallback` where the user's folder cannot be written.
+
+    Raises OSError when neither can.
+    """
+    line = (encode({"v": VERSION, **record}) + "\n").encode()
+    try:
+        _append(path(), line)
+    except OSError:
+        _append(os.path.join(fallback, "history.jsonl"), line)
+
+
+def _append(file: str, line: bytes) -> None:
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        fd = os.open(file, flags, 0o600)
+    except FileNotFoundError:
+        os.makedirs(os.path.dirname(file), 0o700, exist_ok=True)
+        fd = os.open(file, flags, 0o600)
+    try:
+        os.write(fd, line)
+    finally:
+        os.close(fd)
+
+
+def read() -> "Iterator[dict[str, object]]":
+    """The records, oldest first; lines that are torn or not ours are passed over."""
+    import json
+
+    try:
+        file = open(path(), encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    with file:
+        for line in file:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and record.get("v") == VERSION:
+                yield record

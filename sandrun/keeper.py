@@ -1,0 +1,80 @@
+"""The keeper: a small process that outlives a killed supervisor and ends the run.
+
+Promise: when the supervisor dies by whatever means, every process of its run is killed at once,
+the container removed, the run recorded as lost, and only then is the run lock free.
+
+It is forked before the command, sits in a session of its own (a signal to the whole process group
+or a hang-up does not reach it), blocks every signal that can be blocked, and sleeps in read(2) on
+a pipe whose only other end is the supervisor's: end of file is the supervisor's death. It shares
+the run lock's open file, so the lock is held until it is done. If it is killed together with the
+supervisor, the next run of the queue does its work (`sandrun.recovery`).
+"""
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandrun.protocol import Container
+    from sandrun.queue import RunLock
+
+
+class Keeper:
+    """A running keeper; `pid` is its process, a child of the supervisor."""
+
+    __slots__ = ("_pipe", "pid")
+
+    def __init__(
+        self, container: "Container", close: "list[int]", lock: "RunLock | None", line: bytes
+    ) -> None:
+        """Start a keeper. `close`: descriptors that must not live on in it; `line`: what the
+        run lock's file says of the run (a nested run has no `lock` of its own).
+        """
+        read_end, self._pipe = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.close(self._pipe)
+                _keep(container, close, lock, line, read_end)
+            finally:
+                os._exit(0)
+        os.close(read_end)
+        container.keeper = self.pid
+
+    def dismiss(self) -> None:
+        """The run is over and its container closed: the keeper has nothing left to do."""
+        try:
+            os.write(self._pipe, b".")
+        except OSError:
+            pass  # it was killed; nothing is left for it anyway
+        os.close(self._pipe)
+
+    def reap(self) -> None:
+        """Wait for the dismissed keeper, so that the end of sandrun leaves no process."""
+        try:
+            os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            pass
+
+
+def _keep(
+    container: "Container", close: "list[int]", lock: "RunLock | None", line: bytes, pipe: int
+) -> None:
+    os.setsid()
+    try:
+        with open("/proc/self/comm", "w") as comm:  # what ps and top show
+            comm.write("sandrun-keeper")
+    except OSError:
+        pass
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    for fd in close:
+        os.close(fd)
+    os.chdir("/")
+    if os.read(pipe, 1):
+        return
+    from sandrun import recovery
+
+    # Where a process does not die the lock stays held, by the file that process inherited.
+    if recovery.finish(container, line) and lock:
+        lock.release()

@@ -1,0 +1,92 @@
+"""What sandrun says to people: stderr only, each line prefixed, a `hint:` line that mends it.
+
+Levels: -2 silent (`-qq`), -1 results only (`-q`), 0 normal, 1 decisions (`-v`), 2 every write to
+a control file (`-vv`). A stderr that is closed or full never fails a run: what cannot be said
+is dropped.
+"""
+
+import os
+
+level = 0
+_color: "bool | None" = None
+_color_wish = "auto"
+
+
+def setup(verbose: int, quiet: int, color: str) -> None:
+    """Fix the level and the wish for colour (`auto`, `always`, `never`) for this process."""
+    global level, _color_wish, _color
+    level = verbose - quiet
+    _color_wish = color
+    _color = None
+
+
+def colored() -> bool:
+    """Whether to colour: --color, then FORCE_COLOR, NO_COLOR, then a TTY that is not dumb."""
+    global _color
+    if _color is None:
+        env = os.environ
+        if _color_wish != "auto":
+            _color = _color_wish == "always"
+        elif env.get("FORCE_COLOR"):
+            _color = True
+        elif env.get("NO_COLOR"):
+            _color = False
+        else:
+            _color = is_terminal() and env.get("TERM", "dumb") != "dumb"
+    return _color
+
+
+def is_terminal() -> bool:
+    """Whether stderr is a terminal."""
+    try:
+        return os.isatty(2)
+    except OSError:
+        return False
+
+
+def write(text: str) -> None:
+    """Write raw text to stderr, whole or not at all."""
+    try:
+        os.write(2, os.fsencode(text))
+    except OSError:
+        pass
+
+
+def _line(text: str, code: str = "") -> None:
+    prefix = f"\x1b[{code}msandrun:\x1b[0m" if code and colored() else "sandrun:"
+    # One write per line, so that lines of several sandruns on one terminal never mix.
+    write("".join(f"{prefix} {part}\n" for part in text.split("\n")))
+
+
+def error(text: str, hint: str = "") -> None:
+    """Something failed."""
+    if level > -2:
+        _line(text, "31")
+        if hint:
+            _line("hint: " + hint, "36")
+
+
+def warn(text: str, hint: str = "") -> None:
+    """Something the user should know though the run goes on."""
+    if level > -2:
+        _line(text, "33")
+        if hint:
+            _line("hint: " + hint, "36")
+
+
+def status(text: str) -> None:
+    """Where the run stands; hidden by -q."""
+    if level >= 0:
+        _line(text, "2")
+
+
+def decision(text: str) -> None:
+    """What was decided and why; shown by -v."""
+    if level >= 1:
+        _line(text, "2")
+
+
+def detail(text: str) -> None:
+    """Each write to a control file; shown by -vv."""
+    if level >= 2:
+        _line(text, "2")

@@ -1,0 +1,142 @@
+"""The words of the design as values: errors, limits, usage, outcome.
+
+Everything else imports this module and it imports nothing, because it is on the path of every run.
+`sandrun.protocol` holds the types that only a type checker needs.
+"""
+
+MIB = 1 << 20
+
+EXIT_GAVE_UP = 75
+"""Waited as long as the user allowed for a turn (EX_TEMPFAIL of sysexits.h)."""
+EXIT_TIMEOUT = 124
+"""The wall time limit ended the run; the same number as timeout(1)."""
+EXIT_SANDRUN = 125
+"""sandrun itself failed or was called wrongly; the command was not started."""
+EXIT_NOT_EXECUTABLE = 126
+EXIT_NOT_FOUND = 127
+EXIT_MEMORY = 137
+"""The memory limit ended the run: what a shell shows for a process that the kernel killed."""
+
+
+class SandrunError(Exception):
+    """A failure of sandrun's own: one line of what happened, and how to mend it.
+
+    Ends as `sandrun: <text>` and `sandrun: hint: <hint>` on stderr and `exit_code` (125 unless
+    said otherwise), never as a traceback.
+    """
+
+    def __init__(self, text: str, hint: str = "", exit_code: int = EXIT_SANDRUN) -> None:
+        super().__init__(text)
+        self.text = text
+        self.hint = hint
+        self.exit_code = exit_code
+
+
+class UsageError(SandrunError):
+    """The command line is wrong."""
+
+
+class Unusable(SandrunError):
+    """A backend cannot contain anything here; `text` says why and `hint` how to change that."""
+
+
+class Limits:
+    """What the user asked for. Sizes in bytes, times in seconds, 0 or None: no limit."""
+
+    __slots__ = ("check_interval", "memory")
+
+    def __init__(self, memory: int, check_interval: float = 5.0) -> None:
+        self.memory = memory
+        self.check_interval = check_interval
+
+
+class Process:
+    """One process of a run as last seen. `memory` in bytes (RSS or PSS, see the backend)."""
+
+    __slots__ = ("command", "memory", "pid")
+
+    def __init__(self, pid: int, memory: int, command: str) -> None:
+        self.pid = pid
+        self.memory = memory
+        self.command = command
+
+
+class Usage:
+    """What a container's processes used. Bytes and seconds; None where it cannot be known.
+
+    `sampled` is true when `peak` was polled, so that a higher, shorter peak may have been missed.
+    """
+
+    __slots__ = ("cpu", "current", "peak", "sampled")
+
+    def __init__(
+        self,
+        current: "int | None" = None,
+        peak: "int | None" = None,
+        cpu: "float | None" = None,
+        sampled: bool = False,
+    ) -> None:
+        self.current = current
+        self.peak = peak
+        self.cpu = cpu
+        self.sampled = sampled
+
+
+class Outcome:
+    """How a run ended.
+
+    `reason` is one of `exit`, `signal`, `timeout`, `memory`, `not-started`, `gave-up`, `left`
+    (the waiter was told to go), `failed` (sandrun itself) and `lost` (the supervisor was killed;
+    written by whoever found the run).
+    """
+
+    __slots__ = ("code", "leftovers", "reason", "signal", "top", "usage")
+
+    def __init__(self, reason: str, code: int, signal: int = 0) -> None:
+        self.reason = reason
+        self.code = code
+        self.signal = signal
+        self.usage = Usage()
+        self.leftovers: list[Process] = []
+        self.top: list[Process] = []
+
+
+def size_text(size: "int | None") -> str:
+    """A size in bytes for people: `512 MiB`, `2.0 GiB`."""
+    if size is None:
+        return "unknown"
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{value:.1f} {unit}" if value < 100 and unit != "B" else f"{value:.0f} {unit}"
+
+
+def span_text(seconds: float) -> str:
+    """A duration for people: `0.4 s`, `12 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 120:
+        return f"{whole} s"
+    if whole < 7200:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def command_text(command: "list[str]") -> str:
+    """A command line as a shell would take it, on one line (what shlex.join does, without `re`)."""
+    return " ".join(_quoted(word) for word in command)
+
+
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_@%+=:,./-")
+
+
+def _quoted(word: str) -> str:
+    if word and _PLAIN.issuperset(word):
+        return word
+    if word.isprintable():
+        return "'" + word.replace("'", "'\"'\"'") + "'"
+    # Control characters would break the line, or the terminal it is shown on.
+    return "$'" + word.encode("unicode_escape", "backslashreplace").decode().replace("'", "\\'") + "'"

@@ -1,0 +1,130 @@
+"""Which queue a run joins: the project around a directory, and the state directory of its queue.
+
+The state directory's name depends on the project's real path and the user alone, never on the
+environment, so that cron, ssh, an IDE and a git hook agree. It lives in a shared /tmp, therefore
+nothing about it is trusted: it is opened once, checked through the descriptor, and everything
+below it is reached through that descriptor.
+"""
+
+import os
+import stat
+
+from sandrun.model import SandrunError
+
+
+def find(start: str) -> str:
+    """The project around the directory `start`, as a real path.
+
+    The git worktree's top level, else the nearest ancestor with `sandrun.toml` or
+    `[tool.sandrun]` in its pyproject.toml, else `start` itself.
+    """
+    top = os.path.realpath(start)
+    here = top
+    marked = ""
+    while True:
+        # A worktree has a .git directory with a HEAD, or a .git file that names one.
+        git = os.path.join(here, ".git")
+        if os.path.isfile(git) or os.path.isfile(os.path.join(git, "HEAD")):
+            return here
+        if not marked and _is_marked(here):
+            marked = here
+        parent = os.path.dirname(here)
+        if parent == here:
+            return marked or top
+        here = parent
+
+
+def _is_marked(directory: str) -> bool:
+    if os.path.isfile(os.path.join(directory, "sandrun.toml")):
+        return True
+    try:
+        with open(os.path.join(directory, "pyproject.toml"), "rb") as file:
+            return b"[tool.sandrun]" in file.read()
+    except OSError:
+        return False
+
+
+def working_directory() -> str:
+    """Where we are. A deleted directory still has a name, and the command may run in it."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        try:
+            return os.readlink("/proc/self/cwd").removesuffix(" (deleted)")
+        except OSError:
+            return os.environ.get("PWD") or "/"
+
+
+def chosen(directory: str) -> str:
+    """The project that the user named with --project. Raises SandrunError."""
+    if not os.path.isdir(directory):
+        raise SandrunError(f"--project {directory}: no such directory")
+    return find(directory)
+
+
+def state_path(project: str, queue: str = "") -> str:
+    """The state directory of a project's queue, or of the queue of that name.
+
+    `/tmp/seq-exec-<hash>-<uid>`, where <hash> is what `pwd | shasum | head -c 8` prints in the
+    project; SANDRUN_STATE_DIR replaces /tmp.
+    """
+    from _sha1 import sha1  # hashlib would load OpenSSL: 3 ms
+
+    # A name can never equal a path: a real path starts with a slash.
+    identity = f"queue {queue}" if queue else project
+    digest = sha1(os.fsencode(identity) + b"\n").hexdigest()[:8]
+    return os.path.join(state_root(), f"seq-exec-{digest}-{os.geteuid()}")
+
+
+def state_root() -> str:
+    """The directory that holds the state directories of all queues."""
+    return os.environ.get("SANDRUN_STATE_DIR") or "/tmp"
+
+
+def open_state(path: str) -> int:
+    """Open the state directory, made first if need be; return its descriptor.
+
+    Raises SandrunError unless it is a real directory, ours, and writable by nobody else.
+    """
+    for _ in range(100):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            _make_state(path)
+            continue
+        except OSError as error:
+            raise SandrunError(
+                f"{path}: {error.strerror}: the state directory must be a real directory of yours",
+                f"look at it with: ls -ld {path}; or set SANDRUN_STATE_DIR to a directory of yours",
+            ) from None
+        _check_state(path, fd)
+        return fd
+    raise SandrunError(f"{path}: somebody keeps removing the state directory")
+
+
+def _make_state(path: str) -> None:
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise SandrunError(
+            f"cannot make the state directory {path}: {error.strerror}",
+            "set SANDRUN_STATE_DIR to a directory that you can write",
+        ) from None
+
+
+def _check_state(path: str, fd: int) -> None:
+    info = os.fstat(fd)
+    if info.st_uid != os.geteuid():
+        raise SandrunError(
+            f"{path} belongs to uid {info.st_uid}, not to you (uid {os.geteuid()})",
+            "set SANDRUN_STATE_DIR to a directory of yours, or have that one removed",
+        )
+    if info.st_mode & 0o022:
+        raise SandrunError(
+            f"{path} is writable by others (mode {stat.S_IMODE(info.st_mode):o})",
+            f"chmod 700 {path}",
+        )
+    if info.st_mode & 0o700 != 0o700:
+        os.fchmod(fd, 0o700)  # made under an umask that takes the owner's own bits away

@@ -1,0 +1,89 @@
+"""The protocol between the core and the backends, for type checkers only (never imported in a run).
+
+A backend is the mechanism that enforces limits on a process tree. It knows nothing of queues.
+A container is what it opens for one run. The order of calls is fixed:
+
+    backend.open -> container.spawn -> (poll | signal)* -> kill -> close
+
+and, in a process that did not open it, `backend.attach(token) -> kill -> close`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from sandrun.model import Limits, Process, Usage
+from sandrun.spawn import Heritage
+
+
+class Check(Protocol):
+    """One line of `sandrun doctor`."""
+
+    name: str
+    ok: bool
+    evidence: str
+    fix: str
+
+
+class Container(Protocol):
+    """The processes of one run, held together by a mechanism of the kernel or by polling."""
+
+    token: str
+    """What `attach` needs to find the container again after the supervisor died; '' if nothing."""
+    keeper: int
+    """The pid of the run's keeper once it was started: never one of the run's processes."""
+    struck: str
+    """'' or why the limit ended processes of this container, as a phrase for people."""
+
+    def spawn(self, argv: "Sequence[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
+        """Start the command so that its first instruction already runs inside; return its pid.
+
+        Raises OSError with the errno of the failed exec where that is known at once; otherwise
+        the child writes it to `heritage.errors` (see `sandrun.spawn`).
+        """
+
+    def poll(self) -> "float | None":
+        """Look at the usage; update `struck`. Return the seconds until the next look is due.
+
+        None: nothing to look at. Called from one thread only.
+        """
+
+    def wait_event(self) -> bool:
+        """Block until the kernel reports something that `poll` should look at.
+
+        False: there are no events to wait for, do not call again. Called from its own thread.
+        """
+
+    def usage(self) -> Usage:
+        """The usage so far, from the kernel's own figures where it has them."""
+
+    def top(self) -> "list[Process]":
+        """The processes that used most when the limit was near or struck, largest first."""
+
+    def pids(self) -> "list[int]":
+        """The live processes inside, parents before children; zombies left out."""
+
+    def kill(self) -> None:
+        """SIGKILL every process inside, also those forked meanwhile; return when none is left.
+
+        Raises TimeoutError when a process does not die (uninterruptible sleep).
+        """
+
+    def close(self) -> None:
+        """Remove what `open` made. The container is empty. Never raises for what is gone."""
+
+
+class Backend(Protocol):
+    """A mechanism of containment."""
+
+    name: str
+    kernel: bool
+    """The kernel enforces the memory limit; False: a monitor polls, or nothing does."""
+
+    def open(self, run_id: str, limits: Limits) -> Container:
+        """Make a container for a run. Raises Unusable when this backend cannot work here."""
+
+    def attach(self, token: str) -> Container:
+        """The container of a run whose supervisor died; it may be gone already."""
+
+    def check(self) -> "list[Check]":
+        """What `open` needs, one by one, with evidence and the command that mends it."""
