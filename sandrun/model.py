@@ -139,4 +139,6 @@ def _quoted(word: str) -> str:
     if word.isprintable():
         return "'" + word.replace("'", "'\"'\"'") + "'"
     # Control characters would break the line, or the terminal it is shown on.
-    return "$'" + word.encode("unicode_escape", "backslashreplace").decode().replace("'", "\\'") + "'"
+    return (
+        "$'" + word.encode("unicode_escape", "backslashreplace").decode().replace("'", "\\'") + "'"
+    )

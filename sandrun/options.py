@@ -78,7 +78,17 @@ class Option:
     key). `scope` is where it may be set: `all`, or `flag` for what makes sense only there.
     """
 
-    __slots__ = ("choices", "default", "flags", "help", "key", "kind", "metavar", "scope", "variable")
+    __slots__ = (
+        "choices",
+        "default",
+        "flags",
+        "help",
+        "key",
+        "kind",
+        "metavar",
+        "scope",
+        "variable",
+    )
 
     def __init__(
         self,

@@ -43,8 +43,9 @@ class StateGone(Exception):
 class Ticket:
     """A run's place in the queue, as its file name tells: no file is read to show a queue.
 
-    `<w|r><key>.<id>.<pid>.<epoch seconds>.<command>`: r (running) sorts before w (waiting). `pid`
-    is for people and for signals after the lock proved it alive.
+    `<w|r><key>.<id>.<pid>.<epoch seconds>.<command>`: r (running) sorts before w (waiting); the
+    time is when it began to run or to wait. `pid` is for people and for signals after the lock
+    proved it alive.
     """
 
     __slots__ = ("command", "fd", "id", "key", "name", "pid", "running", "since")
@@ -92,8 +93,7 @@ class Queue:
         """
         key = _KEY_BASE + time.monotonic_ns() - head_start
         name = (
-            f"w{key:020}.{run_id}.{os.getpid()}.{int(time.time())}."
-            f"{_escape(command_text(command))}"
+            f"w{key:020}.{run_id}.{os.getpid()}.{int(time.time())}.{_escape(command_text(command))}"
         )
         private = f".{run_id}"
         while True:
@@ -172,7 +172,8 @@ class Queue:
 
     def mark_running(self, ticket: Ticket) -> None:
         """Put the ticket of the run lock's holder before all others, also before later keys."""
-        name = "r" + ticket.name[1:]
+        order, run_id, pid, _, command = ticket.name.split(".", 4)
+        name = f"r{order[1:]}.{run_id}.{pid}.{int(time.time())}.{command}"
         try:
             os.rename(ticket.name, name, src_dir_fd=self.dir, dst_dir_fd=self.dir)
         except OSError:
@@ -261,7 +262,9 @@ class RunLock:
         except FileNotFoundError:
             raise StateGone from None
         except OSError as error:
-            raise SandrunError(f"{path}: {error.strerror}", f"look at it with: ls -l {path}") from None
+            raise SandrunError(
+                f"{path}: {error.strerror}", f"look at it with: ls -l {path}"
+            ) from None
         # High, so that a script's own `exec 3>file` does not close the lock of a dead supervisor.
         try:
             self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)

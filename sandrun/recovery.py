@@ -73,7 +73,9 @@ def finish(container: "Container | None", line: bytes) -> bool:
     wall = time.time() - since if isinstance(since, int | float) else 0.0
     record = {key: value for key, value in holder.items() if key not in ("container", "state")}
     try:
-        history.append({**record, "wall": wall, "exit": 137, "reason": "lost"}, str(holder["state"]))
+        history.append(
+            {**record, "wall": wall, "exit": 137, "reason": "lost"}, str(holder["state"])
+        )
     except OSError:
         messages.decision("cannot record the lost run")
     return dead

@@ -221,9 +221,7 @@ def _supervised(
     return outcome
 
 
-def _record(
-    record: "dict[str, object]", outcome: Outcome, since: float, state: str
-) -> None:
+def _record(record: "dict[str, object]", outcome: Outcome, since: float, state: str) -> None:
     record["wall"] = time.time() - since
     record["exit"] = outcome.code
     record["reason"] = outcome.reason
@@ -234,4 +232,3 @@ def _record(
         history.append(record, state)
     except OSError as error:
         messages.decision(f"cannot record the run: {error}")
-

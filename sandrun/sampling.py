@@ -52,4 +52,3 @@ class Sampler:
     def top(self) -> "list[Process]":
         """The largest, largest first."""
         return sorted(self.largest.values(), key=lambda p: -p.memory)[:TOP]
-

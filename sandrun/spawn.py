@@ -95,9 +95,7 @@ def _nothing() -> None:
 def _posix_spawn(
     file: str, argv: "Sequence[str]", env: "Mapping[str, str]", heritage: Heritage
 ) -> int:
-    return os.posix_spawnp(
-        file, argv, env, setsigmask=heritage.mask, setsigdef=_changed_signals()
-    )
+    return os.posix_spawnp(file, argv, env, setsigmask=heritage.mask, setsigdef=_changed_signals())
 
 
 def fork(

@@ -77,9 +77,7 @@ class Supervisor:
         """Sleep until a signal or the next thing that is due, and do it."""
         dues = [due for due in (self.look_at, self.wall_end, self.kill_at) if due is not None]
         if dues:
-            info = _signal.sigtimedwait(
-                spawn.ALL_SIGNALS, max(0.0, min(dues) - time.monotonic())
-            )
+            info = _signal.sigtimedwait(spawn.ALL_SIGNALS, max(0.0, min(dues) - time.monotonic()))
         else:
             info = _signal.sigwaitinfo(spawn.ALL_SIGNALS)
         if info is not None:

@@ -156,7 +156,9 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
     for line in ended:
         _out(line)
     if not ended:
-        messages.error("nothing to end" + (f": no run {run}" if run else ""), "sandrun status --all")
+        messages.error(
+            "nothing to end" + (f": no run {run}" if run else ""), "sandrun status --all"
+        )
         raise SystemExit(1)
 
 
