@@ -35,7 +35,7 @@ def choose(wish: str, run_id: str, limits: "Limits") -> "tuple[Backend, Containe
 
     Raises SandrunError when the backend asked for, or every one, cannot be used.
     """
-    refused = []
+    refused: list[str] = []
     for name in ORDER if wish == "auto" else (wish,):
         backend = named(name)
         try:

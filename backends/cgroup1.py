@@ -19,7 +19,7 @@ from sandrun.model import Limits, Process, Unusable, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from sandrun.protocol import Check
 
@@ -97,13 +97,11 @@ class Cgroup1Container:
         self.events = os.eventfd(0, os.EFD_CLOEXEC)
         control = os.open(os.path.join(self.token, "memory.oom_control"), os.O_RDONLY)
         try:
-            self.control.set_property("cgroup.event_control".encode(), f"{self.events} {control}")
+            self.control.set_property(b"cgroup.event_control", f"{self.events} {control}")
         finally:
             os.close(control)
 
-    def spawn(
-        self, argv: "Sequence[str]", env: "Mapping[str, str]", heritage: spawn.Heritage
-    ) -> int:
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         return spawn.fork(argv, env, heritage, self._enter)
 
     def _enter(self) -> None:

@@ -8,7 +8,7 @@ from sandrun.model import Limits, Process, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from sandrun.protocol import Check
 
@@ -20,9 +20,7 @@ class NoContainer:
     keeper = 0
     struck = ""
 
-    def spawn(
-        self, argv: "Sequence[str]", env: "Mapping[str, str]", heritage: spawn.Heritage
-    ) -> int:
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         return spawn.direct(argv, env, heritage)
 
     def poll(self) -> "float | None":

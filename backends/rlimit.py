@@ -17,7 +17,7 @@ from sandrun.model import MIB, Limits, Process, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from sandrun.protocol import Check
 
@@ -39,9 +39,7 @@ class RlimitContainer:
         limit = limits.memory if limits else 0
         self.sampler = sampling.Sampler(limit, limits.check_interval if limits else 1.0)
 
-    def spawn(
-        self, argv: "Sequence[str]", env: "Mapping[str, str]", heritage: spawn.Heritage
-    ) -> int:
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         if not kernel.become_subreaper():
             messages.decision("no subreaper here: a daemon of the command may escape")
         return spawn.fork(argv, env, heritage, self._enter)

@@ -34,9 +34,7 @@ def end(state: str, run: "str | None", everything: bool, grace: float) -> "list[
 
 def _end_queue(queue: Queue, run: "str | None", everything: bool, grace: float) -> "list[str]":
     tickets = [t for t in queue.tickets() if everything or t.id == run or (not run and t.running)]
-    said: list[str] = []
-    for ticket in sorted(tickets, key=lambda t: t.running):
-        said.append(_end_ticket(queue, ticket, grace))
+    said = [_end_ticket(queue, t, grace) for t in sorted(tickets, key=lambda t: t.running)]
     if not run:
         said += _end_lost(queue)
     queue.write_view()

@@ -75,14 +75,13 @@ def read() -> "Iterator[dict[str, object]]":
     import json
 
     try:
-        file = open(path(), encoding="utf-8", errors="replace")
+        with open(path(), encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict) and record.get("v") == VERSION:
+                    yield record
     except OSError:
         return
-    with file:
-        for line in file:
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and record.get("v") == VERSION:
-                yield record

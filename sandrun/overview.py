@@ -1,4 +1,4 @@
-"""Who runs and who waits, for `sandrun status` and `sandrun kill`; reads, and heals what is dead."""
+"""Who runs and who waits, for `sandrun status` and `sandrun kill`; removes dead tickets."""
 
 import glob
 import os

@@ -8,7 +8,7 @@ A container is what it opens for one run. The order of calls is fixed:
 and, in a process that did not open it, `backend.attach(token) -> kill -> close`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 from sandrun.model import Limits, Process, Usage
@@ -34,7 +34,7 @@ class Container(Protocol):
     struck: str
     """'' or why the limit ended processes of this container, as a phrase for people."""
 
-    def spawn(self, argv: "Sequence[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
         """Start the command so that its first instruction already runs inside; return its pid.
 
         Raises OSError with the errno of the failed exec where that is known at once; otherwise

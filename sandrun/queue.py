@@ -80,7 +80,7 @@ def _unescape(text: str) -> str:
 
 
 class Queue:
-    """The queue whose state lives in the directory `path`. Raises SandrunError if that is unsafe."""
+    """The queue whose state lives in the directory `path`; SandrunError if that is unsafe."""
 
     def __init__(self, path: str) -> None:
         self.path = path

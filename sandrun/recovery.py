@@ -89,6 +89,7 @@ def take_over(lock: RunLock) -> None:
     holder = _parse(line)
     if holder:
         messages.status(
-            f"cleaning up after run {holder['id']}: its sandrun (pid {holder.get('pid')}) was killed"
+            f"cleaning up after run {holder['id']}: "
+            f"its sandrun (pid {holder.get('pid')}) was killed"
         )
         finish(_container(holder), line)

@@ -15,7 +15,7 @@ SHORTEST = 0.01
 """Seconds between two looks at the least: below it the looking itself would cost a core's 1 %."""
 LONGEST = 1.0
 FASTEST_LEAK = 4 << 30
-"""Bytes per second that are taken for possible before a rate was seen; one core writes about 4 GiB/s."""
+"""Bytes per second that a tree is taken to be able to write: about what one core can."""
 TOP = 5
 
 

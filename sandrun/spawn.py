@@ -17,7 +17,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
 ALL_SIGNALS = _signal.valid_signals()
 
@@ -76,7 +76,7 @@ def _was_in_environment(start: bytes) -> bool:
         return True
 
 
-def direct(argv: "Sequence[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
+def direct(argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
     """Start the command by posix_spawn; its pid. Raises OSError when it cannot be executed."""
     if heritage.ignores_chld:  # posix_spawn can reset a disposition but not ignore a signal
         return fork(argv, env, heritage, _nothing)
@@ -92,14 +92,12 @@ def _nothing() -> None:
     pass
 
 
-def _posix_spawn(
-    file: str, argv: "Sequence[str]", env: "Mapping[str, str]", heritage: Heritage
-) -> int:
+def _posix_spawn(file: str, argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
     return os.posix_spawnp(file, argv, env, setsigmask=heritage.mask, setsigdef=_changed_signals())
 
 
 def fork(
-    argv: "Sequence[str]",
+    argv: "list[str]",
     env: "Mapping[str, str]",
     heritage: Heritage,
     enter: "Callable[[], None]",
@@ -120,7 +118,7 @@ def fork(
 
 
 def _child(
-    argv: "Sequence[str]",
+    argv: "list[str]",
     env: "Mapping[str, str]",
     heritage: Heritage,
     enter: "Callable[[], None]",
@@ -137,7 +135,7 @@ def _child(
         if heritage.ignores_chld:
             _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, heritage.mask)
-        _execute(list(argv), env)
+        _execute(argv, env)
     except OSError as error:
         os.write(write_end, f"{stage}{error.errno or 0}".encode())
     except BaseException:

@@ -30,7 +30,7 @@ Variables: each option also as SANDRUN_<OPTION>, and MEMORY_LIMIT_MB, CHECK_INTE
 VERBOSE; SANDRUN_STATE_DIR holds the queues instead of /tmp."""
 
 
-class _Value(click.ParamType):
+class _Value(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
     """An option's own converter as a click type."""
 
     def __init__(self, option: options.Option) -> None:
