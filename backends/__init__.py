@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from sandrun.model import Limits
     from sandrun.protocol import Backend, Container
 
-ORDER = ("cgroup1", "rlimit")
+ORDER = ("cgroup2", "cgroup1", "rlimit")
 """The candidates of `auto`, best first."""
 
 
@@ -21,6 +21,10 @@ def named(name: str) -> "Backend":
         from sandrun.backends import none
 
         return none.NoBackend()
+    if name == "cgroup2":
+        from sandrun.backends import cgroup2
+
+        return cgroup2.Cgroup2Backend()
     if name == "cgroup1":
         from sandrun.backends import cgroup1
 
@@ -30,20 +34,26 @@ def named(name: str) -> "Backend":
     return rlimit.RlimitBackend()
 
 
-def choose(wish: str, run_id: str, limits: "Limits") -> "tuple[Backend, Container, list[str]]":
+def choose(
+    wish: str, run_id: str, limits: "Limits", kernel_only: bool
+) -> "tuple[Backend, Container, list[str]]":
     """Open a container for a run; also why better backends were passed over (`name: reason`).
 
     Raises SandrunError when the backend asked for, or every one, cannot be used.
     """
     refused: list[str] = []
+    hint = ""
     for name in ORDER if wish == "auto" else (wish,):
         backend = named(name)
+        if kernel_only and not backend.kernel:
+            refused.append(f"{name}: not a kernel's container, and --require kernel")
+            continue
         try:
             return backend, backend.open(run_id, limits), refused
         except Unusable as error:
             refused.append(f"{name}: {error.text}")
-            hint = error.hint
+            hint = hint or error.hint
     raise SandrunError(
         "no backend can contain the run: " + "; ".join(refused),
-        hint or "run it without limits: --backend none",
+        hint or "sandrun doctor shows what is missing; --backend none runs without limits",
     )

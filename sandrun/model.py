@@ -41,13 +41,47 @@ class Unusable(SandrunError):
 
 
 class Limits:
-    """What the user asked for. Sizes in bytes, times in seconds, 0 or None: no limit."""
+    """The limits of a run. Sizes in bytes, times in seconds; -1 or 0.0: no limit.
 
-    __slots__ = ("check_interval", "memory")
+    `swap` comes on top of `memory`. `io` maps the keys of io.max (`rbps`, `wbps` in bytes a
+    second, `riops`, `wiops`) to values, for the disk under `directory`. `asked` holds the keys
+    that the user set: a backend that cannot enforce one of those refuses, while a default is
+    enforced where it can be.
+    """
+
+    __slots__ = (
+        "asked",
+        "check_interval",
+        "cpu_weight",
+        "cpus",
+        "directory",
+        "io",
+        "io_weight",
+        "memory",
+        "pids",
+        "swap",
+    )
 
     def __init__(self, memory: int, check_interval: float = 5.0) -> None:
         self.memory = memory
         self.check_interval = check_interval
+        self.swap = 0
+        self.pids = -1
+        self.cpus = 0.0
+        self.cpu_weight = -1
+        self.io: dict[str, int] = {}
+        self.io_weight = -1
+        self.directory = "/"
+        self.asked: frozenset[str] = frozenset()
+
+    def controllers(self) -> "dict[str, bool]":
+        """The v2 controllers these limits need, and whether the user asked for them by name."""
+        needed = {"memory": True, "pids": "pids" in self.asked}
+        if self.cpus or self.cpu_weight >= 0:
+            needed["cpu"] = True
+        if self.io or self.io_weight >= 0:
+            needed["io"] = True
+        return needed
 
 
 class Process:
@@ -64,10 +98,12 @@ class Process:
 class Usage:
     """What a container's processes used. Bytes and seconds; None where it cannot be known.
 
-    `sampled` is true when `peak` was polled, so that a higher, shorter peak may have been missed.
+    `current` leaves out page cache that the kernel can drop. `sampled` is true when `peak` was
+    polled, so that a higher, shorter peak may have been missed. `kinds` tells how much memory was
+    `anon`, `file` (page cache), `shmem` (shared memory, tmpfs) when the limit was near.
     """
 
-    __slots__ = ("cpu", "current", "peak", "sampled")
+    __slots__ = ("cpu", "current", "kinds", "peak", "sampled")
 
     def __init__(
         self,
@@ -75,11 +111,13 @@ class Usage:
         peak: "int | None" = None,
         cpu: "float | None" = None,
         sampled: bool = False,
+        kinds: "dict[str, int] | None" = None,
     ) -> None:
         self.current = current
         self.peak = peak
         self.cpu = cpu
         self.sampled = sampled
+        self.kinds = kinds or {}
 
 
 class Outcome:

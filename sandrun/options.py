@@ -33,6 +33,45 @@ def parse_size(text: str) -> int:
     return int(size)
 
 
+def parse_bytes(text: str) -> int:
+    """A size that may be nothing: `0`, `512M`. Raises ValueError."""
+    return 0 if text.strip() in ("0", "0M") else parse_size(text)
+
+
+def parse_rate(text: str) -> int:
+    """Bytes or operations a second: `1000`, `500K`, `20M`. Raises ValueError."""
+    word = text.strip().upper()
+    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(word[-1:], 1)
+    rate = int(_number(word[:-1] if scale > 1 else word) * scale)
+    if rate < 1:
+        raise ValueError("at least 1")
+    return rate
+
+
+def parse_share(text: str) -> float:
+    """A number of processors: `1.5`. Raises ValueError."""
+    value = _number(text)
+    if value < 0.01:
+        raise ValueError("at least 0.01")
+    return value
+
+
+def parse_weight(text: str) -> int:
+    """A weight as cgroup v2 has it: 1 to 10000, where 100 is everybody's. Raises ValueError."""
+    value = int(text)
+    if not 1 <= value <= 10000:
+        raise ValueError("at least 1 and at most 10000")
+    return value
+
+
+def parse_tasks(text: str) -> int:
+    """A number of tasks, at least 1. Raises ValueError."""
+    value = int(text)
+    if not 1 <= value < 1 << 31:
+        raise ValueError("at least 1")
+    return value
+
+
 def parse_span(text: str) -> float:
     """`90`, `1.5s`, `200ms`, `10m`, `2h`, `1d` as seconds. Raises ValueError."""
     word = text.strip().lower()
@@ -73,9 +112,8 @@ def parse_text(text: str) -> str:
 class Option:
     """One setting: its key in files, its flags, its variables, its values.
 
-    `kind` is `size`, `span`, `interval`, `text`, `choice` or `count` (a flag that may be
-    repeated). `variable` is the plain environment variable (the `SANDRUN_` one follows from the
-    key). `scope` is where it may be set: `all`, or `flag` for what makes sense only there.
+    `kind` names the parser of its values; `count` is a flag that may be repeated. `variable` is the
+    plain environment variable (the `SANDRUN_` one follows from the key). `scope` is where it may be set: `all`, or `flag` for what makes sense only there.
     """
 
     __slots__ = (
@@ -128,6 +166,11 @@ class Option:
 
 _PARSERS = {
     "size": parse_size,
+    "bytes": parse_bytes,
+    "rate": parse_rate,
+    "share": parse_share,
+    "weight": parse_weight,
+    "tasks": parse_tasks,
     "span": parse_span,
     "interval": parse_interval,
     "count": parse_count,
@@ -135,13 +178,18 @@ _PARSERS = {
 }
 _RIGHT = {
     "size": "a size such as 512M, 4G or a number of MiB",
+    "bytes": "a size such as 0, 512M, 4G or a number of MiB",
+    "rate": "a rate a second such as 1000, 500K or 20M",
+    "share": "a number of processors such as 1 or 1.5",
+    "weight": "a weight from 1 to 10000",
+    "tasks": "a number of tasks",
     "span": "a time such as 30, 90s, 10m or 2h",
     "interval": "a time such as 5, 0.5s or 200ms",
     "count": "a number from 0 to 99, or true or false",
     "text": "a text that is not empty",
 }
 
-BACKENDS = ("auto", "cgroup1", "rlimit", "none")
+BACKENDS = ("auto", "cgroup2", "cgroup1", "rlimit", "none")
 
 OPTIONS = (
     Option(
@@ -187,6 +235,80 @@ OPTIONS = (
         "What enforces the limits.",
         "NAME",
         choices=BACKENDS,
+    ),
+    Option(
+        "require",
+        ("--require",),
+        "choice",
+        "any",
+        "Refuse to run (exit 125) unless the kernel enforces the limits.",
+        "WHAT",
+        choices=("any", "kernel"),
+    ),
+    Option(
+        "swap",
+        ("--swap",),
+        "bytes",
+        0,
+        "Swap on top of the memory; 0: none.",
+        "SIZE",
+    ),
+    Option(
+        "pids",
+        ("--pids",),
+        "tasks",
+        8192,
+        "Processes and threads of the tree; more than a build needs, less than a fork bomb.",
+        "NUMBER",
+    ),
+    Option("cpus", ("--cpus",), "share", 0.0, "Processors' worth of time: 1.5.", "NUMBER"),
+    Option(
+        "cpu_weight",
+        ("--cpu-weight",),
+        "weight",
+        -1,
+        "Share of processors when they are short: 1 to 10000, others have 100.",
+        "WEIGHT",
+    ),
+    Option(
+        "io_read_bps",
+        ("--io-read-bps",),
+        "rate",
+        -1,
+        "Bytes a second read from the project's disk.",
+        "RATE",
+    ),
+    Option(
+        "io_write_bps",
+        ("--io-write-bps",),
+        "rate",
+        -1,
+        "Bytes a second written to the project's disk.",
+        "RATE",
+    ),
+    Option(
+        "io_read_iops",
+        ("--io-read-iops",),
+        "rate",
+        -1,
+        "Reads a second from the project's disk.",
+        "RATE",
+    ),
+    Option(
+        "io_write_iops",
+        ("--io-write-iops",),
+        "rate",
+        -1,
+        "Writes a second to the project's disk.",
+        "RATE",
+    ),
+    Option(
+        "io_weight",
+        ("--io-weight",),
+        "weight",
+        -1,
+        "Share of disks when they are short: 1 to 10000, others have 100.",
+        "WEIGHT",
     ),
     Option(
         "leftovers",

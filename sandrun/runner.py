@@ -13,8 +13,9 @@ import time
 
 from sandrun import backends, history, messages, spawn
 from sandrun import project as projects
+from sandrun import settings as settled
 from sandrun.keeper import Keeper
-from sandrun.model import Limits, Outcome
+from sandrun.model import Outcome
 from sandrun.queue import Queue, RunLock, StateGone, Ticket
 from sandrun.supervisor import Supervisor
 
@@ -26,6 +27,35 @@ if TYPE_CHECKING:
 RUNS_VARIABLE = "SANDRUN_RUNS"
 """In the command's environment: `<state directory>/<run id>` of each run around it, outermost
 first, separated by colons. A hint for finding them, never a proof."""
+
+
+class Run:
+    """One run: what was asked, its place in the queue, and the record that it will leave."""
+
+    def __init__(
+        self, command: "list[str]", settings: "Settings", project: str, heritage: spawn.Heritage
+    ) -> None:
+        self.id = os.urandom(4).hex()
+        self.command = command
+        self.settings = settings
+        self.project = project
+        self.heritage = heritage
+        self.state = projects.state_path(project, settings.queue)
+        self.around = os.environ.get(RUNS_VARIABLE, "")
+        self.place = Place()
+        self.record: dict[str, object] = {
+            "id": self.id,
+            "pid": os.getpid(),
+            "project": settings.queue or project,
+            "cwd": projects.working_directory(),
+            "command": command,
+            "limit": settings.memory,
+        }
+
+    def environment(self) -> "dict[str, str]":
+        """The command's environment: the caller's, and the mark of this run."""
+        mark = f"{self.state}/{self.id}"
+        return spawn.environment({RUNS_VARIABLE: f"{self.around}:{mark}" if self.around else mark})
 
 
 class Place:
@@ -64,66 +94,43 @@ def run(
     Raises SandrunError when sandrun fails before the command was started, and waiting.Left when
     a signal told the waiter to go.
     """
-    run_id = os.urandom(4).hex()
+    this = Run(command, settings, project, heritage)
     began = time.time()
-    state = projects.state_path(project, settings.queue)
-    place = _take_place(state, run_id, command, settings, heritage)
-    since = time.time()
+    this.place = _take_place(this)
+    this.record["since"] = since = time.time()
+    this.record["wait"] = since - began
     outcome = Outcome("failed", 125)
-    record: dict[str, object] = {
-        "id": run_id,
-        "pid": os.getpid(),
-        "project": settings.queue or project,
-        "cwd": projects.working_directory(),
-        "command": command,
-        "since": since,
-        "wait": since - began,
-        "limit": settings.memory,
-    }
     try:
         if settings.git_wait:
             _guard_git(project, settings.git_wait)
-        outcome = _contained(command, settings, state, place, heritage, record)
+        outcome = _contained(this)
     finally:
-        _record(record, outcome, since, state)
-        place.release()
-        if place.queue:
-            place.queue.write_view()
+        _record(this, outcome, time.time() - since)
+        this.place.release()
+        if this.place.queue:
+            this.place.queue.write_view()
     return outcome
 
 
-def _take_place(
-    state: str,
-    run_id: str,
-    command: "list[str]",
-    settings: "Settings",
-    heritage: spawn.Heritage,
-) -> Place:
+def _take_place(this: Run) -> Place:
     """Queue up and return when the run may start."""
-    around = os.environ.get(RUNS_VARIABLE)
-    if around:
+    if this.around:
         from sandrun import nesting
 
-        if nesting.is_inside(around, state):
+        if nesting.is_inside(this.around, this.state):
             messages.decision("inside a run of the same queue: starting at once")
             return Place()
     while True:
-        queue = Queue(state)
+        queue = Queue(this.state)
         try:
-            return _wait_in(queue, run_id, command, settings, heritage)
+            return _wait_in(queue, this)
         except StateGone:
             os.close(queue.dir)
 
 
-def _wait_in(
-    queue: Queue,
-    run_id: str,
-    command: "list[str]",
-    settings: "Settings",
-    heritage: spawn.Heritage,
-) -> Place:
+def _wait_in(queue: Queue, this: Run) -> Place:
     lock = RunLock(queue)
-    ticket = queue.enqueue(run_id, command)
+    ticket = queue.enqueue(this.id, this.command)
     try:
         ahead = queue.ahead(ticket)
         if ahead or not lock.try_take():
@@ -132,7 +139,7 @@ def _wait_in(
             queue.write_view()
             from sandrun import waiting
 
-            waiting.wait_turn(queue, ticket, lock, heritage.mask, settings.wait_timeout)
+            waiting.wait_turn(queue, ticket, lock, this.heritage.mask, this.settings.wait_timeout)
     except BaseException:
         queue.leave(ticket)
         queue.write_view()
@@ -143,7 +150,7 @@ def _wait_in(
         from sandrun import recovery
 
         recovery.take_over(lock)
-    messages.decision(f"run {run_id}: the run lock {queue.path}/executor.lock is ours")
+    messages.decision(f"run {this.id}: the run lock {queue.path}/executor.lock is ours")
     return Place(queue, ticket, lock)
 
 
@@ -154,32 +161,28 @@ def _guard_git(project: str, patience: float) -> None:
         gitguard.wait_quiet(project, patience)
 
 
-def _contained(
-    command: "list[str]",
-    settings: "Settings",
-    state: str,
-    place: Place,
-    heritage: spawn.Heritage,
-    record: "dict[str, object]",
-) -> Outcome:
+def _contained(this: Run) -> Outcome:
     """Run the command in a container, from opening to closing it."""
-    run_id = str(record["id"])
-    limits = Limits(settings.memory, settings.check_interval)
-    backend, container, refused = backends.choose(settings.backend, run_id, limits)
+    settings, place = this.settings, this.place
+    backend, container, refused = backends.choose(
+        settings.backend,
+        this.id,
+        settled.limits(settings, this.project),
+        settings.require == "kernel",
+    )
     messages.decision(
         f"backend {backend.name}" + (f" (not {'; not '.join(refused)})" if refused else "")
     )
-    record["backend"] = backend.name
-    line = history.encode({**record, "container": container.token, "state": state}).encode()
+    this.record["backend"] = backend.name
+    more = {**this.record, "container": container.token, "state": this.state}
+    line = history.encode(more).encode()
     if place.lock:
         place.lock.write_holder(line)
     keeper = None
     try:
         if container.token:
             keeper = Keeper(container, place.descriptors(), place.lock, line)
-        outcome = _supervised(
-            command, settings, f"{state}/{run_id}", place, heritage, backend, container
-        )
+        outcome = _supervised(this, backend, container)
         if outcome.reason not in ("exit", "signal") or outcome.leftovers:
             from sandrun import report
 
@@ -192,43 +195,34 @@ def _contained(
     return outcome
 
 
-def _supervised(
-    command: "list[str]",
-    settings: "Settings",
-    mark: str,
-    place: Place,
-    heritage: spawn.Heritage,
-    backend: "Backend",
-    container: "Container",
-) -> Outcome:
-    around = os.environ.get(RUNS_VARIABLE)
-    env = spawn.environment({RUNS_VARIABLE: f"{around}:{mark}" if around else mark})
-    if place.lock:
-        # Not in the keeper's way: it was forked before and has the same open file.
-        os.set_inheritable(place.lock.fd, True)
+def _supervised(this: Run, backend: "Backend", container: "Container") -> Outcome:
+    if this.place.lock:
+        # After the keeper was forked, which has the same open file anyway.
+        os.set_inheritable(this.place.lock.fd, True)
+    stage, number = "", 0
     try:
-        child = container.spawn(command, env, heritage)
+        child = container.spawn(this.command, this.environment(), this.heritage)
     except OSError as error:
-        from sandrun import report
-
-        return report.not_started("X", error.errno or 0, command[0])
-    outcome = Supervisor(child, container, settings, backend.kernel).run()
-    stage, number = spawn.failure(heritage)
+        stage, number = "X", error.errno or 0
+    else:
+        outcome = Supervisor(child, container, this.settings, backend.kernel).run()
+        stage, number = spawn.failure(this.heritage)
     if stage:
         from sandrun import report
 
-        return report.not_started(stage, number, command[0])
+        return report.not_started(stage, number, this.command[0])
     return outcome
 
 
-def _record(record: "dict[str, object]", outcome: Outcome, since: float, state: str) -> None:
-    record["wall"] = time.time() - since
-    record["exit"] = outcome.code
-    record["reason"] = outcome.reason
-    record["peak"] = outcome.usage.peak
+def _record(this: Run, outcome: Outcome, wall: float) -> None:
     times = os.times()
-    record["cpu"] = times.children_user + times.children_system
+    this.record["wall"] = wall
+    this.record["exit"] = outcome.code
+    this.record["reason"] = outcome.reason
+    this.record["peak"] = outcome.usage.peak
+    cpu = outcome.usage.cpu
+    this.record["cpu"] = times.children_user + times.children_system if cpu is None else cpu
     try:
-        history.append(record, state)
+        history.append(this.record, this.state)
     except OSError as error:
         messages.decision(f"cannot record the run: {error}")

@@ -9,6 +9,7 @@ set for something else must not stop a build.
 import os
 
 from sandrun import messages
+from sandrun.model import Limits
 from sandrun.options import OPTIONS, Option
 
 TYPE_CHECKING = False
@@ -24,6 +25,16 @@ class Settings:
     grace: float
     check_interval: float
     backend: str
+    require: str
+    swap: int
+    pids: int
+    cpus: float
+    cpu_weight: int
+    io_read_bps: int
+    io_write_bps: int
+    io_read_iops: int
+    io_write_iops: int
+    io_weight: int
     leftovers: str
     wait_timeout: float
     git_wait: float
@@ -50,6 +61,27 @@ def resolve(flags: "Mapping[str, object]", project_root: str) -> Settings:
     for complaint in complaints:
         messages.warn(complaint)
     return settings
+
+
+_IO_KEYS = {
+    "io_read_bps": "rbps",
+    "io_write_bps": "wbps",
+    "io_read_iops": "riops",
+    "io_write_iops": "wiops",
+}
+
+
+def limits(settings: Settings, directory: str) -> Limits:
+    """The limits that the settings ask for; io limits are for the disk under `directory`."""
+    wanted = Limits(settings.memory, settings.check_interval)
+    for key in ("swap", "pids", "cpus", "cpu_weight", "io_weight"):
+        setattr(wanted, key, getattr(settings, key))
+    wanted.io = {
+        name: getattr(settings, key) for key, name in _IO_KEYS.items() if getattr(settings, key) > 0
+    }
+    wanted.directory = directory
+    wanted.asked = frozenset(k for k, source in settings.source.items() if source != "default")
+    return wanted
 
 
 def _value(

@@ -1,0 +1,150 @@
+"""cgroup v2 where a subtree is ours to use: the kernel enforces every limit on the whole tree.
+
+Finds the place for the run's group, below our own group so that every limit around us holds too:
+- beside the processes of an outer run, or beside a leaf that we made before;
+- in our own group if only we live in it (we move to a leaf), or if it is the root of a container's
+  cgroup namespace (all its processes move to a leaf: no group may hold processes and hand out
+  controllers, EBUSY both ways);
+- on a host without systemd, in the nearest group above that has no limits of its own.
+A group of systemd's with other processes in it is not ours: the backend `systemd` asks for one.
+"""
+
+import os
+
+from sandrun import kernel, messages
+from sandrun.backends import group2, groups
+from sandrun.model import Limits, Unusable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandrun.protocol import Check
+
+LEAF = groups.PREFIX + "leaf"
+"""The group that takes the processes of a group that we use: not a run's, never collected."""
+_DRAIN_SECONDS = 1.0
+
+
+def find_parent(needed: "dict[str, bool]") -> str:
+    """The group in which to make the run's group, its controllers enabled. Raises Unusable."""
+    own = groups.own_group("")
+    _check_ours(own)
+    parent, name = os.path.split(own)
+    nested = name == group2.MAIN and os.path.basename(parent).startswith(groups.PREFIX)
+    if nested or name == LEAF:
+        _check_writable(parent)
+        group2.enable(parent, needed)
+        return parent
+    is_root = not os.path.exists(own + "/cgroup.type")
+    members = kernel.read(own + "/cgroup.procs").split()
+    alone = members == [str(os.getpid()).encode()]
+    if is_root or not members:
+        _check_writable(own)
+        group2.enable(own, needed)
+        return own
+    if alone or os.path.ismount(own):
+        _check_writable(own)
+        _drain(own, needed)
+        return own
+    if not os.path.isdir("/run/systemd/system"):
+        return _above(own, needed)
+    raise Unusable(
+        f"our own group {own} holds other processes as well, and systemd manages it",
+        "give the run a scope: systemd-run --user --scope -p Delegate=yes sandrun ...",
+    )
+
+
+def _check_ours(own: str) -> None:
+    try:
+        kind = kernel.read(own + "/cgroup.type").decode().strip()
+    except FileNotFoundError:
+        if not os.path.isdir(own):
+            raise Unusable(f"our own group {own} is not visible here") from None
+        return  # the root has no type
+    except OSError as error:
+        raise Unusable(f"{own}: {error.strerror}") from None
+    if kind not in ("domain", "domain threaded"):
+        raise Unusable(f"our own group {own} is {kind}: a memory limit cannot hold there")
+
+
+def _check_writable(group: str) -> None:
+    for name in ("", "/cgroup.procs", "/cgroup.subtree_control"):
+        if not os.access(group + name, os.W_OK):
+            read_only = os.statvfs(group).f_flag & os.ST_RDONLY
+            raise Unusable(
+                f"{group}{name} is {'on a read-only mount' if read_only else 'not writable by us'}",
+                "container: podman run --security-opt unmask=/sys/fs/cgroup, or "
+                "docker run --security-opt writable-cgroups=true"
+                if read_only
+                else "",
+            )
+
+
+def _drain(own: str, needed: "dict[str, bool]") -> None:
+    """Move every process of `own` into a leaf, so that it may hand out its controllers."""
+    available = kernel.read(own + "/cgroup.controllers").split()
+    if b"memory" not in available:
+        raise Unusable(f"the memory controller is not available in {own}")
+    leaf = f"{own}/{LEAF}"
+
+    def move_all() -> None:
+        os.makedirs(leaf, exist_ok=True)
+        while members := kernel.read(own + "/cgroup.procs").split():
+            for pid in members:
+                _move(pid, leaf)
+
+    messages.detail(f"moving the processes of {own} to {leaf}")
+    group2.guarded(move_all, f"move the processes of {own} to a leaf")
+    # A process that a runtime adds to `own` meanwhile makes the kernel answer EBUSY.
+    group2.enable(own, needed, _DRAIN_SECONDS)
+
+
+def _move(pid: bytes, group: str) -> None:
+    fd = os.open(group + "/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, pid)
+    except ProcessLookupError:
+        pass
+    finally:
+        os.close(fd)
+
+
+def _above(own: str, needed: "dict[str, bool]") -> str:
+    """The nearest group above `own` that can take a run, without leaving a limit around us."""
+    here = own
+    while not os.path.ismount(here):
+        for name in ("memory.max", "pids.max", "cpu.max"):
+            if os.path.exists(f"{here}/{name}"):
+                value = kernel.read(f"{here}/{name}").split()[0]
+                if value != b"max":
+                    raise Unusable(f"a run beside {here} would escape its {name}")
+        here = os.path.dirname(here)
+        members = kernel.read(here + "/cgroup.procs").split()
+        if not members or not os.path.exists(here + "/cgroup.type"):
+            _check_writable(here)
+            group2.enable(here, needed)
+            return here
+    raise Unusable(f"no group above {own} is free of processes")
+
+
+class Cgroup2Backend:
+    """See `sandrun.protocol.Backend`."""
+
+    name = "cgroup2"
+    kernel = True
+
+    def open(self, run_id: str, limits: Limits) -> group2.Group2:
+        parent = find_parent(limits.controllers())
+        groups.collect(parent, group2.end_stale)
+        container = group2.Group2(f"{parent}/{groups.PREFIX}{run_id}", limits)
+        group2.guarded(container.create, "make the run's group")
+        return container
+
+    def attach(self, token: str) -> group2.Group2:
+        if not os.path.basename(token).startswith(groups.PREFIX):
+            raise Unusable(f"{token} is not a group of sandrun's")
+        return group2.Group2(token)
+
+    def check(self) -> "list[Check]":
+        from sandrun.doctor import try_backend
+
+        return try_backend(self)

@@ -1,0 +1,144 @@
+"""What cgroup v1 and v2 share: where we are, what lives in a group, and groups of dead runs.
+
+Invariant: a run's group is locked (flock on its directory) by its supervisor and keeper while
+either lives, so a group of ours that is not locked belongs to a dead run and may be ended.
+"""
+
+import errno
+import fcntl
+import os
+import time
+
+from sandrun import kernel
+from sandrun.model import Unusable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PREFIX = "sandrun-"
+"""Every group of ours is `sandrun-<run id>`, below our own group and nowhere else."""
+KILL_SECONDS = 10.0
+
+
+class Node:
+    """What cgroupspy's controllers need to know of a group: where it is."""
+
+    def __init__(self, path: str) -> None:
+        self.full_path = os.fsencode(path)
+
+
+def _lines(path: str) -> "list[str]":
+    return kernel.read(path).decode("utf-8", "surrogateescape").split("\n")
+
+
+def own_group(controller: str) -> str:
+    """The directory of our own group: of a v1 controller, or of the v2 hierarchy (''); Unusable.
+
+    Where only a subtree is mounted (a container), /proc/self/cgroup still tells the whole path;
+    mountinfo tells which part of it the mount shows (proc(5), cgroups(7)).
+    """
+    kind = "cgroup" if controller else "cgroup2"
+    what = f"cgroup v1 {controller} controller" if controller else "cgroup v2 hierarchy"
+    for line in _lines("/proc/self/mountinfo"):
+        fields, _, more = line.partition(" - ")
+        fstype, *rest = more.split(" ")
+        if fstype == kind and (not controller or controller in rest[-1].split(",")):
+            root, mount = fields.split(" ")[3:5]
+            break
+    else:
+        raise Unusable(f"no {what} is mounted")
+    for line in _lines("/proc/self/cgroup"):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if path and (controller in controllers.split(",")):
+            break
+    else:
+        raise Unusable(f"we are in no group of the {what}")
+    # A mount from outside our cgroup namespace shows a tree in which our path means nothing.
+    if root.startswith("/..") or path.startswith("/.."):
+        raise Unusable(
+            f"{mount} shows the host's groups, not ours",
+            "start the container without the bind mount of /sys/fs/cgroup",
+        )
+    inside = path if root == "/" else path.removeprefix(root)
+    return os.path.normpath(mount + "/" + inside)
+
+
+def pids(path: str) -> "list[int]":
+    """The live processes in a group and all below it; zombies left out."""
+    found: list[int] = []
+    for directory, _, _ in os.walk(path):
+        try:
+            found.extend(map(int, kernel.read(directory + "/cgroup.procs").split()))
+        except OSError:
+            continue
+    # 0 stands for a process outside our pid namespace.
+    return [pid for pid in found if pid and not kernel.is_zombie(pid)]
+
+
+def kill_each(path: str, done: "Callable[[], bool]") -> None:
+    """SIGKILL what is in the group until `done`. Raises TimeoutError with the pids that stay."""
+    deadline = time.monotonic() + KILL_SECONDS
+    pause = 0.001
+    while True:
+        for pid in pids(path):
+            try:
+                os.kill(pid, 9)
+            except OSError:
+                continue
+        if done():
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError(pids(path))
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+
+
+def remove(path: str) -> None:
+    """Remove an empty group and all below it; what does not go in two seconds stays."""
+    deadline = time.monotonic() + 2
+    for directory, _, _ in os.walk(path, topdown=False):
+        while True:
+            try:
+                os.rmdir(directory)
+            except OSError as error:
+                # Dying tasks keep a group busy for an instant after the last one was killed.
+                if error.errno == errno.EBUSY and time.monotonic() < deadline:
+                    time.sleep(0.002)
+                    continue
+            break
+
+
+def make(path: str) -> int:
+    """Make a group of ours and lock it; the descriptor whose lock says that it lives."""
+    while True:
+        os.mkdir(path)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_ino == os.stat(path).st_ino:
+                return fd
+            os.close(fd)
+        except FileNotFoundError:
+            continue  # somebody's `collect` took it for a dead run's before it was locked
+
+
+def collect(parent: str, end: "Callable[[str], None]") -> None:
+    """End the groups of dead runs below `parent` by `end(path)`, each under its lock."""
+    try:
+        names = [name for name in os.listdir(parent) if name.startswith(PREFIX)]
+    except OSError:
+        return
+    for name in names:
+        path = f"{parent}/{name}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            end(path)
+        except OSError:
+            continue
+        finally:
+            os.close(fd)
