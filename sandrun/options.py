@@ -113,7 +113,8 @@ class Option:
     """One setting: its key in files, its flags, its variables, its values.
 
     `kind` names the parser of its values; `count` is a flag that may be repeated. `variable` is the
-    plain environment variable (the `SANDRUN_` one follows from the key). `scope` is where it may be set: `all`, or `flag` for what makes sense only there.
+    plain environment variable (the `SANDRUN_` one follows from the key). `scope` is where it
+    may be set: `all`, or `flag` for what makes sense only there.
     """
 
     __slots__ = (
