@@ -1,20 +1,31 @@
-"""cgroup v1: the memory controller limits the run, the kernel's OOM killer enforces it.
+"""cgroup v1 and hybrid hosts: a group of each controller that the limits need, below our own.
 
-The group is made below our own (`sandrun-<id>`), so nested runs are charged to the outer one and
-nothing outside our place is touched. v1 kills one process at the limit and not the group: we watch
-memory.oom_control and end the rest. Facts: Documentation/admin-guide/cgroup-v1/memory.rst.
+The memory controller limits the run and the kernel's OOM killer enforces it. v1 kills one process
+at the limit and not the group: we watch memory.oom_control and end the rest. Facts:
+Documentation/admin-guide/cgroup-v1/{memory,pids,blkio-controller}.rst.
 
-The child enters through `tasks` and not `cgroup.procs`: a single thread that moves itself needs
-no threadgroup lock, whose writers wait for RCU (2.2 ms for fork, enter, exec against 9.7 ms).
+v1 has no atomic kill: the freezer controller holds everything still while it is signalled, so
+nothing can fork away. Where there is none, a group of the v2 hierarchy that is mounted beside
+(hybrid) has cgroup.kill, `populated` and cpu.stat without any controller; it comes second because
+clone3 costs 2 ms more than a freezer group. Without either, processes are killed one by one.
 
-Left to others: groups of runs whose supervisor died are closed by `attach(token)`.
+Entering costs next to nothing: a single thread that writes itself to `tasks` needs no threadgroup
+lock, whose writers wait for RCU (9 ms). So the supervisor enters, spawns, and leaves again.
 """
 
-import errno
 import os
-import time
 
-from sandrun import kernel, messages, sampling, spawn
+from cgroupspy.controllers import (
+    BlkIOController,
+    Controller,
+    CpuAcctController,
+    CpuController,
+    MemoryController,
+)
+from cgroupspy.interfaces import BaseFileInterface
+
+from sandrun import messages, sampling, spawn
+from sandrun.backends import group2, groups
 from sandrun.model import Limits, Process, Unusable, Usage
 
 TYPE_CHECKING = False
@@ -23,100 +34,178 @@ if TYPE_CHECKING:
 
     from sandrun.protocol import Check
 
-GROUP_PREFIX = "sandrun-"
-KILL_SECONDS = 10.0
+_V1_NAMES = {"io": "blkio"}
+_PERIOD = 100_000
+"""cpu.cfs_period_us: the kernel's default."""
+_CHARGED_AHEAD = 1 << 20
+"""Bytes: the kernel charges in batches of 64 pages a processor, so a group at its limit may show
+a little less as its peak (mm/memcontrol.c, MEMCG_CHARGE_BATCH)."""
 
 
-class Node:
-    """What cgroupspy's controllers need to know of a group: where it is."""
-
-    def __init__(self, path: str) -> None:
-        self.full_path = os.fsencode(path)
+class _Pids(Controller):  # type: ignore[misc]  # cgroupspy has no types, and no pids controller
+    max = BaseFileInterface("pids.max")
 
 
-def own_group(controller: str) -> str:
-    """The directory of our own group of a v1 controller. Raises Unusable.
-
-    Where only a subtree is mounted (a container), /proc/self/cgroup still tells the whole path;
-    mountinfo tells which part of it the mount shows (proc(5), cgroups(7)).
-    """
-    for line in kernel.read("/proc/self/mountinfo").decode("utf-8", "surrogateescape").split("\n"):
-        fields, _, more = line.partition(" - ")
-        kind, *rest = more.split(" ")
-        if kind == "cgroup" and controller in rest[-1].split(","):
-            root, mount = fields.split(" ")[3:5]
-            break
-    else:
-        raise Unusable(f"no cgroup v1 {controller} controller is mounted")
-    for line in kernel.read("/proc/self/cgroup").decode("utf-8", "surrogateescape").split("\n"):
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controller in controllers.split(","):
-            break
-    else:
-        raise Unusable(f"we are in no cgroup v1 {controller} group")
-    inside = path if root == "/" else path.removeprefix(root)
-    return os.path.normpath(mount + "/" + inside)
+class _Freezer(Controller):  # type: ignore[misc]
+    state = BaseFileInterface("freezer.state")
 
 
-class Cgroup1Container:
-    """See `sandrun.protocol.Container`."""
+class Group1:
+    """See `sandrun.protocol.Container`. `paths`: the group's directory in each v1 hierarchy, by
+    controller, and in the v2 one ('' is its key); `limits` None: attached, not made."""
 
-    def __init__(self, path: str, limits: "Limits | None" = None) -> None:
-        from cgroupspy.controllers import MemoryController
-
-        self.token = path
+    def __init__(self, paths: "dict[str, str]", limits: "Limits | None" = None) -> None:
+        self.paths = paths
+        self.token = "\n".join(f"{name}={path}" for name, path in paths.items())
         self.keeper = 0
         self.struck = ""
-        self.control = MemoryController(Node(path))
         self.limits = limits
+        self.memory = MemoryController(groups.Node(paths["memory"]))
+        self.beside = group2.Group2(paths[""]) if "" in paths else None
+        self.locks: list[int] = []
         self.events = -1
+        self.kinds: dict[str, int] = {}
         self.sampler = sampling.Sampler(limits.memory if limits else 0)
 
     def create(self) -> None:
-        """Make the group and set its limits, read back because v1 rounds and may refuse."""
+        """Make the groups and set their limits; each is read back, one that did not take is an
+        error. Raises Unusable or OSError, and leaves nothing behind then."""
         assert self.limits
-        os.mkdir(self.token)
         try:
-            self._set("limit_in_bytes", self.limits.memory)
-            took = self.control.limit_in_bytes
-            if took > self.limits.memory or took < self.limits.memory - os.sysconf("SC_PAGESIZE"):
-                raise Unusable(f"memory.limit_in_bytes took {took} for {self.limits.memory}")
-            if os.path.exists(os.path.join(self.token, "memory.memsw.limit_in_bytes")):
-                self._set("memsw_limit_in_bytes", self.limits.memory)
+            for name, path in list(self.paths.items()):
+                self._make(name, path)
+            self._limit_memory(self.limits)
+            self._limit_others(self.limits)
             self._watch()
         except BaseException:
-            os.rmdir(self.token)
+            self.close()
             raise
 
-    def _set(self, name: str, value: int) -> None:
-        messages.detail(f"{self.token}: memory {name} = {value}")
-        setattr(self.control, name, value)
+    def _make(self, name: str, path: str) -> None:
+        assert self.limits
+        if path in [p for n, p in self.paths.items() if n < name and p == path]:
+            return  # controllers mounted together have one group
+        try:
+            if name:
+                self.locks.append(groups.make(path))
+            elif self.beside:
+                self.beside.create()
+        except OSError as error:
+            if name == "memory" or set(self.limits.asked) & _KEYS.get(name, set()):
+                raise
+            messages.decision(f"no {name or 'cgroup v2'} group beside: {error.strerror}")
+            del self.paths[name]
+            if not name:
+                self.beside = None
+
+    def _limit_memory(self, limits: Limits) -> None:
+        here = self.paths["memory"]
+        if os.path.exists(here + "/memory.use_hierarchy") and not self.memory.use_hierarchy:
+            self.memory.use_hierarchy = True  # nested runs are charged to this one
+        self._set(self.memory, "limit_in_bytes", limits.memory)
+        took = self.memory.limit_in_bytes
+        if took > limits.memory or took < limits.memory - groups.PAGE:
+            raise Unusable(f"memory.limit_in_bytes took {took} for {limits.memory}")
+        if os.path.exists(here + "/memory.memsw.limit_in_bytes"):
+            self._set(self.memory, "memsw_limit_in_bytes", limits.memory + limits.swap)
+        elif not limits.swap:
+            self._set(self.memory, "swappiness", 0)
+
+    def _limit_others(self, limits: Limits) -> None:
+        node = {name: groups.Node(path) for name, path in self.paths.items()}
+        if "pids" in node and limits.pids > 0:
+            self._set(_Pids(node["pids"]), "max", str(limits.pids))
+        if limits.cpus:
+            cpu = CpuController(node["cpu"])
+            self._set(cpu, "cfs_period_us", _PERIOD)
+            self._set(cpu, "cfs_quota_us", int(limits.cpus * _PERIOD))
+        if limits.cpu_weight > 0:  # 1024 shares are everybody's, as are 100 of a v2 weight
+            self._set(CpuController(node["cpu"]), "shares", max(2, limits.cpu_weight * 1024 // 100))
+        if limits.io:
+            self._throttle(limits)
+        if limits.io_weight > 0:
+            self._weigh(limits.io_weight)
+
+    def _set(self, control: object, name: str, value: "int | str") -> None:
+        messages.detail(f"{self.paths['memory']}: {type(control).__name__} {name} = {value}")
+        setattr(control, name, value)
+        if name not in ("limit_in_bytes", "memsw_limit_in_bytes"):  # rounded to pages
+            took = getattr(control, name)
+            if took != value:
+                raise Unusable(f"{name} took {took!r} for {value!r}")
+
+    def _throttle(self, limits: Limits) -> None:
+        files = {
+            "rbps": "read_bps_device",
+            "wbps": "write_bps_device",
+            "riops": "read_iops_device",
+            "wiops": "write_iops_device",
+        }
+        device = group2.disk_of(limits.directory)
+        # Controller's own call: BlkIOController names two of these files with a trailing blank.
+        control = Controller(groups.Node(self.paths["blkio"]))
+        for key, value in limits.io.items():
+            name = b"blkio.throttle." + files[key].encode()
+            messages.detail(f"{self.paths['blkio']}/{name.decode()} = {device} {value}")
+            control.set_property(name, f"{device} {value}")
+            if f"{device} {value}" not in control.get_property(name).split("\n"):
+                raise Unusable(f"{name.decode()} did not take {device} {value}")
+
+    def _weigh(self, weight: int) -> None:
+        path = self.paths["blkio"]
+        # bfq and the old cfq take 10 to 1000 with 100 as everybody's.
+        scaled = min(1000, max(10, weight))
+        if os.path.exists(path + "/blkio.weight"):
+            self._set(BlkIOController(groups.Node(path)), "weight", scaled)
+        elif os.path.exists(path + "/blkio.bfq.weight"):
+            Controller(groups.Node(path)).set_property(b"blkio.bfq.weight", str(scaled))
+        else:
+            raise Unusable("io-weight: this kernel's blkio controller has no weights")
 
     def _watch(self) -> None:
         """Ask for an event at each OOM: an eventfd registered in cgroup.event_control."""
         self.events = os.eventfd(0, os.EFD_CLOEXEC)
-        control = os.open(os.path.join(self.token, "memory.oom_control"), os.O_RDONLY)
+        control = os.open(self.paths["memory"] + "/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self.control.set_property(b"cgroup.event_control", f"{self.events} {control}")
+            self.memory.set_property(b"cgroup.event_control", f"{self.events} {control}")
         finally:
             os.close(control)
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
-        return spawn.fork(argv, env, heritage, self._enter)
+        if self.beside:
+            return self.beside.spawn(argv, env, heritage, self._enter)
+        return spawn.direct(argv, env, heritage, self._enter, self._leave)
 
     def _enter(self) -> None:
-        fd = os.open(os.path.join(self.token, "tasks"), os.O_WRONLY | os.O_CLOEXEC)
-        os.write(fd, b"0")
-        os.close(fd)
+        for name, path in self.paths.items():
+            if name:
+                groups.enter(path + "/tasks")
+
+    def _leave(self) -> None:
+        for name, path in self.paths.items():
+            if name:
+                groups.enter(os.path.dirname(path) + "/tasks")
 
     def poll(self) -> "float | None":
         if not self.struck:
-            killed = dict(self.control.oom_control or {}).get("oom_kill", 0)
+            killed = dict(self.memory.oom_control or {}).get("oom_kill", 0)
             if killed:
-                self.struck = "the kernel ended a process at the limit"
-        current = int(self.control.usage_in_bytes)
+                self.struck = self._who_struck()
+        current = int(self.memory.usage_in_bytes)
+        if self.limits and current > self.limits.memory // 2:
+            stat = self._stat()
+            shmem = stat.get("total_shmem", 0)
+            cache = stat.get("total_cache", 0)
+            self.kinds = {"anon": stat.get("total_rss", 0), "file": cache - shmem, "shmem": shmem}
         self.sampler.look(current, self.pids)
         return self.sampler.due(current)
+
+    def _who_struck(self) -> str:
+        """v1 counts a kill at the victim, whoever's limit it was: ours was reached or it was
+        not ours."""
+        assert self.limits
+        peak = int(self.memory.max_usage_in_bytes)
+        return "own" if peak + _CHARGED_AHEAD >= self.limits.memory else "outer"
 
     def wait_event(self) -> bool:
         if self.events < 0:
@@ -128,14 +217,20 @@ class Cgroup1Container:
         stat = self._stat()
         files = stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
         try:
-            current = max(0, int(self.control.usage_in_bytes) - files)
-            return Usage(current, int(self.control.max_usage_in_bytes))
+            current = max(0, int(self.memory.usage_in_bytes) - files)
+            peak = int(self.memory.max_usage_in_bytes)
+            return Usage(current, peak, self._cpu(), kinds=self.kinds)
         except OSError:
             return Usage()
 
+    def _cpu(self) -> "float | None":
+        if "cpuacct" in self.paths:
+            return int(CpuAcctController(groups.Node(self.paths["cpuacct"])).usage) / 1e9
+        return self.beside.cpu() if self.beside else None
+
     def _stat(self) -> "dict[str, int]":
         try:
-            return {key: int(value) for key, value in dict(self.control.stat).items()}
+            return {key: int(value) for key, value in dict(self.memory.stat).items()}
         except (OSError, ValueError):
             return {}
 
@@ -143,45 +238,48 @@ class Cgroup1Container:
         return self.sampler.top()
 
     def pids(self) -> "list[int]":
-        found: list[int] = []
-        for path, _, _ in os.walk(self.token):
-            try:
-                found.extend(map(int, kernel.read(os.path.join(path, "cgroup.procs")).split()))
-            except OSError:
-                continue
-        return [pid for pid in found if not kernel.is_zombie(pid)]
+        return groups.pids(self.paths["memory"])
 
     def kill(self) -> None:
-        deadline = time.monotonic() + KILL_SECONDS
-        pause = 0.001
-        while pids := self.pids():
-            for pid in pids:
-                try:
-                    # A pid just read from the group: the gap to reuse is microseconds, and v1
-                    # has no atomic kill.
-                    os.kill(pid, 9)
-                except OSError:
-                    continue
-            if time.monotonic() > deadline:
-                raise TimeoutError(pids)
-            time.sleep(pause)
-            pause = min(pause * 2, 0.05)
+        if self.beside:
+            self.beside.kill()
+        self._freeze("FROZEN")
+        for pid in self.pids():
+            groups.signal(pid, 9)
+        self._freeze("THAWED")  # frozen v1 tasks do not even die
+        groups.kill_each(self.paths["memory"], lambda: not self.pids())
+
+    def _freeze(self, state: str) -> None:
+        if "freezer" in self.paths:
+            try:
+                _Freezer(groups.Node(self.paths["freezer"])).state = state
+            except OSError:
+                pass  # the group is gone
 
     def close(self) -> None:
         if self.events >= 0:
             os.close(self.events)
             self.events = -1
-        # Zombies that nobody reaped yet do not keep a group, dying threads do for an instant.
-        deadline = time.monotonic() + 2
-        for path, _, _ in os.walk(self.token, topdown=False):
-            while True:
-                try:
-                    os.rmdir(path)
-                except OSError as error:
-                    if error.errno == errno.EBUSY and time.monotonic() < deadline:
-                        time.sleep(0.002)
-                        continue
-                break
+        if self.beside:
+            self.beside.close()
+        for name, path in self.paths.items():
+            if name:
+                groups.remove(path)
+        while self.locks:
+            os.close(self.locks.pop())
+
+
+_KEYS = {
+    "pids": {"pids"},
+    "cpu": {"cpus", "cpu_weight"},
+    "blkio": {"io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops", "io_weight"},
+}
+"""The settings that make a controller's group a must."""
+
+
+def _end_stale(path: str) -> None:
+    groups.kill_each(path, lambda: not groups.pids(path))
+    groups.remove(path)
 
 
 class Cgroup1Backend:
@@ -190,25 +288,46 @@ class Cgroup1Backend:
     name = "cgroup1"
     kernel = True
 
-    def open(self, run_id: str, limits: Limits) -> Cgroup1Container:
+    def open(self, run_id: str, limits: Limits) -> Group1:
+        parents = self._parents(limits)
+        for name, parent in parents.items():
+            groups.collect(parent, _end_stale if name else group2.end_stale)
+        container = Group1(
+            {name: f"{parent}/{groups.PREFIX}{run_id}" for name, parent in parents.items()}, limits
+        )
         try:
-            group = own_group("memory")
-            container = Cgroup1Container(os.path.join(group, GROUP_PREFIX + run_id), limits)
             container.create()
-        except ImportError:
-            raise Unusable("cgroupspy is not installed", "pip install cgroupspy") from None
         except OSError as error:
             raise Unusable(
-                f"cannot make a memory group: {error.filename}: {error.strerror}",
+                f"cannot make a group: {error.filename}: {error.strerror}",
                 "run as root, or have an administrator give you that group: "
                 f"chown -R $USER {os.path.dirname(str(error.filename))}",
             ) from None
         return container
 
-    def attach(self, token: str) -> Cgroup1Container:
-        if not os.path.basename(token).startswith(GROUP_PREFIX):
+    def _parents(self, limits: Limits) -> "dict[str, str]":
+        """Our own group in each hierarchy that is needed or helps. Raises Unusable."""
+        parents = {"memory": groups.own_group("memory")}
+        wanted = {_V1_NAMES.get(n, n): must for n, must in limits.controllers().items()}
+        for name, must in {**wanted, "freezer": False, "cpuacct": False}.items():
+            try:
+                parents[name] = groups.own_group(name)
+            except Unusable:
+                if must:
+                    raise
+        if "freezer" not in parents:
+            try:
+                parents[""] = groups.own_group("")
+            except Unusable:
+                messages.decision("neither a freezer nor cgroup v2: no atomic kill")
+        return parents
+
+    def attach(self, token: str) -> Group1:
+        paths = dict(line.partition("=")[::2] for line in token.split("\n"))
+        known = all(os.path.basename(p).startswith(groups.PREFIX) for p in paths.values())
+        if not known or "memory" not in paths:
             raise Unusable(f"{token} is not a group of sandrun's")
-        return Cgroup1Container(token)
+        return Group1(paths)
 
     def check(self) -> "list[Check]":
         from sandrun.doctor import try_backend

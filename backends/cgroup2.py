@@ -9,14 +9,19 @@ Finds the place for the run's group, below our own group so that every limit aro
 A group of systemd's with other processes in it is not ours: the backend `systemd` asks for one.
 """
 
+import errno
 import os
+import time
 
 from sandrun import kernel, messages
-from sandrun.backends import group2, groups
+from sandrun.backends import groups
 from sandrun.model import Limits, Unusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandrun.backends.group2 import Group2
     from sandrun.protocol import Check
 
 LEAF = groups.PREFIX + "leaf"
@@ -29,17 +34,17 @@ def find_parent(needed: "dict[str, bool]") -> str:
     own = groups.own_group("")
     _check_ours(own)
     parent, name = os.path.split(own)
-    nested = name == group2.MAIN and os.path.basename(parent).startswith(groups.PREFIX)
+    nested = name == groups.MAIN and os.path.basename(parent).startswith(groups.PREFIX)
     if nested or name == LEAF:
         _check_writable(parent)
-        group2.enable(parent, needed)
+        enable(parent, needed)
         return parent
     is_root = not os.path.exists(own + "/cgroup.type")
     members = kernel.read(own + "/cgroup.procs").split()
     alone = members == [str(os.getpid()).encode()]
     if is_root or not members:
         _check_writable(own)
-        group2.enable(own, needed)
+        enable(own, needed)
         return own
     if alone or os.path.ismount(own):
         _check_writable(own)
@@ -93,9 +98,9 @@ def _drain(own: str, needed: "dict[str, bool]") -> None:
                 _move(pid, leaf)
 
     messages.detail(f"moving the processes of {own} to {leaf}")
-    group2.guarded(move_all, f"move the processes of {own} to a leaf")
+    guarded(move_all, f"move the processes of {own} to a leaf")
     # A process that a runtime adds to `own` meanwhile makes the kernel answer EBUSY.
-    group2.enable(own, needed, _DRAIN_SECONDS)
+    enable(own, needed, _DRAIN_SECONDS)
 
 
 def _move(pid: bytes, group: str) -> None:
@@ -121,9 +126,61 @@ def _above(own: str, needed: "dict[str, bool]") -> str:
         members = kernel.read(here + "/cgroup.procs").split()
         if not members or not os.path.exists(here + "/cgroup.type"):
             _check_writable(here)
-            group2.enable(here, needed)
+            enable(here, needed)
             return here
     raise Unusable(f"no group above {own} is free of processes")
+
+
+def enable(parent: str, needed: "dict[str, bool]", patience: float = 0.0) -> None:
+    """Enable the controllers for the children of `parent`; the values tell which are a must.
+
+    Raises Unusable. `patience`: seconds for which EBUSY is tried again.
+    """
+    available = kernel.read(parent + "/cgroup.controllers").decode().split()
+    enabled = kernel.read(parent + "/cgroup.subtree_control").decode().split()
+    for name, must in needed.items():
+        if name in enabled:
+            continue
+        if name not in available:
+            if must:
+                raise Unusable(
+                    f"the {name} controller is not available in {parent} (it has: "
+                    f"{' '.join(available) or 'none'})",
+                    "as root: systemctl edit user@.service, add [Service] Delegate=cpu io memory "
+                    "pids, then log in again",
+                )
+            continue
+        _enable_one(parent, name, must, time.monotonic() + patience)
+
+
+def _enable_one(parent: str, name: str, must: bool, deadline: float) -> None:
+    while True:
+        try:
+            fd = os.open(parent + "/cgroup.subtree_control", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, f"+{name}".encode())
+                messages.detail(f"{parent}/cgroup.subtree_control: +{name}")
+            finally:
+                os.close(fd)
+            return
+        except OSError as error:
+            if error.errno == errno.EBUSY and time.monotonic() < deadline:
+                time.sleep(0.001)
+                continue
+            if must:
+                raise Unusable(
+                    f"cannot enable the {name} controller in {parent}: {error.strerror}"
+                ) from None
+            return
+
+
+def guarded(work: "Callable[[], None]", what: str) -> None:
+    """Do what writes to a group; an OSError means that the backend is unusable."""
+    try:
+        work()
+    except OSError as error:
+        name = f"{error.filename!s}: " if error.filename else ""
+        raise Unusable(f"cannot {what}: {name}{error.strerror}") from None
 
 
 class Cgroup2Backend:
@@ -132,14 +189,19 @@ class Cgroup2Backend:
     name = "cgroup2"
     kernel = True
 
-    def open(self, run_id: str, limits: Limits) -> group2.Group2:
+    def open(self, run_id: str, limits: Limits) -> "Group2":
         parent = find_parent(limits.controllers())
+        # Not before: on a v1 host `auto` tries us first, and cgroupspy costs 2 ms.
+        from sandrun.backends import group2
+
         groups.collect(parent, group2.end_stale)
         container = group2.Group2(f"{parent}/{groups.PREFIX}{run_id}", limits)
-        group2.guarded(container.create, "make the run's group")
+        guarded(container.create, "make the run's group")
         return container
 
-    def attach(self, token: str) -> group2.Group2:
+    def attach(self, token: str) -> "Group2":
+        from sandrun.backends import group2
+
         if not os.path.basename(token).startswith(groups.PREFIX):
             raise Unusable(f"{token} is not a group of sandrun's")
         return group2.Group2(token)

@@ -9,7 +9,6 @@ The child is cloned straight into `main/` (clone3 with CLONE_INTO_CGROUP, 5.7): 
 clone3 is not to be had (old kernels, seccomp profiles).
 """
 
-import errno
 import os
 import time
 
@@ -24,15 +23,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-MAIN = "main"
-_PAGE = os.sysconf("SC_PAGESIZE")
+
+# Not a subclass: the plain interface takes and gives words: `max`, `50000 100000`, `8:0 rbps=1000`.
+TextFile = BaseFileInterface
 
 
-class TextFile(BaseFileInterface):  # type: ignore[misc]  # cgroupspy has no types
-    """A control file whose values are words: `max`, `50000 100000`, `8:0 rbps=1000`."""
-
-
-class Files(Controller):  # type: ignore[misc]
+class Files(Controller):  # type: ignore[misc]  # cgroupspy has no types
     """cgroupspy's view of the v2 files; it knows only those of v1 by itself."""
 
     memory_max = TextFile("memory.max")
@@ -68,28 +64,29 @@ class Group2:
         self.limits = limits
         self.lock = -1
         self.files = Files(groups.Node(path))
-        self.main = f"{path}/{MAIN}"
+        self.main = f"{path}/{groups.MAIN}"
         self.sampler = sampling.Sampler(limits.memory if limits else 0)
         self.highest = 0
         self.kinds: dict[str, int] = {}
 
     def create(self) -> None:
-        """Make both groups and set the limits; each is read back, one that did not take is an
-        error. Raises Unusable or OSError, and leaves nothing behind then."""
+        """Make both groups and set the limits, if any; each is read back, one that did not take is
+        an error. Raises Unusable or OSError, and leaves nothing behind then."""
         self.lock = groups.make(self.token)
         try:
             os.mkdir(self.main)
-            self._set_limits()
+            if self.limits:
+                self._set_limits(self.limits)
         except BaseException:
             self.close()
             raise
 
-    def _set_limits(self) -> None:
-        limits = self.limits
-        assert limits
-        self._set("memory_max", "memory.max", str(limits.memory // _PAGE * _PAGE))
+    def _set_limits(self, limits: Limits) -> None:
+        self._set("memory_max", "memory.max", str(limits.memory // groups.PAGE * groups.PAGE))
         if self.files.has("memory.swap.max"):
-            self._set("memory_swap_max", "memory.swap.max", str(limits.swap // _PAGE * _PAGE))
+            self._set(
+                "memory_swap_max", "memory.swap.max", str(limits.swap // groups.PAGE * groups.PAGE)
+            )
         if self.files.has("memory.oom.group"):
             self.files.memory_oom_group = True
         self._set_if("pids", "pids_max", "pids.max", str(limits.pids), limits.pids > 0)
@@ -125,12 +122,24 @@ class Group2:
         if took != value:
             raise Unusable(f"{self.token}/{name} took {took!r} for {value!r}")
 
-    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
+    def spawn(
+        self,
+        argv: "list[str]",
+        env: "Mapping[str, str]",
+        heritage: spawn.Heritage,
+        enter: "Callable[[], None]" = lambda: None,
+    ) -> int:
+        """`enter`: what else the child must do before exec (a hybrid host's v1 groups)."""
         try:
-            return spawn.fork(argv, env, heritage, _nothing, self._clone)
+            return spawn.fork(argv, env, heritage, enter, self._clone)
         except OSError as error:
             messages.detail(f"clone3 into the group: {error.strerror}; the child enters by itself")
-            return spawn.fork(argv, env, heritage, self.enter)
+
+        def enter_all() -> None:
+            groups.enter(self.main + "/cgroup.procs")
+            enter()
+
+        return spawn.fork(argv, env, heritage, enter_all)
 
     def _clone(self) -> int:
         directory = os.open(self.main, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -138,12 +147,6 @@ class Group2:
             return kernel.clone_into(directory)
         finally:
             os.close(directory)
-
-    def enter(self) -> None:
-        """Move the calling process into the group."""
-        fd = os.open(self.main + "/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(fd, b"0")
-        os.close(fd)
 
     def poll(self) -> "float | None":
         self._look_for_oom()
@@ -193,12 +196,19 @@ class Group2:
             stat = self._stat()
             files = stat.get("inactive_file", 0) + stat.get("active_file", 0)
             current = max(0, int(self.files.memory_current) - files)
-            cpu = self.files.cpu_stat.get("usage_usec", 0) / 1e6
+            cpu = self.cpu()
             if self.files.has("memory.peak"):
                 return Usage(current, int(self.files.memory_peak), cpu, kinds=self.kinds)
             return Usage(current, self.highest, cpu, sampled=True, kinds=self.kinds)
         except OSError:
             return Usage()
+
+    def cpu(self) -> "float | None":
+        """CPU time in seconds, counted with or without the controller; None: the group is gone."""
+        try:
+            return int(self.files.cpu_stat.get("usage_usec", 0)) / 1e6
+        except OSError:
+            return None
 
     def _stat(self) -> "dict[str, int]":
         stat: dict[str, int] = self.files.memory_stat
@@ -258,58 +268,11 @@ class Group2:
             self.lock = -1
 
 
-def _nothing() -> None:
-    pass
-
-
 def end_stale(path: str) -> None:
     """End the group of a dead run; see `groups.collect`."""
     group = Group2(path)
     group.kill()
     group.close()
-
-
-def enable(parent: str, needed: "dict[str, bool]", patience: float = 0.0) -> None:
-    """Enable the controllers for the children of `parent`; the values tell which are a must.
-
-    Raises Unusable. `patience`: seconds for which EBUSY is tried again.
-    """
-    available = kernel.read(parent + "/cgroup.controllers").decode().split()
-    enabled = kernel.read(parent + "/cgroup.subtree_control").decode().split()
-    for name, must in needed.items():
-        if name in enabled:
-            continue
-        if name not in available:
-            if must:
-                raise Unusable(
-                    f"the {name} controller is not available in {parent} (it has: "
-                    f"{' '.join(available) or 'none'})",
-                    "as root: systemctl edit user@.service, add [Service] Delegate=cpu io memory "
-                    "pids, then log in again",
-                )
-            continue
-        _enable_one(parent, name, must, time.monotonic() + patience)
-
-
-def _enable_one(parent: str, name: str, must: bool, deadline: float) -> None:
-    while True:
-        try:
-            fd = os.open(parent + "/cgroup.subtree_control", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, f"+{name}".encode())
-                messages.detail(f"{parent}/cgroup.subtree_control: +{name}")
-            finally:
-                os.close(fd)
-            return
-        except OSError as error:
-            if error.errno == errno.EBUSY and time.monotonic() < deadline:
-                time.sleep(0.001)
-                continue
-            if must:
-                raise Unusable(
-                    f"cannot enable the {name} controller in {parent}: {error.strerror}"
-                ) from None
-            return
 
 
 def disk_of(directory: str) -> str:
@@ -328,12 +291,3 @@ def disk_of(directory: str) -> str:
     if os.path.exists(block + "/partition"):
         return kernel.read(os.path.dirname(block) + "/dev").decode().strip()
     return name
-
-
-def guarded(work: "Callable[[], None]", what: str) -> None:
-    """Do what writes to a group; an OSError means that the backend is unusable."""
-    try:
-        work()
-    except OSError as error:
-        name = f"{error.filename!s}: " if error.filename else ""
-        raise Unusable(f"cannot {what}: {name}{error.strerror}") from None

@@ -10,6 +10,7 @@ so that shared pages count once. Not seen: tmpfs and shared memory that nobody m
 """
 
 import os
+import resource
 import time
 
 from sandrun import kernel, messages, sampling, spawn
@@ -42,16 +43,20 @@ class RlimitContainer:
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         if not kernel.become_subreaper():
             messages.decision("no subreaper here: a daemon of the command may escape")
-        return spawn.fork(argv, env, heritage, self._enter)
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+
+        def leave() -> None:
+            resource.setrlimit(resource.RLIMIT_DATA, before)
+
+        return spawn.direct(argv, env, heritage, self._enter, leave)
 
     def _enter(self) -> None:
-        import resource
-
         assert self.limits
         backstop = self.limits.memory + self.limits.memory // 4 + 64 * MIB
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         lowest = min(v for v in (backstop, soft, hard) if v != resource.RLIM_INFINITY)
         try:
+            # The soft one only, so that we can take ours back after the spawn.
             resource.setrlimit(resource.RLIMIT_DATA, (lowest, hard))
         except (OSError, ValueError):
             pass  # macOS refuses limits below the current map; the monitor is what counts

@@ -43,6 +43,7 @@ class Run:
         self.state = projects.state_path(project, settings.queue)
         self.around = os.environ.get(RUNS_VARIABLE, "")
         self.place = Place()
+        self.keeper: Keeper | None = None
         self.record: dict[str, object] = {
             "id": self.id,
             "pid": os.getpid(),
@@ -109,6 +110,8 @@ def run(
         this.place.release()
         if this.place.queue:
             this.place.queue.write_view()
+        if this.keeper:
+            this.keeper.reap()
     return outcome
 
 
@@ -187,11 +190,14 @@ def _contained(this: Run) -> Outcome:
             from sandrun import report
 
             report.end(outcome, settings, backend)
+    except BaseException:
+        container.kill()
+        raise
     finally:
         container.close()
         if keeper:
             keeper.dismiss()
-            keeper.reap()
+            this.keeper = keeper
     return outcome
 
 

@@ -4,8 +4,8 @@ Promises that the command gets the caller's signal mask and dispositions, descri
 and process group. It shares the supervisor's process group, so the terminal's signals reach it
 exactly once and straight from the kernel, and job control works as without sandrun.
 
-Two ways, by cost: posix_spawn(3) (a vfork: 0.6 ms) where nothing must be done in the child, and
-fork (1.1 ms) where the child itself must enter its container before exec.
+Two ways, by cost: posix_spawn(3) (a vfork: 0.6 ms) where the supervisor can enter the container
+and leave it again, and fork (1.1 ms) where the child itself must enter before exec.
 
 What cannot be kept: Python ignores SIGPIPE and SIGXFSZ before our first line, so whether the
 caller ignored them is unknown; the command gets the default, as from a shell.
@@ -14,6 +14,8 @@ caller ignored them is unknown; the command gets the default, as from a shell.
 import _signal
 import errno
 import os
+
+from sandrun.model import SandrunError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,20 +78,42 @@ def _was_in_environment(start: bytes) -> bool:
         return True
 
 
-def direct(argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
-    """Start the command by posix_spawn; its pid. Raises OSError when it cannot be executed."""
+def _nothing() -> None:
+    pass
+
+
+def direct(
+    argv: "list[str]",
+    env: "Mapping[str, str]",
+    heritage: Heritage,
+    enter: "Callable[[], None]" = _nothing,
+    leave: "Callable[[], None]" = _nothing,
+) -> int:
+    """Start the command by posix_spawn; its pid. The caller itself enters, spawns, and leaves.
+
+    Raises OSError when the command cannot be executed, SandrunError when the caller cannot enter.
+    """
     if heritage.ignores_chld:  # posix_spawn can reset a disposition but not ignore a signal
-        return fork(argv, env, heritage, _nothing)
+        return fork(argv, env, heritage, enter)
     try:
+        _moved(enter)
         return _posix_spawn(argv[0], argv, env, heritage)
     except OSError as error:
         if error.errno != errno.ENOEXEC:
             raise
-        return fork(argv, env, heritage, _nothing)
+        return fork(argv, env, heritage, enter)
+    finally:
+        _moved(leave)
 
 
-def _nothing() -> None:
-    pass
+def _moved(move: "Callable[[], None]") -> None:
+    try:
+        move()
+    except OSError as error:
+        raise SandrunError(
+            f"cannot move between containers: {error.filename}: {error.strerror}",
+            "see sandrun doctor",
+        ) from None
 
 
 def _posix_spawn(file: str, argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
@@ -106,10 +130,15 @@ def fork(
     """Start the command by fork: the child calls `enter`, then exec; its pid.
 
     A child that cannot enter or exec never runs the command: it writes `<E|X><errno>` (E: could
-    not enter, X: could not exec) to `heritage.errors` and exits.
+    not enter, X: could not exec) to `heritage.errors` and exits. Raises OSError if `clone` does.
     """
     read_end, write_end = os.pipe()
-    pid = clone()
+    try:
+        pid = clone()
+    except OSError:
+        os.close(read_end)
+        os.close(write_end)
+        raise
     if pid == 0:
         _child(argv, env, heritage, enter, write_end)
     os.close(write_end)

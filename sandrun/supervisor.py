@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Stops of job control; SIGSTOP is left out: whoever stops the command with it means only that.
 _JOB_STOPS = (_signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU)
 _SI_USER_MAX = 0  # si_code > 0: sent by the kernel (sigaction(2)), so the whole group has it
+_FIRST_LOOK = 0.01
 _SETTLE = 0.1
 """Seconds that processes already on their way out get before they count as left behind."""
 
@@ -47,7 +48,8 @@ class Supervisor:
         self.limit = settings.memory
         now = time.monotonic()
         self.wall_end = now + settings.timeout if settings.timeout else None
-        self.look_at: float | None = now
+        # Not at once: most commands that end within an instant are never looked at.
+        self.look_at: float | None = now + _FIRST_LOOK
         self.kill_at: float | None = None
         self.reason = ""
         self.status: int | None = None
@@ -55,7 +57,6 @@ class Supervisor:
 
     def run(self) -> Outcome:
         """Supervise to the end; the outcome."""
-        self._look()
         if self.kernel:
             _thread.start_new_thread(self._await_events, ())
         while self.status is None:
