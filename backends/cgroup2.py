@@ -46,16 +46,30 @@ def find_parent(needed: "dict[str, bool]") -> str:
         _check_writable(own)
         enable(own, needed)
         return own
-    if alone or os.path.ismount(own):
+    if os.path.ismount(own) or (alone and _is_delegated(own)):
         _check_writable(own)
         _drain(own, needed)
         return own
     if not os.path.isdir("/run/systemd/system"):
         return _above(own, needed)
+    why = "is not delegated to us" if alone else "holds other processes as well"
     raise Unusable(
-        f"our own group {own} holds other processes as well, and systemd manages it",
+        f"our own group {own} {why}, and systemd manages it",
         "give the run a scope: systemd-run --user --scope -p Delegate=yes sandrun ...",
     )
+
+
+def _is_delegated(own: str) -> bool:
+    """Whether the group's manager leaves what is below it to us (CGROUP_DELEGATION.md): systemd
+    takes controllers back from a group that it did not delegate whenever it reloads."""
+    if not os.path.isdir("/run/systemd/system") or os.geteuid() != 0:
+        return True  # nobody manages it, or its files are ours because it was delegated
+    for name in ("trusted.delegate", "user.delegate"):
+        try:
+            return os.getxattr(own, name) == b"1"
+        except OSError:
+            continue
+    return False
 
 
 def _check_ours(own: str) -> None:

@@ -4,11 +4,9 @@ Invariant: a run's group is locked (flock on its directory) by its supervisor an
 either lives, so a group of ours that is not locked belongs to a dead run and may be ended.
 """
 
-import _collections_abc
 import errno
 import fcntl
 import os
-import sys
 import time
 
 from sandrun import kernel
@@ -17,10 +15,6 @@ from sandrun.model import Unusable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-# Exactly what `collections` does when it is imported. cgroupspy wants this one module of it, which
-# every interpreter has loaded; the rest of the package would be a sixth of the whole start (1.7 ms).
-sys.modules.setdefault("collections.abc", _collections_abc)
 
 PREFIX = "sandrun-"
 """Every group of ours is `sandrun-<run id>`, below our own group and nowhere else."""
@@ -41,28 +35,40 @@ def _lines(path: str) -> "list[str]":
     return kernel.read(path).decode("utf-8", "surrogateescape").split("\n")
 
 
+def _mount(controller: str) -> "tuple[str, str]":
+    """Where the v1 controller, or the v2 hierarchy (''), is mounted, and which part of it."""
+    kind = "cgroup" if controller else "cgroup2"
+    for line in _lines("/proc/self/mountinfo"):
+        fields, _, more = line.partition(" - ")
+        fstype, *rest = more.split(" ")
+        if fstype == kind and (not controller or controller in rest[-1].split(",")):
+            root, mount = fields.split(" ")[3:5]
+            return root, mount
+    raise Unusable(f"no {_what(controller)} is mounted")
+
+
+def _what(controller: str) -> str:
+    return f"cgroup v1 {controller} controller" if controller else "cgroup v2 hierarchy"
+
+
+def own_mount(controller: str) -> str:
+    """The mount point of a v1 controller, or of the v2 hierarchy (''). Raises Unusable."""
+    return _mount(controller)[1]
+
+
 def own_group(controller: str) -> str:
     """The directory of our own group: of a v1 controller, or of the v2 hierarchy (''); Unusable.
 
     Where only a subtree is mounted (a container), /proc/self/cgroup still tells the whole path;
     mountinfo tells which part of it the mount shows (proc(5), cgroups(7)).
     """
-    kind = "cgroup" if controller else "cgroup2"
-    what = f"cgroup v1 {controller} controller" if controller else "cgroup v2 hierarchy"
-    for line in _lines("/proc/self/mountinfo"):
-        fields, _, more = line.partition(" - ")
-        fstype, *rest = more.split(" ")
-        if fstype == kind and (not controller or controller in rest[-1].split(",")):
-            root, mount = fields.split(" ")[3:5]
-            break
-    else:
-        raise Unusable(f"no {what} is mounted")
+    root, mount = _mount(controller)
     for line in _lines("/proc/self/cgroup"):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if path and (controller in controllers.split(",")):
             break
     else:
-        raise Unusable(f"we are in no group of the {what}")
+        raise Unusable(f"we are in no group of the {_what(controller)}")
     # A mount from outside our cgroup namespace shows a tree in which our path means nothing.
     if root.startswith("/..") or path.startswith("/.."):
         raise Unusable(

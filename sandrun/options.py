@@ -190,7 +190,7 @@ _RIGHT = {
     "text": "a text that is not empty",
 }
 
-BACKENDS = ("auto", "cgroup2", "cgroup1", "rlimit", "none")
+BACKENDS = ("auto", "cgroup2", "systemd", "cgroup1", "rlimit", "none")
 
 OPTIONS = (
     Option(
