@@ -1,0 +1,249 @@
+"""What a machine of the laboratory is made of, built once and kept outside the repository.
+
+Promises: everything lies in the cache under a name that holds a hash of all it was built from,
+and appears there by one rename under that name's lock; so what exists is whole and current, and
+labs that want the same thing at once build it once. Nothing of the host is changed, but for the
+two Debian packages of `need_tools`; nothing is ever written into the checkout.
+
+Leaves to others: what an image holds (image.sh), how a kernel is made (kernel.sh, uml.config).
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import inspect
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+CHECKOUT = HERE.parent
+GUEST_PYTHON = "3.11"  # Debian 12's, where image.sh comes from
+PACKAGES = f"lib/python{GUEST_PYTHON}/dist-packages"
+DEBIAN_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
+APT_INSTALL = "apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends"
+
+
+class LabError(Exception):
+    """What happened, and what mends it."""
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.hint = hint
+
+
+def say(line: str) -> None:
+    print(f"lab: {line}", file=sys.stderr, flush=True)
+
+
+# --- the cache -------------------------------------------------------------------------------
+
+
+def cache() -> Path:
+    named = os.environ.get("SANDRUN_LAB_CACHE")
+    if named:
+        path = Path(named)
+    else:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        path = Path(home) / "sandrun-lab"
+    path.mkdir(parents=True, exist_ok=True)
+    return path.resolve()
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the kernel's lock on `path`; yields whether it was had."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def empty_cache() -> None:
+    """Ours only: the folder may be shared."""
+    for pattern in ("root-*", "packages-*", "kernel-*", "build-tools", "part.*", "locks"):
+        for path in cache().glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def digest(parts: Iterable[str | Path]) -> str:
+    state = hashlib.sha256()
+    for part in parts:
+        data = part.read_bytes() if isinstance(part, Path) else part.encode()
+        state.update(b"%d:" % len(data) + data)
+    return state.hexdigest()[:16]
+
+
+def cached(name: str, build: Callable[[Path], None]) -> Path:
+    """The cache's `name`, built first if need be: `build` gets a path to make, file or folder."""
+    path = cache() / name
+    if path.exists():
+        return path
+    locks = cache() / "locks"
+    locks.mkdir(exist_ok=True)
+    with locked(locks / name):
+        if not path.exists():  # another lab may have built it while we waited
+            say(f"building {name}")
+            started = time.monotonic()
+            with tempfile.TemporaryDirectory(prefix="part.", dir=cache()) as part:
+                build(Path(part) / name)
+                (Path(part) / name).rename(path)
+            say(f"built {name} in {time.monotonic() - started:.0f} s")
+    return path
+
+
+def call(*argv: str | Path, env: dict[str, str] | None = None) -> None:
+    """A builder; its output is shown only when it fails."""
+    with subprocess.Popen(
+        argv,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as builder:
+        try:
+            output = builder.communicate()[0]
+        except BaseException:  # we are being stopped: let it clean up after itself, all of it
+            os.killpg(builder.pid, signal.SIGTERM)
+            raise
+    if builder.returncode:
+        sys.stderr.buffer.write(output[-8000:])
+        command = shlex.join(map(str, argv))
+        raise LabError(f"{command}: exit {builder.returncode}", "the end of its output is above")
+
+
+# --- what a machine is made of ---------------------------------------------------------------
+
+
+def need_tools() -> None:
+    """Debian's tools for the images; installed when we may, else the line that does it."""
+    os.environ["PATH"] += ":/usr/sbin:/sbin"
+    missing = sorted({package for tool, package in DEBIAN_TOOLS.items() if not shutil.which(tool)})
+    if os.geteuid() and not shutil.which("fakeroot"):
+        missing += ["fakeroot", "uidmap"]
+    if not missing:
+        return
+    if os.geteuid() or not shutil.which("apt-get"):
+        raise LabError(f"missing: {' '.join(missing)}", f"sudo {APT_INSTALL} {' '.join(missing)}")
+    say(f"installing {' '.join(missing)}")
+    call("apt-get", "update")
+    call(*APT_INSTALL.split(), *missing, env={"DEBIAN_FRONTEND": "noninteractive"})
+
+
+def image(flavour: str) -> Path:
+    script = HERE / "image.sh"
+    return cached(f"root-{flavour}-{digest([script])}.ext4", lambda out: call(script, out, flavour))
+
+
+def kernel() -> Path:
+    """The named kernel, else one built from Debian's source, else Debian's own (older) one."""
+    named = os.environ.get("SANDRUN_LAB_KERNEL")
+    if named:
+        if not os.access(named, os.X_OK):
+            raise LabError(f"SANDRUN_LAB_KERNEL is not a program: {named}")
+        return Path(named).resolve()
+    script = HERE / "kernel.sh"
+    key = digest([script, HERE / "uml.config"])
+    packaged = cache() / f"kernel-package-{key}"
+    if os.environ.get("SANDRUN_LAB_KERNEL_FROM") != "package" and not packaged.exists():
+        try:
+            return cached(f"kernel-source-{key}", lambda out: call(script, "source", out))
+        except LabError as error:
+            say(f"{error}; taking Debian's user-mode-linux instead (README.md: its limits)")
+    return cached(packaged.name, lambda out: call(script, "package", out))
+
+
+def requirements() -> list[str]:
+    with open(CHECKOUT / "pyproject.toml", "rb") as file:
+        project = tomllib.load(file)["project"]
+    ours = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    lines = (HERE / "requirements.txt").read_text().splitlines()
+    return sorted({*ours, *(line for line in lines if line and not line.startswith("#"))})
+
+
+def pip(*arguments: str | Path, env: dict[str, str] | None = None) -> None:
+    call(sys.executable, "-m", "pip", *arguments, "--quiet", "--no-input", env=env)
+
+
+def into_prefix(target: Path, prefix: Path) -> None:
+    """pip's --target tree becomes a /usr/local; scripts name the guest's interpreter, not ours."""
+    (prefix / PACKAGES).parent.mkdir(parents=True)
+    shutil.move(target, prefix / PACKAGES)
+    scripts = prefix / PACKAGES / "bin"
+    if scripts.exists():
+        scripts.rename(prefix / "bin")
+        for script in (prefix / "bin").iterdir():
+            first, newline, rest = script.read_bytes().partition(b"\n")
+            if first.startswith(b"#!") and b"python" in first:
+                script.write_bytes(b"#!/usr/bin/python3" + newline + rest)
+
+
+def build_packages(out: Path) -> None:
+    """All third-party packages, as a disk that the guest mounts on /usr/local."""
+    wheels, target, prefix = (out.parent / name for name in ("wheels", "target", "prefix"))
+    # Pure Python, but published as source only; everything else must be a wheel, because it is
+    # for the guest's Python and libc and not for ours.
+    source_only = [line for line in requirements() if line.startswith("cgroupspy")]
+    pip("wheel", "--wheel-dir", wheels, *source_only)
+    platforms = ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_36_x86_64")
+    pip(
+        *("install", "--target", target, "--only-binary=:all:", "--find-links", wheels),
+        *("--python-version", GUEST_PYTHON, "--implementation", "cp"),
+        *(word for name in platforms for word in ("--platform", name)),
+        *requirements(),
+    )
+    into_prefix(target, prefix)
+    call("truncate", "-s", "200M", out)
+    call("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", prefix, out)
+
+
+def packages() -> Path:
+    recipe = [inspect.getsource(step) for step in (build_packages, into_prefix)]
+    key = digest([*requirements(), GUEST_PYTHON, *recipe])
+    return cached(f"packages-{key}.ext4", build_packages)
+
+
+def build_tools(out: Path) -> None:
+    """setuptools, kept apart: the host's may be too old, and isolation would fetch it each time."""
+    pip("install", "--target", out, "setuptools>=64", "wheel")
+
+
+def install_sandrun(source: Path, out: Path) -> None:
+    """As users get it: built by its own backend, from a copy, for that writes into its folder."""
+    tools = cached("build-tools", build_tools)
+    with tempfile.TemporaryDirectory(prefix="sandrun-site.") as folder:
+        copy, target = Path(folder) / "source", Path(folder) / "target"
+        shutil.copytree(source, copy, symlinks=True)
+        install = ("install", "--no-deps", "--no-build-isolation", "--target", target, copy)
+        pip(*install, env={"PYTHONPATH": str(tools)})
+        into_prefix(target, out)
+
+
+def copy_checkout(out: Path) -> None:
+    """What git tracks, or would track, as it is in the working tree; not .git itself."""
+    listing = subprocess.run(
+        ["git", "-C", CHECKOUT, "ls-files", "-coz", "--exclude-standard"],
+        capture_output=True,
+        check=False,
+    )
+    if listing.returncode:
+        raise LabError(f"git ls-files failed: {listing.stderr.decode().strip()}")
+    out.mkdir()
+    for name in sorted({*listing.stdout.decode(errors="surrogateescape").split("\0")} - {""}):
+        source, copy = CHECKOUT / name, out / name
+        if source.is_symlink() or source.is_file():  # else deleted, or being replaced right now
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy2(source, copy, follow_symlinks=False)
