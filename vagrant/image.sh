@@ -113,6 +113,11 @@ $as_root sh -euc '
     if [ -e "$work/slim.tar" ]; then
         mkdir -p "$work/root/srv/container"
         tar -C "$work/root/srv/container" --exclude="./dev/*" -xpf "$work/slim.tar"
+        # Mount points that rootless podman may not make in a tree of root.
+        cd "$work/root/srv/container"
+        ln -sf ../proc/self/mounts etc/mtab
+        mkdir -p run/secrets dev/pts
+        touch etc/resolv.conf etc/hosts etc/hostname run/.containerenv
     fi
     truncate -s "$size" "$out.part"
     mke2fs -q -F -t ext4 -O ^has_journal,^metadata_csum -m 0 -L root -d "$work/root" "$out.part"

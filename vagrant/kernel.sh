@@ -35,7 +35,7 @@ make -s ARCH=um olddefconfig
 grep -v '^#' /uml.config | while read -r option; do
     [ -z "$option" ] || grep -qx "$option" .config || echo "not in force: $option"
 done
-make -s ARCH=um -j"$(nproc)" linux
+make -s ARCH=um -j"$(nproc)" linux >/dev/null
 strip -o /linux-uml linux
 E
 mmdebstrap --quiet --variant=apt --setup-hook="$backports" \
