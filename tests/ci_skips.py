@@ -1,0 +1,62 @@
+"""The verdict of a whole CI run: `ci_skips.py PLACE FAILED-STAGES JUNIT-FILE...`.
+
+Promises: a skip that nobody expected at PLACE fails the run, and so does a run of no tests. The
+last line printed is `ci: N passed, N failed, N skipped`, where every test counts once and a failed
+stage counts as a failure. An expected failure (xfail) is no skip: the test ran, and said so.
+"""
+
+import re
+import sys
+from xml.etree import ElementTree
+
+EXPECTED: dict[str, tuple[str, ...]] = {
+    # A root shell in a container: cgroup v1 controllers, no systemd, no virtual machine.
+    "container": (),
+    # A virtual machine of GitHub's: cgroup v2 under systemd, root through sudo.
+    "github": (),
+}
+"""For each place the skip reasons that are right there, as patterns of the whole reason."""
+
+
+class Tally:
+    """What the JUnit files say. `unexpected` holds one line for each skip to explain."""
+
+    def __init__(self, place: str) -> None:
+        self.patterns = [re.compile(pattern) for pattern in EXPECTED[place]]
+        self.passed = 0
+        self.failed = 0
+        self.skipped = 0
+        self.unexpected: list[str] = []
+
+    def add(self, case: ElementTree.Element) -> None:
+        name = f"{case.get('classname')}::{case.get('name')}"
+        if case.find("failure") is not None or case.find("error") is not None:
+            self.failed += 1
+            return
+        skip = case.find("skipped")
+        if skip is None or skip.get("type") == "pytest.xfail":
+            self.passed += 1
+            return
+        self.skipped += 1
+        reason = skip.get("message") or ""
+        if not any(pattern.fullmatch(reason) for pattern in self.patterns):
+            self.unexpected.append(f"{name}: {reason}")
+
+
+def main(place: str, failed_stages: str, *files: str) -> int:
+    tally = Tally(place)
+    for file in files:
+        for case in ElementTree.parse(file).iter("testcase"):
+            tally.add(case)
+    for line in tally.unexpected:
+        print(f"skipped, and not expected at {place}: {line}")
+    if not tally.passed:
+        print("no test passed: something is wrong with the run itself")
+    # A stage that fails because of its tests is counted by those.
+    failed = max(tally.failed, int(failed_stages)) + len(tally.unexpected)
+    print(f"ci: {tally.passed} passed, {failed} failed, {tally.skipped} skipped")
+    return 1 if failed or not tally.passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
