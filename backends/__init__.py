@@ -4,19 +4,12 @@
 of asking first: an attempt costs less than a check and cannot be out of date.
 """
 
-import _collections_abc
-import sys
-
 from sandrun.model import SandrunError, Unusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandrun.model import Limits
     from sandrun.protocol import Backend, Container
-
-# Exactly what `collections` does when it is imported. cgroupspy wants this one module of it, which
-# every interpreter has loaded; the rest of the package costs a sixth of the whole start (1.7 ms).
-sys.modules.setdefault("collections.abc", _collections_abc)
 
 ORDER = ("cgroup2", "systemd", "cgroup1", "rlimit")
 """The candidates of `auto`, best first."""

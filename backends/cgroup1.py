@@ -15,17 +15,16 @@ lock, whose writers wait for RCU (9 ms). So the supervisor enters, spawns, and l
 
 import os
 
-from cgroupspy.controllers import (
+from sandrun import messages, sampling, spawn
+from sandrun.backends import group2, groups
+from sandrun.backends.spy import (
+    BaseFileInterface,
     BlkIOController,
     Controller,
     CpuAcctController,
     CpuController,
     MemoryController,
 )
-from cgroupspy.interfaces import BaseFileInterface
-
-from sandrun import messages, sampling, spawn
-from sandrun.backends import group2, groups
 from sandrun.model import Limits, Process, Unusable, Usage
 
 TYPE_CHECKING = False

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from sandrun.backends.group2 import Group2
     from sandrun.protocol import Check
 
-LEAF = groups.PREFIX + "leaf"
-"""The group that takes the processes of a group that we use: not a run's, never collected."""
+LEAF = "sandrun.leaf"
+"""The group that takes the processes of a group that we use; not a run's name: never collected."""
 _DRAIN_SECONDS = 1.0
 
 

@@ -12,11 +12,9 @@ clone3 is not to be had (old kernels, seccomp profiles).
 import os
 import time
 
-from cgroupspy.controllers import Controller
-from cgroupspy.interfaces import BaseFileInterface, DictFile, FlagFile, IntegerFile
-
 from sandrun import kernel, messages, sampling, spawn
 from sandrun.backends import groups
+from sandrun.backends.spy import BaseFileInterface, Controller, DictFile, FlagFile, IntegerFile
 from sandrun.model import Limits, Process, Unusable, Usage
 
 TYPE_CHECKING = False

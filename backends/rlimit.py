@@ -68,7 +68,7 @@ class RlimitContainer:
         self.peak = max(self.peak, self.current)
         self.sampler.look(self.current, lambda: pids)
         if self.current > self.limits.memory:
-            self.struck = "the monitor saw the tree over the limit"
+            self.struck = "own"
         return self.sampler.due(self.current)
 
     def wait_event(self) -> bool:

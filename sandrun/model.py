@@ -123,9 +123,10 @@ class Usage:
 class Outcome:
     """How a run ended.
 
-    `reason` is one of `exit`, `signal`, `timeout`, `memory`, `not-started`, `gave-up`, `left`
-    (the waiter was told to go), `failed` (sandrun itself) and `lost` (the supervisor was killed;
-    written by whoever found the run).
+    `reason` is one of `exit`, `signal`, `timeout`, `memory`, `outer-memory` (not the run's own
+    limit struck but one around it), `not-started`, `gave-up`, `left` (the waiter was told to go),
+    `failed` (sandrun itself) and `lost` (the supervisor was killed; written by whoever found the
+    run).
     """
 
     __slots__ = ("code", "leftovers", "reason", "signal", "top", "usage")

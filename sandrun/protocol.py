@@ -32,7 +32,8 @@ class Container(Protocol):
     keeper: int
     """The pid of the run's keeper once it was started: never one of the run's processes."""
     struck: str
-    """'' or why the limit ended processes of this container, as a phrase for people."""
+    """'', or whose memory limit ended processes of this container: `own`, or `outer` (a container,
+    a slice, the host around us)."""
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
         """Start the command so that its first instruction already runs inside; return its pid.

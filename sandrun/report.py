@@ -35,7 +35,7 @@ def half(current: int, limit: int, top: "list[Process]") -> None:
 
 def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     """Say why the run ended, unless it ended by itself, and what it left behind."""
-    if outcome.reason == "memory":
+    if outcome.reason in ("memory", "outer-memory"):
         _memory(outcome, settings, backend)
     elif outcome.reason == "timeout":
         messages.error(
@@ -52,18 +52,23 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
 
 def _memory(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     by = "the kernel" if backend.kernel else "polling"
-    label = " as sampled" if outcome.usage.sampled else ""
-    lines = [
-        f"memory limit of {size_text(settings.memory)} reached: ended the run "
-        f"(peak {size_text(outcome.usage.peak)}{label}; enforced by {by}, {backend.name})"
-    ]
-    lines += [f"  {size_text(p.memory):>9}  pid {p.pid}  {p.command}" for p in outcome.top]
+    usage = outcome.usage
+    label = " as sampled" if usage.sampled else ""
+    kinds = "".join(f", {kind} {size_text(size)}" for kind, size in usage.kinds.items())
+    facts = f"peak {size_text(usage.peak)}{label}{kinds}; enforced by {by}, {backend.name}"
+    own = size_text(settings.memory)
     twice = max(2 * settings.memory // MIB, 1)
-    messages.error(
-        "\n".join(lines),
-        f"allow more: --memory {twice}M, MEMORY_LIMIT_MB={twice}, "
-        f'or memory = "{twice}M" in sandrun.toml',
-    )
+    if outcome.reason == "memory":
+        text = f"memory limit of {own} reached: ended the run ({facts})"
+        hint = (
+            f"allow more: --memory {twice}M, MEMORY_LIMIT_MB={twice}, "
+            f'or memory = "{twice}M" in sandrun.toml'
+        )
+    else:
+        text = f"a memory limit around the run struck, not its own of {own}: ended it ({facts})"
+        hint = "look at the container's memory limit, the slice's MemoryMax, or the host's memory"
+    lines = [f"  {size_text(p.memory):>9}  pid {p.pid}  {p.command}" for p in outcome.top]
+    messages.error("\n".join([text, *lines]), hint)
 
 
 def _count(processes: "list[Process]") -> str:

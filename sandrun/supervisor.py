@@ -180,7 +180,8 @@ class Supervisor:
     def _outcome(self, status: int) -> Outcome:
         code = os.waitstatus_to_exitcode(status)
         if self.container.struck or self.reason == "memory":
-            return Outcome("memory", EXIT_MEMORY)
+            outer = self.container.struck == "outer"
+            return Outcome("outer-memory" if outer else "memory", EXIT_MEMORY)
         if self.reason == "timeout":
             return Outcome("timeout", EXIT_TIMEOUT)
         return Outcome("signal", 128 - code, -code) if code < 0 else Outcome("exit", code)
