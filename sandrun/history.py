@@ -1,7 +1,8 @@
 """The records of past runs: one JSON line each, in the user's state folder.
 
-Each record is one O_APPEND write, so that runs that end together never mix; a reader tolerates a
-torn last line. The file is 0600: command lines can hold secrets.
+Each record is one O_APPEND write, so that runs that end together never mix. A line that a power
+cut or a full disk tore is closed by the next writer and passed over by readers. The file is 0600:
+command lines can hold secrets.
 """
 
 import os
@@ -58,14 +59,16 @@ def append(record: "dict[str, object]", fallback: str) -> None:
 
 
 def _append(file: str, line: bytes) -> None:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     try:
         fd = os.open(file, flags, 0o600)
     except FileNotFoundError:
         os.makedirs(os.path.dirname(file), 0o700, exist_ok=True)
         fd = os.open(file, flags, 0o600)
     try:
-        os.write(fd, line)
+        size = os.fstat(fd).st_size
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        os.write(fd, b"\n" + line if torn else line)
     finally:
         os.close(fd)
 

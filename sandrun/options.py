@@ -441,7 +441,7 @@ def _take_option(flags: "dict[str, object]", word: str, argv: "list[str]", at: i
                 "options of the command itself go after it, or after --; see sandrun --help",
             )
         if option.kind == "count":
-            if has_value:
+            if has_value and name == names[-1]:  # a value belongs to the last letter of a bundle
                 raise UsageError(f"option {name} takes no value")
             flags[option.key] = int(str(flags.get(option.key, 0))) + 1
             continue

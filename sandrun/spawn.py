@@ -93,7 +93,8 @@ def direct(
 
     Raises OSError when the command cannot be executed, SandrunError when the caller cannot enter.
     """
-    if heritage.ignores_chld:  # posix_spawn can reset a disposition but not ignore a signal
+    # posix_spawn can reset a disposition but not ignore a signal; Python's refuses an empty name.
+    if heritage.ignores_chld or not argv[0]:
         return fork(argv, env, heritage, enter)
     try:
         _moved(enter)

@@ -1,0 +1,32 @@
+"""Fixtures: `box`, an isolated place to run sandrun in (see `tests.harness`)."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Box, adopt_orphans
+
+adopt_orphans()
+
+
+@pytest.fixture
+def make_box(tmp_path: Path) -> "Iterator[Callable[[str], Box]]":
+    """Makes a box with a backend of the test's choice."""
+    boxes: list[Box] = []
+
+    def make(backend: str = "none") -> Box:
+        root = tmp_path / f"box{len(boxes)}"
+        root.mkdir()
+        boxes.append(Box(root, backend))
+        return boxes[-1]
+
+    yield make
+    for box in boxes:
+        box.close()
+
+
+@pytest.fixture
+def box(make_box: "Callable[[str], Box]") -> Box:
+    """A box whose runs are not contained: cheap, for all that is not about containment."""
+    return make_box("none")

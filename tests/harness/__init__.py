@@ -1,0 +1,236 @@
+"""What the tests share: an isolated place to run sandrun in, and waiting for conditions.
+
+Promises
+- Nothing of the host is read or touched: each `Box` has its own project, home and state.
+- Nothing outlives a test: the test process is a subreaper, so whatever a test started stays among
+  its descendants, however it detached itself, and `Box.close` ends those and nobody else.
+- Every deadline is multiplied by SANDRUN_TEST_SCALE, for slow machines.
+
+Jobs are gated, not timed: `Box.job(name)` is a command that notes its begin and its end in a log
+(O_APPEND, so the log's order is the true one) and blocks between them until `Box.let(name)`.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from sandrun import kernel
+
+SCALE = float(os.environ.get("SANDRUN_TEST_SCALE") or "1")
+ROOT = Path(__file__).resolve().parents[2]
+_KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START")
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
+
+T = TypeVar("T")
+
+
+def wait_for(condition: Callable[[], T], seconds: float = 10, what: str = "") -> T:
+    """Call `condition` until it is true; its value. AssertionError after `seconds` (scaled)."""
+    deadline = time.monotonic() + seconds * SCALE
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds * SCALE:g} s: {what or condition}")
+        time.sleep(0.005)
+    return value
+
+
+def adopt_orphans() -> None:
+    """Make this process the subreaper of all that the tests start."""
+    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs (a zombie does not)."""
+    return not kernel.is_zombie(pid)
+
+
+def launcher() -> list[str]:
+    """The installed command next to this interpreter if there is one, else the module."""
+    installed = Path(sys.executable).with_name("sandrun")
+    return [str(installed)] if installed.exists() else [sys.executable, "-m", "sandrun"]
+
+
+class Box:
+    """A project, a home and a state directory of their own below `root`."""
+
+    def __init__(self, root: Path, backend: str = "none") -> None:
+        self.root = root
+        self.project = root / "project"
+        self.state = root / "state"
+        self.home = root / "home"
+        self.log = root / "log"
+        for directory in (self.project, self.state, self.home):
+            directory.mkdir()
+        self.log.touch()
+        self.env = {key: os.environ[key] for key in _KEPT if key in os.environ}
+        self.env |= {
+            "HOME": str(self.home),
+            "XDG_STATE_HOME": str(self.home / "state"),
+            "XDG_CONFIG_HOME": str(self.home / "config"),
+            "SANDRUN_STATE_DIR": str(self.state),
+            "PYTHONPATH": str(ROOT),
+            "TERM": "dumb",
+        }
+        if backend != "auto":
+            self.env["SANDRUN_BACKEND"] = backend
+        self.started: list[subprocess.Popen[str]] = []
+        self.before = set(kernel.descendants(os.getpid()))
+
+    def start(
+        self,
+        *args: "str | Path",
+        env: "Mapping[str, str] | None" = None,
+        cwd: "Path | None" = None,
+        stdin: int = subprocess.DEVNULL,
+        argv: "list[str] | None" = None,
+        new_session: bool = False,
+    ) -> "subprocess.Popen[str]":
+        """Start `sandrun ARGS` (or `argv`) in the project; stdout is a pipe (see `heard`)."""
+        with open(self.root / f"stderr-{len(self.started)}", "w") as err:
+            process = subprocess.Popen(
+                [*(argv or launcher()), *map(str, args)],
+                env={**self.env, **(env or {})},
+                cwd=cwd or self.project,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=err,
+                text=True,
+                start_new_session=new_session,
+            )
+        self.started.append(process)
+        return process
+
+    def heard(self, process: "subprocess.Popen[str]") -> str:
+        """What a started process has said on stderr so far."""
+        return (self.root / f"stderr-{self.started.index(process)}").read_text()
+
+    def run(
+        self,
+        *args: "str | Path",
+        env: "Mapping[str, str] | None" = None,
+        cwd: "Path | None" = None,
+        seconds: float = 30,
+        argv: "list[str] | None" = None,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run `sandrun ARGS` to its end."""
+        return self.finish(self.start(*args, env=env, cwd=cwd, argv=argv), seconds)
+
+    def finish(
+        self, process: "subprocess.Popen[str]", seconds: float = 30, input: "str | None" = None
+    ) -> "subprocess.CompletedProcess[str]":
+        """Wait for a started process; its exit code and output."""
+        out, _ = process.communicate(input, timeout=seconds * SCALE)
+        err = self.heard(process)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def job(self, name: str) -> list[str]:
+        """A command that logs `begin NAME PID`, waits for `let(NAME)`, and logs `end NAME PID`."""
+        gate = self.root / f"gate-{name}"
+        os.mkfifo(gate)
+        script = 'echo "begin $1 $$" >>"$2"; read _ <"$3"; echo "end $1 $$" >>"$2"'
+        return ["sh", "-c", script, "job", name, str(self.log), str(gate)]
+
+    def let(self, name: str, seconds: float = 20) -> None:
+        """Let the job go on; waits until it has begun."""
+        gate = self.root / f"gate-{name}"
+
+        def opened() -> int:
+            try:
+                return os.open(gate, os.O_WRONLY | os.O_NONBLOCK)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                return 0
+
+        fd = wait_for(opened, seconds, f"job {name} has begun; log: {self.events()}")
+        os.write(fd, b"\n")
+        os.close(fd)
+
+    def hold(self, name: str, *options: str) -> "subprocess.Popen[str]":
+        """Start a run of `job(name)` and wait until it runs."""
+        process = self.start(*options, "--", *self.job(name))
+        self.begun(name)
+        return process
+
+    def queue_up(self, name: str, *options: str) -> "subprocess.Popen[str]":
+        """Start a run of `job(name)` that has to wait, and wait until it has its place."""
+        process = self.start(*options, "--", *self.job(name))
+        mark = f" job {name} "
+        wait_for(lambda: any(mark in line for line in self.view()), 20, f"{name} is in the queue")
+        return process
+
+    def begun(self, name: str, seconds: float = 20) -> int:
+        """Wait until the job has begun; its pid."""
+        wait_for(lambda: ("begin", name) in self.events(), seconds, f"{name} begins")
+        for line in self.log.read_text().splitlines():
+            what, whose, pid = line.split()
+            if (what, whose) == ("begin", name):
+                return int(pid)
+        raise AssertionError(name)
+
+    def events(self) -> list[tuple[str, str]]:
+        """The log so far: (`begin` or `end`, name)."""
+        lines = self.log.read_text().splitlines()
+        return [(line.split()[0], line.split()[1]) for line in lines]
+
+    def directories(self) -> list[Path]:
+        """The state directories of this box's queues."""
+        return sorted(self.state.glob("seq-exec-*"))
+
+    def view(self) -> list[str]:
+        """The lines of all queue.txt."""
+        lines: list[str] = []
+        for directory in self.directories():
+            try:
+                lines += (directory / "queue.txt").read_text().splitlines()
+            except FileNotFoundError:
+                continue
+        return lines
+
+    def status(self, *options: str) -> "list[dict[str, object]]":
+        """The rows of `sandrun status --json`, of all queues with --all."""
+        answer = json.loads(self.run(*options, "status", "--json").stdout)
+        assert answer["v"] == 1
+        return [row for queue in answer["queues"] for row in queue["runs"]]
+
+    def records(self) -> "list[dict[str, object]]":
+        """The history so far."""
+        try:
+            text = (self.home / "state/sandrun/history.jsonl").read_text()
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text.splitlines()]
+
+    def leftovers(self) -> list[int]:
+        """The live processes that this test started."""
+        pids = set(kernel.descendants(os.getpid())) - self.before
+        return [pid for pid in pids if alive(pid)]
+
+    def close(self) -> None:
+        """End all that the test started."""
+
+        def ended() -> bool:
+            for process in self.started:
+                process.poll()
+            for pid in set(kernel.descendants(os.getpid())) - self.before:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, os.WNOHANG)  # reaps adopted orphans, fails for others
+                except OSError:
+                    pass
+            return not self.leftovers()
+
+        wait_for(ended, 20, "everything that the test started is dead")
+        for process in self.started:
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe:
+                    pipe.close()

@@ -1,0 +1,298 @@
+"""The command line: ways to call, exit codes, settings from every source, the subcommands."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Box, launcher, wait_for
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--", "sh", "-c", "echo hi"],
+        ["sh", "-c", "echo hi"],
+        ["-q", "sh", "-c", "echo hi"],
+        ["--memory=512M", "-q", "--", "sh", "-c", "echo hi"],
+        ["--memory", "512", "sh", "-c", "echo hi"],
+    ],
+)
+def test_every_way_to_call(box: Box, words: "list[str]") -> None:
+    done = box.run(*words)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hi\n", "")
+
+
+def test_as_a_module(box: Box) -> None:
+    done = box.run("-m", "sandrun", "--", "echo", "hi", argv=[sys.executable])
+    assert (done.returncode, done.stdout) == (0, "hi\n")
+
+
+def test_a_command_named_like_a_subcommand_runs_after_two_dashes(box: Box) -> None:
+    tool = box.project / "status"
+    tool.write_text("#!/bin/sh\necho mine\n")
+    tool.chmod(0o755)
+    path = f"{box.project}:{box.env['PATH']}"
+    assert box.run("--", "status", env={"PATH": path}).stdout == "mine\n"
+
+
+def test_every_exit_code_is_the_commands_own(box: Box) -> None:
+    """All 256 in one place: the inner runs are nested, so they need no queue."""
+    loop = 'for i in $(seq 0 255); do "$@" -- sh -c "exit $i"; [ $? = $i ] || echo bad $i; done'
+    done = box.run("--", "sh", "-c", loop, "loop", *launcher(), seconds=120)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV, signal.SIGUSR1])
+def test_a_signals_end_is_128_and_its_number(box: Box, signum: signal.Signals) -> None:
+    assert box.run("--", "sh", "-c", f"kill -{int(signum)} $$").returncode == 128 + signum
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--timeout", "0.2", "--", "sleep", "60"], 124, "timeout: ended the run after 0.2 s"),
+        ([], 125, "no command given"),
+        (
+            [
+                "--",
+            ],
+            125,
+            "no command given",
+        ),
+        (["--no-such", "--", "true"], 125, "no such option: --no-such"),
+        (["--memory", "lots", "--", "true"], 125, "--memory 'lots': expected a size"),
+        (["--memory"], 125, "option --memory needs a value"),
+        (["--project", "/nonexistent/dir", "--", "true"], 125, "no such directory"),
+        (["--", "/etc/passwd"], 126, "/etc/passwd: Permission denied"),
+        (["--", "no-such-command-here"], 127, "no-such-command-here: command not found"),
+        (["--", "/no/such/file"], 127, "/no/such/file: No such file or directory"),
+        (["--", ""], 127, "command not found"),
+    ],
+)
+def test_exit_codes_of_what_went_wrong(box: Box, words: "list[str]", code: int, said: str) -> None:
+    done = box.run(*words)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert all(line.startswith("sandrun: ") for line in done.stderr.splitlines())
+
+
+def test_the_command_sees_descriptors_and_directory_of_its_caller(box: Box) -> None:
+    process = box.start("--", "sh", "-c", "cat; pwd; echo err >&2", stdin=subprocess.PIPE)
+    done = box.finish(process, input="in\n")
+    assert (done.stdout, done.stderr) == (f"in\n{box.project}\n", "err\n")
+
+
+# Settings
+
+
+def config(box: Box, *options: str, env: "dict[str, str] | None" = None) -> "dict[str, list[str]]":
+    """`sandrun config` as key -> [value, source]."""
+    done = box.run(*options, "config", env=env)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if not line.startswith("#")]
+    return {row[0]: [" ".join(row[1:-1]), row[-1]] for row in rows}
+
+
+def test_precedence_of_every_source(box: Box) -> None:
+    """Each source in turn is removed, and the next one down holds."""
+    user = box.home / "config/sandrun/config.toml"
+    user.parent.mkdir(parents=True)
+    user.write_text('memory = "105M"\n')
+    pyproject = box.project / "pyproject.toml"
+    pyproject.write_text('[tool.sandrun]\nmemory = "104M"\n')
+    project = box.project / "sandrun.toml"
+    project.write_text('memory = "103M"\n')
+    env = {"SANDRUN_MEMORY": "101", "MEMORY_LIMIT_MB": "102"}
+    seen = [config(box, "--memory", "100M", env=env)["memory"]]
+    for name in ("SANDRUN_MEMORY", "MEMORY_LIMIT_MB"):
+        seen.append(config(box, env=env)["memory"])
+        del env[name]
+    for file in (project, pyproject, user):
+        seen.append(config(box)["memory"])
+        file.unlink()
+    seen.append(config(box)["memory"])
+    assert seen == [
+        ["100 MiB", "--memory"],
+        ["101 MiB", "SANDRUN_MEMORY"],
+        ["102 MiB", "MEMORY_LIMIT_MB"],
+        ["103 MiB", str(project)],
+        ["104 MiB", str(pyproject)],
+        ["105 MiB", str(user)],
+        ["2.0 GiB", "default"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key", "default"),
+    [
+        ("MEMORY_LIMIT_MB", "plenty", "memory", "2.0 GiB"),
+        ("CHECK_INTERVAL", "often", "check_interval", "5 s"),
+        ("CHECK_INTERVAL", "0", "check_interval", "5 s"),
+        ("TIMEOUT", "nan", "timeout", "0 s"),
+        ("VERBOSE", "loud", "verbose", "0"),
+        ("SANDRUN_BACKEND", "magic", "backend", "auto"),
+    ],
+)
+def test_a_bad_value_gets_one_line_and_the_default(
+    box: Box, name: str, text: str, key: str, default: str
+) -> None:
+    env = {"SANDRUN_BACKEND": "", name: text}
+    assert config(box, env=env)[key] == [default, "default"]
+    done = box.run("--", "true", env={**box.env, name: text})
+    assert done.returncode == 0
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, lines
+    assert f"{name}={text!r} is not" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('memory = "x"\n', "memory is not a size"),
+        ("memory = [1]\n", "memory is not a single value"),
+        ("memroy = 1\n", "no such setting: memroy"),
+        ("memory = \n", "the file is ignored"),
+    ],
+)
+def test_a_bad_file_gets_one_line_and_the_default(box: Box, text: str, said: str) -> None:
+    (box.project / "sandrun.toml").write_text(text)
+    done = box.run("--", "true")
+    assert done.returncode == 0
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_plain_variables_work(box: Box) -> None:
+    env = {"MEMORY_LIMIT_MB": "300", "CHECK_INTERVAL": "2", "TIMEOUT": "90", "VERBOSE": "1"}
+    seen = config(box, env=env)
+    assert [seen[key][0] for key in ("memory", "check_interval", "timeout", "verbose")] == [
+        "300 MiB",
+        "2 s",
+        "90 s",
+        "1",
+    ]
+    assert "backend none" in box.run("--", "true", env={"VERBOSE": "1"}).stderr
+
+
+# Subcommands
+
+
+def test_status_shows_runs_and_waiters_in_order(box: Box) -> None:
+    first, second = box.hold("one"), box.queue_up("two")
+    rows = box.status()
+    assert [(row["pid"], row["running"]) for row in rows] == [
+        (first.pid, True),
+        (second.pid, False),
+    ]
+    assert rows[0]["cwd"] == str(box.project)
+    text = box.run("status").stdout
+    assert text.index("runs ") < text.index("waits")
+    everywhere = json.loads(box.run("status", "--all", "--json", cwd=box.root).stdout)
+    assert [row["id"] for row in everywhere["queues"][0]["runs"]] == [row["id"] for row in rows]
+
+
+def test_status_of_nothing(box: Box) -> None:
+    assert box.status() == []
+    assert box.run("status", "--all").stdout == "nothing runs and nothing waits\n"
+
+
+def test_kill_ends_a_waiter_a_run_or_everything_and_says_so(box: Box) -> None:
+    runs = [box.hold("one"), box.queue_up("two"), box.queue_up("three")]
+    ids = [str(row["id"]) for row in box.status()]
+    assert f"ended waiter {ids[1]}" in box.run("kill", ids[1]).stdout
+    assert box.finish(runs[1]).returncode == 143
+    done = box.run("kill", "--all")
+    assert f"ended waiter {ids[2]}" in done.stdout
+    assert f"ended run {ids[0]}" in done.stdout
+    assert [box.finish(run).returncode for run in (runs[0], runs[2])] == [143, 143]
+    assert ("begin", "three") not in box.events()
+    nothing = box.run("kill", "--all")
+    assert (nothing.returncode, nothing.stdout) == (1, "")
+    assert "nothing to end" in nothing.stderr
+
+
+def test_kill_ends_a_stopped_run_that_ignores_sigterm(box: Box) -> None:
+    stubborn = box.start("--grace", "0.2", "--", "sh", "-c", "trap '' TERM; sleep 1000")
+    wait_for(lambda: len(box.status()) == 1, 20)
+    stubborn.send_signal(signal.SIGSTOP)
+    done = box.run("--grace", "0.2", "kill", "--all")
+    assert "ended run" in done.stdout
+    assert stubborn.wait(20) != 0
+
+
+def test_doctor_names_the_backend_in_force(box: Box) -> None:
+    done = box.run("doctor", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["v"] == 1
+    assert done.returncode == (0 if answer["kernel"] else 1)
+    assert f"in force: {answer['backend']}" in box.run("doctor").stdout
+
+
+def test_config_tells_project_and_queue(box: Box) -> None:
+    lines = box.run("config", cwd=box.project).stdout.splitlines()
+    assert lines[0] == f"# project {box.project}"
+    assert lines[1].startswith(f"# queue   {box.state}/seq-exec-")
+
+
+def test_help_and_version(box: Box) -> None:
+    text = box.run("--help").stdout
+    for code in ("75", "124", "125", "126", "127", "137", "128+n"):
+        assert f"  {code} " in text
+    assert box.run("--version").stdout.startswith("sandrun 0.")
+
+
+# The record
+
+
+def test_each_run_leaves_a_private_record(box: Box) -> None:
+    box.run("--", "sh", "-c", "exit 3")
+    (record,) = box.records()
+    for key in ("id", "pid", "project", "cwd", "command", "wait", "wall", "cpu", "backend"):
+        assert key in record
+    assert (record["exit"], record["reason"], record["v"]) == (3, "exit", 1)
+    file = box.home / "state/sandrun/history.jsonl"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+def test_a_torn_last_line_costs_one_record_only(box: Box) -> None:
+    file = box.home / "state/sandrun/history.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_text('{"v": 1, "id": "torn", "comm')
+    box.run("--", "true")
+    box.run("--", "true")
+    script = "from sandrun import history; print(len(list(history.read())))"
+    assert int(box.run("-c", script, argv=[sys.executable]).stdout) == 2
+
+
+def test_a_run_goes_on_where_no_record_can_be_written(box: Box) -> None:
+    (box.home / "state").write_text("a file where the folder should be")
+    done = box.run("--", "sh", "-c", "exit 4")
+    assert (done.returncode, done.stderr) == (4, "")
+
+
+def test_outside_of_a_terminal_nothing_is_coloured(box: Box, tmp_path: Path) -> None:
+    assert "\x1b" not in box.run("--", "no-such-command-here").stderr
+    assert "\x1b[31m" in box.run("--color", "always", "--", "no-such-command-here").stderr
+    assert "\x1b" in box.run("--", "no-such", env={"FORCE_COLOR": "1"}).stderr
+
+
+def test_a_closed_stderr_does_not_fail_a_run(box: Box) -> None:
+    script = 'exec 2>&-; "$@"'
+    words = ["-v", "--", "sh", "-c", "echo out"]
+    done = box.run(*words, argv=["sh", "-c", script, "sh", *launcher()])
+    assert (done.returncode, done.stdout) == (0, "out\n")
+
+
+def test_a_deleted_working_directory_is_no_obstacle(box: Box) -> None:
+    gone = box.root / "gone"
+    gone.mkdir()
+    script = f'cd {gone} && rmdir {gone} && exec "$@" -- true'
+    assert box.run(argv=["sh", "-c", script, "sh", *launcher()]).returncode == 0
+    assert not os.path.exists(gone)

@@ -1,0 +1,38 @@
+"""What a start costs, told by what it imports: deterministic, where a timing would not be."""
+
+import sys
+
+from tests.harness import ROOT, Box
+
+# Built in, or loaded by the interpreter before our first line.
+FREE = {
+    "_abc", "_codecs", "_frozen_importlib", "_frozen_importlib_external", "_imp", "_io",
+    "_signal", "_thread", "_weakref", "_warnings", "_collections_abc", "_stat", "abc", "builtins",
+    "codecs", "encodings", "encodings.aliases", "encodings.utf_8", "errno", "fcntl", "genericpath",
+    "io", "itertools", "marshal", "os", "os.path", "posix", "posixpath", "stat", "sys", "time",
+    "winreg", "zipimport", "_json", "_sha1", "_locale", "_bootlocale", "encodings.ascii",
+}  # fmt: skip
+OURS = {
+    "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.cli", "sandrun.history",
+    "sandrun.keeper", "sandrun.messages", "sandrun.model", "sandrun.options", "sandrun.project",
+    "sandrun.queue", "sandrun.runner", "sandrun.settings", "sandrun.spawn", "sandrun.supervisor",
+}  # fmt: skip
+
+
+def imported(box: Box, *words: str) -> set[str]:
+    """The modules imported by a run, as -X importtime lists them."""
+    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from sandrun.cli import main; main()"
+    python = [sys.executable, "-I", "-S", "-X", "importtime", "-c", start]
+    done = box.run(*words, argv=python)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip() for line in lines[1:]}
+
+
+def test_the_hot_path_imports_nothing_that_costs(box: Box) -> None:
+    assert imported(box, "--", "true") - FREE == OURS
+
+
+def test_a_project_file_without_our_table_costs_no_toml_parser(box: Box) -> None:
+    (box.project / "pyproject.toml").write_text("[tool.other]\nmemory = 1\n")
+    assert imported(box, "--", "true") - FREE == OURS

@@ -1,0 +1,139 @@
+"""The table of options: one corpus of command lines through both parsers, and the converters."""
+
+import click
+import pytest
+
+from sandrun import options
+from sandrun.cli import app
+from sandrun.model import MIB, UsageError
+
+CORPUS = [
+    "true",
+    "make test",
+    "make -j4 --memory 3G test",
+    "-- make -v",
+    "-v make",
+    "-vv -- make",
+    "-qq make",
+    "-vq make",
+    "--verbose --verbose make",
+    "-m 4G make",
+    "-m4G make",
+    "-vm4G make",
+    "-m=4G make",
+    "--memory 4G make",
+    "--memory=4G make",
+    "--memory= make",
+    "--memory make",
+    "--memory",
+    "-m",
+    "--memory 4G --memory 5G make",
+    "--mem 4G make",
+    "--timeout 90 make",
+    "-t 1.5m make",
+    "-t -5 make",
+    "--timeout=nan make",
+    "--check-interval 0 make",
+    "--backend rlimit make",
+    "--backend magic make",
+    "--verbose=2 make",
+    "-x make",
+    "-vx make",
+    "--no-such make",
+    "--queue device make",
+    "--queue= make",
+    "-C /tmp make",
+    "-C/tmp make",
+    "--pids 10 --cpus 1.5 --cpu-weight 50 make",
+    "--cpu-weight 0 make",
+    "--io-read-bps 20M make",
+    "--color always -- -v",
+    "-- --",
+    "- a",
+    "-",
+    "-v -",
+]
+
+
+def ours(argv: "list[str]") -> object:
+    try:
+        parsed = options.parse(argv)
+    except UsageError:
+        return "refused"
+    return parsed.flags, parsed.command
+
+
+def clicks(argv: "list[str]") -> object:
+    try:
+        context = app.cli.make_context("sandrun", list(argv))
+    except click.ClickException:
+        return "refused"
+    flags = {key: value for key, value in context.params.items() if value not in (None, 0)}
+    first = getattr(context, "_protected_args", None) or getattr(context, "protected_args", [])
+    return flags, [*first, *context.args]
+
+
+@pytest.mark.parametrize("line", CORPUS)
+def test_both_parsers_take_a_command_line_the_same_way(line: str) -> None:
+    assert ours(line.split()) == clicks(line.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "subcommand"),
+    [
+        ("status", "status"),
+        ("-v status --json", "status"),
+        ("-- status", ""),
+        ("make status", ""),
+        ("--help", "--help"),
+        ("-h", "--help"),
+        ("-v --version", "--version"),
+        ("make --help", ""),
+    ],
+)
+def test_what_is_a_subcommand(line: str, subcommand: str) -> None:
+    assert options.parse(line.split()).subcommand == subcommand
+
+
+def test_the_table_of_subcommands_is_clicks() -> None:
+    assert set(app.cli.commands) == options.SUBCOMMANDS
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("512", 512 * MIB),
+        ("512M", 512 * MIB),
+        ("1.5GiB", 1536 * MIB),
+        ("2gb", 2048 * MIB),
+        ("4096k", 4 * MIB),
+        ("1t", 1 << 40),
+        (" 64 ", 64 * MIB),
+        ("2097152B", 2 * MIB),
+    ],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert options.parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "0", "nan", "inf", "1e30", "64K", "4 G B", "0x10"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError):
+        options.parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("200ms", 0.2), ("1.5s", 1.5), ("10m", 600), ("2h", 7200), ("1d", 86400)],
+)
+def test_spans(text: str, seconds: float) -> None:
+    assert options.parse_span(text) == seconds
+
+
+def test_every_option_names_what_would_be_right() -> None:
+    """A refused value is answered in our words, never in Python's."""
+    for option in options.OPTIONS:
+        if option.kind in ("text", "count"):
+            continue
+        with pytest.raises(ValueError, match=r"^(a|one of) "):
+            option.convert("!")
