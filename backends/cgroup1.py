@@ -63,6 +63,7 @@ class Group1:
         self.beside = group2.Group2(paths[""]) if "" in paths else None
         self.locks: list[int] = []
         self.events = -1
+        self.notified = False
         self.kinds: dict[str, int] = {}
         self.sampler = sampling.Sampler(limits.memory if limits else 0)
 
@@ -163,7 +164,7 @@ class Group1:
 
     def _watch(self) -> None:
         """Ask for an event at each OOM: an eventfd registered in cgroup.event_control."""
-        self.events = os.eventfd(0, os.EFD_CLOEXEC)
+        self.events = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         control = os.open(self.paths["memory"] + "/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.memory.set_property(b"cgroup.event_control", f"{self.events} {control}")
@@ -186,10 +187,7 @@ class Group1:
                 groups.enter(os.path.dirname(path) + "/tasks")
 
     def poll(self) -> "float | None":
-        if not self.struck:
-            killed = dict(self.memory.oom_control or {}).get("oom_kill", 0)
-            if killed:
-                self.struck = self._who_struck()
+        self.struck = self.struck or self._who_struck()
         current = int(self.memory.usage_in_bytes)
         if self.limits and current > self.limits.memory // 2:
             stat = self._stat()
@@ -200,17 +198,35 @@ class Group1:
         return self.sampler.due(current)
 
     def _who_struck(self) -> str:
-        """v1 counts a kill at the victim, whoever's limit it was: ours was reached or it was
-        not ours."""
-        assert self.limits
+        """v1 counts a kill at the victim, whoever's limit it was, and sends the event to the group
+        at its limit and all below it: at our limit either means us, else a kill was another's."""
+        if not self.limits:
+            return ""
+        killed = dict(self.memory.oom_control or {}).get("oom_kill", 0)
+        if not killed and not self._was_notified():
+            return ""
         peak = int(self.memory.max_usage_in_bytes)
-        return "own" if peak + _CHARGED_AHEAD >= self.limits.memory else "outer"
+        if peak + _CHARGED_AHEAD >= self.limits.memory:
+            return "own"
+        return "outer" if killed else ""
+
+    def _was_notified(self) -> bool:
+        try:
+            self.notified = os.eventfd_read(self.events) > 0 or self.notified
+        except OSError:
+            pass
+        return self.notified
 
     def wait_event(self) -> bool:
-        if self.events < 0:
-            return False
-        os.read(self.events, 8)
-        return True
+        import select
+
+        waiter = select.poll()
+        waiter.register(self.events, select.POLLIN)
+        while not self.notified:
+            waiter.poll()
+            if self._was_notified():
+                return True
+        return False
 
     def usage(self) -> Usage:
         stat = self._stat()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Keeper:
     """A running keeper; `pid` is its process, a child of the supervisor."""
 
-    __slots__ = ("_pipe", "pid")
+    __slots__ = ("_close", "_container", "_line", "_lock", "_pipe", "pid")
 
     def __init__(
         self, container: "Container", close: "list[int]", lock: "RunLock | None", line: bytes
@@ -29,16 +29,28 @@ class Keeper:
         """Start a keeper. `close`: descriptors that must not live on in it; `line`: what the
         run lock's file says of the run (a nested run has no `lock` of its own).
         """
+        self._container = container
+        self._close = close
+        self._lock = lock
+        self._line = line
+        self._start()
+
+    def _start(self) -> None:
         read_end, self._pipe = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 os.close(self._pipe)
-                _keep(container, close, lock, line, read_end)
+                _keep(self._container, self._close, self._lock, self._line, read_end)
             finally:
                 os._exit(0)
         os.close(read_end)
-        container.keeper = self.pid
+        self._container.keeper = self.pid
+
+    def replace(self) -> None:
+        """It was killed and reaped: start another, so that only both at once can be missed."""
+        os.close(self._pipe)
+        self._start()
 
     def dismiss(self) -> None:
         """The run is over and its container closed: the keeper has nothing left to do."""

@@ -185,7 +185,7 @@ def _contained(this: Run) -> Outcome:
     try:
         if container.token:
             keeper = Keeper(container, place.descriptors(), place.lock, line)
-        outcome = _supervised(this, backend, container)
+        outcome = _supervised(this, backend, container, keeper)
         if outcome.reason not in ("exit", "signal") or outcome.leftovers:
             from sandrun import report
 
@@ -201,7 +201,9 @@ def _contained(this: Run) -> Outcome:
     return outcome
 
 
-def _supervised(this: Run, backend: "Backend", container: "Container") -> Outcome:
+def _supervised(
+    this: Run, backend: "Backend", container: "Container", keeper: "Keeper | None"
+) -> Outcome:
     if this.place.lock:
         # After the keeper was forked, which has the same open file anyway.
         os.set_inheritable(this.place.lock.fd, True)
@@ -211,7 +213,7 @@ def _supervised(this: Run, backend: "Backend", container: "Container") -> Outcom
     except OSError as error:
         stage, number = "X", error.errno or 0
     else:
-        outcome = Supervisor(child, container, this.settings, backend.kernel).run()
+        outcome = Supervisor(child, container, this.settings, backend.kernel, keeper).run()
         stage, number = spawn.failure(this.heritage)
     if stage:
         from sandrun import report

@@ -22,6 +22,7 @@ from sandrun.model import EXIT_MEMORY, EXIT_TIMEOUT, Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandrun.keeper import Keeper
     from sandrun.model import Process
     from sandrun.protocol import Container
     from sandrun.settings import Settings
@@ -38,10 +39,16 @@ class Supervisor:
     """Supervises the command `child` in `container` until nothing of it is left."""
 
     def __init__(
-        self, child: int, container: "Container", settings: "Settings", kernel: bool
+        self,
+        child: int,
+        container: "Container",
+        settings: "Settings",
+        kernel: bool,
+        keeper: "Keeper | None",
     ) -> None:
         self.child = child
         self.container = container
+        self.keeper = keeper
         self.grace = settings.grace
         self.leftovers = settings.leftovers
         self.kernel = kernel
@@ -123,6 +130,8 @@ class Supervisor:
                     self._stopped(os.WSTOPSIG(status))
                 else:
                     self.status = status
+            elif self.keeper and pid == self.keeper.pid and not os.WIFSTOPPED(status):
+                self.keeper.replace()
 
     def _stopped(self, signum: int) -> None:
         """The command was stopped by job control: stop too; go on together when continued."""

@@ -58,6 +58,13 @@ def launcher() -> list[str]:
     return [str(installed)] if installed.exists() else [sys.executable, "-m", "sandrun"]
 
 
+def installed_env(env: dict[str, str]) -> dict[str, str]:
+    """`env` in which the tested package is found: the installed one, or the checkout's."""
+    if ROOT in Path(kernel.__file__).parents:
+        return {**env, "PYTHONPATH": str(ROOT)}
+    return env
+
+
 class Box:
     """A project, a home and a state directory of their own below `root`."""
 
@@ -76,9 +83,9 @@ class Box:
             "XDG_STATE_HOME": str(self.home / "state"),
             "XDG_CONFIG_HOME": str(self.home / "config"),
             "SANDRUN_STATE_DIR": str(self.state),
-            "PYTHONPATH": str(ROOT),
             "TERM": "dumb",
         }
+        self.env = installed_env(self.env)
         if backend != "auto":
             self.env["SANDRUN_BACKEND"] = backend
         self.started: list[subprocess.Popen[str]] = []

@@ -1,0 +1,66 @@
+"""One suite for every backend, wherever it runs: here, and in the laboratory's machines.
+
+`backend` runs each test on each backend. What the place must offer is in SANDRUN_EXPECT, a list of
+names separated by commas (default: whatever works here, and always rlimit): one of those that
+does not work fails every test, any other is a named skip.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from tests.harness import Box, installed_env, launcher
+
+BACKENDS = ("cgroup2", "systemd", "cgroup1", "rlimit")
+KERNEL = ("cgroup2", "systemd", "cgroup1")
+
+
+@cache
+def checks() -> "dict[str, tuple[bool, str]]":
+    """What `sandrun doctor` says of each backend here: (usable, evidence)."""
+    answer = subprocess.run(
+        [*launcher(), "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=installed_env(dict(os.environ)),
+    )
+    rows = json.loads(answer.stdout)["checks"]
+    return {row["name"]: (row["ok"], row["evidence"]) for row in rows}
+
+
+def _need(name: str) -> str:
+    usable, evidence = checks()[name]
+    expected = os.environ.get("SANDRUN_EXPECT", "rlimit").split(",")
+    if not usable:
+        assert name not in expected, f"{name} must work here: {evidence}"
+        pytest.skip(f"{name} is not to be had here: {evidence}")
+    return name
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that works here."""
+    return _need(request.param)
+
+
+@pytest.fixture(params=KERNEL)
+def kernel_backend(request: pytest.FixtureRequest) -> str:
+    """Each backend that works here and whose limits the kernel enforces."""
+    return _need(request.param)
+
+
+@pytest.fixture
+def place(make_box: "Callable[[str], Box]", backend: str) -> Box:
+    """A box whose runs use `backend`."""
+    return make_box(backend)
+
+
+@pytest.fixture
+def kernel_place(make_box: "Callable[[str], Box]", kernel_backend: str) -> Box:
+    """A box whose runs use `kernel_backend`."""
+    return make_box(kernel_backend)

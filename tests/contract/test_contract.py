@@ -1,0 +1,322 @@
+"""What every backend promises a run, with real processes and real limits."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sandrun import kernel
+from tests.harness import SCALE, Box, alive, wait_for
+
+MIB = 1 << 20
+# Grows by 4 MiB a step and touches every page; prints how far it came.
+HOG = """
+import sys, time
+kept = []
+for step in range(int(sys.argv[1]) // 4):
+    kept.append(bytearray(b"x") * (4 << 20))
+    time.sleep(float(sys.argv[2]))
+print("survived")
+"""
+# A daemon by the book: two forks, a session of its own, no descriptor of ours; its pid in a file.
+DAEMON = """
+import os, sys, time
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+os.closerange(0, 256)
+with open(sys.argv[1] + ".new", "w") as file: file.write(str(os.getpid()))
+os.rename(sys.argv[1] + ".new", sys.argv[1])
+time.sleep(1000)
+"""
+
+
+def hog(mib: int, pause: float = 0.005) -> list[str]:
+    return [sys.executable, "-c", HOG, str(mib), str(pause)]
+
+
+def daemon(place: Box, name: str = "daemon") -> "tuple[list[str], Path]":
+    file = place.root / name
+    return [sys.executable, "-c", DAEMON, str(file)], file
+
+
+def pid_in(file: Path) -> int:
+    wait_for(file.exists, 20, f"{file} is written")
+    return int(file.read_text())
+
+
+def groups_left() -> list[str]:
+    """Groups of ours that still exist in any hierarchy."""
+    found: list[str] = []
+    for top, names, _ in os.walk("/sys/fs/cgroup"):
+        found += [f"{top}/{n}" for n in names if re.fullmatch(r"sandrun-[0-9a-f]{8}", n)]
+    return found
+
+
+def test_the_exit_code_is_the_commands(place: Box) -> None:
+    for code in (0, 3, 255):
+        assert place.run("--", "sh", "-c", f"exit {code}").returncode == code
+    assert place.run("--", "sh", "-c", "kill -TERM $$").returncode == 128 + signal.SIGTERM
+    assert place.records()[-1]["backend"] == place.env["SANDRUN_BACKEND"]
+
+
+def test_the_first_instruction_already_runs_inside(place: Box, backend: str) -> None:
+    seen = place.run("--", "cat", "/proc/self/cgroup", "/proc/self/limits").stdout
+    run = place.records()[-1]["id"]
+    if backend == "rlimit":
+        assert re.search(r"Max data size +[0-9]", seen)
+    else:
+        assert f"sandrun-{run}" in seen
+
+
+def test_arguments_environment_and_input_pass_through(place: Box) -> None:
+    words = ["a b", "ü€", "", "'\"", "new\nline", "-x"]
+    script = 'for w; do printf "%s\\0" "$w"; done; printf "%s\\0" "$VALUE"; cat'
+    run = place.start(
+        "--", "sh", "-c", script, "sh", *words, env={"VALUE": "ß"}, stdin=subprocess.PIPE
+    )
+    assert place.finish(run, input="in").stdout.split("\0") == [*words, "ß", "in"]
+    closed = place.run('exec "$@" <&-', "sh", *launch(place), "--", "sh", "-c", "cat", argv=SHELL)
+    assert "Bad file descriptor" in closed.stderr
+
+
+SHELL = ["sh", "-c"]
+
+
+def launch(place: Box) -> list[str]:
+    from tests.harness import launcher
+
+    return launcher()
+
+
+def test_the_tree_dies_at_the_limit_and_is_named(place: Box, backend: str) -> None:
+    done = place.run("-m", "64M", "--", "sh", "-c", '"$@"; echo "went on"', "sh", *hog(600))
+    assert done.returncode == 137
+    assert done.stdout == ""
+    assert "memory limit of 64.0 MiB reached" in done.stderr
+    assert "allow more: --memory 128M" in done.stderr
+    assert re.search(rf"[5-9]\d(\.\d)? MiB +pid \d+ +{re.escape(sys.executable)}", done.stderr)
+    assert len(re.findall(r"memory: .* of 64.0 MiB in use", done.stderr)) == 1
+    record = place.records()[-1]
+    assert record["reason"] == "memory"
+    assert isinstance(record["peak"], int)
+    if backend == "rlimit":
+        assert "enforced by polling" in done.stderr
+        assert record["peak"] < 64 * MIB * 2
+    else:
+        assert 60 * MIB < record["peak"] <= 64 * MIB  # the kernel's own figure: 0 pages over
+    assert not place.leftovers()
+
+
+def test_the_limit_is_the_trees_and_not_a_processs(place: Box) -> None:
+    script = 'for i in 1 2 3 4; do "$@" & done; wait'
+    done = place.run("-m", "96M", "--", "sh", "-c", script, "sh", *hog(40, 0.02), "--")
+    assert done.returncode == 137, done.stderr
+    assert not place.leftovers()
+
+
+def test_shared_memory_counts_once_and_counts(place: Box) -> None:
+    """Four processes that share 40 MiB use 40 and not 160; one that maps 200 passes 96."""
+    script = """
+import mmap, os, sys, time
+size = int(sys.argv[1]) << 20
+shared = mmap.mmap(-1, size)
+for at in range(0, size, 4096): shared[at] = 1
+for i in range(3):
+    if not os.fork():
+        sum(shared[at] for at in range(0, size, 4096)); time.sleep(0.3); os._exit(0)
+for i in range(3): os.wait()
+"""
+    few = place.run("-m", "96M", "--", sys.executable, "-c", script, "40")
+    assert few.returncode == 0, few.stderr
+    many = place.run("-m", "96M", "--", sys.executable, "-c", script, "600")
+    assert many.returncode == 137, many.stderr
+
+
+def test_a_daemon_is_ended_with_the_run_and_named(place: Box) -> None:
+    command, file = daemon(place)
+    done = place.run("--grace", "1", "--", *command, "--")
+    pid = int(file.read_text()) if file.exists() else 0
+    assert done.returncode == 0
+    if pid:  # else it was ended before it could write
+        assert not alive(pid)
+    assert not place.leftovers()
+
+
+def test_a_daemon_that_ignores_sigterm_is_killed(place: Box) -> None:
+    ready = place.root / "ready"
+    script = 'trap "" TERM HUP; setsid sh -c "echo \\$\\$ > $0; while :; do sleep 1; done" & '
+    script += 'while [ ! -s "$0" ]; do sleep 0.01; done'
+    done = place.run("--grace", "0.2", "--", "sh", "-c", script, str(ready))
+    assert done.returncode == 0
+    assert "left behind" in done.stderr
+    assert not alive(int(ready.read_text()))
+    assert not place.leftovers()
+
+
+def test_after_the_timeout_the_tree_gets_sigterm_then_sigkill(place: Box) -> None:
+    script = 'trap "echo term" TERM; while :; do sleep 0.05; done'
+    began = time.monotonic()
+    done = place.run("--timeout", "0.5", "--grace", "0.5", "--", "sh", "-c", script)
+    assert done.returncode == 124
+    assert "term" in done.stdout
+    assert "timeout: ended the run after 0.5 s" in done.stderr
+    assert time.monotonic() - began < 10 * SCALE
+    assert not place.leftovers()
+
+
+def _tree(place: Box) -> "tuple[subprocess.Popen[str], list[int]]":
+    """A run with children, a daemon and a process that ignores all it can; its pids."""
+    command, file = daemon(place)
+    stubborn = place.root / "stubborn"
+    script = 'trap "" HUP INT TERM; "$@"; sh -c "echo \\$\\$ >$0; while :; do sleep 1; done"'
+    run = place.start("--", "sh", "-c", script, str(stubborn), *command, new_session=True)
+    wait_for(lambda: stubborn.exists() and stubborn.read_text(), 30, "the tree is up")
+    return run, [pid_in(file), int(stubborn.read_text())]
+
+
+def _keeper(supervisor: int) -> int:
+    return next(p for p in kernel.descendants(supervisor) if "keeper" in kernel.Stat(p).name)
+
+
+def test_after_sigkill_of_the_supervisor_nothing_lives(place: Box, backend: str) -> None:
+    run, pids = _tree(place)
+    keeper = _keeper(run.pid)
+    os.kill(run.pid, signal.SIGKILL)
+    killed = time.monotonic()
+    wait_for(lambda: not any(map(alive, pids)), 1 if backend != "rlimit" else 3, "the tree is dead")
+    took = time.monotonic() - killed
+    run.wait()
+    wait_for(lambda: not alive(keeper), 5, "the keeper ends")
+    assert not place.leftovers(), took
+    assert place.records()[-1]["reason"] == "lost"
+    assert place.run("--", "true").returncode == 0
+
+
+def test_after_sigkill_of_the_whole_process_group_nothing_lives(place: Box, backend: str) -> None:
+    run, pids = _tree(place)
+    os.killpg(run.pid, signal.SIGKILL)
+    wait_for(lambda: not any(map(alive, pids)), 1 if backend != "rlimit" else 3, "the tree is dead")
+    assert place.run("--", "true").returncode == 0
+
+
+def test_supervisor_and_keeper_killed_together_the_next_run_cleans_up(place: Box) -> None:
+    run, pids = _tree(place)
+    keeper = _keeper(run.pid)
+    os.kill(run.pid, signal.SIGSTOP)
+    os.kill(keeper, signal.SIGKILL)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    # What the next run sees when it starts: gone, or dead and unreaped by this test.
+    script = 'for p; do [ ! -e /proc/$p ] || grep "^State" /proc/$p/status; done'
+    done = place.run("--", "sh", "-c", script, "sh", *map(str, pids))
+    assert set(done.stdout.split("\n")) <= {"", "State:\tZ (zombie)"}
+    assert place.records()[-2]["reason"] == "lost"
+    assert not place.leftovers()
+
+
+def test_the_supervisor_replaces_a_killed_keeper(place: Box) -> None:
+    run, pids = _tree(place)
+    first = _keeper(run.pid)
+    os.kill(first, signal.SIGKILL)
+
+    def another() -> bool:
+        try:
+            return _keeper(run.pid) != first
+        except (StopIteration, OSError):
+            return False
+
+    wait_for(another, 5, "a new keeper")
+    os.kill(run.pid, signal.SIGKILL)
+    wait_for(lambda: not any(map(alive, pids)), 3, "the tree is dead")
+
+
+def test_a_fork_bomb_hits_the_pids_limit_and_is_gone(kernel_place: Box) -> None:
+    bomb = "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass\n"
+    began = time.monotonic()
+    done = kernel_place.run(
+        "--pids", "64", "--timeout", "1", "--grace", "0.3", "--", sys.executable, "-c", bomb,
+        seconds=60,
+    )  # fmt: skip
+    assert done.returncode == 124
+    assert time.monotonic() - began < 20 * SCALE
+    assert not kernel_place.leftovers()
+
+
+def test_a_nested_run_is_charged_to_the_outer_one(kernel_place: Box) -> None:
+    inner = [*launch(kernel_place), "-m", "1G", "--", *hog(600)]
+    done = kernel_place.run("-m", "96M", "--", *inner)
+    assert done.returncode == 137
+    assert "memory limit of 96.0 MiB reached" in done.stderr
+    assert not kernel_place.leftovers()
+
+
+def test_a_nested_run_has_its_own_limit(kernel_place: Box) -> None:
+    inner = [*launch(kernel_place), "-m", "48M", "--", *hog(600)]
+    done = kernel_place.run("-m", "1G", "--", "sh", "-c", '"$@"; echo "inner $?"', "sh", *inner)
+    assert (done.returncode, done.stdout) == (0, "inner 137\n"), done.stderr
+    assert "memory limit of 48.0 MiB reached" in done.stderr
+    assert "memory limit of 1.0 GiB reached" not in done.stderr
+
+
+def test_a_share_of_a_processor_holds_and_is_measured(kernel_place: Box) -> None:
+    spin = "import time\nend = time.monotonic() + 2\nwhile time.monotonic() < end: pass\n"
+    spin += "print(time.process_time())"
+    kernel_place.run("--cpus", "0.3", "--", sys.executable, "-c", spin)
+    done = kernel_place.run("--", sys.executable, "-c", spin)
+    limited, free = (record["cpu"] for record in kernel_place.records()[-2:])
+    assert isinstance(limited, float)
+    assert isinstance(free, float)
+    assert 0.3 < limited < 1.0
+    # The kernel's figure is at least what the process itself saw before its end.
+    assert float(done.stdout) <= free < float(done.stdout) + 0.5 * SCALE
+
+
+def test_groups_are_removed(kernel_place: Box) -> None:
+    before = groups_left()
+    kernel_place.run("--", "true")
+    kernel_place.run("-m", "48M", "--", *hog(200))
+    run = kernel_place.start("--", "sleep", "1000")
+    wait_for(lambda: len(groups_left()) > len(before), 20, "the run's group")
+    os.kill(run.pid, signal.SIGKILL)  # perhaps before it had a keeper
+    kernel_place.run("--", "true")
+    wait_for(lambda: groups_left() == before, 5, "its keeper or the next run removes the groups")
+
+
+def test_require_kernel(place: Box, backend: str) -> None:
+    done = place.run("--require", "kernel", "--", "echo", "ran")
+    if backend == "rlimit":
+        assert (done.returncode, done.stdout) == (125, "")
+        assert "not a kernel's container" in done.stderr
+    else:
+        assert (done.returncode, done.stdout) == (0, "ran\n")
+
+
+@pytest.mark.skipif(not shutil.which("script"), reason="script(1) is not installed")
+def test_ctrl_c_reaches_the_command_once(place: Box) -> None:
+    import pty
+
+    said = place.root / "said"
+    script = 'trap "echo int >>$0" INT; echo up >>$0; while :; do sleep 0.05; done'
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(place.project)
+        os.execvpe("sh", ["sh", "-c", '"$@"; echo "after $?"; read _', "sh", *launch(place),
+                   "--timeout", "20", "--grace", "0.1", "--", "sh", "-c", script, str(said)],
+                   {**place.env})  # fmt: skip
+    try:
+        wait_for(lambda: said.exists() and said.read_text() == "up\n", 20, "the command is up")
+        os.write(terminal, b"\x03")
+        wait_for(lambda: "int" in said.read_text(), 5, "it gets the interrupt")
+        time.sleep(0.2 * SCALE)  # a second one, sent by us, would come within this
+        assert said.read_text() == "up\nint\n"
+    finally:
+        os.close(terminal)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
