@@ -1,0 +1,35 @@
+#!/bin/sh
+# provision.sh: install sandrun from /checkout into /opt/sandrun, with what its tests need.
+#
+# Promises: `sandrun` on every user's PATH; may be repeated. The distribution's python-prctl is
+# used where there is one, hence --system-site-packages: it needs no compiler.
+set -eu
+python=python3
+offline=
+if [ -d /opt/wheels ]; then
+    # The local box brings everything: pip must not even look for a network.
+    offline="--no-index --find-links /opt/wheels --no-build-isolation"
+elif command -v apt-get >/dev/null; then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -q
+    apt-get install -q -y --no-install-recommends python3-venv python3-prctl make git
+elif command -v dnf >/dev/null; then
+    dnf install -q -y python3.11 python3.11-pip make git
+    python=python3.11
+elif command -v apk >/dev/null; then
+    apk add -q python3 make git
+    rc-update -q add cgroups boot && rc-service -q cgroups start
+else
+    echo "provision: no package manager that is known here" >&2
+    exit 1
+fi
+"$python" -m venv --system-site-packages /opt/sandrun
+# From a copy: the build writes into the folder that it builds.
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+cp -r /checkout/. "$copy/"
+# shellcheck disable=SC2086
+/opt/sandrun/bin/pip install -q --disable-pip-version-check $offline --upgrade "$copy[test]" \
+    pytest-timeout jeepney
+ln -sf /opt/sandrun/bin/sandrun /usr/local/bin/sandrun
+sandrun --version
