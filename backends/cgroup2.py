@@ -33,9 +33,8 @@ def find_parent(needed: "dict[str, bool]") -> str:
     """The group in which to make the run's group, its controllers enabled. Raises Unusable."""
     own = groups.own_group("")
     _check_ours(own)
-    parent, name = os.path.split(own)
-    nested = name == groups.MAIN and os.path.basename(parent).startswith(groups.PREFIX)
-    if nested or name == LEAF:
+    if is_ours(own):
+        parent = os.path.dirname(own)
         _check_writable(parent)
         enable(parent, needed)
         return parent
@@ -46,7 +45,7 @@ def find_parent(needed: "dict[str, bool]") -> str:
         _check_writable(own)
         enable(own, needed)
         return own
-    if os.path.ismount(own) or (alone and _is_delegated(own)):
+    if os.path.ismount(own) or (alone and (_is_delegated(own) or limits_around(own))):
         _check_writable(own)
         _drain(own, needed)
         return own
@@ -59,11 +58,36 @@ def find_parent(needed: "dict[str, bool]") -> str:
     )
 
 
+def is_ours(own: str) -> bool:
+    """Whether a group is one of those that we make for processes: a run's, or a leaf."""
+    parent, name = os.path.split(own)
+    in_run = name == groups.MAIN and os.path.basename(parent).startswith(groups.PREFIX)
+    return in_run or name == LEAF
+
+
+def limits_around(own: str) -> str:
+    """A limit of our own group or of one between it and its slice: what a run placed elsewhere in
+    that slice would escape; '' if there is none."""
+    while not (own.endswith(".slice") or os.path.ismount(own)):
+        for name in ("memory.max", "memory.high", "pids.max", "cpu.max"):
+            try:
+                value = kernel.read(f"{own}/{name}").split()[0].decode()
+            except OSError:
+                continue  # the controller is not enabled here
+            # systemd gives every unit a pids.max of its own by default (TasksMax=15%).
+            if value != "max" and name != "pids.max":
+                return f"{name} = {value} of {own}"
+        own = os.path.dirname(own)
+    return ""
+
+
 def _is_delegated(own: str) -> bool:
     """Whether the group's manager leaves what is below it to us (CGROUP_DELEGATION.md): systemd
     takes controllers back from a group that it did not delegate whenever it reloads."""
-    if not os.path.isdir("/run/systemd/system") or os.geteuid() != 0:
-        return True  # nobody manages it, or its files are ours because it was delegated
+    if not os.path.isdir("/run/systemd/system"):
+        return True  # nobody manages it
+    if os.path.basename(own).startswith(groups.PREFIX):
+        return True  # a scope that the backend systemd asked for
     for name in ("trusted.delegate", "user.delegate"):
         try:
             return os.getxattr(own, name) == b"1"
@@ -131,11 +155,9 @@ def _above(own: str, needed: "dict[str, bool]") -> str:
     """The nearest group above `own` that can take a run, without leaving a limit around us."""
     here = own
     while not os.path.ismount(here):
-        for name in ("memory.max", "pids.max", "cpu.max"):
-            if os.path.exists(f"{here}/{name}"):
-                value = kernel.read(f"{here}/{name}").split()[0]
-                if value != b"max":
-                    raise Unusable(f"a run beside {here} would escape its {name}")
+        limit = limits_around(here)
+        if limit:
+            raise Unusable(f"a run beside {own} would escape {limit}")
         here = os.path.dirname(here)
         members = kernel.read(here + "/cgroup.procs").split()
         if not members or not os.path.exists(here + "/cgroup.type"):

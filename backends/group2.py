@@ -9,6 +9,7 @@ The child is cloned straight into `main/` (clone3 with CLONE_INTO_CGROUP, 5.7): 
 clone3 is not to be had (old kernels, seccomp profiles).
 """
 
+import errno
 import os
 import time
 
@@ -250,6 +251,9 @@ class Group2:
                     raise TimeoutError(self.pids())
                 # Not only the event: a read between two changes may have missed one.
                 waiter.poll(min(left * 1000, 50))
+        except OSError as error:
+            if error.errno != errno.ENODEV:  # the group was removed meanwhile
+                raise
         finally:
             os.close(fd)
 

@@ -81,14 +81,19 @@ def own_group(controller: str) -> str:
 
 def pids(path: str) -> "list[int]":
     """The live processes in a group and all below it; zombies left out."""
-    found: list[int] = []
-    for directory, _, _ in os.walk(path):
-        try:
-            found.extend(map(int, kernel.read(directory + "/cgroup.procs").split()))
-        except OSError:
-            continue
-    # 0 stands for a process outside our pid namespace.
-    return [pid for pid in found if pid and not kernel.is_zombie(pid)]
+    # One that was listed and is dead by now may have forked in between: look again.
+    for _ in range(100):
+        found: list[int] = []
+        for directory, _, _ in os.walk(path):
+            try:
+                found.extend(map(int, kernel.read(directory + "/cgroup.procs").split()))
+            except OSError:
+                continue
+        # 0 stands for a process outside our pid namespace.
+        live = [pid for pid in found if pid and not kernel.is_zombie(pid)]
+        if live or not found:
+            break
+    return live
 
 
 def signal(pid: int, signum: int) -> None:

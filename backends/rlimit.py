@@ -81,11 +81,20 @@ class RlimitContainer:
         return self.sampler.top()
 
     def pids(self) -> "list[int]":
+        # Orphans come to us while we walk: who dies after we listed our children and before we
+        # list its own hides them. None alive, and the same again, is the truth.
+        before: list[int] | None = None
+        while True:
+            found = self._found()
+            live = [pid for pid in found if not kernel.is_zombie(pid)]
+            if live or found == before:
+                return live
+            before = found
+
+    def _found(self) -> "list[int]":
         if os.getpid() == self.owner:
-            found = [pid for pid in _descendants(self.owner) if pid != self.keeper]
-        else:
-            found = [pid for pid in kernel.marked(self.token) if pid != os.getpid()]
-        return [pid for pid in found if not kernel.is_zombie(pid)]
+            return [pid for pid in _descendants(self.owner) if pid != self.keeper]
+        return [pid for pid in kernel.marked(self.token) if pid != os.getpid()]
 
     def kill(self) -> None:
         deadline = time.monotonic() + KILL_SECONDS

@@ -121,6 +121,12 @@ class SystemdBackend:
     kernel = True
 
     def open(self, run_id: str, limits: Limits) -> "Group2":
+        own = groups.own_group("")
+        if cgroup2.is_ours(own):  # a nested run: a new scope would leave the outer one's limits
+            return cgroup2.Cgroup2Backend().open(run_id, limits)
+        escaped = cgroup2.limits_around(own)
+        if escaped:
+            raise Unusable(f"a new scope would escape {escaped}")
         name = f"{groups.PREFIX}{run_id}.scope"
         start_scope(name)
         own = groups.own_group("")

@@ -51,6 +51,11 @@ def pid_in(file: Path) -> int:
     return int(file.read_text())
 
 
+def nothing_left(place: Box) -> None:
+    # A task leaves its group an instant before it is a zombie.
+    wait_for(lambda: not place.leftovers(), 0.5, f"gone: {place.leftovers()}")
+
+
 def groups_left() -> list[str]:
     """Groups of ours that still exist in any hierarchy."""
     found: list[str] = []
@@ -111,14 +116,14 @@ def test_the_tree_dies_at_the_limit_and_is_named(place: Box, backend: str) -> No
         assert record["peak"] < 64 * MIB * 2
     else:
         assert 60 * MIB < record["peak"] <= 64 * MIB  # the kernel's own figure: 0 pages over
-    assert not place.leftovers()
+    nothing_left(place)
 
 
 def test_the_limit_is_the_trees_and_not_a_processs(place: Box) -> None:
     script = 'for i in 1 2 3 4; do "$@" & done; wait'
     done = place.run("-m", "96M", "--", "sh", "-c", script, "sh", *hog(40, 0.02), "--")
     assert done.returncode == 137, done.stderr
-    assert not place.leftovers()
+    nothing_left(place)
 
 
 def test_shared_memory_counts_once_and_counts(place: Box) -> None:
@@ -146,7 +151,7 @@ def test_a_daemon_is_ended_with_the_run_and_named(place: Box) -> None:
     assert done.returncode == 0
     if pid:  # else it was ended before it could write
         assert not alive(pid)
-    assert not place.leftovers()
+    nothing_left(place)
 
 
 def test_a_daemon_that_ignores_sigterm_is_killed(place: Box) -> None:
@@ -157,7 +162,7 @@ def test_a_daemon_that_ignores_sigterm_is_killed(place: Box) -> None:
     assert done.returncode == 0
     assert "left behind" in done.stderr
     assert not alive(int(ready.read_text()))
-    assert not place.leftovers()
+    nothing_left(place)
 
 
 def test_after_the_timeout_the_tree_gets_sigterm_then_sigkill(place: Box) -> None:
@@ -168,7 +173,7 @@ def test_after_the_timeout_the_tree_gets_sigterm_then_sigkill(place: Box) -> Non
     assert "term" in done.stdout
     assert "timeout: ended the run after 0.5 s" in done.stderr
     assert time.monotonic() - began < 10 * SCALE
-    assert not place.leftovers()
+    nothing_left(place)
 
 
 def _tree(place: Box) -> "tuple[subprocess.Popen[str], list[int]]":
@@ -194,7 +199,8 @@ def test_after_sigkill_of_the_supervisor_nothing_lives(place: Box, backend: str)
     took = time.monotonic() - killed
     run.wait()
     wait_for(lambda: not alive(keeper), 5, "the keeper ends")
-    assert not place.leftovers(), took
+    nothing_left(place)
+    assert took < 5 * SCALE
     assert place.records()[-1]["reason"] == "lost"
     assert place.run("--", "true").returncode == 0
 
@@ -218,7 +224,7 @@ def test_supervisor_and_keeper_killed_together_the_next_run_cleans_up(place: Box
     done = place.run("--", "sh", "-c", script, "sh", *map(str, pids))
     assert set(done.stdout.split("\n")) <= {"", "State:\tZ (zombie)"}
     assert place.records()[-2]["reason"] == "lost"
-    assert not place.leftovers()
+    nothing_left(place)
 
 
 def test_the_supervisor_replaces_a_killed_keeper(place: Box) -> None:
@@ -246,7 +252,7 @@ def test_a_fork_bomb_hits_the_pids_limit_and_is_gone(kernel_place: Box) -> None:
     )  # fmt: skip
     assert done.returncode == 124
     assert time.monotonic() - began < 20 * SCALE
-    assert not kernel_place.leftovers()
+    nothing_left(kernel_place)
 
 
 def test_a_nested_run_is_charged_to_the_outer_one(kernel_place: Box) -> None:
@@ -254,7 +260,7 @@ def test_a_nested_run_is_charged_to_the_outer_one(kernel_place: Box) -> None:
     done = kernel_place.run("-m", "96M", "--", *inner)
     assert done.returncode == 137
     assert "memory limit of 96.0 MiB reached" in done.stderr
-    assert not kernel_place.leftovers()
+    nothing_left(kernel_place)
 
 
 def test_a_nested_run_has_its_own_limit(kernel_place: Box) -> None:
