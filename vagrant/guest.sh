@@ -4,7 +4,7 @@
 # Reads /job/settings (shell words), /job/site (sandrun as pip installed it), /job/checkout,
 # /job/command.sh. Streams the command's output to the serial lines (ttyS0 stdout, ttyS1 stderr);
 # writes /job/out/* and, last, /job/rc: its absence tells the host that the machine failed.
-. /job/settings # HIERARCHY, AS_USER, SCALE
+. /job/settings # HIERARCHY, USER, LOGIN, JUNIT, SCALE
 stty -F /dev/ttyS0 raw -echo
 stty -F /dev/ttyS1 raw -echo
 
@@ -15,7 +15,8 @@ fail() { # one line, and no /job/rc
 }
 
 mount /dev/ubdb /usr/local || fail "the disk of Python packages does not mount"
-cp -r /job/site/. /usr/local/ || fail "sandrun was not installed"
+# Times kept: compiled modules are valid only for the source of the second they name.
+cp -r --preserve=timestamps /job/site/. /usr/local/ || fail "sandrun was not installed"
 [ -n "$(find /usr/local -name 'model.cpython-311.pyc' -print -quit)" ] ||
     python3 -m compileall -q /usr/local/lib/python3.11/dist-packages/sandrun
 mkswap -q /dev/ubdc && swapon /dev/ubdc || echo "lab: no swap" >/dev/ttyS1
@@ -26,17 +27,15 @@ v1) [ -d /sys/fs/cgroup/memory ] && [ ! -e /sys/fs/cgroup/unified ] ;;
 hybrid) [ -d /sys/fs/cgroup/memory ] && [ -e /sys/fs/cgroup/unified/cgroup.procs ] ;;
 esac || fail "this kernel did not give a $HIERARCHY hierarchy with a memory controller"
 
-user=root home=/root
-[ -z "$AS_USER" ] || user=vagrant home=/home/vagrant
-install -d -o "$user" -g "$user" "$home/checkout"
+home=$(getent passwd "$USER" | cut -d: -f6)
+install -d -o "$USER" -g "$USER" "$home/checkout"
 install -d -m 1777 /run/lab-out
 cp -r --preserve=mode,timestamps,links --no-dereference /job/checkout/. "$home/checkout/"
-chown -R -h "$user:$user" "$home/checkout"
+chown -R -h "$USER:$USER" "$home/checkout"
 rootfs=
 if [ -d /srv/container ]; then
     rootfs=/srv/container
     mount --bind /usr/local $rootfs/usr/local
-    chown vagrant:vagrant $rootfs
 fi
 
 # Sourced by command.sh after the login has made its own environment.
@@ -57,10 +56,11 @@ cat /run/lab-1 >/dev/ttyS0 &
 readers=$!
 cat /run/lab-2 >/dev/ttyS1 &
 readers="$readers $!"
-if [ -n "$AS_USER" ]; then
+if [ -n "$LOGIN" ]; then
     # -l: through PAM, so systemd-logind makes a session scope (not delegated), as ssh would.
-    runuser -l vagrant -c 'sh /run/lab-command' </dev/null >/run/lab-1 2>/run/lab-2
+    runuser -l "$USER" -c 'sh /run/lab-command' </dev/null >/run/lab-1 2>/run/lab-2
 else
+    # In the service's own group, which is delegated: what a CI runner gives.
     env -i TERM=dumb USER=root LOGNAME=root SHELL=/bin/bash sh /run/lab-command \
         </dev/null >/run/lab-1 2>/run/lab-2
 fi
