@@ -1,0 +1,40 @@
+"""`table.py JUNIT-FILE...`: the contract suite's results, a row a case, a column a place and backend.
+
+A suite's name is `PLACE BACKEND` (see in-lab) or `pytest` for the machine that runs CI itself.
+"""
+
+import re
+import sys
+from xml.etree import ElementTree
+
+
+def results(files: "tuple[str, ...]") -> "dict[str, dict[str, str]]":
+    """case -> column -> `ok`, `FAIL` or `-` (a skip)."""
+    table: dict[str, dict[str, str]] = {}
+    for file in files:
+        for suite in ElementTree.parse(file).iter("testsuite"):
+            place = (suite.get("name") or "").split(" ")[0].replace("pytest", "here")
+            for case in suite.iter("testcase"):
+                found = re.fullmatch(r"test_(\w+)\[(\w+)\]", case.get("name") or "")
+                if not found or "contract" not in (case.get("classname") or ""):
+                    continue
+                bad = case.find("failure") is not None or case.find("error") is not None
+                verdict = "FAIL" if bad else "-" if case.find("skipped") is not None else "ok"
+                table.setdefault(found[1], {})[f"{place} {found[2]}"] = verdict
+    return table
+
+
+def main(*files: str) -> None:
+    """Print the table; columns without a single result are left out."""
+    table = results(files)
+    columns = {column for row in table.values() for column in row if row[column] != "-"}
+    order = sorted(columns)
+    width = max(map(len, table), default=0)
+    for at, part in enumerate(("place", "backend")):
+        print(f"{part:>{width}}  " + "  ".join(f"{c.split()[at]:8}" for c in order))
+    for case, row in table.items():
+        print(f"{case:>{width}}  " + "  ".join(f"{row.get(c, '-'):8}" for c in order))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
