@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sandrun.protocol import Check
 
 _V1_NAMES = {"io": "blkio"}
+_POLLIN = 1  # select.POLLIN, poll(2), without an import on every run's path
 _PERIOD = 100_000
 """cpu.cfs_period_us: the kernel's default."""
 _CHARGED_AHEAD = 1 << 20
@@ -62,7 +63,7 @@ class Group1:
         self.memory = MemoryController(groups.Node(paths["memory"]))
         self.beside = group2.Group2(paths[""]) if "" in paths else None
         self.locks: list[int] = []
-        self.events = -1
+        self.events = (-1, 0)
         self.notified = False
         self.kinds: dict[str, int] = {}
         self.sampler = sampling.Sampler(limits.memory if limits else 0)
@@ -164,10 +165,11 @@ class Group1:
 
     def _watch(self) -> None:
         """Ask for an event at each OOM: an eventfd registered in cgroup.event_control."""
-        self.events = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.events = (eventfd, _POLLIN)
         control = os.open(self.paths["memory"] + "/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self.memory.set_property(b"cgroup.event_control", f"{self.events} {control}")
+            self.memory.set_property(b"cgroup.event_control", f"{eventfd} {control}")
         finally:
             os.close(control)
 
@@ -212,21 +214,10 @@ class Group1:
 
     def _was_notified(self) -> bool:
         try:
-            self.notified = os.eventfd_read(self.events) > 0 or self.notified
+            self.notified = os.eventfd_read(self.events[0]) > 0 or self.notified
         except OSError:
             pass
         return self.notified
-
-    def wait_event(self) -> bool:
-        import select
-
-        waiter = select.poll()
-        waiter.register(self.events, select.POLLIN)
-        while not self.notified:
-            waiter.poll()
-            if self._was_notified():
-                return True
-        return False
 
     def usage(self) -> Usage:
         stat = self._stat()
@@ -272,9 +263,9 @@ class Group1:
                 pass  # the group is gone
 
     def close(self) -> None:
-        if self.events >= 0:
-            os.close(self.events)
-            self.events = -1
+        if self.events[0] >= 0:
+            os.close(self.events[0])
+            self.events = (-1, 0)
         if self.beside:
             self.beside.close()
         for name, path in self.paths.items():

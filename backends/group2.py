@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+_POLLPRI = 2  # select.POLLPRI, poll(2), without an import on every run's path
+
 # Not a subclass: the plain interface takes and gives words: `max`, `50000 100000`, `8:0 rbps=1000`.
 TextFile = BaseFileInterface
 
@@ -59,6 +61,7 @@ class Group2:
     def __init__(self, path: str, limits: "Limits | None" = None) -> None:
         self.token = path
         self.keeper = 0
+        self.events = (-1, 0)
         self.struck = ""
         self.limits = limits
         self.lock = -1
@@ -76,9 +79,16 @@ class Group2:
             os.mkdir(self.main)
             if self.limits:
                 self._set_limits(self.limits)
+                self._watch()
         except BaseException:
             self.close()
             raise
+
+    def _watch(self) -> None:
+        """kernfs raises POLLPRI on memory.events when a count in it changes."""
+        fd = os.open(f"{self.token}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
+        os.read(fd, 4096)
+        self.events = (fd, _POLLPRI)
 
     def _set_limits(self, limits: Limits) -> None:
         self._set("memory_max", "memory.max", str(limits.memory // groups.PAGE * groups.PAGE))
@@ -175,21 +185,6 @@ class Group2:
         elif kills:
             self.struck = "outer"
 
-    def wait_event(self) -> bool:
-        """Sleep in poll(2) for POLLPRI, which kernfs raises when memory.events changes."""
-        import select
-
-        name = "memory.events.local" if self.files.has("memory.events.local") else "memory.events"
-        fd = os.open(f"{self.token}/{name}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.read(fd, 4096)
-            waiter = select.poll()
-            waiter.register(fd, select.POLLPRI)
-            waiter.poll()
-            return True
-        finally:
-            os.close(fd)
-
     def usage(self) -> Usage:
         try:
             stat = self._stat()
@@ -264,6 +259,9 @@ class Group2:
             return True
 
     def close(self) -> None:
+        if self.events[0] >= 0:
+            os.close(self.events[0])
+            self.events = (-1, 0)
         groups.remove(self.token)
         if self.lock >= 0:
             os.close(self.lock)

@@ -18,6 +18,7 @@ class NoContainer:
 
     token = ""
     keeper = 0
+    events = (-1, 0)
     struck = ""
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
@@ -25,9 +26,6 @@ class NoContainer:
 
     def poll(self) -> "float | None":
         return None
-
-    def wait_event(self) -> bool:
-        return False
 
     def usage(self) -> Usage:
         return Usage()

@@ -32,6 +32,7 @@ class RlimitContainer:
     def __init__(self, run_id: str, limits: "Limits | None" = None) -> None:
         self.token = run_id
         self.keeper = 0
+        self.events = (-1, 0)
         self.struck = ""
         self.limits = limits
         self.owner = os.getpid() if limits else 0
@@ -70,9 +71,6 @@ class RlimitContainer:
         if self.current > self.limits.memory:
             self.struck = "own"
         return self.sampler.due(self.current)
-
-    def wait_event(self) -> bool:
-        return False
 
     def usage(self) -> Usage:
         return Usage(self.current, self.peak, sampled=True)

@@ -4,12 +4,18 @@ Promise: when the supervisor dies by whatever means, every process of its run is
 the container removed, the run recorded as lost, and only then is the run lock free.
 
 It is forked before the command, sits in a session of its own (a signal to the whole process group
-or a hang-up does not reach it), blocks every signal that can be blocked, and sleeps in read(2) on
+or a hang-up does not reach it), blocks every signal that can be blocked, and sleeps in poll(2) on
 a pipe whose only other end is the supervisor's: end of file is the supervisor's death. It shares
-the run lock's open file, so the lock is held until it is done. If it is killed together with the
-supervisor, the next run of the queue does its work (`sandrun.recovery`).
+the run lock's open file, so the lock is held until it is done. If it is killed alone, the
+supervisor starts another; if both are killed, the next run of the queue does its work
+(`sandrun.recovery`).
+
+It also watches the container's events, for the supervisor waits for signals and can wait for
+nothing else: an event becomes a SIGCHLD. (A thread in the supervisor would do as well, but a
+process with a thread can neither fork another keeper safely nor close what the thread polls.)
 """
 
+import _signal
 import os
 
 TYPE_CHECKING = False
@@ -71,6 +77,7 @@ class Keeper:
 def _keep(
     container: "Container", close: "list[int]", lock: "RunLock | None", line: bytes, pipe: int
 ) -> None:
+    supervisor = os.getppid()
     os.setsid()
     try:
         with open("/proc/self/comm", "w") as comm:  # what ps and top show
@@ -83,10 +90,30 @@ def _keep(
     for fd in close:
         os.close(fd)
     os.chdir("/")
-    if os.read(pipe, 1):
+    if not _supervisor_died(pipe, *container.events, supervisor):
         return
     from sandrun import recovery
 
     # Where a process does not die the lock stays held, by the file that process inherited.
     if recovery.finish(container, line) and lock:
         lock.release()
+
+
+def _supervisor_died(pipe: int, events: int, mask: int, supervisor: int) -> bool:
+    """Sleep until the pipe tells the end: True at its end of file, False when we are dismissed."""
+    import select
+
+    waiter = select.poll()
+    waiter.register(pipe, select.POLLIN)
+    if events >= 0:
+        waiter.register(events, mask)
+    while True:
+        ready = dict(waiter.poll())
+        if pipe in ready:
+            return not os.read(pipe, 1)
+        if os.getppid() == supervisor:
+            os.kill(supervisor, _signal.SIGCHLD)
+        if mask == select.POLLPRI:
+            os.pread(events, 4096, 0)  # kernfs reports a change until the file is read again
+        else:
+            waiter.unregister(events)  # an eventfd, left for the supervisor to read

@@ -31,6 +31,9 @@ class Container(Protocol):
     """What `attach` needs to find the container again after the supervisor died; '' if nothing."""
     keeper: int
     """The pid of the run's keeper once it was started: never one of the run's processes."""
+    events: "tuple[int, int]"
+    """A descriptor, and the poll(2) events of it that mean that `poll` should look; (-1, 0): none.
+    POLLPRI: a control file, to be read again after each; POLLIN: an eventfd, `poll` reads it."""
     struck: str
     """'', or whose memory limit ended processes of this container: `own`, or `outer` (a container,
     a slice, the host around us)."""
@@ -46,12 +49,6 @@ class Container(Protocol):
         """Look at the usage; update `struck`. Return the seconds until the next look is due.
 
         None: nothing to look at. Called from one thread only.
-        """
-
-    def wait_event(self) -> bool:
-        """Block until the kernel reports something that `poll` should look at.
-
-        False: there are no events to wait for, do not call again. Called from its own thread.
         """
 
     def usage(self) -> Usage:

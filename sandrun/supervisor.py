@@ -13,7 +13,6 @@ Left to others: the queue, what is said about the end (`sandrun.report`).
 """
 
 import _signal
-import _thread
 import os
 import time
 
@@ -64,8 +63,6 @@ class Supervisor:
 
     def run(self) -> Outcome:
         """Supervise to the end; the outcome."""
-        if self.kernel:
-            _thread.start_new_thread(self._await_events, ())
         while self.status is None:
             self._wait()
         outcome = self._outcome(self.status)
@@ -73,13 +70,6 @@ class Supervisor:
         outcome.usage = self.container.usage()
         outcome.top = self.container.top()
         return outcome
-
-    def _await_events(self) -> None:
-        try:
-            while self.container.wait_event():
-                os.kill(os.getpid(), _signal.SIGCHLD)  # only wakes the main loop
-        except OSError:
-            pass  # closed at the end of the run
 
     def _wait(self) -> None:
         """Sleep until a signal or the next thing that is due, and do it."""

@@ -1,4 +1,4 @@
-"""`table.py JUNIT-FILE...`: the contract suite's results, a row a case, a column a place and backend.
+"""`table.py JUNIT-FILE...`: the contract's results: a row a case, a column a place and backend.
 
 A suite's name is `PLACE BACKEND` (see in-lab) or `pytest` for the machine that runs CI itself.
 """

@@ -56,12 +56,10 @@ def nothing_left(place: Box) -> None:
     wait_for(lambda: not place.leftovers(), 0.5, f"gone: {place.leftovers()}")
 
 
-def groups_left() -> list[str]:
-    """Groups of ours that still exist in any hierarchy."""
-    found: list[str] = []
-    for top, names, _ in os.walk("/sys/fs/cgroup"):
-        found += [f"{top}/{n}" for n in names if re.fullmatch(r"sandrun-[0-9a-f]{8}", n)]
-    return found
+def groups_of(run: str) -> list[str]:
+    """The groups of a run that exist in any hierarchy."""
+    tree = os.walk("/sys/fs/cgroup")
+    return [f"{top}/{name}" for top, names, _ in tree for name in names if name == f"sandrun-{run}"]
 
 
 def test_the_exit_code_is_the_commands(place: Box) -> None:
@@ -285,14 +283,15 @@ def test_a_share_of_a_processor_holds_and_is_measured(kernel_place: Box) -> None
 
 
 def test_groups_are_removed(kernel_place: Box) -> None:
-    before = groups_left()
     kernel_place.run("--", "true")
     kernel_place.run("-m", "48M", "--", *hog(200))
+    assert [groups_of(str(record["id"])) for record in kernel_place.records()] == [[], []]
     run = kernel_place.start("--", "sleep", "1000")
-    wait_for(lambda: len(groups_left()) > len(before), 20, "the run's group")
+    (row,) = wait_for(kernel_place.status, 20, "the run shows")
+    wait_for(lambda: groups_of(str(row["id"])), 20, "the run's group")
     os.kill(run.pid, signal.SIGKILL)  # perhaps before it had a keeper
     kernel_place.run("--", "true")
-    wait_for(lambda: groups_left() == before, 5, "its keeper or the next run removes the groups")
+    wait_for(lambda: not groups_of(str(row["id"])), 5, "its keeper or the next run removes it")
 
 
 def test_require_kernel(place: Box, backend: str) -> None:
