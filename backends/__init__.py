@@ -45,19 +45,33 @@ def choose(
 
     Raises SandrunError when the backend asked for, or every one, cannot be used.
     """
-    refused: list[str] = []
-    hint = ""
+    refused: list[tuple[str, str, str]] = []
     for name in ORDER if wish == "auto" else (wish,):
         backend = named(name)
         if kernel_only and not backend.kernel:
-            refused.append(f"{name}: not a kernel's container, and --require kernel")
+            refused.append((name, "not a kernel's container, and --require kernel", ""))
             continue
         try:
-            return backend, backend.open(run_id, limits), refused
+            return backend, backend.open(run_id, limits), [f"{n}: {text}" for n, text, _ in refused]
         except Unusable as error:
-            refused.append(f"{name}: {error.text}")
-            hint = hint or error.hint
-    raise SandrunError(
-        "no backend can contain the run: " + "; ".join(refused),
-        hint or "sandrun doctor shows what is missing; --backend none runs without limits",
-    )
+            refused.append((name, error.text, error.hint))
+        except OSError as error:  # files that every such host has, but not this one
+            refused.append((name, f"{error.filename}: {error.strerror}", ""))
+        except ImportError as error:
+            refused.append((name, f"{error.name} is missing", f"pip install {error.name}"))
+    raise NoBackend(refused)
+
+
+class NoBackend(SandrunError):
+    """No backend can contain the run. `refused`: name, reason and hint of each that was tried."""
+
+    def __init__(self, refused: "list[tuple[str, str, str]]") -> None:
+        hints = [hint for _, _, hint in refused if hint]
+        super().__init__(
+            "no backend can contain the run: "
+            + "; ".join(f"{n}: {text}" for n, text, _ in refused),
+            hints[0]
+            if hints
+            else "sandrun doctor shows what is missing; --backend none runs without limits",
+        )
+        self.refused = refused

@@ -31,7 +31,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandrun.protocol import Check
 
 _V1_NAMES = {"io": "blkio"}
 _POLLIN = 1  # select.POLLIN, poll(2), without an import on every run's path
@@ -334,8 +333,3 @@ class Cgroup1Backend:
         if not known or "memory" not in paths:
             raise Unusable(f"{token} is not a group of sandrun's")
         return Group1(paths)
-
-    def check(self) -> "list[Check]":
-        from sandrun.doctor import try_backend
-
-        return try_backend(self)

@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandrun.backends.group2 import Group2
-    from sandrun.protocol import Check
 
 LEAF = "sandrun.leaf"
 """The group that takes the processes of a group that we use; not a run's name: never collected."""
+DELEGATE = (
+    "as root: systemctl edit user@.service, add [Service] Delegate=cpu cpuset io memory pids, "
+    "then log in again"
+)
+"""The hint for controllers that systemd has but does not hand on."""
 _DRAIN_SECONDS = 1.0
 
 
@@ -126,7 +130,7 @@ def _drain(own: str, needed: "dict[str, bool]") -> None:
     """Move every process of `own` into a leaf, so that it may hand out its controllers."""
     available = kernel.read(own + "/cgroup.controllers").split()
     if b"memory" not in available:
-        raise Unusable(f"the memory controller is not available in {own}")
+        raise Unusable(f"the memory controller is not available in {own}", DELEGATE)
     leaf = f"{own}/{LEAF}"
 
     def move_all() -> None:
@@ -182,8 +186,7 @@ def enable(parent: str, needed: "dict[str, bool]", patience: float = 0.0) -> Non
                 raise Unusable(
                     f"the {name} controller is not available in {parent} (it has: "
                     f"{' '.join(available) or 'none'})",
-                    "as root: systemctl edit user@.service, add [Service] Delegate=cpu io memory "
-                    "pids, then log in again",
+                    DELEGATE,
                 )
             continue
         _enable_one(parent, name, must, time.monotonic() + patience)
@@ -241,8 +244,3 @@ class Cgroup2Backend:
         if not os.path.basename(token).startswith(groups.PREFIX):
             raise Unusable(f"{token} is not a group of sandrun's")
         return group2.Group2(token)
-
-    def check(self) -> "list[Check]":
-        from sandrun.doctor import try_backend
-
-        return try_backend(self)

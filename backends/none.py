@@ -10,8 +10,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandrun.protocol import Check
-
 
 class NoContainer:
     """See `sandrun.protocol.Container`."""
@@ -54,6 +52,3 @@ class NoBackend:
 
     def attach(self, token: str) -> NoContainer:
         return NoContainer()
-
-    def check(self) -> "list[Check]":
-        return []

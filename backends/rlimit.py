@@ -20,7 +20,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandrun.protocol import Check
 
 KILL_SECONDS = 10.0
 _PAGE = os.sysconf("SC_PAGESIZE")
@@ -157,8 +156,3 @@ class RlimitBackend:
 
     def attach(self, token: str) -> RlimitContainer:
         return RlimitContainer(token)
-
-    def check(self) -> "list[Check]":
-        from sandrun.doctor import try_backend
-
-        return try_backend(self)

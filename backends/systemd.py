@@ -18,26 +18,31 @@ from sandrun.model import Limits, Unusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from sandrun.backends.group2 import Group2
-    from sandrun.protocol import Check
 
 _PATIENCE = 20.0
 """Seconds for each answer: one was not enough on a slow virtual machine."""
+_PRIVATE = "systemd/private"
 _LINGER = "start the user's manager: loginctl enable-linger $USER (as root for another user)"
 
 
 def _addresses() -> "list[str]":
-    """The buses of the manager that is ours, likeliest first.
+    """Where the manager that is ours listens, likeliest first: its bus, then its own socket.
 
     Not by the environment first: it is unset under cron and ssh and another user's under su, while
-    the bus is where the uid says (pam_systemd(8), dbus.service of the user).
+    the bus is where the uid says (pam_systemd(8), dbus.service of the user). The manager's private
+    socket is what systemctl falls back to where no bus runs.
     """
-    if os.geteuid() == 0:
-        known, given = "/run/dbus/system_bus_socket", os.environ.get("DBUS_SYSTEM_BUS_ADDRESS")
-    else:
-        known = f"/run/user/{os.geteuid()}/bus"
-        given = os.environ.get("DBUS_SESSION_BUS_ADDRESS")
-    return ([f"unix:path={known}"] if os.path.exists(known) else []) + ([given] if given else [])
+    root = os.geteuid() == 0
+    base = "/run" if root else f"/run/user/{os.geteuid()}"
+    bus = "/run/dbus/system_bus_socket" if root else f"{base}/bus"
+    given = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS" if root else "DBUS_SESSION_BUS_ADDRESS")
+    found = [f"unix:path={bus}"] if os.path.exists(bus) else []
+    found += [given] if given else []
+    private = f"{base}/{_PRIVATE}"
+    return found + ([private] if os.path.exists(private) else [])
 
 
 def _check_host() -> None:
@@ -53,63 +58,102 @@ def start_scope(name: str) -> None:
     """Move this process into a new delegated scope of that name. Raises Unusable."""
     _check_host()
     addresses = _addresses()
+    hint = "" if os.geteuid() == 0 else _LINGER
     if not addresses:
         who = "the system" if os.geteuid() == 0 else f"uid {os.geteuid()}"
-        raise Unusable(f"no D-Bus socket of {who}", "" if os.geteuid() == 0 else _LINGER)
-    try:
-        from jeepney.io.blocking import open_dbus_connection
-        from jeepney.wrappers import DBusErrorResponse
-    except ImportError:
-        raise Unusable("jeepney is not installed", "pip install jeepney") from None
+        raise Unusable(f"no D-Bus socket of {who}", hint)
     problem = ""
     for address in addresses:
         try:
-            with open_dbus_connection(address, auth_timeout=_PATIENCE) as connection:
-                _call(connection, name)
+            with _Line(address) as line:
+                _ask(line, name)
             return
         except (OSError, ValueError) as error:  # jeepney's own errors are ValueErrors
             problem = f"{address}: {error}"
-        except DBusErrorResponse as error:
-            problem = f"{address}: {error.name}: {' '.join(map(str, error.data or ()))}"
-    raise Unusable(f"systemd gave no scope: {problem}", "" if os.geteuid() == 0 else _LINGER)
+    raise Unusable(f"systemd gave no scope: {problem}", hint)
 
 
-def _call(connection: "object", name: str) -> None:
+class _Line:
+    """D-Bus messages over a socket; the same for a bus and for systemd's own, which has no bus's
+    Hello and AddMatch, and tells all signals to everybody."""
+
+    def __init__(self, address: str) -> None:
+        from jeepney.bus import get_bus
+        from jeepney.io.blocking import prep_socket
+        from jeepney.low_level import Parser
+
+        self.is_bus = not address.endswith(_PRIVATE)
+        self.socket = prep_socket(get_bus(address) if self.is_bus else address, timeout=_PATIENCE)
+        self.socket.settimeout(_PATIENCE)
+        self.parser = Parser()
+        self.serial = 0
+        self.seen: list[Any] = []
+
+    def __enter__(self) -> "_Line":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def call(self, message: "Any") -> "Any":
+        """Send a method call; the body of its answer. Raises ValueError with an error's text."""
+        from jeepney.low_level import HeaderFields
+        from jeepney.wrappers import DBusErrorResponse, unwrap_msg
+
+        self.serial += 1
+        self.socket.sendall(message.serialise(serial=self.serial))
+        while True:
+            answer = self._receive()
+            if answer.header.fields.get(HeaderFields.reply_serial) == self.serial:
+                try:
+                    return unwrap_msg(answer)
+                except DBusErrorResponse as error:
+                    raise ValueError(f"{error.name}: {error.data}") from None
+            self.seen.append(answer)
+
+    def job_result(self, job: str) -> str:
+        """Wait for the JobRemoved of a job, which may have come before the answer that named it."""
+        from jeepney.low_level import HeaderFields
+
+        while True:
+            message = self.seen.pop(0) if self.seen else self._receive()
+            if message.header.fields.get(HeaderFields.member) == "JobRemoved":
+                _, path, _, result = message.body
+                if path == job:
+                    return str(result)
+
+    def _receive(self) -> "Any":
+        while (message := self.parser.get_next_message()) is None:
+            data = self.socket.recv(4096)
+            if not data:
+                raise ValueError("the connection was closed")
+            self.parser.add_data(data)
+        return message
+
+
+def _ask(line: _Line, name: str) -> None:
     from jeepney import DBusAddress, MatchRule, message_bus, new_method_call
-    from jeepney.io.blocking import DBusConnection, Proxy
 
-    assert isinstance(connection, DBusConnection)
     manager = DBusAddress(
         "/org/freedesktop/systemd1", "org.freedesktop.systemd1", "org.freedesktop.systemd1.Manager"
     )
-    ended = MatchRule(
-        type="signal",
-        interface="org.freedesktop.systemd1.Manager",
-        member="JobRemoved",
-        path="/org/freedesktop/systemd1",
-    )
-    # Before the call: the answer's job may be over before we could ask about it.
-    Proxy(message_bus, connection).AddMatch(ended)
-    with connection.filter(ended) as removals:
-        connection.send_and_get_reply(new_method_call(manager, "Subscribe"), timeout=_PATIENCE)
-        root = os.geteuid() == 0
-        properties = [
-            ("Description", ("s", "a run of sandrun")),
-            ("Slice", ("s", "system-sandrun.slice" if root else "app-sandrun.slice")),
-            ("Delegate", ("b", True)),
-            ("CollectMode", ("s", "inactive-or-failed")),
-            ("PIDs", ("au", [os.getpid()])),
-        ]
-        call = new_method_call(
-            manager, "StartTransientUnit", "ssa(sv)a(sa(sv))", (name, "fail", properties, [])
-        )
-        from jeepney.wrappers import unwrap_msg
-
-        (job,) = unwrap_msg(connection.send_and_get_reply(call, timeout=_PATIENCE))
-        while True:
-            _, path, _, result = connection.recv_until_filtered(removals, timeout=_PATIENCE).body
-            if path == job:
-                break
+    # Subscribed before the call: the job may be over before we could ask about it.
+    if line.is_bus:
+        line.call(message_bus.Hello())
+        line.call(message_bus.AddMatch(MatchRule(type="signal", member="JobRemoved")))
+    line.call(new_method_call(manager, "Subscribe"))
+    root = os.geteuid() == 0
+    properties = [
+        ("Description", ("s", "a run of sandrun")),
+        ("Slice", ("s", "system-sandrun.slice" if root else "app-sandrun.slice")),
+        ("Delegate", ("b", True)),
+        ("CollectMode", ("s", "inactive-or-failed")),
+        ("PIDs", ("au", [os.getpid()])),
+    ]
+    body: tuple[Any, ...] = (name, "fail", properties, [])
+    call = new_method_call(manager, "StartTransientUnit", "ssa(sv)a(sa(sv))", body)
+    (job,) = line.call(call)
+    result = line.job_result(job)
     if result != "done":
         raise ValueError(f"the job of {name} ended as {result}")
 
@@ -137,8 +181,3 @@ class SystemdBackend:
 
     def attach(self, token: str) -> "Group2":
         return cgroup2.Cgroup2Backend().attach(token)
-
-    def check(self) -> "list[Check]":
-        from sandrun.doctor import try_backend
-
-        return try_backend(self)

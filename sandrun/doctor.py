@@ -1,63 +1,140 @@
-"""`sandrun doctor`: which backend is in force and why, found out by really using each.
+"""`sandrun doctor`: what can enforce limits here, found out by really running over one.
 
-One check per line: PASS, CAUTION or FAIL, the evidence, and the command that mends it.
+One check per line: PASS, CAUTION, FAIL, or `-` for what is not needed here; the evidence; and the
+command that mends it. A backend passes when a probe (a real run of a process that takes three
+times its limit) was ended at the limit. Each probe has a process, a state directory and a home of
+its own: it joins no queue, leaves no record, and cannot move the examiner into its group.
 """
 
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 
-from sandrun import __version__, backends, kernel, project, spawn
-from sandrun.model import MIB, Limits, SandrunError, Unusable
+from sandrun import __version__, backends, kernel, messages, project, runner, settings, spawn
+from sandrun.backends import cgroup2, groups
+from sandrun.model import MIB, SandrunError, Unusable, size_text
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from sandrun.protocol import Backend, Check
-
-_PROBE_LIMIT = 64 * MIB
+PASS, CAUTION, FAIL, UNUSED = "PASS", "CAUTION", "FAIL", "-"
+_PROBE_LIMIT = 32 * MIB
+_PROBE = "import time; b = bytearray(b'x') * (96 << 20); time.sleep(20)"
+_V2_FEATURES = (
+    ("memory.peak", "5.19", "the peak is sampled"),
+    ("cgroup.kill", "5.14", "processes are frozen and killed one by one"),
+    ("memory.oom.group", "4.19", "sandrun ends the rest after the kernel killed one process"),
+    ("memory.pressure", "4.20 with PSI", "no pressure figures"),
+)
+_WANTED = ("memory", "pids", "cpu", "io")
 
 
 class Line:
-    """One check; see `protocol.Check`."""
+    """One check: `status` is PASS, CAUTION, FAIL or `-`; `fix` a command or ''."""
 
-    def __init__(self, name: str, ok: bool, evidence: str, fix: str = "") -> None:
+    def __init__(self, name: str, status: str, evidence: str, fix: str = "") -> None:
         self.name = name
-        self.ok = ok
+        self.status = status
         self.evidence = evidence
         self.fix = fix
 
 
-def try_backend(backend: "Backend") -> "list[Check]":
-    """Open a container and run a real job in it."""
-    run_id = "probe" + os.urandom(4).hex()
+def _probe(name: str) -> Line:
+    """Run the probe on a backend, in this process, which nothing else uses afterwards."""
+    heritage = spawn.take()
+    root = project.working_directory()
+    flags = {"backend": name, "memory": _PROBE_LIMIT, "timeout": 15.0, "grace": 0.5, "git_wait": 0}
+    chosen = settings.resolve({**flags, "check_interval": 1.0, "quiet": 3, "verbose": 0}, root)
+    command = [sys.executable, "-I", "-S", "-c", _PROBE]
     try:
-        container = backend.open(run_id, Limits(_PROBE_LIMIT))
+        outcome = runner.run(command, chosen, root, heritage)
+    except backends.NoBackend as error:
+        _, text, hint = error.refused[-1]
+        return Line(name, FAIL, text, hint)
+    except SandrunError as error:
+        return Line(name, FAIL, error.text, error.hint)
+    peak = size_text(outcome.usage.peak)
+    if outcome.reason != "memory":
+        return Line(name, FAIL, f"a probe of 96 MiB ended as {outcome.reason}, not at its limit")
+    by = "the kernel" if backends.named(name).kernel else "polling"
+    peak += ", sampled" if outcome.usage.sampled else ""
+    return Line(name, PASS, f"ended a probe of 96 MiB at 32 MiB, by {by} (peak {peak})")
+
+
+def probe(name: str) -> Line:
+    """`_probe` in a child with a home of its own."""
+    with tempfile.TemporaryDirectory(prefix="sandrun-doctor-") as scratch:
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.environ.update(SANDRUN_STATE_DIR=scratch, XDG_STATE_HOME=scratch)
+                os.environ.update(XDG_CONFIG_HOME=scratch, SANDRUN_POOL="off")
+                line = _probe(name)
+            except BaseException as error:
+                line = Line(name, FAIL, f"the probe failed: {type(error).__name__}: {error}")
+            os.write(write_end, json.dumps(vars(line)).encode())
+            os._exit(0)
+        os.close(write_end)
+        with os.fdopen(read_end) as pipe:
+            said = pipe.read()
+        os.waitpid(pid, 0)
+    return Line(**json.loads(said)) if said else Line(name, FAIL, "the probe was killed")
+
+
+def _hierarchy() -> Line:
+    """Which cgroup hierarchies there are, and what we have of them."""
+    v1 = [name for name in ("memory", "pids", "cpu", "blkio", "freezer") if _is_v1(name)]
+    try:
+        own = groups.own_group("")
     except Unusable as error:
-        return [Line(backend.name, False, error.text, error.hint)]
+        if v1:
+            return Line("cgroups", PASS, f"v1: {' '.join(v1)}")
+        return Line("cgroups", FAIL, error.text, error.hint)
+    has = kernel.read(own + "/cgroup.controllers").decode().split()
+    if "memory" in v1:
+        return Line("cgroups", PASS, f"hybrid: v1 has {' '.join(v1)}; v2 {' '.join(has) or 'none'}")
+    missing = [name for name in _WANTED if name not in has]
+    text = f"v2: {own}: {' '.join(has) or 'no controllers'}"
+    if not missing:
+        return Line("cgroups", PASS, text)
+    text += f"; not delegated to us: {' '.join(missing)}"
+    return Line("cgroups", FAIL if "memory" in missing else CAUTION, text, cgroup2.DELEGATE)
+
+
+def _is_v1(controller: str) -> bool:
     try:
-        heritage = spawn.Heritage(set(), False)
-        pid = container.spawn(["/bin/sh", "-c", "exit 42"], dict(os.environ), heritage)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        container.kill()
-        usage = container.usage()
-    except OSError as error:
-        return [Line(backend.name, False, f"a probe job failed: {error}")]
-    finally:
-        container.close()
-    if code != 42:
-        return [Line(backend.name, False, f"a probe job gave {code} instead of 42")]
-    by = "kernel" if backend.kernel else "polling monitor"
-    return [Line(backend.name, True, f"ran a probe job; limit by {by}; peak {usage.peak} B")]
+        groups.own_mount(controller)
+        return True
+    except Unusable:
+        return False
 
 
-def examine() -> "list[Check]":
-    """All checks in order."""
-    lines: list[Check] = [Line("python", True, f"{sys.version.split()[0]}, sandrun {__version__}")]
-    for name in backends.ORDER:
-        lines += backends.named(name).check()
-    lines.append(Line("prctl", True, f"provided by {kernel.prctl_provider()}"))
-    lines.append(_state())
+def _features() -> "list[Line]":
+    """What this kernel's cgroup v2 lacks, and what is done instead."""
+    try:
+        mount = groups.own_mount("")
+    except Unusable:
+        return []
+    # The root group has no limits of its own: its children show the files.
+    samples = [entry.path for entry in os.scandir(mount) if entry.is_dir()]
+    has = {name for path in samples for name in os.listdir(path)}
+    if "memory.max" not in has:
+        return []
+    lacks = [
+        f"no {name} (Linux {since}): {so}" for name, since, so in _V2_FEATURES if name not in has
+    ]
+    return [Line("kernel", CAUTION if lacks else PASS, "; ".join(lacks) or "has all we use")]
+
+
+def _backends() -> "list[Line]":
+    lines = [probe(name) for name in backends.ORDER]
+    enforced = any(line.status == PASS and backends.named(line.name).kernel for line in lines)
+    for line in lines:
+        if line.status == FAIL and enforced:
+            line.status, line.fix = UNUSED, ""
+        if line.name == "rlimit" and line.status == PASS and not enforced:
+            line.status = CAUTION
+            line.evidence += "; a fast leak can pass the limit for an instant"
     return lines
 
 
@@ -65,28 +142,49 @@ def _state() -> Line:
     path = project.state_path(project.find(project.working_directory()))
     try:
         os.close(project.open_state(path))
-        return Line("state", True, path)
+        return Line("state", PASS, path)
     except SandrunError as error:
-        return Line("state", False, error.text, error.hint)
+        return Line("state", FAIL, error.text, error.hint)
+
+
+def _prctl() -> Line:
+    provider = kernel.prctl_provider()
+    if provider == "python-prctl":
+        return Line("prctl", PASS, "python-prctl")
+    return Line(
+        "prctl", PASS, f"{provider} stands in for python-prctl", "apt install python3-prctl"
+    )
+
+
+def examine() -> "list[Line]":
+    """All checks in order."""
+    versions = f"Python {sys.version.split()[0]}, sandrun {__version__}, Linux {os.uname().release}"
+    return [
+        Line("versions", PASS, versions),
+        _hierarchy(),
+        *_features(),
+        *_backends(),
+        _prctl(),
+        _state(),
+    ]
 
 
 def main(out: "Callable[[str], None]", as_json: bool) -> int:
     """Print the checks; exit code 0, or 1 when no kernel backend works here."""
     lines = examine()
-    usable = [line.name for line in lines if line.ok and line.name in backends.ORDER]
-    in_force = usable[0] if usable else "none"
-    enforced = bool(usable) and backends.named(in_force).kernel
+    works = [x.name for x in lines if x.name in backends.ORDER and x.status in (PASS, CAUTION)]
+    in_force = works[0] if works else "none"
+    enforced = bool(works) and backends.named(in_force).kernel
     if as_json:
-        rows = [
-            {"name": line.name, "ok": line.ok, "evidence": line.evidence, "fix": line.fix}
-            for line in lines
-        ]
+        rows = [vars(line) for line in lines]
         out(json.dumps({"v": 1, "backend": in_force, "kernel": enforced, "checks": rows}))
         return 0 if enforced else 1
+    colors = {PASS: "32", CAUTION: "33", FAIL: "31", UNUSED: "2"} if messages.colored() else {}
     for line in lines:
-        out(f"{'PASS' if line.ok else 'FAIL'}  {line.name:8}  {line.evidence}")
-        if line.fix and not line.ok:
-            out(f"      fix: {line.fix}")
-    how = "the kernel enforces the limits" if enforced else "a monitor polls: limits can be passed"
+        start = f"\x1b[{colors[line.status]}m" if colors else ""
+        out(f"{start}{line.status:7}{start and chr(27) + '[0m'}  {line.name:8}  {line.evidence}")
+        if line.fix and line.status in (CAUTION, FAIL):
+            out(f"         fix: {line.fix}")
+    how = "the kernel enforces the limits" if enforced else "no kernel enforces the limits here"
     out(f"in force: {in_force} ({how})")
     return 0 if enforced else 1

@@ -15,15 +15,6 @@ from sandrun.model import Limits, Process, Usage
 from sandrun.spawn import Heritage
 
 
-class Check(Protocol):
-    """One line of `sandrun doctor`."""
-
-    name: str
-    ok: bool
-    evidence: str
-    fix: str
-
-
 class Container(Protocol):
     """The processes of one run, held together by a mechanism of the kernel or by polling."""
 
@@ -82,6 +73,3 @@ class Backend(Protocol):
 
     def attach(self, token: str) -> Container:
         """The container of a run whose supervisor died; it may be gone already."""
-
-    def check(self) -> "list[Check]":
-        """What `open` needs, one by one, with evidence and the command that mends it."""

@@ -30,7 +30,7 @@ def checks() -> "dict[str, tuple[bool, str]]":
         env=installed_env(dict(os.environ)),
     )
     rows = json.loads(answer.stdout)["checks"]
-    return {row["name"]: (row["ok"], row["evidence"]) for row in rows}
+    return {row["name"]: (row["status"] in ("PASS", "CAUTION"), row["evidence"]) for row in rows}
 
 
 def _need(name: str) -> str:
