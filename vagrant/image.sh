@@ -10,6 +10,7 @@ set -eu
 out=$1 flavour=${2:-plain}
 work=$(mktemp -d "${TMPDIR:-/tmp}/sandrun-image.XXXXXX")
 trap 'rm -rf "$work"' EXIT
+trap 'exit 143' HUP INT TERM # or dash would leave without the line above
 chmod 755 "$work" # a plain user's hooks run as another uid of his
 as_root=fakeroot
 [ "$(id -u)" != 0 ] || as_root=

@@ -3,7 +3,7 @@
 Promises: everything lies in the cache under a name that holds a hash of all it was built from,
 and appears there by one rename under that name's lock; so what exists is whole and current, and
 labs that want the same thing at once build it once. Nothing of the host is changed, but for the
-two Debian packages of `need_tools`; nothing is ever written into the checkout.
+the Debian packages of `need_tools`; nothing is ever written into the checkout.
 
 Leaves to others: what an image holds (image.sh), how a kernel is made (kernel.sh, uml.config).
 """
@@ -29,6 +29,8 @@ CHECKOUT = HERE.parent
 GUEST_PYTHON = "3.11"  # Debian 12's, where image.sh comes from
 PACKAGES = f"lib/python{GUEST_PYTHON}/dist-packages"
 DEBIAN_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
+# Not everywhere that mmdebstrap is: Ubuntu does not install it along.
+DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 APT_INSTALL = "apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends"
 
 
@@ -131,6 +133,8 @@ def need_tools() -> None:
     """Debian's tools for the images; installed when we may, else the line that does it."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     missing = sorted({package for tool, package in DEBIAN_TOOLS.items() if not shutil.which(tool)})
+    if not DEBIAN_KEYS.exists():
+        missing.append("debian-archive-keyring")
     if os.geteuid() and not shutil.which("fakeroot"):
         missing += ["fakeroot", "uidmap"]
     if not missing:

@@ -29,7 +29,7 @@ copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 cp -r /checkout/. "$copy/"
 # shellcheck disable=SC2086
-/opt/sandrun/bin/pip install -q --disable-pip-version-check $offline --upgrade "$copy[test]" \
+/opt/sandrun/bin/pip install -q --disable-pip-version-check $offline --upgrade "${copy}[test]" \
     pytest-timeout jeepney
 ln -sf /opt/sandrun/bin/sandrun /usr/local/bin/sandrun
 sandrun --version
