@@ -110,6 +110,8 @@ class Group1:
             self._set(self.memory, "memsw_limit_in_bytes", limits.memory + limits.swap)
         elif not limits.swap:
             self._set(self.memory, "swappiness", 0)
+        # Whichever limit strikes first, its victims are to be named.
+        self.sampler.limit = groups.lowest(here, "memory.limit_in_bytes")
 
     def _limit_others(self, limits: Limits) -> None:
         node = {name: groups.Node(path) for name, path in self.paths.items()}
@@ -190,7 +192,7 @@ class Group1:
     def poll(self) -> "float | None":
         self.struck = self.struck or self._who_struck()
         current = int(self.memory.usage_in_bytes)
-        if self.limits and current > self.limits.memory // 2:
+        if current > self.sampler.limit // 2:
             stat = self._stat()
             shmem = stat.get("total_shmem", 0)
             cache = stat.get("total_cache", 0)

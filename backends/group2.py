@@ -107,6 +107,8 @@ class Group2:
             self._set_io(limits)
         weight = f"default {limits.io_weight}"
         self._set_if("io_weight", "io_weight", "io.weight", weight, limits.io_weight > 0)
+        # Whichever limit strikes first, its victims are to be named.
+        self.sampler.limit = groups.lowest(self.token, "memory.max")
 
     def _set_io(self, limits: Limits) -> None:
         device = disk_of(limits.directory)
@@ -161,7 +163,7 @@ class Group2:
         self._look_for_oom()
         current = int(self.files.memory_current)
         self.highest = max(self.highest, current)
-        if self.limits and current > self.limits.memory // 2:
+        if current > self.sampler.limit // 2:
             stat = self._stat()
             self.kinds = {kind: stat.get(kind, 0) for kind in ("anon", "file", "shmem")}
         self.sampler.look(current, self.pids)

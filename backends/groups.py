@@ -79,6 +79,21 @@ def own_group(controller: str) -> str:
     return os.path.normpath(mount + "/" + inside)
 
 
+def lowest(group: str, name: str) -> int:
+    """The lowest value of a limit's file in a group and all above it that we can see; a very
+    large number where there is none. A cgroup namespace hides what lies above its root."""
+    found = 1 << 62
+    while True:
+        try:
+            value = kernel.read(f"{group}/{name}").strip()
+            found = min(found, found if value == b"max" else int(value))
+        except OSError:
+            pass  # the hierarchy's root has no limits
+        if os.path.ismount(group) or group == "/":
+            return found
+        group = os.path.dirname(group)
+
+
 def pids(path: str) -> "list[int]":
     """The live processes in a group and all below it; zombies left out."""
     # One that was listed and is dead by now may have forked in between: look again.

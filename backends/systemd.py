@@ -56,7 +56,6 @@ def _check_host() -> None:
 
 def start_scope(name: str) -> None:
     """Move this process into a new delegated scope of that name. Raises Unusable."""
-    _check_host()
     addresses = _addresses()
     hint = "" if os.geteuid() == 0 else _LINGER
     if not addresses:
@@ -165,6 +164,7 @@ class SystemdBackend:
     kernel = True
 
     def open(self, run_id: str, limits: Limits) -> "Group2":
+        _check_host()
         own = groups.own_group("")
         if cgroup2.is_ours(own):  # a nested run: a new scope would leave the outer one's limits
             return cgroup2.Cgroup2Backend().open(run_id, limits)
