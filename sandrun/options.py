@@ -89,6 +89,40 @@ def parse_interval(text: str) -> float:
     return value
 
 
+_PRIORITIES = {"high": 3600, "normal": 0, "low": -3600}
+"""Head starts in seconds: a high one goes before normal ones that came up to an hour earlier."""
+_MOST_HEAD_START = 10**6
+
+
+def parse_priority(text: str) -> int:
+    """`high`, `normal`, `low` or a head start in seconds, as seconds. Raises ValueError."""
+    word = text.strip().lower()
+    value = _PRIORITIES[word] if word in _PRIORITIES else int(word)
+    if abs(value) > _MOST_HEAD_START:
+        raise ValueError(f"at least {-_MOST_HEAD_START} and at most {_MOST_HEAD_START}")
+    return value
+
+
+def parse_slots(text: str) -> int:
+    """How many runs of a queue may run at once. Raises ValueError."""
+    value = int(text)
+    if not 1 <= value <= 64:
+        raise ValueError("at least 1 and at most 64")
+    return value
+
+
+def parse_pool(text: str) -> str:
+    """`off`, a share of the memory (`80%`), or a size, which becomes bytes. Raises ValueError."""
+    word = text.strip().lower()
+    if word in ("off", "no", "false", "0"):
+        return "off"
+    if word.endswith("%"):
+        if not 0 < _number(word[:-1]) <= 100:
+            raise ValueError("more than 0% and at most 100%")
+        return word
+    return str(parse_size(word))
+
+
 def parse_count(text: str) -> int:
     """A level: `2`, or a word for on and off. Raises ValueError."""
     word = text.strip().lower()
@@ -174,6 +208,9 @@ _PARSERS = {
     "tasks": parse_tasks,
     "span": parse_span,
     "interval": parse_interval,
+    "priority": parse_priority,
+    "slots": parse_slots,
+    "pool": parse_pool,
     "count": parse_count,
     "text": parse_text,
 }
@@ -186,6 +223,9 @@ _RIGHT = {
     "tasks": "a number of tasks",
     "span": "a time such as 30, 90s, 10m or 2h",
     "interval": "a time such as 5, 0.5s or 200ms",
+    "priority": "high, normal, low or a head start in seconds",
+    "slots": "a number of runs",
+    "pool": "off, a share such as 80%, or a size such as 8G",
     "count": "a number from 0 to 99, or true or false",
     "text": "a text that is not empty",
 }
@@ -321,11 +361,42 @@ OPTIONS = (
         choices=("kill", "wait", "leave"),
     ),
     Option(
+        "priority",
+        ("-p", "--priority"),
+        "priority",
+        0,
+        "Place in the queue: high, normal, low (an hour apart), or a head start in seconds.",
+        "WHAT",
+    ),
+    Option(
+        "slots",
+        ("--slots",),
+        "slots",
+        1,
+        "How many runs of this queue may run at once.",
+        "NUMBER",
+    ),
+    Option(
+        "pool",
+        ("--pool",),
+        "pool",
+        "80%",
+        "Memory that your runs of all projects share: a part of the host's, a size, or off.",
+        "SIZE",
+    ),
+    Option(
+        "no_wait",
+        ("-n", "--no-wait"),
+        "count",
+        0,
+        "Give up at once (exit 75) when it is not our turn.",
+    ),
+    Option(
         "wait_timeout",
         ("--wait-timeout",),
         "span",
         0.0,
-        "Give up (exit 75) after waiting so long for a turn; 0: never.",
+        "Give up (exit 75) after waiting so long; 0: never. Who comes back soon has its old place.",
         "TIME",
     ),
     Option(
@@ -379,7 +450,7 @@ OPTIONS = (
     ),
 )
 
-SUBCOMMANDS = frozenset({"config", "doctor", "kill", "status"})
+SUBCOMMANDS = frozenset({"config", "doctor", "kill", "pause", "queue", "resume", "status"})
 
 _BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
 _HELP = ("-h", "--help", "--version")

@@ -135,5 +135,5 @@ def test_every_option_names_what_would_be_right() -> None:
     for option in options.OPTIONS:
         if option.kind in ("text", "count"):
             continue
-        with pytest.raises(ValueError, match=r"^(a|one of) "):
+        with pytest.raises(ValueError, match=r"^(a|one of|high|off)\b"):
             option.convert("!")
