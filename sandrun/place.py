@@ -10,7 +10,7 @@ What a free queue does not need is imported only by those that have to wait.
 import os
 import time
 
-from sandrun import messages
+from sandrun import backends, messages
 from sandrun.model import EXIT_GAVE_UP
 from sandrun.queue import Queue, StateGone, Ticket, head_key
 from sandrun.runlock import RunLock
@@ -149,6 +149,9 @@ def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
     if nesting.contains_us(queue):
         return False
     queue.write_view()
+    lock.prepare()
+    if this.settings.backend != "auto":
+        backends.named(this.settings.backend)  # imported now, to be quicker when the turn comes
 
     def wait(patience: "Patience", check: "Callable[[], None]") -> None:
         waiting.wait_turn(queue, ticket, lock, patience, check)
