@@ -12,8 +12,9 @@ first have a number: `executor.2.lock`.
 Invariants
 - Locks belong to the open file (flock(2)): children that inherit it keep the lock, and an
   explicit unlock frees it for all of them.
-- A slot's homes are locked in one order, without blocking, and a failure unlocks all of them: no
-  two runs hold one home each while they wait for the other's.
+- A slot's homes are locked in one order, without blocking, and a failure unlocks all of them, as
+  does whatever makes a waiter sleep on something else: no two runs hold one home each while they
+  wait for the other's.
 - The state home holds one JSON line about its holder while a run is on, and nothing after a clean
   end. What a dead run left there says what must be cleaned up (`sandrun.recovery`).
 - A file counts only while it is the one that others would open, so after each lock fstat is
@@ -170,7 +171,8 @@ class RunLock:
             try:
                 fd = os.open(git, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 # Who may write the repository may exclude its other users, and nobody else.
-                return fd, git, "sandrun", 0o600 | os.fstat(fd).st_mode & 0o066
+                writers = os.fstat(fd).st_mode & 0o022
+                return fd, git, "sandrun", 0o600 | writers | writers << 1
             except OSError as error:
                 self.note = f"{git}: {error.strerror}"
         path = project.lock_root()
@@ -247,6 +249,12 @@ class RunLock:
             for other in files[1:]:
                 other.close()
             del files[1:]
+
+    def unlock(self) -> None:
+        """Free what was granted while we slept: it is not our turn any more."""
+        for files in self._files.values():
+            for file in files:
+                file.unlock()
 
     def holder_of_second(self) -> "_File | None":
         """The second home that the last failed try found held while the first was free."""

@@ -144,6 +144,7 @@ def wait_turn(
         nearest = queue.ahead(ticket, lock.slots)
         try:
             if len(nearest) == lock.slots:
+                lock.unlock()
                 check()
                 patience.feedback.show(nearest)
                 patience.sleep([t.fd for t in nearest], ticket.fd)
@@ -152,6 +153,7 @@ def wait_turn(
             for other in nearest:
                 other.close()
         if queue.paused:
+            lock.unlock()
             patience.feedback.paused()
             patience.sleep([], ticket.fd)
         elif lock.try_take():

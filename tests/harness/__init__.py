@@ -169,6 +169,20 @@ class Box:
         os.write(fd, b"\n")
         os.close(fd)
 
+    def let_all(self, names: "list[str]", seconds: float = 30) -> list[str]:
+        """Let jobs go on in whatever order they begin, which is returned."""
+        order: list[str] = []
+
+        def next_begun() -> list[str]:
+            begun = [name for what, name in self.events() if what == "begin"]
+            return [name for name in begun if name in names and name not in order]
+
+        while len(order) < len(names):
+            for name in wait_for(next_begun, seconds, f"one more of {names} after {order}"):
+                self.let(name)
+                order.append(name)
+        return order
+
     def hold(
         self, name: str, *options: str, env: "Mapping[str, str] | None" = None
     ) -> "subprocess.Popen[str]":
