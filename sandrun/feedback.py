@@ -47,7 +47,7 @@ class Feedback:
         return min(longest, max(0.0, due - time.monotonic()))
 
     def show(self, nearest: "list[Ticket]") -> None:
-        """Say the position and who runs, if that is news or a heartbeat is due.
+        """Say the position and who runs, if that is news or a heartbeat is due; StateGone.
 
         `nearest`: what we sleep on; while it is the same, nothing ahead of us changed.
         """
@@ -59,7 +59,7 @@ class Feedback:
         if not self.terminal and mark == self.said and self.due(1.0) > 0:
             return
         names = self.queue.names()
-        position = 1 + next((i for i, n in enumerate(names) if self.ticket.id in n), len(names))
+        position = 1 + self.queue.find(self.ticket, names)
         head = Ticket(names[0]) if names else self.ticket
         text = f"waiting, position {position} of {len(names)}"
         if not head.running:

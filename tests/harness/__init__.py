@@ -101,6 +101,7 @@ class Box:
         argv: "list[str] | None" = None,
         user: "int | None" = None,
         stderr: "int | None" = None,
+        new_session: bool = False,
     ) -> "subprocess.Popen[str]":
         """Start `sandrun ARGS` (or `argv`) in the project; stdout is a pipe (see `heard`).
 
@@ -118,6 +119,7 @@ class Box:
                 user=user,
                 group=user,
                 extra_groups=None if user is None else [],
+                start_new_session=new_session,
             )
         self.started.append(process)
         return process

@@ -16,7 +16,7 @@ OURS = {
     "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.cli", "sandrun.history",
     "sandrun.keeper", "sandrun.messages", "sandrun.model", "sandrun.options", "sandrun.place",
     "sandrun.project", "sandrun.queue", "sandrun.runlock", "sandrun.runner", "sandrun.settings",
-    "sandrun.spawn", "sandrun.supervisor",
+    "sandrun.spawn", "sandrun.supervisor", "sandrun.values",
 }  # fmt: skip
 
 

@@ -123,9 +123,9 @@ class Ordering(RuleBasedStateMachine):
     @rule(waiter=waiters, head_start=head_starts)
     def move(self, waiter: Waiter, head_start: int) -> None:
         """As from another process, which knows the name only."""
-        names = [n for n in self.queue.names() if waiter.ticket.id in n]
         if waiter in self.alive and not waiter.running:
-            assert self.queue.move(Ticket(names[0]), head_start)
+            seen = next(t for t in self.queue.tickets() if t.id == waiter.ticket.id)
+            assert self.queue.move(seen, head_start)
             waiter.key += (waiter.head_start - head_start) * 10**9
             waiter.head_start = head_start
 
