@@ -2,22 +2,23 @@
 
 Waiters go first, so that the end of a run does not start the next. A run is ended through its
 supervisor (SIGTERM, which the command sees), and when the grace is over through its container,
-the way a lost run is cleaned up. A ticket's pid is used only while the ticket is locked: the
-lock's owner is alive, so its pid is its own.
+the way a lost run is cleaned up. The pid that is signalled is the one of who holds the ticket's
+lock, as the kernel tells it in our namespace; it is alive, so the pid is its own.
 """
 
 import os
 import signal
 import time
 
-from sandrun import overview, recovery
+from sandrun import nesting, overview, project, recovery
 from sandrun.model import SandrunError
-from sandrun.queue import Queue, RunLock, Ticket
+from sandrun.queue import CANCEL, Queue, Ticket
+from sandrun.runlock import each_slot
 
 
 def end(state: str, run: "str | None", everything: bool, grace: float) -> "list[str]":
     """End what was named; a line for each thing ended. Raises SandrunError for unsafe state."""
-    states = overview.all_states() if everything or run else [state]
+    states = project.all_states() if everything or run else [state]
     said: list[str] = []
     for path in states:
         try:
@@ -28,7 +29,7 @@ def end(state: str, run: "str | None", everything: bool, grace: float) -> "list[
             continue
         if queue:
             said += _end_queue(queue, run, everything, grace)
-            os.close(queue.dir)
+            queue.close()
     return said
 
 
@@ -44,13 +45,17 @@ def _end_queue(queue: Queue, run: "str | None", everything: bool, grace: float) 
 def _end_ticket(queue: Queue, ticket: Ticket, grace: float) -> str:
     what = "run" if ticket.running else "waiter"
     line = f"ended {what} {ticket.id}: {ticket.command} (pid {ticket.pid})"
+    pid = nesting.ticket_holder(queue, ticket)
+    if not pid and not ticket.running:
+        queue.ring(ticket.name, CANCEL)  # it is in another pid namespace
     for signum, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
-        _send(ticket.pid, signum)
-        _send(ticket.pid, signal.SIGCONT)
+        if pid:
+            _send(pid, signum)
+            _send(pid, signal.SIGCONT)
         if _gone_within(queue, ticket, patience):
             break
     else:
-        return f"could not end {what} {ticket.id} (pid {ticket.pid})"
+        return f"could not end {what} {ticket.id} (pid {ticket.pid}, perhaps of a container)"
     if ticket.running:
         _end_lost(queue)
     return line
@@ -73,14 +78,12 @@ def _gone_within(queue: Queue, ticket: Ticket, seconds: float) -> bool:
 
 
 def _end_lost(queue: Queue) -> "list[str]":
-    """End what a killed supervisor left, if anything; by the line in the run lock's file."""
-    lock = RunLock(queue)
-    took = lock.try_take()
-    line = lock.read_holder()
-    ended = bool(line) and recovery.end_orphans(queue, line)
-    if took:
-        recovery.take_over(lock)
-        lock.release()
-    else:
-        os.close(lock.fd)
+    """End what killed supervisors left, if anything; by the lines in the run lock's files."""
+    ended = False
+    for lock, free in each_slot(queue):
+        line = lock.read_holder()
+        ended |= bool(line) and recovery.end_orphans(queue, line)
+        if free:
+            recovery.take_over(lock)
+            lock.release()
     return ["ended what a killed sandrun had left running"] if ended else []

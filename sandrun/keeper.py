@@ -21,7 +21,7 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandrun.protocol import Container
-    from sandrun.queue import RunLock
+    from sandrun.runlock import RunLock
 
 
 class Keeper:

@@ -1,29 +1,67 @@
-"""Whether we run inside a run of the same queue, proved and not believed.
+"""Whether we run inside a run of the same queue, and whether a wait between runs would never end.
 
 The environment says where to look, but it leaks into daemons and terminal multiplexers that
-outlive their run. The proof is a ticket that is locked (the run is alive) AND that its supervisor
+outlive their run. The proof is a ticket that is locked (the run is alive) AND that who locked it
 is among our ancestors, or that we are in its cgroup (a daemon of the run).
+
+A run that waits inside another run is known by a link beside its ticket, `around.<id>`, whose
+target names the runs around it. It is laid before the first look, so of two runs that close a
+circle at once at least one sees it. Only a wait inside a run can close one, so nobody else looks.
 """
 
 import os
 
-from sandrun import kernel
-from sandrun.queue import Queue
+from sandrun import kernel, project
+from sandrun.model import SandrunError
+from sandrun.queue import Queue, Ticket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_LINK = "around."
+
+
+class Circle(SandrunError):
+    """Runs that wait for each other."""
 
 
 def is_inside(around: str, state: str) -> bool:
     """Whether a live run of the queue in the state directory `state` contains this process."""
-    ids = [entry.rpartition("/")[2] for entry in around.split(":") if _names(entry, state)]
-    if not ids:
+    ids = [run_id for path, run_id in _runs(around) if path == state]
+    if not ids or not os.path.isdir(state):
         return False
-    ticket = next((t for t in Queue(state).tickets() if t.id in ids), None)
-    if ticket is None:
-        return False
-    return ticket.pid in kernel.ancestors(os.getpid()) or _in_group(ticket.id)
+    queue = Queue(state)
+    try:
+        return any(t.id in ids and _contains(queue, t) for t in queue.tickets())
+    finally:
+        queue.close()
 
 
-def _names(entry: str, state: str) -> bool:
-    return entry.rpartition("/")[0] == state
+def contains_us(queue: Queue) -> bool:
+    """Whether a live run of `queue` is around us, whatever our environment says.
+
+    An environment that was cleared (`env -i`) must not make a run wait for itself.
+    """
+    return any(_contains(queue, ticket) for ticket in queue.tickets())
+
+
+def _contains(queue: Queue, ticket: Ticket) -> bool:
+    return ticket.running and (is_ancestor(ticket_holder(queue, ticket)) or _in_group(ticket.id))
+
+
+def ticket_holder(queue: Queue, ticket: Ticket) -> int:
+    """The process that locked a live ticket, as our pid namespace has it; 0: none of ours."""
+    try:
+        inode = os.stat(ticket.name, dir_fd=queue.dir, follow_symlinks=False).st_ino
+    except OSError:
+        return 0
+    return lock_holder(inode, ticket.pid)
+
+
+def is_ancestor(pid: int) -> bool:
+    """Whether the live process `pid` is one of our ancestors."""
+    return pid in kernel.ancestors(os.getpid())
 
 
 def _in_group(run_id: str) -> bool:
@@ -31,3 +69,143 @@ def _in_group(run_id: str) -> bool:
         return f"sandrun-{run_id}".encode() in kernel.read("/proc/self/cgroup")
     except OSError:
         return False
+
+
+def lock_holder(inode: int, otherwise: int = 0) -> int:
+    """The process that locked a file with flock(2), by its inode; 0: nobody that we can see.
+
+    From /proc/locks (proc(5)), which tells pids as our namespace has them: the pid in a ticket's
+    name may be another container's. `otherwise` where there is no such file.
+    """
+    try:
+        lines = kernel.read("/proc/locks").split(b"\n")
+    except OSError:
+        return otherwise
+    end = b":%d" % inode
+    for line in lines:
+        words = line.split()
+        if len(words) > 5 and words[1:4:2] == [b"FLOCK", b"WRITE"] and words[5].endswith(end):
+            return int(words[4])
+    return 0
+
+
+def _runs(around: str) -> "Iterator[tuple[str, str]]":
+    for entry in around.split(":"):
+        path, _, run_id = entry.rpartition("/")
+        if path:
+            yield path, run_id
+
+
+def proved(around: str) -> str:
+    """The part of `around` that is true: the live runs that contain this process."""
+    return ":".join(f"{path}/{run_id}" for path, run_id in _runs(around) if _holds(path, run_id))
+
+
+def _holds(path: str, run_id: str) -> bool:
+    try:
+        return is_inside(f"{path}/{run_id}", path)
+    except SandrunError:
+        return False
+
+
+def announce(queue: Queue, ticket: Ticket, around: str) -> None:
+    """Tell others in which runs this waiter is."""
+    try:
+        os.symlink(around, _LINK + ticket.id, dir_fd=queue.dir)
+    except OSError:
+        pass  # too long, or a full disk: a circle is then not seen from the other side
+
+
+def withdraw(queue: Queue, ticket: Ticket) -> None:
+    """We wait no more."""
+    try:
+        os.unlink(_LINK + ticket.id, dir_fd=queue.dir)
+    except OSError:
+        pass
+
+
+class _Waiter:
+    """A live waiting ticket that is inside other runs."""
+
+    def __init__(self, queue: "_Seen", ticket: Ticket, around: str) -> None:
+        self.queue = queue
+        self.ticket = ticket
+        self.around = {run_id for _, run_id in _runs(around)}
+
+
+class _Seen:
+    """What is in one queue at this instant."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.running: list[Ticket] = []
+        self.waiters: list[_Waiter] = []
+        if not os.path.isdir(path):
+            return
+        queue = Queue(path)
+        try:
+            tickets = queue.tickets()
+            self.running = [t for t in tickets if t.running]
+            for ticket in tickets:
+                if not ticket.running:
+                    try:
+                        around = os.readlink(_LINK + ticket.id, dir_fd=queue.dir)
+                    except OSError:
+                        continue
+                    self.waiters.append(_Waiter(self, ticket, around))
+        finally:
+            queue.close()
+
+
+def check_circle(queue: Queue, ticket: Ticket, around: str) -> None:
+    """Raise Circle when the turn of `ticket` waits for a run that waits for us.
+
+    With several slots a wait never ends only if all who run wait for us.
+    """
+    mine = {run_id for _, run_id in _runs(around)}
+    if not mine:
+        return
+    seen = list(_look())
+    here = next((s for s in seen if s.path == queue.path), None)
+    if here is None or not here.running:
+        return
+    others = [_waits_for(run.id, mine, seen, set()) for run in here.running]
+    first = others[0]
+    if first is None or None in others:
+        return
+    around_us = [run for s in seen for run in s.running if run.id in mine]
+    outer = next((run for run in around_us if run in first.queue.running), None)
+    raise Circle(
+        f"deadlock: {_name(ticket)} inside {_name(outer)} waits in {queue.path} for "
+        f"{_name(here.running[0])}, inside which {_name(first.ticket)} waits in "
+        f"{first.queue.path} for it",
+        "take the queues in one order everywhere, or end one of them: sandrun kill ID",
+    )
+
+
+def _look() -> "Iterator[_Seen]":
+    for path in (*project.all_states(), project.pool_path()):
+        try:
+            yield _Seen(path)
+        except (SandrunError, OSError):
+            continue
+
+
+def _waits_for(
+    run_id: str, mine: "set[str]", seen: "list[_Seen]", visited: "set[str]"
+) -> "_Waiter | None":
+    """The waiter, inside the run `run_id` or further on, that waits for one of the runs `mine`."""
+    if run_id in visited:
+        return None
+    visited.add(run_id)
+    for waiter in (w for s in seen for w in s.waiters if run_id in w.around):
+        running = [run.id for run in waiter.queue.running]
+        if running and all(
+            run in mine or _waits_for(run, mine, seen, visited) is not None for run in running
+        ):
+            return waiter
+    return None
+
+
+def _name(ticket: "Ticket | None") -> str:
+    return f"`{ticket.command}` (run {ticket.id}, pid {ticket.pid})" if ticket else "a run"

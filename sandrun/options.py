@@ -7,106 +7,7 @@ corpus of command lines through both.
 """
 
 from sandrun.model import MIB, UsageError
-
-MEMORY_FLOOR = MIB
-"""Below this the kernel kills a command before its first instruction (64 KiB killed `true`)."""
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1e18:  # also refuses nan
-        raise ValueError
-    return value
-
-
-def parse_size(text: str) -> int:
-    """`512` (MiB), `300M`, `4G`, `1.5GiB` as bytes. Raises ValueError."""
-    word = text.strip().upper()
-    if word.endswith("B") and word[-2:-1].isalpha():
-        word = word[:-1]
-    if word.endswith("I"):
-        word = word[:-1]
-    scale = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(word[-1:])
-    size = _number(word[:-1]) * scale if scale else _number(word) * MIB
-    if size < MEMORY_FLOOR:
-        raise ValueError("at least 1M")
-    return int(size)
-
-
-def parse_bytes(text: str) -> int:
-    """A size that may be nothing: `0`, `512M`. Raises ValueError."""
-    return 0 if text.strip() in ("0", "0M") else parse_size(text)
-
-
-def parse_rate(text: str) -> int:
-    """Bytes or operations a second: `1000`, `500K`, `20M`. Raises ValueError."""
-    word = text.strip().upper()
-    scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(word[-1:], 1)
-    rate = int(_number(word[:-1] if scale > 1 else word) * scale)
-    if rate < 1:
-        raise ValueError("at least 1")
-    return rate
-
-
-def parse_share(text: str) -> float:
-    """A number of processors: `1.5`. Raises ValueError."""
-    value = _number(text)
-    if value < 0.01:
-        raise ValueError("at least 0.01")
-    return value
-
-
-def parse_weight(text: str) -> int:
-    """A weight as cgroup v2 has it: 1 to 10000, where 100 is everybody's. Raises ValueError."""
-    value = int(text)
-    if not 1 <= value <= 10000:
-        raise ValueError("at least 1 and at most 10000")
-    return value
-
-
-def parse_tasks(text: str) -> int:
-    """A number of tasks, at least 1. Raises ValueError."""
-    value = int(text)
-    if not 1 <= value < 1 << 31:
-        raise ValueError("at least 1")
-    return value
-
-
-def parse_span(text: str) -> float:
-    """`90`, `1.5s`, `200ms`, `10m`, `2h`, `1d` as seconds. Raises ValueError."""
-    word = text.strip().lower()
-    for unit, scale in (("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)):
-        if word.endswith(unit):
-            return _number(word[: -len(unit)]) * scale
-    return _number(word)
-
-
-def parse_interval(text: str) -> float:
-    """A span that is not zero. Raises ValueError."""
-    value = parse_span(text)
-    if value <= 0:
-        raise ValueError("more than 0")
-    return value
-
-
-def parse_count(text: str) -> int:
-    """A level: `2`, or a word for on and off. Raises ValueError."""
-    word = text.strip().lower()
-    if word in ("", "no", "off", "false"):
-        return 0
-    if word in ("yes", "on", "true"):
-        return 1
-    value = int(word)
-    if not 0 <= value < 100:
-        raise ValueError
-    return value
-
-
-def parse_text(text: str) -> str:
-    """Any text but the empty one. Raises ValueError."""
-    if not text or "\0" in text:
-        raise ValueError
-    return text
+from sandrun.values import PARSERS, RIGHT
 
 
 class Option:
@@ -158,37 +59,12 @@ class Option:
                 raise ValueError("one of " + ", ".join(self.choices))
             return text
         try:
-            return _PARSERS[self.kind](text)
+            return PARSERS[self.kind](text)
         except (ValueError, OverflowError) as error:
             # Only our own parsers raise with advice; float() and int() speak Python.
             advice = str(error) if str(error).startswith(("at least", "more than")) else ""
-            raise ValueError(f"{_RIGHT[self.kind]}{', ' + advice if advice else ''}") from None
+            raise ValueError(f"{RIGHT[self.kind]}{', ' + advice if advice else ''}") from None
 
-
-_PARSERS = {
-    "size": parse_size,
-    "bytes": parse_bytes,
-    "rate": parse_rate,
-    "share": parse_share,
-    "weight": parse_weight,
-    "tasks": parse_tasks,
-    "span": parse_span,
-    "interval": parse_interval,
-    "count": parse_count,
-    "text": parse_text,
-}
-_RIGHT = {
-    "size": "a size such as 512M, 4G or a number of MiB",
-    "bytes": "a size such as 0, 512M, 4G or a number of MiB",
-    "rate": "a rate a second such as 1000, 500K or 20M",
-    "share": "a number of processors such as 1 or 1.5",
-    "weight": "a weight from 1 to 10000",
-    "tasks": "a number of tasks",
-    "span": "a time such as 30, 90s, 10m or 2h",
-    "interval": "a time such as 5, 0.5s or 200ms",
-    "count": "a number from 0 to 99, or true or false",
-    "text": "a text that is not empty",
-}
 
 BACKENDS = ("auto", "cgroup2", "systemd", "cgroup1", "rlimit", "none")
 
@@ -321,11 +197,42 @@ OPTIONS = (
         choices=("kill", "wait", "leave"),
     ),
     Option(
+        "priority",
+        ("-p", "--priority"),
+        "priority",
+        0,
+        "Place in the queue: high, normal, low (an hour apart), or a head start in seconds.",
+        "WHAT",
+    ),
+    Option(
+        "slots",
+        ("--slots",),
+        "slots",
+        1,
+        "How many runs of this queue may run at once.",
+        "NUMBER",
+    ),
+    Option(
+        "pool",
+        ("--pool",),
+        "pool",
+        "80%",
+        "Memory that your runs of all projects share: a part of the host's, a size, or off.",
+        "SIZE",
+    ),
+    Option(
+        "no_wait",
+        ("-n", "--no-wait"),
+        "count",
+        0,
+        "Give up at once (exit 75) when it is not our turn.",
+    ),
+    Option(
         "wait_timeout",
         ("--wait-timeout",),
         "span",
         0.0,
-        "Give up (exit 75) after waiting so long for a turn; 0: never.",
+        "Give up (exit 75) after waiting so long; 0: never. Who comes back soon has its old place.",
         "TIME",
     ),
     Option(
@@ -379,7 +286,7 @@ OPTIONS = (
     ),
 )
 
-SUBCOMMANDS = frozenset({"config", "doctor", "kill", "status"})
+SUBCOMMANDS = frozenset({"config", "doctor", "kill", "pause", "queue", "resume", "status"})
 
 _BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
 _HELP = ("-h", "--help", "--version")
@@ -469,4 +376,4 @@ def _unbundle(word: str) -> "tuple[list[str], str, str]":
 
 
 def _right(option: Option) -> str:
-    return "one of " + ", ".join(option.choices) if option.choices else _RIGHT[option.kind]
+    return "one of " + ", ".join(option.choices) if option.choices else RIGHT[option.kind]

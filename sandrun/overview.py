@@ -1,18 +1,12 @@
 """Who runs and who waits, for `sandrun status` and `sandrun kill`; removes dead tickets."""
 
-import glob
 import os
 import time
 
-from sandrun import kernel, project
+from sandrun import kernel
 from sandrun.model import SandrunError, size_text, span_text
-from sandrun.queue import Queue, RunLock
-
-
-def all_states() -> "list[str]":
-    """The state directories of this user's queues."""
-    pattern = os.path.join(glob.escape(project.state_root()), f"seq-exec-*-{os.geteuid()}")
-    return sorted(path for path in glob.glob(pattern) if os.path.isdir(path))
+from sandrun.queue import Queue, Ticket
+from sandrun.runlock import each_slot
 
 
 def open_queue(path: str) -> "Queue | None":
@@ -28,36 +22,30 @@ def look(path: str) -> "dict[str, object]":
         queue = open_queue(path)
         if queue:
             queue.sweep()
-            rows = [_row(ticket.id, ticket.pid, ticket) for ticket in queue.tickets()]
-            if not any(row["running"] for row in rows) and not _is_free(queue):
+            rows = [_row(ticket) for ticket in queue.tickets()]
+            held = sum(not free for _, free in each_slot(queue))
+            if queue.paused:
+                note = "paused; go on with: sandrun resume"
+            elif held > sum(bool(row["running"]) for row in rows):
                 note = "processes of a run whose sandrun was killed hold the run lock"
             queue.write_view()
-            os.close(queue.dir)
+            queue.close()
     except SandrunError as error:
         note = error.text
     return {"path": path, "runs": rows, "note": note}
 
 
-def _row(run_id: str, pid: int, ticket: "object") -> "dict[str, object]":
+def _row(ticket: Ticket) -> "dict[str, object]":
     return {
-        "id": run_id,
-        "pid": pid,
-        "running": getattr(ticket, "running", False),
-        "since": getattr(ticket, "since", 0),
-        "command": getattr(ticket, "command", ""),
-        "cwd": _cwd(pid),
-        "memory": tree_memory(pid),
+        "id": ticket.id,
+        "pid": ticket.pid,
+        "running": ticket.running,
+        "since": ticket.since,
+        "head_start": ticket.extra,
+        "command": ticket.command,
+        "cwd": _cwd(ticket.pid),
+        "memory": tree_memory(ticket.pid),
     }
-
-
-def _is_free(queue: Queue) -> bool:
-    lock = RunLock(queue)
-    free = lock.try_take()
-    if free and not lock.read_holder():
-        lock.release()
-    else:
-        os.close(lock.fd)  # without emptying it: the next run cleans up by what stands in it
-    return free
 
 
 def _cwd(pid: int) -> str:
@@ -88,6 +76,7 @@ def text(queues: "list[dict[str, object]]", everything: bool) -> str:
         for position, row in enumerate(rows, 1):
             state = "runs " if row["running"] else "waits"
             memory = f", {size_text(row['memory'])}" if row["running"] else ""
+            memory += f", head start {row['head_start']} s" if row["head_start"] else ""
             lines.append(
                 f"  {position:3} {state} {row['id']}  {row['command']}  (pid {row['pid']}, "
                 f"{span_text(max(0.0, now - row['since']))}{memory}, in {row['cwd']})"

@@ -76,9 +76,52 @@ def state_path(project: str, queue: str = "") -> str:
     return os.path.join(state_root(), f"seq-exec-{digest}-{os.geteuid()}")
 
 
+def git_directory(root: str) -> str:
+    """The git directory of a worktree's top level (gitrepository-layout(5)); '' if there is none.
+
+    `.git` is that directory, or a file that names it (a linked worktree, a submodule).
+    """
+    path = os.path.join(root, ".git")
+    try:
+        with open(path, "rb") as file:
+            line = file.read(4096)
+    except IsADirectoryError:
+        return path if os.path.exists(os.path.join(path, "HEAD")) else ""
+    except OSError:
+        return ""
+    if not line.startswith(b"gitdir:"):
+        return ""
+    named = os.fsdecode(line[7:].split(b"\n")[0].strip())
+    return os.path.normpath(os.path.join(root, named))
+
+
+def lock_root() -> str:
+    """The directory of run locks for queues without a checkout (see `sandrun.runlock`)."""
+    root = os.environ.get("SANDRUN_STATE_DIR") or "/dev/shm"
+    if not os.path.isdir(root):
+        root = "/tmp"
+    return os.path.join(root, f"sandrun-locks-{os.geteuid()}")
+
+
 def state_root() -> str:
     """The directory that holds the state directories of all queues."""
     return os.environ.get("SANDRUN_STATE_DIR") or "/tmp"
+
+
+def pool_path() -> str:
+    """The state directory of the pool (see `sandrun.pool`)."""
+    return os.path.join(state_root(), f"sandrun-pool-{os.geteuid()}")
+
+
+def all_states() -> "list[str]":
+    """The state directories of this user's queues."""
+    root = state_root()
+    mine = f"-{os.geteuid()}"
+    try:
+        names = sorted(n for n in os.listdir(root) if n[:9] == "seq-exec-" and n.endswith(mine))
+    except OSError:
+        return []
+    return [path for n in names if os.path.isdir(path := os.path.join(root, n))]
 
 
 def open_state(path: str) -> int:

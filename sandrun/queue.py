@@ -1,22 +1,26 @@
-"""The queue of a project: a chain of locked tickets, and one run lock.
+"""The queue of a project: a chain of locked tickets.
 
 Promises
-- At most one holder of the run lock exists on this kernel, whoever started it.
 - Tickets are served in the order of their keys. A ticket is alive exactly while it is locked, so
   whatever kills a process takes it out of the queue; no pid is ever taken as proof of life.
-- Waiting costs nothing: a waiter sleeps in flock(2) on the nearest live ticket ahead of it, so an
-  end wakes one process and not the herd.
+- Waiting costs nothing: a waiter sleeps in poll(2) on the nearest live tickets ahead of it, as
+  many as the queue has slots, so an end wakes as many processes and not the herd.
 
 Invariants
+- A ticket is a FIFO that its owner alone holds open for writing. The kernel hangs up those who
+  watch it when the owner ends, however it ends. A byte written into it is a ring at its owner's
+  door: look again. Neither needs a pid, so both work across pid namespaces.
 - A ticket appears under its name already locked (made under a private name, locked, then
   renamed), hence an unlocked ticket is dead, and anybody may remove it. No lock guards the
   registration, so no stopped process can hold one.
-- The order of names decides only who waits for whom. Exclusion is the run lock's alone: a
-  listing that misses a name mid-rename costs a wake-up, never two runs at once.
-- The run lock's file holds one JSON line about its holder while a run is on, and nothing after a
-  clean end. What is left in it by a dead run says what must be cleaned up (`sandrun.recovery`).
-- Locks are advisory locks of open files (flock(2)): they belong to the open file description, so
-  children that inherit it keep the lock, and an explicit unlock frees it for all of them.
+- With S slots a ticket may run while fewer than S live ones are ahead. One with c ahead needs
+  c - S + 1 of them to go, so at least one of any S of them: watching the S nearest misses no turn.
+- The order of names decides only who waits for whom. Exclusion is the run lock's alone
+  (`sandrun.runlock`): a listing that misses a name mid-rename costs a wake-up, never a second run.
+- A priority is a head start in time and part of the key, so a ticket is overtaken only by those
+  that came within the difference of head starts after it: nobody starves.
+- Whoever renames another's ticket (`move`) or lifts a pause rings every waiter afterwards. If it
+  is killed in between, the waiters' own look around (`waiting.LOOK`) mends it.
 
 Left to others: when to wait and what to say meanwhile (`sandrun.waiting`).
 """
@@ -28,11 +32,18 @@ import time
 from sandrun import project
 from sandrun.model import SandrunError, command_text
 
-_RUN_LOCK = "executor.lock"
+KEEP_SECONDS = 120
+"""How long the place of one that gave up waiting is kept for its coming back."""
+CANCEL = b"c"
+"""What is written into a ticket that has to leave the queue; any other byte: look again."""
+
 _VIEW = "queue.txt"
+_PAUSED = "paused"
 # Keys are nanoseconds of CLOCK_MONOTONIC plus this, so that a head start taken off soon after a
 # boot still leaves a positive number of 20 digits.
 _KEY_BASE = 10**19
+_SECOND = 10**9
+_ID_AT = 22  # where the id starts in a name: after the order, 20 digits and a dot
 _COMMAND_BYTES = 120  # names end at 255 bytes
 
 
@@ -43,31 +54,42 @@ class StateGone(Exception):
 class Ticket:
     """A run's place in the queue, as its file name tells: no file is read to show a queue.
 
-    `<w|r><key>.<id>.<pid>.<epoch seconds>.<command>`: r (running) sorts before w (waiting); the
-    time is when it began to run or to wait. `pid` is for people and for signals after the lock
+    `<w|r><key>.<id>.<pid>.<epoch seconds>.<extra>.<command>`: r (running) sorts before w
+    (waiting); the time is when it began to run or to wait; `extra` is the head start in seconds,
+    in the pool the run's memory in bytes. `pid` is for people, and for signals after the lock
     proved it alive.
     """
 
-    __slots__ = ("command", "fd", "id", "key", "name", "pid", "running", "since")
+    __slots__ = ("command", "extra", "fd", "id", "key", "name", "pid", "running", "since")
 
     def __init__(self, name: str, fd: int = -1) -> None:
-        self.name = name
         self.fd = fd
-        order, self.id, pid, since, command = name.split(".", 4)
+        self.rename(name)
+
+    def rename(self, name: str) -> None:
+        self.name = name
+        order, self.id, pid, since, extra, command = name.split(".", 5)
         self.running = order[0] == "r"
         self.key = int(order[1:])
         self.pid = int(pid)
         self.since = int(since)
+        self.extra = int(extra)
         self.command = _unescape(command)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self.fd = -1
 
 
 def _escape(text: str) -> str:
     """A command as part of a file name: no slash, nothing unprintable, short."""
     raw = os.fsencode(text)[:_COMMAND_BYTES]
-    return "".join(chr(c) if 32 <= c < 127 and c not in b"/%" else f"%{c:02X}" for c in raw)[:180]
+    return "".join(chr(c) if 32 <= c < 127 and c not in b"/%" else f"%{c:02X}" for c in raw)[:160]
 
 
 def _unescape(text: str) -> str:
+    if "%" not in text:
+        return text
     first, *rest = text.split("%")
     raw = first.encode("latin-1")
     for part in rest:
@@ -79,39 +101,66 @@ def _unescape(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in shown)
 
 
+def shown(command: "list[str]") -> str:
+    """A command as its ticket shows it."""
+    return _unescape(_escape(command_text(command)))
+
+
+def is_stopped(pid: int) -> bool:
+    """State T of /proc/PID/stat (proc(5)); the name before it may hold anything but the last )."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, 4096).rpartition(b")")[2][1:2] in (b"T", b"t")
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def head_key(head_start: int) -> int:
+    """The key of who comes now with a head start in seconds."""
+    return _KEY_BASE + time.monotonic_ns() - head_start * _SECOND
+
+
 class Queue:
     """The queue whose state lives in the directory `path`; SandrunError if that is unsafe."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.dir = project.open_state(path)
+        self.paused = False
+        """Whether the queue was paused at the last look (`names`)."""
 
-    def enqueue(self, run_id: str, command: "list[str]", head_start: int = 0) -> Ticket:
-        """Take a place: behind all that came before, or `head_start` nanoseconds ahead of that.
+    def close(self) -> None:
+        os.close(self.dir)
+
+    def enqueue(self, run_id: str, command: "list[str]", extra: int = 0, key: int = 0) -> Ticket:
+        """Take a place: at `key`, by default behind all that came before.
 
         Raises StateGone, or SandrunError when the file system refuses.
         """
-        key = _KEY_BASE + time.monotonic_ns() - head_start
-        name = (
-            f"w{key:020}.{run_id}.{os.getpid()}.{int(time.time())}.{_escape(command_text(command))}"
-        )
+        tail = f"{os.getpid()}.{int(time.time())}.{extra}.{_escape(command_text(command))}"
+        name = f"w{key or head_key(0):020}.{run_id}.{tail}"
         private = f".{run_id}"
         while True:
+            fd = -1
             try:
-                fd = os.open(
-                    private,
-                    os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
-                    0o600,
-                    dir_fd=self.dir,
-                )
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                os.mkfifo(private, 0o600, dir_fd=self.dir)
+                flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+                fd = os.open(private, flags, dir_fd=self.dir)
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Fails if a sweep took the file for a dead one before it was locked.
                 os.rename(private, name, src_dir_fd=self.dir, dst_dir_fd=self.dir)
                 return Ticket(name, fd)
-            except FileNotFoundError:
+            except (FileNotFoundError, BlockingIOError):
+                if fd >= 0:
+                    os.close(fd)
                 if os.fstat(self.dir).st_nlink == 0:
                     raise StateGone from None
-                os.close(fd)
+                self._remove(private)
             except OSError as error:
                 raise SandrunError(
                     f"cannot take a place in the queue {self.path}: {error.strerror}",
@@ -119,40 +168,64 @@ class Queue:
                 ) from None
 
     def names(self) -> "list[str]":
-        """The tickets' names in order, the running one first; dead ones may be among them."""
-        return sorted(n for n in os.listdir(self.dir) if n[0] in "rw" and n[1:21].isdigit())
+        """The tickets' names in order, the running ones first; dead ones may be among them."""
+        listing = os.listdir(self.dir)
+        self.paused = _PAUSED in listing
+        return sorted(n for n in listing if n[0] in "rw" and n[1:21].isdigit())
 
     def tickets(self) -> "list[Ticket]":
         """The live tickets in order. Removes the dead ones it meets."""
-        return [Ticket(name) for name in self.names() if not self._gone(name)]
+        return [Ticket(name) for name in self.names() if self.is_live(name)]
 
-    def ahead(self, ticket: Ticket, ignored: "frozenset[str]" = frozenset()) -> "Ticket | None":
-        """The nearest live ticket ahead of `ticket`, opened for waiting; None: we are the head.
+    def find(self, ticket: Ticket, names: "list[str]") -> int:
+        """Where `ticket` stands among `names`, under whatever name it was given meanwhile.
 
-        Raises StateGone when our own ticket is not in the directory any more.
+        Raises StateGone when it is not in the directory any more.
+        """
+        for index, name in enumerate(names):
+            if name.startswith(ticket.id, _ID_AT):
+                if name != ticket.name:
+                    ticket.rename(name)
+                return index
+        raise StateGone
+
+    def ahead(self, ticket: Ticket, most: int = 1) -> "list[Ticket]":
+        """The nearest live tickets ahead of `ticket`, at most `most`, opened for watching.
+
+        Waiters that are stopped are passed by. Raises StateGone like `find`.
         """
         names = self.names()
-        if ticket.name not in names:
-            raise StateGone
-        for name in reversed(names[: names.index(ticket.name)]):
-            if name in ignored:
-                continue
+        found: list[Ticket] = []
+        for name in reversed(names[: self.find(ticket, names)]):
             fd = self._open_live(name)
-            if fd is not None:
-                return Ticket(name, fd)
-        return None
+            if fd is None:
+                continue
+            other = Ticket(name, fd)
+            # Only looked at when it would hold us up; the kernel tells nobody of a stop.
+            if not other.running and is_stopped(other.pid):
+                other.close()
+                continue
+            found.append(other)
+            if len(found) == most:
+                break
+        return found
 
-    def _gone(self, name: str) -> bool:
+    def is_live(self, name: str) -> bool:
+        """Whether a ticket is alive; removes it if it is dead."""
         fd = self._open_live(name)
-        if fd is None:
-            return True
-        os.close(fd)
-        return False
+        if fd is not None:
+            os.close(fd)
+        return fd is not None
 
     def _open_live(self, name: str) -> "int | None":
-        """Open a ticket if it is alive; remove it if it is dead."""
+        """Open a ticket if it is alive; remove it if it is dead.
+
+        Opened before the lock is looked at: so the owner, alive then, was its writer at a time
+        when we already had it open, and we will be hung up (pipe_poll in Linux's fs/pipe.c).
+        """
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.dir)
+            fd = os.open(name, flags, dir_fd=self.dir)
         except OSError:
             return None
         try:
@@ -172,19 +245,110 @@ class Queue:
 
     def mark_running(self, ticket: Ticket) -> None:
         """Put the ticket of the run lock's holder before all others, also before later keys."""
-        order, run_id, pid, _, command = ticket.name.split(".", 4)
-        name = f"r{order[1:]}.{run_id}.{pid}.{int(time.time())}.{command}"
+        self._mark(ticket, "r")
+
+    def mark_waiting(self, ticket: Ticket) -> None:
+        """Put a ticket back among the waiting (see `sandrun.pool`)."""
+        self._mark(ticket, "w")
+
+    def _mark(self, ticket: Ticket, order: str) -> None:
+        while True:
+            first, run_id, pid, _, rest = ticket.name.split(".", 4)
+            name = f"{order}{first[1:]}.{run_id}.{pid}.{int(time.time())}.{rest}"
+            try:
+                os.rename(ticket.name, name, src_dir_fd=self.dir, dst_dir_fd=self.dir)
+                ticket.rename(name)
+                return
+            except OSError:
+                try:
+                    self.find(ticket, self.names())  # somebody moved it an instant ago
+                except (StateGone, OSError):
+                    return  # the directory was removed: the run lock, held, is what counts
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give the place up; wakes whoever watches it."""
+        self._remove(ticket.name)
+        ticket.close()
+        try:
+            first = next((n for n in self.names() if n[0] == "w"), "")
+            # The one that was just woken will not come, and those behind it do not know.
+            if first and is_stopped(Ticket(first).pid):
+                self.ring_waiters()
+            if not first or self.paused or not ticket.running:
+                self.write_view()  # else the next one writes it
+        except OSError:
+            pass
+
+    def ring(self, name: str, byte: bytes = b"?") -> None:
+        """Ring at a ticket's owner: it looks again, or leaves if `byte` is CANCEL."""
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(name, flags, dir_fd=self.dir)
+        except OSError:  # ENXIO: it is dead
+            return
+        try:
+            os.write(fd, byte)
+        except OSError:  # full: it has rings enough to answer
+            pass
+        finally:
+            os.close(fd)
+
+    def ring_waiters(self) -> None:
+        """Have every waiter look again."""
+        for name in self.names():
+            if name[0] == "w":
+                self.ring(name)
+
+    def move(self, ticket: Ticket, head_start: int) -> bool:
+        """Give a waiting ticket another head start; False: it waits no more."""
+        key = ticket.key + (ticket.extra - head_start) * _SECOND
+        _, run_id, pid, since, _, command = ticket.name.split(".", 5)
+        name = f"w{key:020}.{run_id}.{pid}.{since}.{head_start}.{command}"
         try:
             os.rename(ticket.name, name, src_dir_fd=self.dir, dst_dir_fd=self.dir)
         except OSError:
-            return  # the directory was removed: the run lock, held, is what counts
-        ticket.name = name
+            return False
+        self.ring_waiters()
+        self.write_view()
+        return True
 
-    def leave(self, ticket: Ticket) -> None:
-        """Give the place up; wakes whoever waits behind it."""
-        self._remove(ticket.name)
-        os.close(ticket.fd)
-        ticket.fd = -1
+    def pause(self) -> bool:
+        """Let no waiting run start until `resume`; False: it was paused already."""
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(_PAUSED, flags, 0o600, dir_fd=self.dir))
+            return True
+        except FileExistsError:
+            return False
+
+    def resume(self) -> bool:
+        """Lift a pause; False: there was none."""
+        try:
+            os.unlink(_PAUSED, dir_fd=self.dir)
+        except FileNotFoundError:
+            return False
+        self.ring_waiters()
+        return True
+
+    def keep(self, ticket: Ticket, owner: str) -> None:
+        """Keep the place of one that gave up, for its coming back as the same `owner`."""
+        expiry = time.monotonic_ns() + KEEP_SECONDS * _SECOND
+        self._remove(f"kept.{owner}")
+        try:
+            os.symlink(f"{ticket.key}.{ticket.extra}.{expiry}", f"kept.{owner}", dir_fd=self.dir)
+        except OSError:
+            pass  # it will come back as a newcomer
+
+    def kept(self, owner: str, extra: int) -> int:
+        """Claim the kept place of `owner`, if its head start is still `extra`: its key, or 0."""
+        try:
+            key, had, expiry = map(int, os.readlink(f"kept.{owner}", dir_fd=self.dir).split("."))
+            os.unlink(f"kept.{owner}", dir_fd=self.dir)  # only one of several can have it
+        except (OSError, ValueError):
+            return 0
+        # More than KEEP_SECONDS ahead of us: it was kept before the last boot.
+        fresh = 0 <= expiry - time.monotonic_ns() <= KEEP_SECONDS * _SECOND
+        return key if fresh and had == extra else 0
 
     def write_view(self) -> None:
         """Rewrite queue.txt, one `PID:TIMESTAMP:COMMAND` line per ticket, the head first.
@@ -195,13 +359,12 @@ class Queue:
         try:
             names = self.names()
             while True:
-                tickets = [Ticket(name) for name in names]
-                text = "".join(f"{t.pid}:{t.since}:{t.command}\n" for t in tickets)
+                text = "".join(map(_line, names)).encode("utf-8", "replace")
                 private = f".view.{os.getpid()}"
                 flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
                 fd = os.open(private, flags, 0o600, dir_fd=self.dir)
                 try:
-                    os.write(fd, text.encode("utf-8", "replace"))
+                    os.write(fd, text)
                 finally:
                     os.close(fd)
                 os.rename(private, _VIEW, src_dir_fd=self.dir, dst_dir_fd=self.dir)
@@ -212,91 +375,26 @@ class Queue:
             pass
 
     def sweep(self) -> None:
-        """Remove private files that a SIGKILL left between making and naming a ticket."""
+        """Remove what a SIGKILL left between two steps, and kept places that nobody came for."""
+        ids = {name[_ID_AT:].partition(".")[0] for name in self.names()}
         for name in os.listdir(self.dir):
             if name[0] == ".":
-                self._gone(name)
+                self.is_live(name)
+            elif name.startswith("around."):  # see sandrun.nesting; laid after its ticket
+                if name[7:] not in ids:
+                    self._remove(name)
+            elif name.startswith("kept."):
+                self._sweep_kept(name)
 
-
-class RunLock:
-    """The lock that is held while a run's processes live: `executor.lock`.
-
-    The child inherits `fd`, so if the supervisor dies, exclusion lasts until its tree does.
-    """
-
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
-        self.fd = -1
-
-    def try_take(self) -> bool:
-        """Take the lock if it is free. False: `fd` is open for a blocking wait.
-
-        Raises SandrunError if the file is not ours alone.
-        """
-        while True:
-            self._open()
-            try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            if self.is_current():
-                return True
-
-    def is_current(self) -> bool:
-        """Whether the locked file is still the one that others would open."""
+    def _sweep_kept(self, name: str) -> None:
         try:
-            there = os.stat(_RUN_LOCK, dir_fd=self.queue.dir, follow_symlinks=False)
-        except OSError:
-            return False
-        here = os.fstat(self.fd)
-        return (there.st_ino, there.st_dev) == (here.st_ino, here.st_dev)
+            expiry = int(os.readlink(name, dir_fd=self.dir).rpartition(".")[2])
+        except (OSError, ValueError):
+            expiry = 0
+        if not 0 <= expiry - time.monotonic_ns() <= KEEP_SECONDS * _SECOND:
+            self._remove(name)
 
-    def _open(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        path = os.path.join(self.queue.path, _RUN_LOCK)
-        try:
-            fd = os.open(_RUN_LOCK, flags, 0o600, dir_fd=self.queue.dir)
-        except FileNotFoundError:
-            raise StateGone from None
-        except OSError as error:
-            raise SandrunError(
-                f"{path}: {error.strerror}", f"look at it with: ls -l {path}"
-            ) from None
-        # High, so that a script's own `exec 3>file` does not close the lock of a dead supervisor.
-        try:
-            self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
-            os.close(fd)
-        except OSError:  # a low RLIMIT_NOFILE
-            self.fd = fd
-        if os.fstat(self.fd).st_mode & 0o170000 != 0o100000:
-            raise SandrunError(f"{path} is not a regular file", f"remove it: rm -r {path}")
 
-    def read_holder(self) -> bytes:
-        """What the holder wrote about itself; empty after a clean end."""
-        try:
-            return os.pread(self.fd, 1 << 20, 0)
-        except OSError:
-            return b""
-
-    def write_holder(self, line: bytes) -> None:
-        """Write who holds the lock. A full disk only costs the cleaning up after a SIGKILL."""
-        try:
-            os.ftruncate(self.fd, 0)
-            os.pwrite(self.fd, line, 0)
-        except OSError:
-            pass
-
-    def release(self) -> None:
-        """Empty and free the lock, also for children that inherited it."""
-        if self.fd < 0:
-            return
-        try:
-            os.ftruncate(self.fd, 0)
-        except OSError:
-            pass
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
-        os.close(self.fd)
-        self.fd = -1
+def _line(name: str) -> str:
+    _, _, pid, since, _, command = name.split(".", 5)
+    return f"{pid}:{since}:{_unescape(command)}\n"

@@ -9,7 +9,8 @@ import time
 
 from sandrun import history, messages
 from sandrun.model import SandrunError
-from sandrun.queue import Queue, RunLock
+from sandrun.queue import Queue
+from sandrun.runlock import RunLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
 """The one path of a run; every entry point comes through `run`.
 
-    settings -> project -> ticket in queue -> (head) run lock -> git guard
+    settings -> project -> ticket in queue -> (head) run lock -> pool -> git guard
              -> backend opens container -> child enters it, then exec -> supervise
-             -> outcome -> kill what is left -> close container -> record -> release
+             -> outcome -> kill what is left -> close container -> release -> record
 
 Only this module knows both queues and backends. A run inside a run of the same queue takes no
 ticket: it starts at once, in a container inside the outer one (`sandrun.nesting`).
@@ -16,7 +16,7 @@ from sandrun import project as projects
 from sandrun import settings as settled
 from sandrun.keeper import Keeper
 from sandrun.model import Outcome
-from sandrun.queue import Queue, RunLock, StateGone, Ticket
+from sandrun.place import Place, take
 from sandrun.supervisor import Supervisor
 
 TYPE_CHECKING = False
@@ -50,41 +50,12 @@ class Run:
             "project": settings.queue or project,
             "cwd": projects.working_directory(),
             "command": command,
-            "limit": settings.memory,
         }
 
     def environment(self) -> "dict[str, str]":
         """The command's environment: the caller's, and the mark of this run."""
         mark = f"{self.state}/{self.id}"
         return spawn.environment({RUNS_VARIABLE: f"{self.around}:{mark}" if self.around else mark})
-
-
-class Place:
-    """A run's place: its queue, ticket and run lock; nothing of them for a nested run."""
-
-    __slots__ = ("lock", "queue", "ticket")
-
-    def __init__(
-        self,
-        queue: "Queue | None" = None,
-        ticket: "Ticket | None" = None,
-        lock: "RunLock | None" = None,
-    ) -> None:
-        self.queue = queue
-        self.ticket = ticket
-        self.lock = lock
-
-    def descriptors(self) -> "list[int]":
-        """What only the supervisor may hold open: the ticket is alive while it is locked."""
-        return [self.ticket.fd] if self.ticket else []
-
-    def release(self) -> None:
-        """Free the run lock, then the ticket (which wakes the next); in that order, so that
-        the one who wakes finds the lock free."""
-        if self.lock:
-            self.lock.release()
-        if self.queue and self.ticket:
-            self.queue.leave(self.ticket)
 
 
 def run(
@@ -97,7 +68,8 @@ def run(
     """
     this = Run(command, settings, project, heritage)
     began = time.time()
-    this.place = _take_place(this)
+    this.place = take(this)
+    this.record["limit"] = settings.memory  # a small pool shrinks the default
     this.record["since"] = since = time.time()
     this.record["wait"] = since - began
     outcome = Outcome("failed", 125)
@@ -106,55 +78,12 @@ def run(
             _guard_git(project, settings.git_wait)
         outcome = _contained(this)
     finally:
-        _record(this, outcome, time.time() - since)
+        wall = time.time() - since
         this.place.release()
-        if this.place.queue:
-            this.place.queue.write_view()
+        _record(this, outcome, wall)  # after the release: the next one need not wait for it
         if this.keeper:
             this.keeper.reap()
     return outcome
-
-
-def _take_place(this: Run) -> Place:
-    """Queue up and return when the run may start."""
-    if this.around:
-        from sandrun import nesting
-
-        if nesting.is_inside(this.around, this.state):
-            messages.decision("inside a run of the same queue: starting at once")
-            return Place()
-    while True:
-        queue = Queue(this.state)
-        try:
-            return _wait_in(queue, this)
-        except StateGone:
-            os.close(queue.dir)
-
-
-def _wait_in(queue: Queue, this: Run) -> Place:
-    lock = RunLock(queue)
-    ticket = queue.enqueue(this.id, this.command)
-    try:
-        ahead = queue.ahead(ticket)
-        if ahead or not lock.try_take():
-            if ahead:
-                os.close(ahead.fd)
-            queue.write_view()
-            from sandrun import waiting
-
-            waiting.wait_turn(queue, ticket, lock, this.heritage.mask, this.settings.wait_timeout)
-    except BaseException:
-        queue.leave(ticket)
-        queue.write_view()
-        raise
-    queue.mark_running(ticket)
-    queue.write_view()
-    if lock.read_holder():
-        from sandrun import recovery
-
-        recovery.take_over(lock)
-    messages.decision(f"run {this.id}: the run lock {queue.path}/executor.lock is ours")
-    return Place(queue, ticket, lock)
 
 
 def _guard_git(project: str, patience: float) -> None:
@@ -204,15 +133,14 @@ def _contained(this: Run) -> Outcome:
 def _supervised(
     this: Run, backend: "Backend", container: "Container", keeper: "Keeper | None"
 ) -> Outcome:
-    if this.place.lock:
-        # After the keeper was forked, which has the same open file anyway.
-        os.set_inheritable(this.place.lock.fd, True)
+    this.place.hand_down()
     stage, number = "", 0
     try:
         child = container.spawn(this.command, this.environment(), this.heritage)
     except OSError as error:
         stage, number = "X", error.errno or 0
     else:
+        this.place.show()
         outcome = Supervisor(child, container, this.settings, backend.kernel, keeper).run()
         stage, number = spawn.failure(this.heritage)
     if stage:

@@ -36,6 +36,10 @@ class Settings:
     io_write_iops: int
     io_weight: int
     leftovers: str
+    priority: int
+    slots: int
+    pool: str
+    no_wait: int
     wait_timeout: float
     git_wait: float
     project: str

@@ -1,30 +1,39 @@
-"""Waiting for a turn: sleeping in flock(2), waking for signals and for a look around.
+"""Waiting for a turn: asleep in poll(2) on the tickets ahead, the own ticket's bell, and signals.
 
 Imported only by a run that has to wait. Invariants
 - A waiter's signals act at once: they leave the queue (exit 128+n); those that the caller ignored
-  stay ignored. Stops (Ctrl-Z) are left to the kernel.
-- A stopped process must not stall those behind it, and the kernel tells nobody that a process
-  was stopped: so each waiter looks at the one ahead every few seconds, and passes it by while it
-  is stopped. It passes in the order only; the run lock still excludes.
+  stay ignored. They arrive through a pipe that poll(2) watches too, so none can fall between a
+  look and a sleep. Stops (Ctrl-Z) are left to the kernel.
+- A stopped waiter must not stall those behind it, and the kernel tells nobody of a stop. Who
+  leaves the queue rings the others if the next one is stopped; for one that stops between being
+  woken and starting, every waiter looks around each LOOK seconds. It is passed by in the order
+  only; the run lock still excludes.
+- Where the head finds the run lock held though nobody is ahead (the tree of a killed supervisor,
+  another user of the checkout), a child blocks in flock(2) on the same open file. What it is
+  granted belongs to that file, thus to us; its end is what we poll for. It dies with its wait,
+  or, if we were killed, when the lock is granted to it and with it freed.
 """
 
 import _signal
 import fcntl
 import os
+import select
 import time
 
-from sandrun import messages
 from sandrun.model import EXIT_GAVE_UP, SandrunError, span_text
-from sandrun.queue import Queue, RunLock, Ticket
+from sandrun.queue import CANCEL, Queue, Ticket
+from sandrun.runlock import RunLock, read_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import FrameType
+    from collections.abc import Callable
 
-TICK = 2.0
-"""Seconds between two looks around."""
-HEARTBEAT = 30.0
-"""Seconds between two lines that say the same, where there is no terminal."""
+    from sandrun.feedback import Feedback
+    from sandrun.pool import Share
+
+LOOK = 15.0
+"""Seconds between two looks around that nothing asked for: only for what the kernel tells nobody
+(a stop) and for a ring that was lost because its sender was killed."""
 
 _LEAVING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 
@@ -37,127 +46,162 @@ class Left(Exception):
         self.signum = signum
 
 
-class _Tick(Exception):
-    """Time to look around; raised only while blocked."""
+class Inside(Exception):
+    """What we wait for is the run that we are in."""
+
+
+class GaveUp(SandrunError):
+    """Not our turn, and the user would not wait (longer); `keep`: the place is kept."""
+
+    keep = True
+
+
+def gave_up(text: str) -> GaveUp:
+    return GaveUp(text, "see who runs with: sandrun status", EXIT_GAVE_UP)
+
+
+def _cancelled() -> GaveUp:
+    error = GaveUp("taken out of the queue by sandrun queue cancel", "", EXIT_GAVE_UP)
+    error.keep = False
+    return error
 
 
 class Patience:
-    """The signal set-up of a wait; restores what was there.
+    """Sleeping with the caller's signal mask, until `deadline`; restores what was there."""
 
-    A signal that lands in the instant before flock(2) blocks is noticed at the next tick at the
-    latest, because the timer repeats.
-    """
-
-    def __init__(self, mask: "set[int]") -> None:
+    def __init__(self, mask: "set[int]", deadline: float, feedback: "Feedback") -> None:
         self.mask = mask
-        self.blocked = False
+        self.deadline = deadline
+        self.feedback = feedback
+        self.began = time.monotonic()
 
     def __enter__(self) -> "Patience":
-        self.handlers = {
-            signum: _signal.signal(signum, self._leave)
-            for signum in _LEAVING
-            if _signal.getsignal(signum) != _signal.SIG_IGN
-        }
-        self.handlers[_signal.SIGALRM] = _signal.signal(_signal.SIGALRM, self._tick)
-        _signal.setitimer(_signal.ITIMER_REAL, TICK, TICK)
+        self.pipe, self._end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wakeup = _signal.set_wakeup_fd(self._end, warn_on_full_buffer=False)
+        signals = [s for s in _LEAVING if _signal.getsignal(s) != _signal.SIG_IGN]
+        # Being continued may mean that the turn came meanwhile.
+        self.handlers = {s: _signal.signal(s, _noted) for s in (*signals, _signal.SIGCONT)}
         self.before = _signal.pthread_sigmask(_signal.SIG_SETMASK, self.mask)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: "type[BaseException] | None", *_: object) -> None:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, self.before)
-        _signal.setitimer(_signal.ITIMER_REAL, 0)
         for signum, handler in self.handlers.items():
             _signal.signal(signum, handler)
-
-    def _leave(self, signum: int, frame: "FrameType | None") -> None:
-        raise Left(signum)
-
-    def _tick(self, signum: int, frame: "FrameType | None") -> None:
-        if self.blocked:
-            raise _Tick
-
-    def lock(self, fd: int, operation: int, deadline: float) -> bool:
-        """Block in flock(2) for at most one tick; whether the lock was taken."""
-        if deadline - time.monotonic() < TICK:
-            _signal.setitimer(_signal.ITIMER_REAL, max(deadline - time.monotonic(), 0.001), TICK)
+        _signal.set_wakeup_fd(self._wakeup)
         try:
-            self.blocked = True
-            fcntl.flock(fd, operation)
-            return True
-        except _Tick:
-            return False
+            if kind is None:
+                self._take_signals()  # one that came too late for the last sleep
         finally:
-            self.blocked = False
+            os.close(self.pipe)
+            os.close(self._end)
+
+    def _take_signals(self) -> None:
+        try:
+            for signum in os.read(self.pipe, 64):
+                if signum in _LEAVING:
+                    raise Left(signum)
+        except BlockingIOError:
+            pass
+
+    def sleep(self, hangups: "list[int]", bell: int) -> None:
+        """Sleep until one of `hangups` is hung up, the bell rings, a signal comes, or it is time
+        to look around or to say something.
+
+        Raises Left, and SandrunError when the deadline is over or the ticket was cancelled.
+        """
+        poll = select.poll()
+        for fd in hangups:
+            poll.register(fd, 0)
+        poll.register(self.pipe, select.POLLIN)
+        poll.register(bell, select.POLLIN)
+        seconds = min(self.feedback.due(LOOK), self.deadline - time.monotonic())
+        events = poll.poll(max(0.0, seconds) * 1000 + 1)
+        self._take_signals()
+        if any(fd == bell for fd, _ in events) and CANCEL in os.read(bell, 4096):
+            raise _cancelled()
+        if time.monotonic() >= self.deadline:
+            raise gave_up(f"gave up after waiting {span_text(time.monotonic() - self.began)}")
+
+
+def _noted(signum: int, frame: object) -> None:
+    """A handler, so that the kernel interrupts the sleep; the pipe has the number."""
 
 
 def wait_turn(
-    queue: Queue, ticket: Ticket, lock: RunLock, mask: "set[int]", timeout: float
-) -> None:
-    """Return when `lock` is ours and `ticket` is the head.
-
-    `mask` is the caller's signal mask, `timeout` in seconds (0: for ever). Raises Left,
-    StateGone, and SandrunError with exit code 75 when the time is up.
-    """
-    deadline = time.monotonic() + timeout if timeout else float("inf")
-    feedback = Feedback(queue, ticket)
-    with Patience(mask) as patience:
-        try:
-            while not _try_turn(queue, ticket, lock, patience, deadline, feedback):
-                if time.monotonic() >= deadline:
-                    raise SandrunError(
-                        f"gave up after waiting {span_text(timeout)} for a turn",
-                        "see who runs with: sandrun status",
-                        EXIT_GAVE_UP,
-                    )
-        finally:
-            feedback.end()
-
-
-def _try_turn(
     queue: Queue,
     ticket: Ticket,
     lock: RunLock,
     patience: Patience,
-    deadline: float,
-    feedback: "Feedback",
-) -> bool:
-    """One sleep at the right place, until a wake-up or a tick; True: the turn is ours."""
-    ignored: set[str] = set()
-    while (ahead := queue.ahead(ticket, frozenset(ignored))) is not None:
+    check: "Callable[[], None]",
+) -> None:
+    """Return when a slot of `lock` is ours and fewer than all slots are ahead of `ticket`.
+
+    `check` raises when the wait would never end. Raises what Patience.sleep does, StateGone, and
+    Inside when the holder is a run around us.
+    """
+    while True:
+        nearest = queue.ahead(ticket, lock.slots)
         try:
-            if _is_stopped(ahead.pid):
-                ignored.add(ahead.name)
+            if len(nearest) == lock.slots:
+                lock.unlock()
+                check()
+                patience.feedback.show(nearest)
+                patience.sleep([t.fd for t in nearest], ticket.fd)
                 continue
-            feedback.show()
-            patience.lock(ahead.fd, fcntl.LOCK_SH, deadline)
-            return False
         finally:
-            os.close(ahead.fd)
-    if lock.try_take():
-        return True
-    # Nobody alive is ahead, yet the lock is held: a dead supervisor's tree, a stopped process
-    # that we passed by, or a holder between its last two steps.
-    if not _end_orphans(queue, lock):
-        feedback.show()
-    return patience.lock(lock.fd, fcntl.LOCK_EX, deadline) and lock.is_current()
+            for other in nearest:
+                other.close()
+        if queue.paused:
+            lock.unlock()
+            patience.feedback.paused()
+            patience.sleep([], ticket.fd)
+        elif lock.try_take():
+            return
+        else:
+            _await_lock(queue, ticket, lock, patience)
 
 
-def _is_stopped(pid: int) -> bool:
-    """State T of /proc/PID/stat (proc(5)); the name before it may hold anything but the last )."""
+def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -> None:
+    """Return when the pool has let `share` in; otherwise as `wait_turn`."""
+    from sandrun import pool
+
+    while not share.try_enter():
+        ahead = share.queue.ahead(share.ticket, len(share.queue.names()))
+        try:
+            check()
+            patience.feedback.room(pool.explain(share, ahead[::-1]), [t.id for t in ahead])
+            # Any of them may make room; when none is left it is there already.
+            if ahead:
+                patience.sleep([t.fd for t in ahead], share.ticket.fd)
+        finally:
+            for other in ahead:
+                other.close()
+
+
+def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience) -> None:
+    """One sleep on locks that are held though nobody is ahead."""
+    second = lock.holder_of_second()
+    if second:
+        from sandrun import nesting
+
+        holder = nesting.lock_holder(os.fstat(second.fd).st_ino)
+        if holder and nesting.is_ancestor(holder):
+            lock.skip_second()
+            return
+        patience.feedback.elsewhere(second.path, holder)
+    elif not max([_end_orphans(queue, fd) for fd in lock.blocked]):
+        patience.feedback.orphans()
+    helpers = [_Helper(fd, [ticket.fd, patience.pipe]) for fd in lock.blocked]
     try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        return os.read(fd, 4096).rpartition(b")")[2][1:2] in (b"T", b"t")
-    except OSError:
-        return False
+        patience.sleep([helper.pipe for helper in helpers], ticket.fd)
     finally:
-        os.close(fd)
+        for helper in helpers:
+            helper.end()
 
 
-def _end_orphans(queue: Queue, lock: RunLock) -> bool:
-    line = lock.read_holder()
+def _end_orphans(queue: Queue, fd: int) -> bool:
+    line = read_line(fd)
     if not line:
         return False
     from sandrun import recovery
@@ -165,58 +209,26 @@ def _end_orphans(queue: Queue, lock: RunLock) -> bool:
     return recovery.end_orphans(queue, line)
 
 
-class Feedback:
-    """Tells the waiter's user where it stands: live on a terminal, a line per change elsewhere."""
+class _Helper:
+    """A child that blocks in flock(2) for us; `pipe` is hung up when it is done."""
 
-    def __init__(self, queue: Queue, ticket: Ticket) -> None:
-        self.queue = queue
-        self.ticket = ticket
-        self.terminal = messages.is_terminal() and os.environ.get("TERM", "dumb") != "dumb"
-        self.shown = ""
-        self.said_at = 0.0
-        self.live = False
-
-    def show(self) -> None:
-        """Say the position and who runs, if that is news or a heartbeat is due."""
-        if messages.level < 0:
-            return
-        names = self.queue.names()
-        position = names.index(self.ticket.name) + 1 if self.ticket.name in names else len(names)
-        head = Ticket(names[0]) if names else self.ticket
-        if head.id == self.ticket.id:
-            runs = "what an ended run left behind is still being ended"
-        else:
-            runs = f"running: {head.command} (pid {head.pid}{_where(head.pid)}"
-        news = f"waiting, position {position} of {len(names)}; {runs}"
-        age = f", for {span_text(max(0.0, time.time() - head.since))})" if "(" in runs else ""
-        now = time.monotonic()
-        if self.terminal:
-            self._live(news + age)
-        elif f"{position} {runs}" != self.shown or now - self.said_at >= HEARTBEAT:
-            messages.status(news + age)
-            self.shown = f"{position} {runs}"
-            self.said_at = now
-
-    def _live(self, text: str) -> None:
-        line = f"sandrun: {text}"
-        try:
-            width = os.get_terminal_size(2).columns
-        except OSError:
-            width = 80
-        if len(line) >= width > 4:
-            line = line[: width - 2] + "…"
-        messages.write("\r\x1b[K" + line)
-        self.live = True
+    def __init__(self, fd: int, close: "list[int]") -> None:
+        self.pipe, end = os.pipe2(os.O_CLOEXEC)
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                for other in (*close, self.pipe):  # a ticket lives while anybody has it open
+                    os.close(other)
+                _signal.set_wakeup_fd(-1)
+                for signum in _LEAVING:
+                    if _signal.getsignal(signum) == _noted:
+                        _signal.signal(signum, _signal.SIG_DFL)
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            finally:
+                os._exit(0)
+        os.close(end)
 
     def end(self) -> None:
-        """Clear the live line, so that the command's output starts in a clean column."""
-        if self.live:
-            messages.write("\r\x1b[K")
-            self.live = False
-
-
-def _where(pid: int) -> str:
-    try:
-        return f", in {os.readlink(f'/proc/{pid}/cwd')}"
-    except OSError:
-        return ""
+        os.close(self.pipe)
+        os.kill(self.pid, _signal.SIGKILL)  # our child, not yet reaped: the pid is its own
+        os.waitpid(self.pid, 0)

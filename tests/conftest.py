@@ -1,5 +1,7 @@
 """Fixtures: `box`, an isolated place to run sandrun in (see `tests.harness`)."""
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +25,20 @@ def make_box(tmp_path: Path) -> "Iterator[Callable[[str], Box]]":
 
     yield make
     for box in boxes:
+        box.close()
+
+
+@pytest.fixture
+def open_box() -> Iterator[Box]:
+    """A box that other users can enter; needs root, to be two users."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: runs as two different users")
+    with tempfile.TemporaryDirectory(prefix="sandrun-test-") as scratch:
+        os.chmod(scratch, 0o755)
+        box = Box(Path(scratch))
+        for directory in (box.state, box.home):
+            directory.chmod(0o1777)
+        yield box
         box.close()
 
 

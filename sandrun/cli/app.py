@@ -14,11 +14,15 @@ import click
 from sandrun import __version__, messages, options, project, settings, spawn
 from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandrun.queue import Queue, Ticket
+
 _EPILOG = """\b
 Exit codes:
   0-255  the command's own
   128+n  signal n ended the command
-  75     gave up waiting for a turn (--wait-timeout)
+  75     gave up waiting for a turn (--wait-timeout, --no-wait, queue cancel)
   124    ended at the wall time limit (--timeout)
   125    sandrun itself failed or was called wrongly; the command was not started
   126    the command cannot be executed
@@ -73,6 +77,8 @@ def _help(option: options.Option) -> str:
         text = f"{option.help} One of {', '.join(option.choices)}; default {default}."
     elif option.kind == "size" and isinstance(default, int):
         text = f"{option.help} Default {default // MIB} MiB."
+    elif option.key == "pool":
+        text = f"{option.help} Default {default}."
     elif option.kind in ("span", "interval"):
         text = f"{option.help} Default {default:g} s." if default else option.help
     else:
@@ -130,12 +136,14 @@ def config(obj: "tuple[str, settings.Settings]") -> None:
 @click.option("--all", "everything", is_flag=True, help="All queues of yours on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with a version.")
 @click.pass_obj
-def status(obj: "tuple[str, settings.Settings]", everything: bool, as_json: bool) -> None:
+def status(
+    obj: "tuple[str, settings.Settings]", everything: bool = False, as_json: bool = False
+) -> None:
     """Show who runs and who waits, in order."""
     from sandrun import overview
 
     root, chosen = obj
-    paths = overview.all_states() if everything else [project.state_path(root, chosen.queue)]
+    paths = project.all_states() if everything else [project.state_path(root, chosen.queue)]
     queues = [overview.look(path) for path in paths]
     _out(json.dumps({"v": 1, "queues": queues}) if as_json else overview.text(queues, everything))
 
@@ -160,6 +168,85 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
             "nothing to end" + (f": no run {run}" if run else ""), "sandrun status --all"
         )
         raise SystemExit(1)
+
+
+@cli.command()
+@click.pass_obj
+def pause(obj: "tuple[str, settings.Settings]") -> None:
+    """Let no waiting run start; what runs goes on, and new ones queue up."""
+    queue = _queue(obj)
+    _out("paused" if queue.pause() else "paused already")
+
+
+@cli.command()
+@click.pass_obj
+def resume(obj: "tuple[str, settings.Settings]") -> None:
+    """Go on after a pause."""
+    queue = _queue(obj)
+    _out("resumed" if queue.resume() else "not paused")
+
+
+def _queue(obj: "tuple[str, settings.Settings]") -> "Queue":
+    from sandrun.queue import Queue
+
+    root, chosen = obj
+    return Queue(project.state_path(root, chosen.queue))
+
+
+@cli.group(invoke_without_command=True)
+@click.pass_context
+def queue(ctx: click.Context) -> None:
+    """Show the queue; or move or cancel one that waits."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(status)
+
+
+def _waiter(obj: "tuple[str, settings.Settings]", run: str) -> "tuple[Queue, Ticket]":
+    """The waiting ticket of that id, in whatever queue of the user's. Raises SandrunError."""
+    from sandrun.queue import Queue
+
+    for path in {
+        project.state_path(obj[0], obj[1].queue): 0,
+        **dict.fromkeys(project.all_states()),
+    }:
+        found = Queue(path)
+        for ticket in found.tickets():
+            if ticket.id == run and not ticket.running:
+                return found, ticket
+            if ticket.id == run:
+                raise SandrunError(f"{run} runs already", f"end it with: sandrun kill {run}")
+        found.close()
+    raise SandrunError(f"no such waiter: {run}", "sandrun status --all")
+
+
+@queue.command()
+@click.argument("run")
+@click.option(
+    "--priority",
+    required=True,
+    type=_Value(next(o for o in options.OPTIONS if o.key == "priority")),
+    help="high, normal, low, or a head start in seconds.",
+)
+@click.pass_obj
+def move(obj: "tuple[str, settings.Settings]", run: str, priority: int) -> None:
+    """Give a waiter another priority, as if it had come with it."""
+    found, ticket = _waiter(obj, run)
+    if not found.move(ticket, priority):
+        raise SandrunError(f"{run} waits no more", "sandrun status")
+    ids = [other.id for other in found.tickets()]
+    _out(f"moved {run}: position {ids.index(run) + 1 if run in ids else 0} of {len(ids)}")
+
+
+@queue.command()
+@click.argument("run")
+@click.pass_obj
+def cancel(obj: "tuple[str, settings.Settings]", run: str) -> None:
+    """Take a waiter out of the queue; it exits with 75."""
+    from sandrun.queue import CANCEL
+
+    found, ticket = _waiter(obj, run)
+    found.ring(ticket.name, CANCEL)
+    _out(f"cancelled {run}: {ticket.command}")
 
 
 @cli.command()

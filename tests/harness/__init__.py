@@ -53,9 +53,10 @@ def alive(pid: int) -> bool:
 
 
 def launcher() -> list[str]:
-    """The installed command next to this interpreter if there is one, else the module."""
+    """The installed command next to this interpreter if there is one, else its source."""
     installed = Path(sys.executable).with_name("sandrun")
-    return [str(installed)] if installed.exists() else [sys.executable, "-m", "sandrun"]
+    source = ROOT / "sandrun/bin/sandrun"
+    return [str(installed)] if installed.exists() else [sys.executable, str(source)]
 
 
 def installed_env(env: dict[str, str]) -> dict[str, str]:
@@ -98,9 +99,14 @@ class Box:
         cwd: "Path | None" = None,
         stdin: int = subprocess.DEVNULL,
         argv: "list[str] | None" = None,
+        user: "int | None" = None,
+        stderr: "int | None" = None,
         new_session: bool = False,
     ) -> "subprocess.Popen[str]":
-        """Start `sandrun ARGS` (or `argv`) in the project; stdout is a pipe (see `heard`)."""
+        """Start `sandrun ARGS` (or `argv`) in the project; stdout is a pipe (see `heard`).
+
+        As `user` (a uid) if we are root; on the terminal `stderr` if there is one.
+        """
         with open(self.root / f"stderr-{len(self.started)}", "w") as err:
             process = subprocess.Popen(
                 [*(argv or launcher()), *map(str, args)],
@@ -108,8 +114,11 @@ class Box:
                 cwd=cwd or self.project,
                 stdin=stdin,
                 stdout=subprocess.PIPE,
-                stderr=err,
+                stderr=err if stderr is None else stderr,
                 text=True,
+                user=user,
+                group=user,
+                extra_groups=None if user is None else [],
                 start_new_session=new_session,
             )
         self.started.append(process)
@@ -126,9 +135,10 @@ class Box:
         cwd: "Path | None" = None,
         seconds: float = 30,
         argv: "list[str] | None" = None,
+        user: "int | None" = None,
     ) -> "subprocess.CompletedProcess[str]":
         """Run `sandrun ARGS` to its end."""
-        return self.finish(self.start(*args, env=env, cwd=cwd, argv=argv), seconds)
+        return self.finish(self.start(*args, env=env, cwd=cwd, argv=argv, user=user), seconds)
 
     def finish(
         self, process: "subprocess.Popen[str]", seconds: float = 30, input: "str | None" = None
@@ -161,18 +171,41 @@ class Box:
         os.write(fd, b"\n")
         os.close(fd)
 
-    def hold(self, name: str, *options: str) -> "subprocess.Popen[str]":
+    def let_all(self, names: "list[str]", seconds: float = 30) -> list[str]:
+        """Let jobs go on in whatever order they begin, which is returned."""
+        order: list[str] = []
+
+        def next_begun() -> list[str]:
+            begun = [name for what, name in self.events() if what == "begin"]
+            return [name for name in begun if name in names and name not in order]
+
+        while len(order) < len(names):
+            for name in wait_for(next_begun, seconds, f"one more of {names} after {order}"):
+                self.let(name)
+                order.append(name)
+        return order
+
+    def hold(
+        self, name: str, *options: str, env: "Mapping[str, str] | None" = None
+    ) -> "subprocess.Popen[str]":
         """Start a run of `job(name)` and wait until it runs."""
-        process = self.start(*options, "--", *self.job(name))
+        process = self.start(*options, "--", *self.job(name), env=env)
         self.begun(name)
         return process
 
-    def queue_up(self, name: str, *options: str) -> "subprocess.Popen[str]":
+    def queue_up(
+        self, name: str, *options: str, env: "Mapping[str, str] | None" = None
+    ) -> "subprocess.Popen[str]":
         """Start a run of `job(name)` that has to wait, and wait until it has its place."""
-        process = self.start(*options, "--", *self.job(name))
+        process = self.start(*options, "--", *self.job(name), env=env)
         mark = f" job {name} "
         wait_for(lambda: any(mark in line for line in self.view()), 20, f"{name} is in the queue")
         return process
+
+    def ids(self, *options: str) -> "dict[str, str]":
+        """The ids of those in the queue, by the names of their jobs."""
+        rows = self.status(*options)
+        return {str(row["command"]).split(" job ")[-1].split()[0]: str(row["id"]) for row in rows}
 
     def begun(self, name: str, seconds: float = 20) -> int:
         """Wait until the job has begun; its pid."""

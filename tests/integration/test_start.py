@@ -14,8 +14,9 @@ FREE = {
 }  # fmt: skip
 OURS = {
     "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.cli", "sandrun.history",
-    "sandrun.keeper", "sandrun.messages", "sandrun.model", "sandrun.options", "sandrun.project",
-    "sandrun.queue", "sandrun.runner", "sandrun.settings", "sandrun.spawn", "sandrun.supervisor",
+    "sandrun.keeper", "sandrun.messages", "sandrun.model", "sandrun.options", "sandrun.place",
+    "sandrun.project", "sandrun.queue", "sandrun.runlock", "sandrun.runner", "sandrun.settings",
+    "sandrun.spawn", "sandrun.supervisor", "sandrun.values",
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from sandrun import options
+from sandrun import options, values
 from sandrun.cli import app
 from sandrun.model import MIB, UsageError
 
@@ -113,13 +113,13 @@ def test_the_table_of_subcommands_is_clicks() -> None:
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    assert options.parse_size(text) == size
+    assert values.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1", "0", "nan", "inf", "1e30", "64K", "4 G B", "0x10"])
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError):
-        options.parse_size(text)
+        values.parse_size(text)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_what_is_no_size(text: str) -> None:
     [("90", 90), ("200ms", 0.2), ("1.5s", 1.5), ("10m", 600), ("2h", 7200), ("1d", 86400)],
 )
 def test_spans(text: str, seconds: float) -> None:
-    assert options.parse_span(text) == seconds
+    assert values.parse_span(text) == seconds
 
 
 def test_every_option_names_what_would_be_right() -> None:
@@ -135,5 +135,5 @@ def test_every_option_names_what_would_be_right() -> None:
     for option in options.OPTIONS:
         if option.kind in ("text", "count"):
             continue
-        with pytest.raises(ValueError, match=r"^(a|one of) "):
+        with pytest.raises(ValueError, match=r"^(a|one of|high|off)\b"):
             option.convert("!")

@@ -1,0 +1,156 @@
+"""What a waiter tells its user: live on a terminal, a line per change and a heartbeat elsewhere.
+
+Imported only by a run that has to wait. It looks at the whole queue only when it is about to say
+something, so that a silent waiter costs nothing.
+"""
+
+import os
+import time
+
+from sandrun import messages
+from sandrun.model import size_text, span_text
+from sandrun.queue import Queue, Ticket, shown
+
+HEARTBEAT = float(os.environ.get("SANDRUN_HEARTBEAT") or 30)
+"""Seconds between two lines that say the same, where there is no terminal."""
+HINT_AFTER = float(os.environ.get("SANDRUN_HINT_AFTER") or 300)
+"""Seconds behind the same run after which the user is told how to look at it and end it."""
+_LIVE = 1.0
+
+
+class Feedback:
+    """Tells where `ticket` stands; nothing at all with --quiet. `project` as in the history."""
+
+    def __init__(self, queue: Queue, ticket: Ticket, project: str) -> None:
+        self.queue = queue
+        self.project = project
+        self.ticket = ticket
+        self.silent = messages.level < 0
+        self.terminal = messages.is_terminal() and os.environ.get("TERM", "dumb") != "dumb"
+        self.live = False
+        self.said = ""
+        self.said_at = 0.0
+        self.behind = ""
+        self.behind_since = time.monotonic()
+        self.hinted = False
+        self.expected: dict[str, float] | None = None
+
+    def due(self, longest: float) -> float:
+        """Seconds until there is something to say, at most `longest`."""
+        if self.silent:
+            return longest
+        if self.terminal:
+            return _LIVE
+        due = self.said_at + HEARTBEAT
+        if not self.hinted:
+            due = min(due, self.behind_since + HINT_AFTER)
+        return min(longest, max(0.0, due - time.monotonic()))
+
+    def show(self, nearest: "list[Ticket]") -> None:
+        """Say the position and who runs, if that is news or a heartbeat is due; StateGone.
+
+        `nearest`: what we sleep on; while it is the same, nothing ahead of us changed.
+        """
+        if self.silent:
+            return
+        now = time.monotonic()
+        # A change further ahead is told with the next heartbeat: it wakes nobody but its next.
+        mark = " ".join(t.name[0] + t.id for t in nearest)
+        if not self.terminal and mark == self.said and self.due(1.0) > 0:
+            return
+        names = self.queue.names()
+        position = 1 + self.queue.find(self.ticket, names)
+        head = Ticket(names[0]) if names else self.ticket
+        text = f"waiting, position {position} of {len(names)}"
+        if not head.running:
+            text += f"; next: {head.command} (pid {head.pid})"
+        else:
+            if head.id != self.behind:
+                self.behind, self.behind_since, self.hinted = head.id, now, False
+            age = max(0.0, time.time() - head.since)
+            text += (
+                f"; running: {head.command} (pid {head.pid}{_where(head.pid)}, "
+                f"for {span_text(age)}{self._memory(head.pid)})"
+            )
+            text += self._expectation([Ticket(n) for n in names[: position - 1]], age)
+        self._say(text, mark)
+        if head.running and not self.hinted and now - self.behind_since >= HINT_AFTER:
+            self._hint(head)
+
+    def paused(self) -> None:
+        """We would be the next, but the queue is paused."""
+        self._once("waiting: the queue is paused; go on with: sandrun resume", "paused")
+
+    def elsewhere(self, path: str, holder: int) -> None:
+        """Another user, or a container, runs in the same checkout."""
+        who = f"pid {holder}{_where(holder)}" if holder else "in another container, perhaps"
+        self._once(f"waiting: {path} is held by a run that is not in this queue ({who})", path)
+
+    def room(self, text: str, ahead: "list[str]") -> None:
+        """The pool has no room yet."""
+        self._once(text, " ".join(ahead))
+
+    def orphans(self) -> None:
+        """A run's supervisor is dead, its processes are not."""
+        self._once("waiting: what an ended run left behind is still being ended", "orphans")
+
+    def end(self) -> None:
+        """Clear the live line, so that the command's output starts in a clean column."""
+        if self.live:
+            messages.write("\r\x1b[K")
+            self.live = False
+
+    def _once(self, text: str, mark: str) -> None:
+        if not self.silent and (self.terminal or mark != self.said or self.due(1.0) <= 0):
+            self._say(text, mark)
+
+    def _say(self, text: str, mark: str) -> None:
+        self.said, self.said_at = mark, time.monotonic()
+        if not self.terminal:
+            messages.status(text)
+            return
+        line = f"sandrun: {text}"
+        try:
+            width = os.get_terminal_size(2).columns
+        except OSError:
+            width = 80
+        if len(line) >= width > 4:
+            line = line[: width - 2] + "…"
+        messages.write("\r\x1b[K" + line)
+        self.live = True
+
+    def _hint(self, head: Ticket) -> None:
+        self.hinted = True
+        self.end()
+        messages.status(
+            f"hint: behind the same run since {span_text(time.monotonic() - self.behind_since)}; "
+            f"look at it: sandrun status; end it: sandrun kill {head.id}"
+        )
+
+    def _memory(self, pid: int) -> str:
+        if not self.terminal:
+            return ""
+        from sandrun import kernel
+
+        used = sum(p.memory for p in map(kernel.describe, kernel.descendants(pid)) if p)
+        return f", {size_text(used)}" if used else ""
+
+    def _expectation(self, ahead: "list[Ticket]", age: float) -> str:
+        """How long we will wait, if history knows every run ahead."""
+        if self.expected is None:  # history does not change by our waiting
+            from sandrun import history
+
+            self.expected = history.durations(self.project, shown)
+        spans = [self.expected.get(t.command, -1.0) for t in ahead]
+        if not spans or min(spans) < 0:
+            return ""
+        running = sum(1 for t in ahead if t.running)
+        left = sum(spans) - min(age, spans[0])
+        return f"; about {span_text(max(0.0, left) / max(1, running))} to go"
+
+
+def _where(pid: int) -> str:
+    try:
+        return f", in {os.readlink(f'/proc/{pid}/cwd')}"
+    except OSError:
+        return ""

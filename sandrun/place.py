@@ -1,0 +1,221 @@
+"""A run's place: the one way to a turn, `ticket -> head -> run lock -> pool`.
+
+Promises: `take` returns with the run lock held and the pool's share taken, or with an empty place
+for a run inside a run of the same queue; or it raises and leaves nothing behind. Whatever was
+taken is given back in the order that spares the next one a second wake-up.
+
+What a free queue does not need is imported only by those that have to wait.
+"""
+
+import os
+import time
+
+from sandrun import backends, messages
+from sandrun.model import EXIT_GAVE_UP
+from sandrun.queue import Queue, StateGone, Ticket, head_key
+from sandrun.runlock import RunLock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandrun.pool import Share
+    from sandrun.runner import Run
+    from sandrun.waiting import Patience
+
+
+class Place:
+    """A run's queue, ticket, run lock and share of the pool; nothing of them for a nested run."""
+
+    __slots__ = ("lock", "queue", "share", "ticket")
+
+    def __init__(
+        self,
+        queue: "Queue | None" = None,
+        ticket: "Ticket | None" = None,
+        lock: "RunLock | None" = None,
+    ) -> None:
+        self.queue = queue
+        self.ticket = ticket
+        self.lock = lock
+        self.share: Share | None = None
+
+    def descriptors(self) -> "list[int]":
+        """What only the supervisor may hold open: the ticket is alive while it is locked."""
+        return [self.ticket.fd] if self.ticket else []
+
+    def hand_down(self) -> None:
+        """Let the command inherit the run lock, after the keeper was forked."""
+        for fd in self.lock.descriptors() if self.lock else ():
+            os.set_inheritable(fd, True)
+
+    def show(self) -> None:
+        """Rewrite the view; after the command was started, because it can wait."""
+        if self.queue:
+            self.queue.write_view()
+
+    def release(self) -> None:
+        """Free the run lock, then the ticket (which wakes the next); in that order, so that
+        the one who wakes finds the lock free."""
+        if self.lock:
+            self.lock.release()
+        if self.queue and self.ticket:
+            self.queue.leave(self.ticket)
+        if self.share:
+            self.share.leave()
+
+
+def take(this: "Run") -> Place:
+    """Queue up and return when the run may start.
+
+    Raises SandrunError (exit code 75 when the user would not wait longer) and waiting.Left.
+    """
+    if this.around:
+        from sandrun import nesting
+
+        if nesting.is_inside(this.around, this.state):
+            return _inside()
+    deadline = float("inf")
+    if this.settings.wait_timeout:
+        deadline = time.monotonic() + this.settings.wait_timeout
+    key = 0
+    while True:
+        queue = Queue(this.state)
+        # A new state directory does not cost the old place.
+        key = key or _kept(queue, this) or head_key(this.settings.priority)
+        try:
+            return _take_in(queue, this, key, deadline)
+        except StateGone:
+            queue.close()
+
+
+def _inside() -> Place:
+    messages.decision("inside a run of the same queue: starting at once")
+    return Place()
+
+
+def _owner(this: "Run") -> str:
+    """Who a kept place is for: the same command, from the same directory."""
+    from _sha1 import sha1
+
+    words = [str(this.record["cwd"]), *this.command]
+    return str(sha1("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest())[:16]
+
+
+def _kept(queue: Queue, this: "Run") -> int:
+    return queue.kept(_owner(this), this.settings.priority)
+
+
+def _take_in(queue: Queue, this: "Run", key: int, deadline: float) -> Place:
+    settings = this.settings
+    lock = RunLock(queue, settings.slots, this.project, settings.queue)
+    ticket = queue.enqueue(this.id, this.command, settings.priority, key)
+    place = Place(queue, ticket, lock)
+    try:
+        if not _at_once(place) and not _wait_turn(this, place, deadline):
+            place.release()
+            return _inside()
+        queue.mark_running(ticket)
+        if lock.read_holder():
+            from sandrun import recovery
+
+            recovery.take_over(lock)
+        _enter_pool(this, place, deadline)
+    except BaseException as error:
+        if getattr(error, "exit_code", 0) == EXIT_GAVE_UP and getattr(error, "keep", True):
+            queue.keep(ticket, _owner(this))
+        place.release()
+        raise
+    messages.decision(f"run {this.id}: slot {lock.slot} of {queue.path} is ours")
+    return place
+
+
+def _at_once(place: Place) -> bool:
+    """Take the run lock if that needs no waiting."""
+    queue, ticket, lock = place.queue, place.ticket, place.lock
+    assert queue and ticket and lock
+    nearest = queue.ahead(ticket, lock.slots)
+    for other in nearest:
+        other.close()
+    return len(nearest) < lock.slots and not queue.paused and lock.try_take()
+
+
+def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
+    """Wait for the run lock; False: its holder is a run around us."""
+    queue, ticket, lock = place.queue, place.ticket, place.lock
+    assert queue and ticket and lock
+    from sandrun import nesting, waiting
+
+    if nesting.contains_us(queue):
+        return False
+    queue.write_view()
+    lock.prepare()
+    if this.settings.backend != "auto":
+        backends.named(this.settings.backend)  # imported now, to be quicker when the turn comes
+
+    def wait(patience: "Patience", check: "Callable[[], None]") -> None:
+        waiting.wait_turn(queue, ticket, lock, patience, check)
+
+    _wait(this, queue, ticket, nesting.proved(this.around), deadline, wait)
+    return True
+
+
+def _enter_pool(this: "Run", place: Place, deadline: float) -> None:
+    """Wait until the run's limit fits into the pool."""
+    if this.settings.pool == "off" or this.settings.backend == "none":
+        return
+    from sandrun import pool
+
+    while True:
+        place.share = share = pool.enter(this.id, this.command, this.settings)
+        if share is None:
+            return
+        try:
+            if not share.try_enter():
+                _wait_room(this, place, share, deadline)
+            return
+        except StateGone:
+            share.leave()
+
+
+def _wait_room(this: "Run", place: Place, share: "Share", deadline: float) -> None:
+    from sandrun import nesting, waiting
+
+    def wait(patience: "Patience", check: "Callable[[], None]") -> None:
+        waiting.wait_room(share, patience, check)
+
+    place.show()
+    # Inside our own run too: those who wait for it wait for the pool through us.
+    around = f"{nesting.proved(this.around)}:{this.state}/{this.id}"
+    try:
+        _wait(this, share.queue, share.ticket, around, deadline, wait)
+    except nesting.Circle as error:
+        messages.warn(f"going on without the pool; {error.text}")
+        share.leave()
+        place.share = None
+
+
+def _wait(
+    this: "Run",
+    queue: Queue,
+    ticket: Ticket,
+    around: str,
+    deadline: float,
+    wait: "Callable[[Patience, Callable[[], None]], None]",
+) -> None:
+    """Wait in `queue`, telling others in which runs we are so that a circle is seen."""
+    from sandrun import nesting, waiting
+    from sandrun.feedback import Feedback
+
+    if this.settings.no_wait:
+        raise waiting.gave_up("not our turn, and --no-wait")
+    if around:
+        nesting.announce(queue, ticket, around)
+    feedback = Feedback(queue, ticket, str(this.record["project"]))
+    try:
+        with waiting.Patience(this.heritage.mask, deadline, feedback) as patience:
+            wait(patience, lambda: nesting.check_circle(queue, ticket, around))
+    finally:
+        feedback.end()
+        if around:
+            nesting.withdraw(queue, ticket)

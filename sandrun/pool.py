@@ -1,0 +1,170 @@
+"""The pool: the memory budget that the runs of all projects of a user share on this host.
+
+Promises: the limits of the runs that were let in never add up to more than the budget, and they
+are let in first in, first out. A limit above the budget takes the whole pool. Runs inside a run
+are charged to the outer one and never come here.
+
+The pool is a queue like the others (`sandrun.queue`), whose tickets carry their run's limit. A
+ticket fits when its limit and those of all live tickets ahead are within the budget; those that
+run are ahead of all. That is static, so first in first out follows: what does not fit keeps all
+behind it out. Invariant: a run marks its ticket as running, then looks again, and steps back if
+one with an earlier key came between; of two that look at once at least one sees the other. So no
+lock guards the budget, and no stopped process can hold one. A stopped waiter is passed by; one
+that is stopped between its first look and its mark, then continued, may overcommit the budget.
+
+A ticket is locked by its run's supervisor and keeper, so its share is free when the tree is dead.
+"""
+
+import os
+
+from sandrun import messages, project
+from sandrun.model import MIB, size_text
+from sandrun.queue import Queue, StateGone, Ticket, is_stopped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandrun.settings import Settings
+
+_SHOWN = 8
+
+
+def budget(wish: str) -> int:
+    """The budget in bytes that `wish` means (`off`, `80%`, a size as bytes); 0: no pool."""
+    if wish == "off":
+        return 0
+    if not wish.endswith("%"):
+        return int(wish)
+    return int(_memory() * float(wish[:-1]) / 100)
+
+
+def _memory() -> int:
+    """The memory there is to share: the host's, or the surrounding container's limit if lower."""
+    found = [size for size in (_total(), _limit_around()) if size]
+    return min(found) if found else 0
+
+
+def _total() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+    except (OSError, ValueError):
+        return 0
+
+
+def _limit_around() -> int:
+    """The lowest memory limit of the groups that we can see above us; 0: none.
+
+    In a cgroup namespace the root shows the container's own limit. v1 says 2**63 for none.
+    """
+    lowest = 0
+    for line in _lines("/proc/self/cgroup"):
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":
+            base, name = "/sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        while True:
+            for text in _lines(f"{base}{path}/{name}")[:1]:
+                if text.isdigit() and int(text) < 1 << 60:
+                    lowest = min(lowest or 1 << 60, int(text))
+            if path in ("", "/"):
+                break
+            path = os.path.dirname(path)
+    return lowest
+
+
+def _lines(path: str) -> "list[str]":
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []
+    try:
+        return os.read(fd, 65536).decode("utf-8", "surrogateescape").split("\n")
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
+
+
+class Share:
+    """A run's place in the pool; `ticket` stays locked until the run is over."""
+
+    def __init__(self, queue: Queue, ticket: Ticket, total: int) -> None:
+        self.queue = queue
+        self.ticket = ticket
+        self.total = total
+
+    def try_enter(self) -> bool:
+        """Enter if there is room. Raises StateGone."""
+        if not self._fits(whole=True):
+            return False
+        self.queue.mark_running(self.ticket)
+        if self._fits(whole=False):
+            return True
+        self.queue.mark_waiting(self.ticket)
+        return False
+
+    def _fits(self, whole: bool) -> bool:
+        """Whether the limits ahead leave room; `whole`: those that run with a later key too."""
+        used = self.ticket.extra
+        names = self.queue.names()
+        self.queue.find(self.ticket, names)
+        for other in map(Ticket, names):
+            ahead = other.key < self.ticket.key or (whole and other.running)
+            if other.id != self.ticket.id and ahead and self._counts(other):
+                used += other.extra
+        return used <= self.total
+
+    def _counts(self, other: Ticket) -> bool:
+        return self.queue.is_live(other.name) and (other.running or not is_stopped(other.pid))
+
+    def leave(self) -> None:
+        """Give the share back; wakes whoever waits for room."""
+        self.queue.leave(self.ticket)
+        self.queue.close()
+
+
+def settle_limit(settings: "Settings", total: int) -> int:
+    """The memory limit of a run within a budget; the default shrinks, a wish is warned of."""
+    if settings.memory <= total:
+        return settings.memory
+    if settings.source.get("memory") == "default":
+        messages.decision(
+            f"memory limit {size_text(total)} instead of {size_text(settings.memory)}: "
+            "the pool is no larger"
+        )
+        settings.memory = total // MIB * MIB or total
+    else:
+        messages.warn(
+            f"the memory limit {size_text(settings.memory)} is more than the pool of "
+            f"{size_text(total)}: the run takes the whole pool",
+            "a larger pool: --pool SIZE; none: --pool off",
+        )
+    return min(settings.memory, total)
+
+
+def enter(run_id: str, command: "list[str]", settings: "Settings") -> "Share | None":
+    """Take a place in the pool; None: there is no pool. Whether it has room tells `try_enter`."""
+    total = budget(settings.pool)
+    if not total:
+        return None
+    size = settle_limit(settings, total)
+    while True:
+        queue = Queue(project.pool_path())
+        try:
+            return Share(queue, queue.enqueue(run_id, command, size), total)
+        except StateGone:
+            queue.close()
+
+
+def explain(share: Share, ahead: "list[Ticket]") -> str:
+    """Why a run has to wait for the pool, for people."""
+    users = ", ".join(
+        f"{size_text(t.extra)} {'by' if t.running else 'for'} {t.command} (pid {t.pid})"
+        for t in ahead[:_SHOWN]
+    )
+    return (
+        f"waiting for memory: {size_text(share.ticket.extra)} of the pool's "
+        f"{size_text(share.total)} asked for; ahead: {users}"
+    )
