@@ -263,6 +263,13 @@ class Group1:
             except OSError:
                 pass  # the group is gone
 
+    def leave(self) -> None:
+        for name, path in self.paths.items():
+            if name:
+                groups.move_out(path, os.path.dirname(path) + "/cgroup.procs")
+        if self.beside:
+            self.beside.leave()
+
     def close(self) -> None:
         if self.events[0] >= 0:
             os.close(self.events[0])

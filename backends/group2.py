@@ -260,6 +260,9 @@ class Group2:
         except OSError:
             return True
 
+    def leave(self) -> None:
+        groups.move_out(self.token, groups.own_group("") + "/cgroup.procs")
+
     def close(self) -> None:
         if self.events[0] >= 0:
             os.close(self.events[0])

@@ -111,6 +111,18 @@ def pids(path: str) -> "list[int]":
     return live
 
 
+def move_out(path: str, file: str) -> None:
+    """Move every process in a group, and below it, to where we are by writing it to `file`."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while (found := pids(path)) and time.monotonic() < deadline:
+        for pid in found:
+            try:
+                with open(file, "w") as procs:
+                    procs.write(str(pid))
+            except OSError:
+                continue  # it is gone
+
+
 def signal(pid: int, signum: int) -> None:
     """Send a signal to a process just read from a group: the gap to a reuse is microseconds."""
     try:

@@ -37,6 +37,9 @@ class NoContainer:
     def kill(self) -> None:
         pass
 
+    def leave(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -1,12 +1,13 @@
 """The fallback where no kernel container can be had: a polling monitor, rlimits as a backstop.
 
-Promises less than the others, and says so: a process may pass the limit between two looks. Each
-process gets RLIMIT_DATA a quarter above the limit, so that one process that grows faster than any
-poll fails to allocate. Processes are the supervisor's descendants (it becomes a subreaper), and
-all that carry the run's mark in their environment once the supervisor is dead.
+Promises less than the others, and says so: a tree may pass the limit between two looks
+(`sandrun.backends.monitor`). Each process gets RLIMIT_DATA a quarter above the limit, so that one
+process that grows faster than any poll fails to allocate.
 
-Memory is summed RSS while that is below half of the limit (it can only over-count), and PSS above,
-so that shared pages count once. Not seen: tmpfs and shared memory that nobody maps.
+Processes are the supervisor's descendants (it becomes a subreaper). Once the supervisor is dead
+they are those that carry the run's mark, and all below them: its name in the environment, or its
+own RLIMIT_DATA, whose odd last bytes no other run has. A daemon by the book that clears its
+environment and closes every descriptor still has that one, and everybody may read it.
 """
 
 import os
@@ -14,135 +15,141 @@ import resource
 import time
 
 from sandrun import kernel, messages, sampling, spawn
+from sandrun.backends import monitor
 from sandrun.model import MIB, Limits, Process, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-
 KILL_SECONDS = 10.0
-_PAGE = os.sysconf("SC_PAGESIZE")
+_REFUSED_SECONDS = 1.0
+_MARK_BYTES = 1 << 24
 
 
 class RlimitContainer:
-    """See `sandrun.protocol.Container`. `limits` is None in a container that was attached."""
+    """See `sandrun.protocol.Container`. `limits` is None in a container that was attached;
+    `data`: the RLIMIT_DATA of the run's processes, 0 if that could not be set."""
 
-    def __init__(self, run_id: str, limits: "Limits | None" = None) -> None:
-        self.token = run_id
+    def __init__(self, run_id: str, limits: "Limits | None" = None, data: int = 0) -> None:
+        self.run_id = run_id
+        self.limits = limits
+        self.data = data
+        self.token = f"{run_id}:{data}"
         self.keeper = 0
         self.events = (-1, 0)
         self.struck = ""
-        self.limits = limits
         self.owner = os.getpid() if limits else 0
-        self.peak = 0
-        self.current = 0
-        limit = limits.memory if limits else 0
-        self.sampler = sampling.Sampler(limit, limits.check_interval if limits else 1.0)
+        self.before = resource.getrlimit(resource.RLIMIT_DATA)
+        self.monitor = monitor.Monitor(
+            limits.memory if limits else 0, limits.check_interval if limits else 1.0
+        )
+        self.sampler = sampling.Sampler(limits.memory if limits else 0)
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         if not kernel.become_subreaper():
             messages.decision("no subreaper here: a daemon of the command may escape")
-        before = resource.getrlimit(resource.RLIMIT_DATA)
-
-        def leave() -> None:
-            resource.setrlimit(resource.RLIMIT_DATA, before)
-
-        return spawn.direct(argv, env, heritage, self._enter, leave)
+        return spawn.direct(argv, env, heritage, self._enter, self._leave)
 
     def _enter(self) -> None:
-        assert self.limits
-        backstop = self.limits.memory + self.limits.memory // 4 + 64 * MIB
-        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        lowest = min(v for v in (backstop, soft, hard) if v != resource.RLIM_INFINITY)
+        # The soft one only, so that we can take ours back after the spawn.
+        self._set(self.data or self.before[0])
+
+    def _leave(self) -> None:
+        self._set(self.before[0])
+
+    def _set(self, soft: int) -> None:
         try:
-            # The soft one only, so that we can take ours back after the spawn.
-            resource.setrlimit(resource.RLIMIT_DATA, (lowest, hard))
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, self.before[1]))
         except (OSError, ValueError):
             pass  # macOS refuses limits below the current map; the monitor is what counts
 
     def poll(self) -> "float | None":
         assert self.limits
-        pids = self.pids()
-        self.current = _memory(pids, self.limits.memory // 2)
-        self.peak = max(self.peak, self.current)
-        self.sampler.look(self.current, lambda: pids)
-        if self.current > self.limits.memory:
-            self.struck = "own"
-        return self.sampler.due(self.current)
+        now = time.monotonic()
+        if self.monitor.is_due(now):
+            members = monitor.walk(self.owner)
+            members.pop(self.keeper, None)
+            current = self.monitor.look(members, now)
+            most = sorted(members, key=lambda pid: -members[pid].rss)[: 2 * sampling.TOP]
+            self.sampler.look(current, lambda: most)
+            if current > self.limits.memory:
+                self.struck = "own"
+        return self.monitor.due(now)
 
     def usage(self) -> Usage:
-        return Usage(self.current, self.peak, sampled=True)
+        return Usage(self.monitor.current, self.monitor.peak, sampled=True)
 
     def top(self) -> "list[Process]":
         return self.sampler.top()
 
     def pids(self) -> "list[int]":
+        if os.getpid() != self.owner:
+            return self._marked()
         # Orphans come to us while we walk: who dies after we listed our children and before we
         # list its own hides them. None alive, and the same again, is the truth.
-        before: list[int] | None = None
-        while True:
-            found = self._found()
-            live = [pid for pid in found if not kernel.is_zombie(pid)]
-            if live or found == before:
-                return live
-            before = found
+        for _ in range(100):
+            found = [pid for pid in monitor.walk(self.owner) if pid != self.keeper]
+            if found or not self._has_children():
+                return found
+        return []
 
-    def _found(self) -> "list[int]":
-        if os.getpid() == self.owner:
-            return [pid for pid in _descendants(self.owner) if pid != self.keeper]
-        return [pid for pid in kernel.marked(self.token) if pid != os.getpid()]
+    def _has_children(self) -> bool:
+        """Whether we have a child besides the keeper that is not dead, or newly ours."""
+        children = kernel.children(self.owner)
+        return any(pid != self.keeper and not kernel.is_zombie(pid) for pid in children)
+
+    def _marked(self) -> "list[int]":
+        found = kernel.marked(f"/{self.run_id}", f"Max data size {self.data} " if self.data else "")
+        below = {child: None for pid in found for child in monitor.walk(pid)}
+        live = [pid for pid in {**dict.fromkeys(found), **below} if not kernel.is_zombie(pid)]
+        return [pid for pid in live if pid != os.getpid()]
 
     def kill(self) -> None:
         deadline = time.monotonic() + KILL_SECONDS
+        before: list[int] = []
         while pids := self.pids():
-            for pid in reversed(pids):
-                try:
-                    os.kill(pid, 9)
-                except OSError:
-                    continue
+            refused = [pid for pid in reversed(pids) if not _kill(pid)]
+            if refused == pids[::-1]:  # nobody is left whom we may signal
+                deadline = min(deadline, time.monotonic() + _REFUSED_SECONDS)
             if time.monotonic() > deadline:
                 raise TimeoutError(pids)
-            time.sleep(0.002)
+            if set(pids) <= set(before):  # else they fork: be faster
+                time.sleep(0.002)
+            before = pids
+
+    def leave(self) -> None:
+        for pid in self.pids():
+            try:
+                resource.prlimit(pid, resource.RLIMIT_DATA, self.before)
+            except OSError:
+                continue
 
     def close(self) -> None:
         pass
 
 
-def _descendants(root: int) -> "list[int]":
-    if os.path.exists(f"/proc/{root}/task"):
-        return kernel.descendants(root)
-    import psutil
-
-    return [child.pid for child in psutil.Process(root).children(recursive=True)]
-
-
-def _memory(pids: "list[int]", exact_above: int) -> int:
-    """The memory of processes in bytes: RSS, or PSS when the sum of RSS passes `exact_above`."""
-    total = sum(map(_rss, pids))
-    return total if total <= exact_above else sum(map(_pss, pids))
-
-
-def _rss(pid: int) -> int:
+def _kill(pid: int) -> bool:
     try:
-        return int(kernel.read(f"/proc/{pid}/statm").split()[1]) * _PAGE
+        os.kill(pid, 9)
+    except PermissionError:
+        return False
     except OSError:
-        if os.path.exists("/proc/self"):
-            return 0
-        import psutil
-
-        try:
-            return int(psutil.Process(pid).memory_info().rss)
-        except psutil.Error:
-            return 0
+        pass
+    return True
 
 
-def _pss(pid: int) -> int:
-    try:
-        rollup = kernel.read(f"/proc/{pid}/smaps_rollup")
-        return int(rollup.partition(b"Pss:")[2].split(None, 1)[0]) * 1024
-    except (OSError, IndexError):
-        return _rss(pid)
+def _data_limit(run_id: str, limits: Limits) -> int:
+    """The soft RLIMIT_DATA of a run; odd in its last bytes, by the run's id."""
+    odd = int.from_bytes(run_id.encode(), "big") % _MARK_BYTES
+    backstop = limits.memory + limits.memory // 4 + 64 * MIB
+    backstop += -backstop % _MARK_BYTES + odd
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    lowest = min(v for v in (backstop, soft, hard) if v != resource.RLIM_INFINITY)
+    if lowest == backstop:
+        return backstop
+    # Below somebody else's, so that ours is still ours alone.
+    return lowest // _MARK_BYTES * _MARK_BYTES - _MARK_BYTES + odd if lowest > backstop // 2 else 0
 
 
 class RlimitBackend:
@@ -152,7 +159,8 @@ class RlimitBackend:
     kernel = False
 
     def open(self, run_id: str, limits: Limits) -> RlimitContainer:
-        return RlimitContainer(run_id, limits)
+        return RlimitContainer(run_id, limits, _data_limit(run_id, limits))
 
     def attach(self, token: str) -> RlimitContainer:
-        return RlimitContainer(token)
+        run_id, _, data = token.partition(":")
+        return RlimitContainer(run_id, None, int(data or "0"))

@@ -77,10 +77,15 @@ def read(path: str) -> bytes:
         os.close(fd)
 
 
-class Stat:
-    """What /proc/PID/stat tells (proc(5)): identity, state, parent, start in clock ticks."""
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGESIZE")
 
-    __slots__ = ("name", "parent", "start", "state")
+
+class Stat:
+    """What /proc/PID/stat tells (proc(5)): identity, state, parent, start in clock ticks; `cpu` in
+    seconds, that of reaped children included; `rss` in bytes."""
+
+    __slots__ = ("cpu", "name", "parent", "rss", "start", "state", "threads")
 
     def __init__(self, pid: int) -> None:
         head, _, tail = read(f"/proc/{pid}/stat").rpartition(b")")
@@ -88,15 +93,17 @@ class Stat:
         fields = tail.split()
         self.state = fields[0].decode()
         self.parent = int(fields[1])
+        self.cpu = sum(map(int, fields[11:15])) / _TICKS
+        self.threads = int(fields[17])
         self.start = int(fields[19])
+        self.rss = int(fields[21]) * _PAGE
 
 
 def is_zombie(pid: int) -> bool:
     """Whether the process is dead, reaped or not; a zombie leader with live threads is not."""
     try:
-        if Stat(pid).state not in "ZX":
-            return False
-        return len(os.listdir(f"/proc/{pid}/task")) <= 1
+        stat = Stat(pid)
+        return stat.state in "ZX" and stat.threads <= 1
     except OSError:
         return True
 
@@ -113,46 +120,50 @@ def ancestors(pid: int) -> "list[int]":
     return chain
 
 
-def descendants(root: int) -> "list[int]":
-    """The live descendants of `root`, parents before children, without a scan of the host.
-
-    Reads /proc/PID/task/*/children (CONFIG_PROC_CHILDREN); orphans are among them only if an
-    ancestor in the tree is a subreaper.
-    """
+def children(pid: int) -> "list[int]":
+    """The children of all threads of `pid`, dead ones too (/proc/PID/task/*/children)."""
     found: list[int] = []
-    frontier = [root]
-    while frontier:
-        pid = frontier.pop(0)
-        try:
-            tasks = os.listdir(f"/proc/{pid}/task")
-        except OSError:
-            continue
-        for task in tasks:
-            try:
-                children = read(f"/proc/{pid}/task/{task}/children").split()
-            except OSError:
-                continue
-            frontier.extend(map(int, children))
-            found.extend(map(int, children))
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            found += map(int, read(f"/proc/{pid}/task/{task}/children").split())
+    except OSError:
+        pass
     return found
 
 
-def marked(mark: str) -> "list[int]":
-    """The processes that were started with `mark` in their environment, ourselves left out.
+def descendants(root: int) -> "list[int]":
+    """The descendants of `root`, parents before children, without a scan of the host; orphans
+    are among them only if an ancestor in the tree is a subreaper."""
+    found = children(root)
+    for pid in found:
+        found += children(pid)
+    return found
 
-    Sees what escaped by double fork, setsid and closed descriptors; not what cleared its
-    environment before an exec, nor other users' processes.
+
+def marked(mark: str, limit: str) -> "list[int]":
+    """The processes that were started with `mark` in their environment, or that have the line
+    `limit` among their limits (blanks squeezed); ourselves left out.
+
+    Sees what escaped by double fork, setsid and closed descriptors; by the limit also what cleared
+    its environment, and other users' processes, whose environment is hidden from us.
     """
     needle = os.fsencode(mark)
+    line = limit.encode()
     found = []
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            try:
-                if needle in read(f"/proc/{entry}/environ"):
-                    found.append(int(entry))
-            except OSError:
-                continue
+        if not entry.isdigit() or int(entry) == os.getpid():
+            continue
+        limits = b" ".join(_try_read(f"/proc/{entry}/limits").split()) if line else b""
+        if (line and line in limits) or needle in _try_read(f"/proc/{entry}/environ"):
+            found.append(int(entry))
     return found
+
+
+def _try_read(path: str) -> bytes:
+    try:
+        return read(path)
+    except OSError:
+        return b""
 
 
 def describe(pid: int, memory: "int | None" = None) -> "Process | None":
@@ -161,7 +172,7 @@ def describe(pid: int, memory: "int | None" = None) -> "Process | None":
         words = read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode("utf-8", "replace")
         text = "".join(c if c.isprintable() else "?" for c in words.strip())
         if memory is None:
-            memory = int(read(f"/proc/{pid}/statm").split()[1]) * os.sysconf("SC_PAGESIZE")
+            memory = int(read(f"/proc/{pid}/statm").split()[1]) * _PAGE
         return Process(pid, memory, text[:200] or f"[{Stat(pid).name}]")
     except (OSError, IndexError):
         return None

@@ -9,11 +9,13 @@ MIB = 1 << 20
 EXIT_GAVE_UP = 75
 """Waited as long as the user allowed for a turn (EX_TEMPFAIL of sysexits.h)."""
 EXIT_TIMEOUT = 124
-"""The wall time limit ended the run; the same number as timeout(1)."""
+"""A limit on time (wall, CPU, idle) ended the run; the same number as timeout(1)."""
 EXIT_SANDRUN = 125
 """sandrun itself failed or was called wrongly; the command was not started."""
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
+EXIT_HANGUP = 129
+"""The process that had started sandrun died: what a shell shows after a hang-up."""
 EXIT_MEMORY = 137
 """The memory limit ended the run: what a shell shows for a process that the kernel killed."""
 
@@ -123,20 +125,24 @@ class Usage:
 class Outcome:
     """How a run ended.
 
-    `reason` is one of `exit`, `signal`, `timeout`, `memory`, `outer-memory` (not the run's own
-    limit struck but one around it), `not-started`, `gave-up`, `left` (the waiter was told to go),
-    `failed` (sandrun itself) and `lost` (the supervisor was killed; written by whoever found the
-    run).
+    `reason` is one of `exit`, `signal`, `timeout` (wall), `cpu-time`, `idle`, `memory`,
+    `outer-memory` (not the run's own limit struck but one around it), `parent` (who started
+    sandrun died), `not-started`, `gave-up`, `left` (the waiter was told to go), `failed` (sandrun
+    itself) and `lost` (the supervisor was killed; written by whoever found the run).
+    `interrupted`: the terminal's Ctrl-C ended the command. `undead`: processes that nobody could
+    end.
     """
 
-    __slots__ = ("code", "leftovers", "reason", "signal", "top", "usage")
+    __slots__ = ("code", "interrupted", "leftovers", "reason", "signal", "top", "undead", "usage")
 
     def __init__(self, reason: str, code: int, signal: int = 0) -> None:
         self.reason = reason
         self.code = code
         self.signal = signal
         self.usage = Usage()
+        self.interrupted = False
         self.leftovers: list[Process] = []
+        self.undead: list[int] = []
         self.top: list[Process] = []
 
 

@@ -57,6 +57,9 @@ class Container(Protocol):
         Raises TimeoutError when a process does not die (uninterruptible sleep).
         """
 
+    def leave(self) -> None:
+        """Let every process inside go on outside, where sandrun itself is, free of our limits."""
+
     def close(self) -> None:
         """Remove what `open` made. The container is empty. Never raises for what is gone."""
 

@@ -6,7 +6,7 @@ Imported only when there is something to say.
 import errno
 import os
 
-from sandrun import messages
+from sandrun import kernel, messages
 from sandrun.model import (
     EXIT_NOT_EXECUTABLE,
     EXIT_NOT_FOUND,
@@ -37,17 +37,56 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     """Say why the run ended, unless it ended by itself, and what it left behind."""
     if outcome.reason in ("memory", "outer-memory"):
         _memory(outcome, settings, backend)
-    elif outcome.reason == "timeout":
+    elif outcome.reason in ("timeout", "cpu-time", "idle"):
+        messages.error(*_time(outcome.reason, settings))
+    elif outcome.reason == "parent":
         messages.error(
-            f"timeout: ended the run after {span_text(settings.timeout)}",
-            "more time: --timeout TIME or TIMEOUT=SECONDS; none: --timeout 0",
+            "ended the run: the process that had started sandrun died",
+            "to go on all the same: --detach, or start it by nohup",
         )
     if outcome.leftovers and outcome.reason in ("exit", "signal"):
-        did = "waited for" if settings.leftovers == "wait" else "ended"
+        did = {"wait": "waited for", "leave": "left alone"}.get(settings.leftovers, "ended")
         messages.warn(
             f"{did} {_count(outcome.leftovers)} that the command left behind: "
             + ", ".join(f"{p.command} (pid {p.pid})" for p in outcome.leftovers[:5])
         )
+    for pid in outcome.undead:
+        messages.warn(f"could not end {_describe_undead(pid)}")
+
+
+def _time(reason: str, settings: "Settings") -> "tuple[str, str]":
+    if reason == "timeout":
+        return (
+            f"timeout: ended the run after {span_text(settings.timeout)}",
+            "more time: --timeout TIME or TIMEOUT=SECONDS; none: --timeout 0",
+        )
+    if reason == "cpu-time":
+        return (
+            f"cpu-time: ended the run after {span_text(settings.cpu_time)} on the processors",
+            "more: --cpu-time TIME; none: --cpu-time 0",
+        )
+    return (
+        f"idle-timeout: ended the run, {span_text(settings.idle_timeout)} without output "
+        "and without use of the CPU",
+        "more: --idle-timeout TIME; none: --idle-timeout 0",
+    )
+
+
+def _describe_undead(pid: int) -> str:
+    """A process that survived SIGKILL, and why it could."""
+    try:
+        stat = kernel.Stat(pid)
+        owner = os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return f"pid {pid} in time; it is gone now"
+    if os.geteuid() not in (0, owner):
+        why = f"it belongs to uid {owner}, and we may not signal it"
+    elif stat.state == "D":
+        why = "it is in uninterruptible sleep, waiting for a device or a file system"
+    else:
+        why = f"it is in state {stat.state}"
+    process = kernel.describe(pid)
+    return f"{process.command if process else stat.name} (pid {pid}): {why}"
 
 
 def _memory(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:

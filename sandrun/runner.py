@@ -79,7 +79,8 @@ def run(
         outcome = _contained(this)
     finally:
         wall = time.time() - since
-        this.place.release()
+        if not outcome.undead:  # what cannot be ended holds the inherited lock as long as it lives
+            this.place.release()
         _record(this, outcome, wall)  # after the release: the next one need not wait for it
         if this.keeper:
             this.keeper.reap()
@@ -113,9 +114,10 @@ def _contained(this: Run) -> Outcome:
     keeper = None
     try:
         if container.token:
-            keeper = Keeper(container, place.descriptors(), place.lock, line)
+            parent = 0 if settings.detach else this.heritage.parent
+            keeper = Keeper(container, place.descriptors(), place.lock, line, parent)
         outcome = _supervised(this, backend, container, keeper)
-        if outcome.reason not in ("exit", "signal") or outcome.leftovers:
+        if outcome.reason not in ("exit", "signal") or outcome.leftovers or outcome.undead:
             from sandrun import report
 
             report.end(outcome, settings, backend)

@@ -22,7 +22,11 @@ class Settings:
 
     memory: int
     timeout: float
+    cpu_time: float
+    idle_timeout: float
     grace: float
+    kill_signal: int
+    detach: int
     check_interval: float
     backend: str
     require: str

@@ -7,8 +7,10 @@ exactly once and straight from the kernel, and job control works as without sand
 Two ways, by cost: posix_spawn(3) (a vfork: 0.6 ms) where the supervisor can enter the container
 and leave it again, and fork (1.1 ms) where the child itself must enter before exec.
 
-What cannot be kept: Python ignores SIGPIPE and SIGXFSZ before our first line, so whether the
-caller ignored them is unknown; the command gets the default, as from a shell.
+What cannot be known: Python ignores SIGPIPE and SIGXFSZ before our first line, so whether the
+caller did is lost. A shell hands on exactly what it ignores itself, so there we ask the parent;
+for any other parent the command gets the default, as those that ignore SIGPIPE for themselves
+(Python, node) hand it on.
 """
 
 import _signal
@@ -27,11 +29,14 @@ ALL_SIGNALS = _signal.valid_signals()
 class Heritage:
     """What the caller handed down, taken by `take` before anything changes it."""
 
-    __slots__ = ("errors", "ignores_chld", "mask")
+    __slots__ = ("errors", "ignored", "mask", "parent")
 
-    def __init__(self, mask: "set[int]", ignores_chld: bool) -> None:
+    def __init__(self, mask: "set[int]", ignored: "frozenset[int]" = frozenset()) -> None:
         self.mask = mask
-        self.ignores_chld = ignores_chld
+        self.ignored = ignored
+        """Signals that the caller ignored and we (or Python) must not."""
+        self.parent = 0
+        """The process whose death ends the run; 0: none."""
         self.errors = -1
         """Read end of the pipe on which a forked child says why it could not exec; -1: none."""
 
@@ -39,9 +44,12 @@ class Heritage:
 def take() -> Heritage:
     """Block all signals, so that none is lost from here on; remember what the caller had."""
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ALL_SIGNALS)
-    ignores = _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN
-    if ignores:  # a caller's SIG_IGN would reap our children before we learn how they ended
+    parent = os.getppid()
+    ignored = _ignored_by_shell(parent)
+    if _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:
+        # It would reap our children before we learn how they ended.
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        ignored.add(_signal.SIGCHLD)
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -49,12 +57,37 @@ def take() -> Heritage:
             # Keeps our own files off the standard descriptors; close-on-exec, so the command
             # finds it closed as its caller left it.
             os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    return Heritage({int(number) for number in mask}, ignores)
+    heritage = Heritage({int(number) for number in mask}, frozenset(ignored))
+    # Who ignores a hang-up (nohup) has said that the run outlives its parent.
+    if parent > 1 and _signal.getsignal(_signal.SIGHUP) != _signal.SIG_IGN:
+        heritage.parent = parent
+    return heritage
 
 
-def _changed_signals() -> "list[int]":
-    """The signals whose disposition Python or we changed."""
-    changed = [_signal.SIGPIPE, _signal.SIGXFSZ]
+_PYTHONS = (_signal.SIGPIPE, _signal.SIGXFSZ)
+"""What Python ignores at its start."""
+_SHELLS = (b"sh", b"dash", b"bash", b"zsh", b"ksh", b"mksh", b"ash", b"busybox")
+
+
+def _ignored_by_shell(parent: int) -> "set[int]":
+    """Which of Python's two the caller ignored, if that is a shell (proc(5): Name, SigIgn)."""
+    try:
+        fd = os.open(f"/proc/{parent}/status", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            status = os.read(fd, 4096)
+        finally:
+            os.close(fd)
+        if status[6 : status.index(b"\n")] not in _SHELLS:
+            return set()
+        bits = int(status.partition(b"SigIgn:\t")[2][:16], 16)
+    except (OSError, ValueError):
+        return set()
+    return {signum for signum in _PYTHONS if bits >> (signum - 1) & 1}
+
+
+def _to_default(heritage: Heritage) -> "list[int]":
+    """The signals whose disposition Python changed from the default."""
+    changed = [signum for signum in _PYTHONS if signum not in heritage.ignored]
     if _signal.getsignal(_signal.SIGINT) not in (_signal.SIG_IGN, _signal.SIG_DFL):
         changed.append(_signal.SIGINT)
     return changed
@@ -93,16 +126,18 @@ def direct(
 
     Raises OSError when the command cannot be executed, SandrunError when the caller cannot enter.
     """
-    # posix_spawn can reset a disposition but not ignore a signal; Python's refuses an empty name.
-    if heritage.ignores_chld or not argv[0]:
-        return fork(argv, env, heritage, enter)
     try:
         _moved(enter)
-        return _posix_spawn(argv[0], argv, env, heritage)
-    except OSError as error:
-        if error.errno != errno.ENOEXEC:
-            raise
-        return fork(argv, env, heritage, enter)
+        # posix_spawn can reset a disposition but not ignore a signal (SIGPIPE and SIGXFSZ are
+        # ignored already); Python's refuses an empty name.
+        if _signal.SIGCHLD in heritage.ignored or not argv[0]:
+            return fork(argv, env, heritage, _nothing)
+        try:
+            return _posix_spawn(argv[0], argv, env, heritage)
+        except OSError as error:
+            if error.errno != errno.ENOEXEC:
+                raise
+        return fork(argv, env, heritage, _nothing)
     finally:
         _moved(leave)
 
@@ -118,7 +153,8 @@ def _moved(move: "Callable[[], None]") -> None:
 
 
 def _posix_spawn(file: str, argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
-    return os.posix_spawnp(file, argv, env, setsigmask=heritage.mask, setsigdef=_changed_signals())
+    default = _to_default(heritage)
+    return os.posix_spawnp(file, argv, env, setsigmask=heritage.mask, setsigdef=default)
 
 
 def fork(
@@ -133,6 +169,7 @@ def fork(
     A child that cannot enter or exec never runs the command: it writes `<E|X><errno>` (E: could
     not enter, X: could not exec) to `heritage.errors` and exits. Raises OSError if `clone` does.
     """
+    supervisor = os.getpid()
     read_end, write_end = os.pipe()
     try:
         pid = clone()
@@ -141,7 +178,7 @@ def fork(
         os.close(write_end)
         raise
     if pid == 0:
-        _child(argv, env, heritage, enter, write_end)
+        _child(argv, env, heritage, enter, write_end, supervisor)
     os.close(write_end)
     heritage.errors = read_end
     return pid
@@ -153,16 +190,19 @@ def _child(
     heritage: Heritage,
     enter: "Callable[[], None]",
     write_end: int,
+    supervisor: int,
 ) -> None:
     stage = "E"
     try:
         enter()
+        if os.getppid() != supervisor:
+            os._exit(127)  # killed before we were inside: whoever cleaned up cannot know of us
         stage = "X"
         # Reset before unblocking: a signal that is already pending must act on the command,
         # not on a handler of ours that exec is about to drop.
-        for signum in _changed_signals():
+        for signum in _to_default(heritage):
             _signal.signal(signum, _signal.SIG_DFL)
-        if heritage.ignores_chld:
+        if _signal.SIGCHLD in heritage.ignored:
             _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
         _signal.pthread_sigmask(_signal.SIG_SETMASK, heritage.mask)
         _execute(argv, env)
@@ -203,3 +243,10 @@ def failure(heritage: Heritage) -> "tuple[str, int]":
     except BlockingIOError:
         said = ""
     return (said[:1], int(said[1:])) if said else ("", 0)
+
+
+def die(signum: int) -> None:
+    """Die of a signal, as the command did; returns where that cannot be (PID 1)."""
+    _signal.signal(signum, _signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (signum,))

@@ -7,9 +7,12 @@ Promises
   since it shares our process group, and is not sent a second time.
 - When the command stops (Ctrl-Z), we stop the same way, so the shell's job control works.
 - Every child is reaped, adopted ones too: sandrun can be PID 1.
-- Returns only when no process of the run is left, or when the user wants leftovers left.
+- When the process that started us dies, the run ends.
+- Returns only when no process of the run is left, or when the user wants leftovers left, or when
+  one cannot be ended by anybody: then the outcome says so, and exclusion is not given up.
 
-Left to others: the queue, what is said about the end (`sandrun.report`).
+Left to others: the queue, the limits on time (`sandrun.clocks`), what is said about the end
+(`sandrun.report`).
 """
 
 import _signal
@@ -17,21 +20,36 @@ import os
 import time
 
 from sandrun import spawn
-from sandrun.model import EXIT_MEMORY, EXIT_TIMEOUT, Outcome
+from sandrun.keeper import KNOCK
+from sandrun.model import EXIT_HANGUP, EXIT_MEMORY, EXIT_TIMEOUT, Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandrun.clocks import Clocks
     from sandrun.keeper import Keeper
     from sandrun.model import Process
     from sandrun.protocol import Container
     from sandrun.settings import Settings
 
-# Stops of job control; SIGSTOP is left out: whoever stops the command with it means only that.
 _JOB_STOPS = (_signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU)
 _SI_USER_MAX = 0  # si_code > 0: sent by the kernel (sigaction(2)), so the whole group has it
 _FIRST_LOOK = 0.01
+_LOOK_SHARE = 20
+"""A look at a kernel's container may take one part in so many of our time; the limit does not
+depend on it. (The monitor sees to its own cost.)"""
 _SETTLE = 0.1
 """Seconds that processes already on their way out get before they count as left behind."""
+_REAP_SECONDS = 1.0
+"""Seconds after SIGKILL until a command that we cannot reap (traced, in the kernel) is given up."""
+_CODES = {
+    "memory": EXIT_MEMORY,
+    "outer-memory": EXIT_MEMORY,
+    "timeout": EXIT_TIMEOUT,
+    "cpu-time": EXIT_TIMEOUT,
+    "idle": EXIT_TIMEOUT,
+    "parent": EXIT_HANGUP,
+}
+"""The exit codes of runs that were ended, by reason."""
 
 
 class Supervisor:
@@ -45,61 +63,106 @@ class Supervisor:
         kernel: bool,
         keeper: "Keeper | None",
     ) -> None:
+        # The terminal's signals that were pending before the command existed never reached it.
+        self.early = _signal.sigpending()
         self.child = child
         self.container = container
         self.keeper = keeper
+        self.parent = keeper.parent if keeper else 0
         self.grace = settings.grace
+        self.term = settings.kill_signal
         self.leftovers = settings.leftovers
         self.kernel = kernel
         self.limit = settings.memory
         now = time.monotonic()
-        self.wall_end = now + settings.timeout if settings.timeout else None
         # Not at once: most commands that end within an instant are never looked at.
         self.look_at: float | None = now + _FIRST_LOOK
         self.kill_at: float | None = None
+        self.give_up_at: float | None = None
+        self.clocks: Clocks | None = None
+        if settings.timeout or settings.cpu_time or settings.idle_timeout:
+            from sandrun import clocks
+
+            self.clocks = clocks.Clocks(settings, container, now)
         self.reason = ""
         self.status: int | None = None
+        self.interrupted = False
         self.warned = False
+        self.decided = False
+        self.killed = False
+        self.undead: list[int] = []
 
     def run(self) -> Outcome:
         """Supervise to the end; the outcome."""
         while self.status is None:
-            self._wait()
+            self._wait(None)
+        self._look()  # the last word about whose limit struck
         outcome = self._outcome(self.status)
-        self._end_leftovers(outcome)
+        if not self.killed and self._lasts(_SETTLE):
+            outcome = self._end_leftovers(outcome, self.status)
         outcome.usage = self.container.usage()
         outcome.top = self.container.top()
+        outcome.undead = self.undead
         return outcome
 
-    def _wait(self) -> None:
-        """Sleep until a signal or the next thing that is due, and do it."""
-        dues = [due for due in (self.look_at, self.wall_end, self.kill_at) if due is not None]
-        if dues:
-            info = _signal.sigtimedwait(spawn.ALL_SIGNALS, max(0.0, min(dues) - time.monotonic()))
+    def _wait(self, until: "float | None") -> None:
+        """Sleep until a signal, the next thing that is due, or `until`; do what is due."""
+        dues = [until, self.look_at, self.kill_at, self.give_up_at]
+        if self.clocks and not self.reason:
+            dues.append(self.clocks.due)
+        times = [due for due in dues if due is not None]
+        if times:
+            info = _signal.sigtimedwait(spawn.ALL_SIGNALS, max(0.0, min(times) - time.monotonic()))
         else:
             info = _signal.sigwaitinfo(spawn.ALL_SIGNALS)
         if info is not None:
-            self._take_signal(info.si_signo, info.si_code)
+            self._take_signal(info.si_signo, info.si_code, info.si_pid)
         self._reap()
-        now = time.monotonic()
-        child_news = info is not None and info.si_signo == _signal.SIGCHLD
-        if self.look_at is not None and (now >= self.look_at or child_news):
-            self._look()
-        if self.wall_end is not None and now >= self.wall_end:
-            self.wall_end = None
-            self._stop("timeout")
-        if self.kill_at is not None and now >= self.kill_at:
-            self.kill_at = None
-            self._kill()
+        self._do_due(time.monotonic())
 
-    def _take_signal(self, signum: int, code: int) -> None:
+    def _do_due(self, now: float) -> None:
+        if self.look_at is not None and now >= self.look_at:
+            self._look()
+        if self.parent and os.getppid() != self.parent:
+            self.parent = 0
+            self._stop("parent")
+        if self.clocks and not self.reason and now >= self.clocks.due:
+            over = self.clocks.check(now)
+            if over:
+                self._stop(over)
+        if self.kill_at is not None and now >= self.kill_at:
+            self._kill()
+        if self.give_up_at is not None and now >= self.give_up_at:
+            self.give_up_at = None
+            if self.status is None:
+                self.status = _signal.SIGKILL
+
+    def _take_signal(self, signum: int, code: int, sender: int) -> None:
+        if signum == KNOCK and self.keeper and sender in self.keeper.pids:
+            self.look_at = 0.0
+            return
         if signum == _signal.SIGCHLD:
             return
         from_kernel = code > _SI_USER_MAX
+        if from_kernel and signum == _signal.SIGINT:
+            self.interrupted = True
+        if self.status is not None:
+            self._pass_to_leftovers(signum, from_kernel)
+            return
+        early = signum in self.early
+        self.early.discard(signum)
         # A hang-up goes to the session's leader alone, so a leader has to pass it on.
         leads = signum == _signal.SIGHUP and os.getsid(0) == os.getpid()
-        if not from_kernel or leads:
+        if not from_kernel or early or leads:
             self._send(self.child, signum)
+
+    def _pass_to_leftovers(self, signum: int, from_kernel: bool) -> None:
+        """Without the command nobody else acts on the terminal's signals for what it left."""
+        if from_kernel and signum in _JOB_STOPS:
+            self._suspend(signum)
+            return
+        for pid in self.container.pids():
+            self._send(pid, signum)
 
     def _send(self, pid: int, signum: int) -> None:
         try:
@@ -124,24 +187,48 @@ class Supervisor:
                 self.keeper.replace()
 
     def _stopped(self, signum: int) -> None:
-        """The command was stopped by job control: stop too; go on together when continued."""
-        if signum not in _JOB_STOPS or self.reason:
+        """The command was stopped by job control: stop too; go on together when continued.
+
+        SIGSTOP means the command alone, and stopping with it would suspend its limits; but in a
+        terminal's foreground nobody else is there to give the terminal back to the shell.
+        """
+        if self.reason or not (signum in _JOB_STOPS or _in_foreground()):
             return
+        self._suspend(signum)
+        from sandrun import kernel
+
+        try:
+            if kernel.Stat(self.child).state == "T":
+                self._send(self.child, _signal.SIGCONT)
+        except OSError:
+            self._send(self.child, _signal.SIGCONT)
+
+    def _suspend(self, signum: int) -> None:
+        """Stop by `signum`; returns when continued. Our own SIGCONT is used up: who continued
+        only us meant the command as well, and who continued the group has told it."""
+        # The terminal's own is pending still: left there, it would stop us a second time.
+        while _signal.sigtimedwait((signum,), 0) is not None:
+            pass
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (signum,))
         os.kill(os.getpid(), signum)
         _signal.pthread_sigmask(_signal.SIG_BLOCK, (signum,))
-        # Whoever continued only us meant the command as well.
-        self._send(self.child, _signal.SIGCONT)
+        _signal.sigtimedwait((_signal.SIGCONT,), 0)
+        if self.clocks:
+            self.clocks.resume(time.monotonic())
 
     def _look(self) -> None:
+        began = time.thread_time()
         due = self.container.poll()
-        self.look_at = None if due is None else time.monotonic() + due
-        if self.container.struck and self.reason != "memory":
-            self.reason = "memory"
+        cost = (time.thread_time() - began) * _LOOK_SHARE if self.kernel else 0.0
+        self.look_at = None if due is None else time.monotonic() + max(due, cost)
+        if self.decided:
+            return
+        if self.container.struck and self.reason not in ("memory", "outer-memory"):
+            self.reason = "outer-memory" if self.container.struck == "outer" else "memory"
             if self.kernel:
                 self._kill()
             else:
-                self._stop("memory")
+                self._stop(self.reason)
         elif self.container.struck and not self.kernel:
             usage = self.container.usage().current or 0
             if usage > self.limit + self.limit // 10:
@@ -159,66 +246,85 @@ class Supervisor:
             report.half(current, self.limit, self.container.top())
 
     def _stop(self, reason: str) -> None:
-        """SIGTERM to the whole tree, children first, and SIGKILL when the grace is over."""
+        """The kill signal to the whole tree, children first, and SIGKILL after the grace."""
         self.reason = self.reason or reason
         self.kill_at = time.monotonic() + self.grace
-        for pid in [*reversed(self.container.pids()), self.child]:
-            self._send(pid, _signal.SIGTERM)
+        pids = self.container.pids()
+        if self.status is None and self.child not in pids:
+            pids.insert(0, self.child)
+        for pid in reversed(pids):
+            self._send(pid, self.term)
             self._send(pid, _signal.SIGCONT)  # a stopped process could not act on it
 
     def _kill(self) -> None:
+        self.killed = True
+        self.kill_at = None
         self.look_at = None
-        self._send(self.child, _signal.SIGKILL)
+        if self.status is None:
+            self._send(self.child, _signal.SIGKILL)
         try:
             self.container.kill()
         except TimeoutError as error:
-            from sandrun import messages
-
-            messages.warn(f"processes do not die (uninterruptible sleep?): pids {error}")
+            self.undead = error.args[0]
+        self.give_up_at = time.monotonic() + _REAP_SECONDS
 
     def _outcome(self, status: int) -> Outcome:
+        if self.reason in _CODES:
+            return Outcome(self.reason, _CODES[self.reason])
         code = os.waitstatus_to_exitcode(status)
-        if self.container.struck or self.reason == "memory":
-            outer = self.container.struck == "outer"
-            return Outcome("outer-memory" if outer else "memory", EXIT_MEMORY)
-        if self.reason == "timeout":
-            return Outcome("timeout", EXIT_TIMEOUT)
-        return Outcome("signal", 128 - code, -code) if code < 0 else Outcome("exit", code)
+        if code >= 0:
+            return Outcome("exit", code)
+        outcome = Outcome("signal", 128 - code, -code)
+        outcome.interrupted = self.interrupted and -code == _signal.SIGINT
+        return outcome
 
-    def _end_leftovers(self, outcome: Outcome) -> None:
+    def _end_leftovers(self, outcome: Outcome, status: int) -> Outcome:
         """Deal with what the command left behind: end it, wait for it, or leave it."""
-        self.reason = self.reason or "ending"
-        if self.leftovers == "leave" and outcome.reason in ("exit", "signal"):
-            return
-        if not self._alive_for(_SETTLE):
-            return
-        outcome.leftovers = self._named()
-        if self.leftovers == "wait" and outcome.reason in ("exit", "signal"):
-            while self._alive_for(1.0):
+        left = self._named()
+        if self.leftovers == "wait":
+            while not self.reason and self._lasts(60.0):
                 pass
-            return
-        self._stop("ending")
-        if self._alive_for(self.grace):
-            self._kill()
+            outcome = self._outcome(status)
+        self.decided = True
+        outcome.leftovers = left
+        if self.leftovers == "leave" and not self.reason:
+            self.container.leave()
+            return outcome
+        if not self.kill_at and self.container.pids():
+            self._stop("ending")
+        while not self.killed and self._lasts(60.0):
+            pass
+        return outcome
 
     def _named(self) -> "list[Process]":
         from sandrun import kernel
 
         return [p for p in map(kernel.describe, self.container.pids()) if p]
 
-    def _alive_for(self, seconds: float) -> bool:
-        """Whether processes of the run still live after `seconds`; returns as soon as none does."""
+    def _lasts(self, seconds: float) -> bool:
+        """Whether processes of the run still live after `seconds`; returns as soon as none does,
+        or when there is a reason to end them, or when they were killed."""
         deadline = time.monotonic() + seconds
+        reason = self.reason
         pause = 0.001
-        while True:
-            self._reap()
-            if not self.container.pids():
-                return False
-            left = deadline - time.monotonic()
-            if left <= 0:
+        while self.container.pids():
+            now = time.monotonic()
+            if now >= deadline or self.reason != reason or self.killed:
                 return True
-            info = _signal.sigtimedwait(spawn.ALL_SIGNALS, min(left, pause))
-            if info is not None and info.si_signo != _signal.SIGCHLD:
-                for pid in self.container.pids():
-                    self._send(pid, info.si_signo)
+            self._wait(min(deadline, now + pause))
             pause = min(pause * 2, 0.05)
+        return False
+
+
+def _in_foreground() -> bool:
+    """Whether our process group is the foreground one of our terminal."""
+    try:
+        fd = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(fd)

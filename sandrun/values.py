@@ -134,6 +134,19 @@ def parse_count(text: str) -> int:
     return value
 
 
+def parse_signal(text: str) -> int:
+    """`TERM`, `SIGINT`, `rtmin+1` or a number. Raises ValueError."""
+    import _signal
+
+    word = text.strip().upper().removeprefix("SIG")
+    name, plus, more = word.partition("+")
+    value = int(word) if word.isdigit() else getattr(_signal, "SIG" + name, None)
+    number = int(value) + (int(more) if plus else 0) if isinstance(value, int) else 0
+    if number not in _signal.valid_signals() or not name.isalnum():
+        raise ValueError
+    return number
+
+
 def parse_text(text: str) -> str:
     """Any text but the empty one. Raises ValueError."""
     if not text or "\0" in text:
@@ -154,6 +167,7 @@ PARSERS = {
     "slots": parse_slots,
     "pool": parse_pool,
     "count": parse_count,
+    "signal": parse_signal,
     "text": parse_text,
 }
 RIGHT = {
@@ -169,5 +183,6 @@ RIGHT = {
     "slots": "a number of runs",
     "pool": "off, a share such as 80%, or a size such as 8G",
     "count": "a number from 0 to 99, or true or false",
+    "signal": "a signal such as INT, SIGTERM or 15",
     "text": "a text that is not empty",
 }

@@ -41,7 +41,10 @@ def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
     chosen = settings.resolve(parsed.flags, root)
     from sandrun import runner
 
-    return runner.run(parsed.command, chosen, root, heritage).code
+    outcome = runner.run(parsed.command, chosen, root, heritage)
+    if outcome.interrupted:  # a shell's loop goes on after an exit code, whatever it is
+        spawn.die(outcome.signal)
+    return outcome.code
 
 
 def _surprise(error: BaseException) -> int:

@@ -23,10 +23,11 @@ Exit codes:
   0-255  the command's own
   128+n  signal n ended the command
   75     gave up waiting for a turn (--wait-timeout, --no-wait, queue cancel)
-  124    ended at the wall time limit (--timeout)
+  124    ended at a limit on time (--timeout, --cpu-time, --idle-timeout)
   125    sandrun itself failed or was called wrongly; the command was not started
   126    the command cannot be executed
   127    the command was not found
+  129    ended because the process that had started sandrun died
   137    ended at the memory limit (or by SIGKILL; the message says which)
 
 \b

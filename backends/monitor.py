@@ -1,0 +1,254 @@
+"""The memory of a process tree, polled: what a kernel's container would know by itself.
+
+- The tree is found from its root down (/proc/PID/task/*/children), so a look costs what the tree
+  is, whatever else lives on the host.
+- Between two looks the host's available memory is read, which costs a hundredth of a look and
+  shows whatever grows, shared memory and tmpfs included: when a quarter of the head room is gone
+  there, a look is due at once. So looks can be rare while nothing happens.
+- A process's own RSS is a lower bound of the tree's memory, the sum of all RSS an upper one, and
+  both are nearly free; PSS, which walks page tables, is asked for only where those leave it open,
+  and not again for a process whose RSS has not changed.
+- Shared memory counts once: mapped, or only open (memfd, files on a tmpfs), or a System V segment
+  made by the tree. Not seen: files on a tmpfs that no process holds open.
+"""
+
+import os
+import stat
+import time
+
+from sandrun import kernel
+
+SHORTEST = 0.01
+"""Seconds between two readings at the least."""
+LONGEST_TICK = 0.1
+FASTEST = 4 << 30
+"""Bytes per second that a tree is taken to be able to write: about what one core can."""
+_EXPECTED = 256 << 20
+"""Bytes per second against which head room is held while nothing grows: the readings of the
+host's memory see what is faster, unless somebody else frees as much at the same time."""
+_LEAST_SLACK = 2 << 20
+_COST_SHARE, _COST_SHARE_URGENT = 50, 4
+"""A look may take one part in so many of a core's time."""
+_PSS_KEPT = 1.0
+"""Seconds for which a PSS holds if the RSS does not change: others may share its pages no more."""
+
+
+def walk(root: int) -> "dict[int, kernel.Stat]":
+    """The live descendants of `root`, parents before children; zombies left out.
+
+    Orphans are among them only if `root` is a subreaper. Who dies after its parent was read and
+    before it was read itself hides its children from this look.
+    """
+    if not os.path.exists("/proc/self/stat"):
+        return _portable(root)
+    found: dict[int, kernel.Stat] = {}
+    frontier = _children(root, 1)
+    for pid in frontier:
+        try:
+            info = kernel.Stat(pid)
+        except OSError:
+            continue
+        if info.state not in "ZX" or info.threads > 1:
+            found[pid] = info
+            frontier += _children(pid, info.threads)
+    return found
+
+
+def _children(pid: int, threads: int) -> "list[int]":
+    """The children that each thread has (CONFIG_PROC_CHILDREN)."""
+    found: list[int] = []
+    try:
+        tasks = [str(pid)] if threads == 1 else os.listdir(f"/proc/{pid}/task")
+        for task in tasks:
+            found += map(int, kernel.read(f"/proc/{pid}/task/{task}/children").split())
+    except OSError:
+        pass
+    return found
+
+
+def _portable(root: int) -> "dict[int, kernel.Stat]":
+    """The same where there is no /proc, by psutil."""
+    import psutil
+
+    found: dict[int, kernel.Stat] = {}
+    for child in psutil.Process(root).children(recursive=True):
+        try:
+            if child.status() == psutil.STATUS_ZOMBIE:
+                continue
+            info = kernel.Stat.__new__(kernel.Stat)
+            info.name, info.state, info.parent = child.name(), "S", child.ppid()
+            info.threads, info.rss = 1, child.memory_info().rss
+            info.start = int(child.create_time() * 100)
+            info.cpu = sum(child.cpu_times()[:4])
+            found[child.pid] = info
+        except psutil.Error:
+            continue
+    return found
+
+
+class Monitor:
+    """Looks at a tree as often as its growth and head room demand, and no oftener."""
+
+    def __init__(self, limit: int, longest: float) -> None:
+        self.limit = limit
+        self.longest = longest
+        self.current = 0
+        self.peak = 0
+        self.host = Host()
+        self.shmem_before = self.host.shmem
+        self.level = self.host.available
+        self.slack = limit // 4
+        self.looked = time.monotonic()
+        self.look_at = self.earliest = 0.0
+        self.tick = SHORTEST
+        self.known: set[int] = set()
+        """Every process seen, for the segments that outlive those who made them."""
+        self._kept: dict[int, tuple[int, int, int, float]] = {}
+
+    def is_due(self, now: float) -> bool:
+        """Whether it is time for a look, or the host's memory says that something grows."""
+        if now >= self.look_at:
+            return True
+        self.host.read()
+        self.level = max(self.level, self.host.available)
+        return now >= self.earliest and self.level - self.host.available > self.slack
+
+    def due(self, now: float) -> float:
+        """Seconds until `is_due` is to be asked again."""
+        return max(0.0, min(self.look_at - now, self.tick))
+
+    def look(self, members: "dict[int, kernel.Stat]", now: float) -> int:
+        """Measure the tree, and settle when to look again."""
+        began = time.thread_time()
+        self.host.read()
+        self.known.update(members)
+        memory = self._measure(members, now)
+        growth = (memory - self.current) / max(now - self.looked, SHORTEST)
+        self.current, self.looked = memory, now
+        self.peak = max(self.peak, memory)
+        self._plan(now, growth, time.thread_time() - began)
+        return memory
+
+    def _plan(self, now: float, growth: float, cost: float) -> None:
+        room = max(0, self.limit - self.current)
+        wait = room / max(2 * growth, _EXPECTED) / 2
+        self.look_at = now + max(min(wait, self.longest), SHORTEST, cost * _COST_SHARE)
+        self.earliest = now + cost * _COST_SHARE_URGENT
+        if room < self.limit // 8 and growth > 0:
+            self.look_at = now + max(SHORTEST, cost * _COST_SHARE_URGENT)
+        half = self.limit // 2 - self.current
+        slack = min(room // 4, half) if half > 0 else room // 4
+        self.slack = max(slack, _LEAST_SLACK)
+        self.tick = min(LONGEST_TICK, max(SHORTEST, self.slack / FASTEST))
+        self.level = self.host.available
+
+    def _measure(self, members: "dict[int, kernel.Stat]", now: float) -> int:
+        sizes = {pid: _rss(pid, info) for pid, info in members.items()}
+        upper = sum(sizes.values())
+        most = max(sizes.values(), default=0)
+        grown = self.host.shmem - self.shmem_before
+        if grown <= self.limit // 16:
+            if upper <= self.limit // 2 or upper - most <= self.limit // 50:
+                return upper
+            if most > self.limit:
+                return most
+        own = mapped = 0
+        for pid, rss in sizes.items():
+            pss, shmem = self._pss(pid, rss, now)
+            own += pss - shmem
+            mapped += shmem
+        if grown <= 0:
+            return own + mapped
+        held = mapped + open_shared_memory(sizes) + segments(self.known)
+        # What is both mapped and held was counted twice, but not above what the host has more.
+        return own + max(mapped, min(held, grown))
+
+    def _pss(self, pid: int, rss: int, now: float) -> "tuple[int, int]":
+        """PSS, and how much of it is shared memory."""
+        kept = self._kept.get(pid)
+        if kept and kept[0] == rss and now - kept[3] < _PSS_KEPT:
+            return kept[1], kept[2]
+        try:
+            rollup = kernel.read(f"/proc/{pid}/smaps_rollup")
+            pss, shmem = _field(rollup, b"\nPss:"), _field(rollup, b"\nPss_Shmem:")
+        except OSError:  # another user's process, or gone
+            pss, shmem = rss, 0
+        self._kept[pid] = (rss, pss, shmem, now)
+        return pss, shmem
+
+
+def _field(text: bytes, name: bytes) -> int:
+    """The kilobytes after `name`, as bytes; 0 where it is missing."""
+    words = text.partition(name)[2].split(None, 1)
+    return int(words[0]) * 1024 if words else 0
+
+
+def _rss(pid: int, info: kernel.Stat) -> int:
+    """The resident memory; of a leader that is dead while its threads live, through one of them."""
+    if info.state not in "ZX":
+        return info.rss
+    for task in os.listdir(f"/proc/{pid}/task")[::-1]:
+        try:
+            rss = int(kernel.read(f"/proc/{pid}/task/{task}/statm").split()[1])
+        except (OSError, IndexError):
+            continue
+        if rss:
+            return rss * os.sysconf("SC_PAGESIZE")
+    return 0
+
+
+class Host:
+    """What /proc/meminfo says of the whole host, in bytes; constant zeros where there is none."""
+
+    def __init__(self) -> None:
+        self.available = 0
+        self.shmem = 0
+        try:
+            self._fd = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            self._fd = -1
+        self.read()
+
+    def read(self) -> None:
+        if self._fd >= 0:
+            text = os.pread(self._fd, 4096, 0)
+            self.available = _field(text, b"\nMemAvailable:")
+            self.shmem = _field(text, b"\nShmem:")
+
+
+def open_shared_memory(pids: "dict[int, int]") -> int:
+    """The memory of the files without a disk that the processes hold open, each counted once."""
+    devices = _memory_devices()
+    seen: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        try:
+            with os.scandir(f"/proc/{pid}/fd") as entries:
+                for entry in entries:
+                    file = entry.stat()
+                    if file.st_dev in devices and stat.S_ISREG(file.st_mode):
+                        seen[file.st_dev, file.st_ino] = file.st_blocks * 512
+        except OSError:
+            continue  # another user's process, or gone
+    return sum(seen.values())
+
+
+def _memory_devices() -> "set[int]":
+    """The devices of every tmpfs, and the kernel's own for memfds and segments."""
+    fd = os.memfd_create("sandrun")
+    found = {os.fstat(fd).st_dev}
+    os.close(fd)
+    for line in kernel.read("/proc/self/mountinfo").split(b"\n"):
+        head, _, tail = line.partition(b" - ")
+        if tail.startswith(b"tmpfs "):
+            major, _, minor = head.split()[2].partition(b":")
+            found.add(os.makedev(int(major), int(minor)))
+    return found
+
+
+def segments(pids: "set[int]") -> int:
+    """The resident memory of the System V segments that these processes made (proc(5))."""
+    try:
+        _, *rows = kernel.read("/proc/sysvipc/shm").strip().split(b"\n")
+    except OSError:
+        return 0
+    return sum(int(row.split()[14]) for row in rows if int(row.split()[4]) in pids)
