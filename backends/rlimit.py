@@ -141,7 +141,7 @@ def _kill(pid: int) -> bool:
 
 def _data_limit(run_id: str, limits: Limits) -> int:
     """The soft RLIMIT_DATA of a run; odd in its last bytes, by the run's id."""
-    odd = int.from_bytes(run_id.encode(), "big") % _MARK_BYTES
+    odd = int.from_bytes(run_id.encode(), "big") % (_MARK_BYTES - 3)  # a prime: every byte counts
     backstop = limits.memory + limits.memory // 4 + 64 * MIB
     backstop += -backstop % _MARK_BYTES + odd
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
