@@ -189,18 +189,20 @@ class Supervisor:
     def _stopped(self, signum: int) -> None:
         """The command was stopped by job control: stop too; go on together when continued.
 
-        SIGSTOP means the command alone, and stopping with it would suspend its limits; but in a
-        terminal's foreground nobody else is there to give the terminal back to the shell.
+        SIGSTOP means the command alone, and stopping with it would suspend its limits; but if it
+        had the terminal, nobody else is there to give that back to the shell.
         """
-        if self.reason or not (signum in _JOB_STOPS or _in_foreground()):
+        if self.reason:
+            return
+        from sandrun import terminal
+
+        front = terminal.foreground(self.child)
+        if signum not in _JOB_STOPS and not front:
             return
         self._suspend(signum)
-        from sandrun import kernel
-
-        try:
-            if kernel.Stat(self.child).state == "T":
-                self._send(self.child, _signal.SIGCONT)
-        except OSError:
+        if front:
+            terminal.hand_to(front)
+        if _is_stopped(self.child):
             self._send(self.child, _signal.SIGCONT)
 
     def _suspend(self, signum: int) -> None:
@@ -316,15 +318,10 @@ class Supervisor:
         return False
 
 
-def _in_foreground() -> bool:
-    """Whether our process group is the foreground one of our terminal."""
+def _is_stopped(pid: int) -> bool:
+    from sandrun import kernel
+
     try:
-        fd = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+        return kernel.Stat(pid).state == "T"
     except OSError:
-        return False
-    try:
-        return os.tcgetpgrp(fd) == os.getpgrp()
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
+        return True  # no /proc: a SIGCONT too many does little

@@ -52,7 +52,7 @@ def case(body: Case) -> Callable[..., None]:
                 raise
             pytest.xfail(f"timeout(1) does not: {str(error).splitlines()[0]}")
 
-    del test.__wrapped__  # type: ignore[attr-defined]  # or pytest takes the body's arguments
+    del test.__wrapped__  # or pytest takes the body's arguments
     return test
 
 

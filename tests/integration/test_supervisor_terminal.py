@@ -1,0 +1,305 @@
+"""Job control and signals: an interactive shell on a terminal, script(1), tmux, and kill."""
+
+import fcntl
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import struct
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sandrun import kernel
+from tests.harness import SCALE, Box, alive, launcher, wait_for
+
+
+class Terminal:
+    """A program on a pseudo-terminal of its own, and what it has printed."""
+
+    def __init__(self, box: Box, *argv: str) -> None:
+        self.text = ""
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.chdir(box.project)
+            os.execvpe(argv[0], list(argv), {**box.env, "PS1": "ready> ", "HISTFILE": ""})
+
+    def send(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def expect(self, pattern: str, seconds: float = 15) -> "re.Match[str]":
+        """Wait until the pattern is in what came since the last match."""
+        deadline = time.monotonic() + seconds * SCALE
+        while not (match := re.search(pattern, self.text)):
+            left = deadline - time.monotonic()
+            ready = select.select([self.fd], [], [], max(0.0, left))[0]
+            assert ready, f"no {pattern!r} in {self.text!r}"
+            try:
+                self.text += os.read(self.fd, 4096).decode(errors="replace").replace("\r", "")
+            except OSError:
+                raise AssertionError(f"it ended without {pattern!r}: {self.text!r}") from None
+        self.text = self.text[match.end() :]
+        return match
+
+    def close(self) -> None:
+        os.close(self.fd)
+        for pid in [*kernel.descendants(self.pid), self.pid]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except OSError:
+                continue
+        os.waitpid(self.pid, 0)
+
+
+@pytest.fixture(params=["none", "rlimit", "auto"])
+def place(make_box: "Callable[[str], Box]", request: pytest.FixtureRequest) -> Box:
+    return make_box(request.param)
+
+
+@pytest.fixture
+def shell(place: Box) -> "Iterator[Terminal]":
+    """An interactive shell in which `s` is sandrun."""
+    terminal = Terminal(place, "bash", "--norc", "--noprofile", "--noediting", "-i")
+    terminal.expect("ready> ")
+    terminal.send(f's() {{ {" ".join(launcher())} "$@"; }}; stty -echo\n')
+    terminal.expect("ready> ")
+    yield terminal
+    terminal.close()
+
+
+COUNTER = "trap 'echo int' INT; echo up; while :; do sleep 0.02; done"
+
+
+def test_ctrl_c_comes_once(shell: Terminal) -> None:
+    shell.send(f's -t 20 -- sh -c "{COUNTER}"\n')
+    shell.expect("up\n")
+    for _ in range(3):
+        shell.send("\x03")
+        shell.expect("int\n")
+    shell.send("\x1c")  # ^\ ends it, after whatever came before
+    before = shell.expect(r"([^$]*)ready> ").group(1)
+    assert "int" not in before
+
+
+def test_ctrl_c_ends_the_loop_of_a_script(place: Box, shell: Terminal) -> None:
+    """A shell goes on after an exit code, and stops after a death by SIGINT."""
+    script = place.root / "loop"
+    sandrun = " ".join(launcher())
+    script.write_text(f"for i in 1 2 3; do echo round $i; {sandrun} -- sleep 1000; done\n")
+    shell.send(f"bash {script}\n")
+    shell.expect("round 1\n")
+    wait_for(lambda: _running("sleep", shell.pid), 10)
+    shell.send("\x03")
+    after = shell.expect(r"([^$]*)ready> ").group(1)
+    assert "round" not in after
+    shell.send("echo code $?\n")
+    shell.expect("code 130\n")
+
+
+def _running(name: str, root: int) -> list[int]:
+    found = []
+    for pid in kernel.descendants(root):
+        try:
+            if kernel.Stat(pid).name == name and alive(pid):
+                found.append(pid)
+        except OSError:
+            continue
+    return found
+
+
+def test_ctrl_z_and_fg_with_a_pipe(shell: Terminal) -> None:
+    shell.send("s -- sleep 1000 | cat; echo codes ${PIPESTATUS[@]}\n")
+    (sleep,) = wait_for(lambda: _running("sleep", shell.pid), 10)
+    for _ in range(2):
+        shell.send("\x1a")
+        shell.expect(r"Stopped.*\n(.*\n)?.*ready> ")
+        wait_for(lambda: kernel.Stat(sleep).state == "T", 5, "it is stopped")
+        shell.send("jobs\n")
+        shell.expect(r"Stopped(.*\n)+ready> ")
+        shell.send("fg\n")
+        wait_for(lambda: kernel.Stat(sleep).state == "S", 5, "it goes on")
+    # One fg was enough each time: the next Ctrl-C finds everybody awake.
+    shell.send("\x03")
+    shell.expect("ready> ")
+    wait_for(lambda: not alive(sleep), 5)
+
+
+def test_bg_and_kill_of_the_job(shell: Terminal) -> None:
+    shell.send("s -- sleep 1000\n")
+    (sleep,) = wait_for(lambda: _running("sleep", shell.pid), 10)
+    shell.send("\x1a")
+    shell.expect(r"Stopped.*\nready> ")
+    shell.send("bg\n")
+    shell.expect("ready> ")
+    wait_for(lambda: kernel.Stat(sleep).state == "S", 5, "it goes on")
+    shell.send("kill %1; wait; echo over\n")
+    shell.expect("over\n")
+    assert not alive(sleep)
+
+
+def test_a_reader_in_the_background_is_stopped_by_the_terminal(shell: Terminal) -> None:
+    shell.send("s -- cat &\n")
+    shell.expect(r"Stopped.*\n|ready> ")
+    wait_for(lambda: [p for p in _running("cat", shell.pid) if kernel.Stat(p).state == "T"], 10)
+    shell.send("\n")
+    shell.expect(r"Stopped")
+    shell.send("fg\n")
+    shell.send("words\n")
+    shell.expect("words\n")
+    shell.send("\x04")
+    shell.expect("ready> ")
+
+
+def test_an_interactive_shell_inside_has_the_terminal(shell: Terminal) -> None:
+    """It takes the foreground, runs jobs of its own, and `suspend` gives the terminal back."""
+    shell.send("s -- bash --norc --noprofile --noediting -i\n")
+    shell.expect("ready> ")
+    shell.send("sleep 1000\n")
+    (sleep,) = wait_for(lambda: _running("sleep", shell.pid), 10)
+    shell.send("\x1a")
+    shell.expect(r"Stopped.*\n.*ready> ")
+    shell.send("kill %1; fg; echo inner $((1 + 1))\n")
+    shell.expect("inner 2\n")
+    wait_for(lambda: not alive(sleep), 5)
+    shell.send("suspend\n")
+    shell.expect(r"Stopped.*\n.*ready> ")
+    shell.send("echo outer; fg\n")
+    shell.expect("outer\n")
+    shell.send("\necho back; exit 5\n")
+    shell.expect("back\n")
+    shell.expect("ready> ")
+    shell.send("echo code $?\n")
+    shell.expect("code 5\n")
+
+
+def test_the_window_size_and_its_changes(shell: Terminal) -> None:
+    script = "trap 'stty size' WINCH; stty size; while :; do sleep 0.02; done"
+    fcntl.ioctl(shell.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 99, 0, 0))
+    shell.send(f's -- sh -c "{script}"\n')
+    shell.expect("33 99\n")
+    fcntl.ioctl(shell.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 44, 111, 0, 0))
+    shell.expect("44 111\n")
+
+
+def test_the_end_of_the_terminal_ends_the_run(place: Box, shell: Terminal) -> None:
+    shell.send("s -- sleep 1000\n")
+    pids = wait_for(lambda: _running("sleep", shell.pid), 10)
+    tree = kernel.descendants(shell.pid)
+    os.close(shell.fd)
+    shell.fd = os.open("/dev/null", os.O_RDWR)
+    wait_for(lambda: not any(map(alive, pids + tree)), 10, "all are dead")
+
+
+def test_a_session_leader_passes_the_hang_up_on(place: Box) -> None:
+    """As `ssh -t host sandrun ...` has it: nobody between the terminal and sandrun."""
+    said = place.root / "said"
+    script = 'trap "echo hup >>$0; exit" HUP; echo up >$0; while :; do sleep 0.02; done'
+    terminal = Terminal(place, *launcher(), "--", "sh", "-c", script, str(said))
+    wait_for(lambda: said.exists() and said.read_text() == "up\n", 10)
+    os.close(terminal.fd)
+    wait_for(lambda: said.read_text() == "up\nhup\n", 5, "it heard of the hang-up")
+    os.waitpid(terminal.pid, 0)
+
+
+def test_under_script(place: Box) -> None:
+    words = " ".join(launcher())
+    inner = f"{words} -- sh -c 'test -t 0 && test -t 1 && test -t 2 && echo all; exit 6'"
+    done = place.run("-qec", inner, "/dev/null", argv=["script"])
+    assert (done.returncode, done.stdout.strip()) == (6, "all")
+
+
+@pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed")
+def test_in_tmux(place: Box) -> None:
+    socket = str(place.root / "tmux")
+    said = place.root / "said"
+    script = f"trap 'echo int >>{said}' INT; echo up >>{said}; while :; do sleep 0.02; done"
+    words = " ".join(launcher())
+    place.run(
+        "-S", socket, "-f", "/dev/null", "new-session", "-d", "-x", "80", "-y", "24",
+        f'{words} -- sh -c "{script}"', argv=["tmux"], env={"TERM": "screen"},
+    )  # fmt: skip
+    wait_for(lambda: said.exists() and said.read_text() == "up\n", 10, "the command is up")
+    place.run("-S", socket, "send-keys", "C-c", argv=["tmux"])
+    wait_for(lambda: said.read_text() == "up\nint\n", 5, "one interrupt")
+    tree = kernel.descendants(os.getpid())
+    place.run("-S", socket, "kill-server", argv=["tmux"])
+    mine = [pid for pid in tree if pid not in place.before]
+    wait_for(lambda: not any(map(alive, mine)), 10, "the end of tmux ends the run")
+
+
+# Signals by kill
+
+
+def test_a_storm_of_signals_loses_none_that_the_kernel_delivered(place: Box) -> None:
+    """Queued real-time signals, as many as the kernel takes, come out at the command's end."""
+    script = (
+        "import signal; count = 0; every = {signal.SIGRTMIN + 3, signal.SIGTERM};"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, every); print('up', flush=True)\n"
+        "while signal.sigwaitinfo(every).si_signo != signal.SIGTERM: count += 1\n"
+        "print(count)"
+    )
+    process = place.start("--", sys.executable, "-c", script)
+    assert process.stdout
+    assert process.stdout.readline() == "up\n"
+    sent = 0
+    for _ in range(3000):
+        try:
+            os.kill(process.pid, signal.SIGRTMIN + 3)
+            sent += 1
+        except BlockingIOError:  # the kernel did not take it
+            continue
+    wait_for(lambda: _pending(process.pid) == 0, 20, "all are passed on")
+    process.send_signal(signal.SIGTERM)  # a lower number, so it would overtake those on their way
+    assert place.finish(process).stdout == f"{sent}\n"
+    assert sent >= 1000
+
+
+def _pending(pid: int) -> int:
+    status = kernel.read(f"/proc/{pid}/status")
+    return int(status.partition(b"ShdPnd:\t")[2][:16], 16)
+
+
+def test_the_terminals_signal_before_the_command_exists_reaches_it(place: Box) -> None:
+    """Ctrl-C while the git guard waits: the command did not exist when the terminal sent it."""
+    git = place.project / ".git"
+    git.mkdir()
+    (git / "index.lock").touch()
+    terminal = Terminal(place, "sh", "-c", 'trap : INT; "$@"; echo code $?', "", *launcher(),
+                        "--git-wait", "1.5", "--", "sleep", "1000")  # fmt: skip
+    try:
+        ours = wait_for(lambda: kernel.children(terminal.pid), 10)[0]
+        wait_for(lambda: _blocks_all(ours), 10, "sandrun took over its signals")
+        terminal.send("\x03")
+        wait_for(lambda: _pending(ours), 5, "it is pending")
+        terminal.expect(r"code 130")
+    finally:
+        terminal.close()
+
+
+def _blocks_all(pid: int) -> bool:
+    status = kernel.read(f"/proc/{pid}/status")
+    blocked = int(status.partition(b"SigBlk:\t")[2][:16], 16).bit_count() > 55
+    return blocked and kernel.Stat(pid).name != "sh"  # a shell blocks all around its fork
+
+
+def test_sigstop_of_the_command_does_not_stop_its_limits(make_box: "Callable[[str], Box]") -> None:
+    place = make_box("rlimit")
+    done = place.run("-t", "0.5", "--grace", "0.2", "--", "sh", "-c", "kill -STOP $$")
+    assert done.returncode == 124
+
+
+def test_no_traceback_from_an_interrupt_at_any_time(place: Box) -> None:
+    for delay in range(0, 60, 4):
+        process = place.start("--", "sleep", "1000")
+        time.sleep(delay / 1000)
+        process.send_signal(signal.SIGINT)
+        done = place.finish(process, 10)
+        if "<frozen" in done.stderr:  # the interpreter itself, before our first line
+            continue
+        assert done.returncode in (130, -signal.SIGINT)
+        assert done.stderr == ""
