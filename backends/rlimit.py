@@ -22,7 +22,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KILL_SECONDS = 10.0
+KILL_SECONDS = 5.0
+"""Seconds without progress after which a tree is taken for one that does not die."""
 _REFUSED_SECONDS = 1.0
 _MARK_BYTES = 1 << 24
 
@@ -116,6 +117,8 @@ class RlimitContainer:
                 raise TimeoutError(pids)
             if set(pids) <= set(before):  # else they fork: be faster
                 time.sleep(0.002)
+            if pids != before and refused != pids[::-1]:
+                deadline = time.monotonic() + KILL_SECONDS
             before = pids
 
     def leave(self) -> None:

@@ -1,0 +1,402 @@
+"""The end of a run: what is left behind, limits on time, the death of the parent, the undying."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from sandrun import kernel
+from tests.harness import SCALE, Box, alive, launcher, wait_for
+
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="makes users and mounts: runs as root")
+SH = ["sh", "-c"]
+
+
+@pytest.fixture(params=["rlimit", "auto"])
+def place(make_box: "Callable[[str], Box]", request: pytest.FixtureRequest) -> Box:
+    return make_box(request.param)
+
+
+def pid_in(file: Path) -> int:
+    wait_for(lambda: file.exists() and file.read_text().strip(), 20, f"{file} is written")
+    return int(file.read_text())
+
+
+def gone(*pids: int, seconds: float = 5) -> None:
+    wait_for(lambda: not any(map(alive, pids)), seconds, f"{pids} are dead")
+
+
+# What is left behind
+
+
+def left_behind(place: Box, act: str = ":") -> str:
+    """A script that leaves a process behind, which does `act` first, and is up when it ends."""
+    file = place.root / "left"
+    inner = f"{act}; echo \\$\\$ >{file}; while :; do sleep 0.05; done"
+    return f'setsid sh -c "{inner}" leftover & while [ ! -s {file} ]; do sleep 0.01; done; exit 4'
+
+
+def test_leftovers_are_told_first_then_killed_and_named(place: Box) -> None:
+    script = left_behind(place, "trap 'echo told; exit' TERM")
+    done = place.run("--", *SH, script)
+    assert (done.returncode, done.stdout) == (4, "told\n")
+    pid = pid_in(place.root / "left")
+    assert "that the command left behind: sh -c" in done.stderr
+    assert f"(pid {pid})" in done.stderr
+    gone(pid)
+
+
+def test_a_leftover_that_ignores_it_is_killed_after_the_grace(place: Box) -> None:
+    began = time.monotonic()
+    done = place.run("--grace", "0.3", "--", *SH, left_behind(place, "trap '' TERM"))
+    assert done.returncode == 4
+    assert 0.3 < time.monotonic() - began < 10 * SCALE
+    gone(pid_in(place.root / "left"))
+
+
+def test_the_kill_signal_is_of_choice(place: Box) -> None:
+    script = left_behind(place, "trap 'echo usr1; exit' USR1; trap '' TERM")
+    done = place.run("--kill-signal", "usr1", "--", *SH, script)
+    assert done.stdout == "usr1\n"
+
+
+def test_children_are_told_before_their_parents(place: Box) -> None:
+    log = place.root / "log-of-ends"
+    level = "import os, signal, sys, time\ndepth = int(sys.argv[1])\n"
+    level += "def end(*_):\n open(sys.argv[2], 'a').write(f'{depth}\\n'); os._exit(0)\n"
+    level += "signal.signal(signal.SIGTERM, end)\n"
+    level += "if depth < 4 and not os.fork(): os.execv(sys.executable, [sys.executable, '-c',"
+    level += " sys.argv[3], str(depth + 1), *sys.argv[2:]])\n"
+    level += "if depth == 4: print('up', flush=True)\ntime.sleep(1000)\n"
+    # A child told first has died (and told so) before the parent's turn, or they run side by side:
+    # what must not be is that a parent is told so much earlier that it acts first.
+    process = place.start("-t", "1", "--", sys.executable, "-c", level, "0", log, level)
+    assert place.finish(process).returncode == 124
+    depths = [int(line) for line in log.read_text().split()]
+    assert sorted(depths) == [0, 1, 2, 3, 4]
+
+
+def test_waiting_for_leftovers(place: Box) -> None:
+    script = "(setsid sh -c 'sleep 0.7; echo late' &) ; exit 4"
+    done = place.run("--leftovers", "wait", "--", *SH, script)
+    assert (done.returncode, done.stdout) == (4, "late\n")
+    assert "waited for" in done.stderr
+
+
+def test_every_limit_holds_for_leftovers_that_are_waited_for(place: Box) -> None:
+    script = left_behind(place)
+    done = place.run("--leftovers", "wait", "-t", "0.8", "--grace", "0.2", "--", *SH, script)
+    assert done.returncode == 124
+    assert "timeout: ended the run" in done.stderr
+    gone(pid_in(place.root / "left"))
+    hog = "import time; time.sleep(0.5); b = bytearray(b'x') * (100 << 20); time.sleep(1000)"
+    script = f'setsid {sys.executable} -c "{hog}" & sleep 0.2'
+    done = place.run("--leftovers", "wait", "-m", "64M", "--", *SH, script)
+    assert done.returncode == 137
+    assert "memory limit of 64.0 MiB reached" in done.stderr
+
+
+def test_a_signal_ends_the_wait_for_leftovers(place: Box) -> None:
+    file = place.root / "command"
+    script = f"echo $$ >{file}; {left_behind(place)}"
+    run = place.start("--leftovers", "wait", "--", *SH, script)
+    left = pid_in(place.root / "left")
+    gone(pid_in(file))
+    time.sleep(0.2 * SCALE)
+    assert alive(left)
+    run.send_signal(signal.SIGTERM)
+    assert place.finish(run).returncode == 4
+    assert not alive(left)
+
+
+def _name(pid: int) -> str:
+    try:
+        return kernel.Stat(pid).name
+    except OSError:
+        return ""
+
+
+def test_leftovers_that_are_left_live_on_without_our_limits(place: Box) -> None:
+    before = kernel.read("/proc/self/cgroup")
+    run = place.start("--leftovers", "leave", "-m", "64M", "--", *SH, left_behind(place))
+    assert run.wait(20 * SCALE) == 4  # its output stays open: the leftover has it
+    assert "that the command left behind: sh -c" in place.heard(run)
+    assert "left alone " in place.heard(run)
+    pid = pid_in(place.root / "left")
+    assert alive(pid)
+    assert kernel.read(f"/proc/{pid}/cgroup") == before
+    limits = kernel.read(f"/proc/{pid}/limits").decode()
+    assert "Max data size             unlimited            unlimited" in limits
+    # It holds no lock, is nobody's to clean up, and outlives the next run.
+    assert place.run("--", "true", seconds=10).returncode == 0
+    assert alive(pid)
+    assert [record["reason"] for record in place.records()] == ["exit", "exit"]
+
+
+# Limits on time
+
+
+def test_the_cpu_time_of_the_whole_tree(place: Box) -> None:
+    spin = "while True: pass"
+    began = time.monotonic()
+    script = f'for i in 1 2 3; do {sys.executable} -c "{spin}" & done; wait'
+    done = place.run("--cpu-time", "1", "--grace", "0.5", "--", *SH, script)
+    assert done.returncode == 124
+    assert "cpu-time: ended the run after 1.0 s on the processors" in done.stderr
+    assert time.monotonic() - began < 20 * SCALE
+    record = place.records()[-1]
+    assert record["reason"] == "cpu-time"
+    assert 0.9 < float(str(record["cpu"])) < 3 * SCALE
+
+
+def test_cpu_time_counts_what_is_over(place: Box) -> None:
+    """Many short children, none of which comes near the limit."""
+    spin = "import time\nwhile time.process_time() < 0.1: pass"
+    script = f"for i in $(seq 200); do {sys.executable} -I -S -c '{spin}'; done"
+    done = place.run("--cpu-time", "1", "--grace", "0.5", "--", *SH, script)
+    assert done.returncode == 124
+    assert place.records()[-1]["reason"] == "cpu-time"
+    assert place.run("--cpu-time", "60", "--", "true").returncode == 0
+
+
+def test_idleness(place: Box) -> None:
+    done = place.run("--idle-timeout", "0.6", "--", "sleep", "1000")
+    assert done.returncode == 124
+    assert "idle-timeout: ended the run, 0.6 s without output and without use of" in done.stderr
+    assert place.records()[-1]["reason"] == "idle"
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        "while :; do echo output; sleep 0.2; done",  # also the coming and going of processes
+        "exec python3 -c 'import time\nwhile True: print(end=\".\", flush=True); time.sleep(0.2)'",
+        "exec python3 -c 'while True: pass'",
+    ],
+)
+def test_output_or_work_is_not_idleness(place: Box, act: str) -> None:
+    done = place.run("--idle-timeout", "0.8", "-t", "2.5", "--", *SH, act)
+    assert place.records()[-1]["reason"] == "timeout", done.stderr
+
+
+def test_a_wait_in_a_loop_is_idleness(place: Box) -> None:
+    loop = "exec python3 -c 'import time\nwhile True: time.sleep(0.05)'"
+    done = place.run("--idle-timeout", "1", "-t", "30", "--", *SH, loop)
+    assert place.records()[-1]["reason"] == "idle", done.stderr
+
+
+# The death of the parent
+
+
+def by_parent(place: Box, *options: str, prefix: str = "") -> "tuple[subprocess.Popen[str], int]":
+    """A parent that has started sandrun, and the command's pid."""
+    file = place.root / "command"
+    command = ["sh", "-c", f"echo $$ >{file}; exec sleep 1000"]
+    script = f'{prefix} "$@"; :'
+    words = [*launcher(), *options, "--", *command]
+    parent = place.start(script, "sh", *words, argv=SH)
+    return parent, pid_in(file)
+
+
+def test_the_death_of_the_parent_ends_the_run(place: Box) -> None:
+    parent, command = by_parent(place)
+    parent.kill()
+    gone(command)
+    wait_for(place.records, 5, "a record")
+    assert [record["reason"] for record in place.records()] == ["parent"]
+    assert place.records()[0]["exit"] == 129
+    assert "the process that had started sandrun died" in place.heard(parent)
+
+
+@pytest.mark.parametrize(("options", "prefix"), [(["--detach"], ""), ([], "nohup")])
+def test_a_detached_run_goes_on(place: Box, options: "list[str]", prefix: str) -> None:
+    parent, command = by_parent(place, *options, prefix=prefix)
+    supervisor = kernel.Stat(command).parent
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: kernel.Stat(supervisor).parent != parent.pid, 5, "sandrun is an orphan")
+    # It would have been told through its keeper; ask it to take a signal, which looks at all.
+    os.kill(supervisor, signal.SIGCHLD)
+    time.sleep(0.5)
+    assert alive(command)
+    os.kill(supervisor, signal.SIGTERM)
+    gone(command)
+    wait_for(place.records, 5, "a record")
+    assert place.records()[-1]["reason"] == "signal"
+
+
+# The undying
+
+
+def test_a_stopped_tree_is_ended(place: Box) -> None:
+    script = 'for i in 1 2 3; do setsid sleep 1000 & echo $! >>"$0"; done; kill -STOP $(cat "$0")'
+    file = place.root / "pids"
+    done = place.run("--grace", "0.2", "--", *SH, f"{script}; exit 5", file)
+    assert done.returncode == 5
+    gone(*map(int, file.read_text().split()))
+
+
+def test_a_traced_command_whose_tracer_does_nothing(place: Box) -> None:
+    """Its death is seen by the tracer first, which never looks: the kernel does not let us reap
+    it. The run must end all the same."""
+    tracer = (
+        "import ctypes, os, sys, time; libc = ctypes.CDLL(None, use_errno=True);"
+        "r = libc.ptrace(0x4206, int(sys.argv[1]), 0, 0); print(r, flush=True); time.sleep(1000)"
+    )
+    file = place.root / "command"
+    run = place.start("-t", "1.5", "--grace", "0.2", "--",
+                      *SH, f"echo $$ >{file}; exec sleep 1000")  # fmt: skip
+    traced = pid_in(file)
+    spy = place.start("-c", tracer, str(traced), argv=[sys.executable])
+    assert spy.stdout
+    assert spy.stdout.readline() == "0\n"
+    assert place.finish(run, 20).returncode == 124
+    spy.kill()
+
+
+def test_a_zombie_leader_with_live_threads_is_alive(place: Box) -> None:
+    """Its first thread has ended; the others hold the memory and are the process."""
+    script = (
+        "import ctypes, threading, time\n"
+        "def work():\n"
+        "    time.sleep(0.3)\n"
+        "    kept = bytearray(b'x') * (100 << 20)\n"
+        "    time.sleep(1000)\n"
+        "threading.Thread(target=work).start()\n"
+        "ctypes.CDLL(None).syscall(60, 0)\n"  # exit(2): of this thread alone (x86-64)
+    )
+    if os.uname().machine != "x86_64":
+        script = script.replace("syscall(60", "syscall(93")
+    done = place.run("-m", "64M", "-t", "20", "--", sys.executable, "-c", script)
+    assert done.returncode == 137, done.stderr
+    assert not place.leftovers()
+
+
+@ROOT_ONLY
+def test_what_cannot_die_is_reported_and_keeps_the_lock(make_box: "Callable[[str], Box]") -> None:
+    """A frozen task of cgroup v1 is in uninterruptible sleep and does not even die of SIGKILL."""
+    place = make_box("rlimit")
+    freezer = Path("/sys/fs/cgroup/freezer")
+    if not freezer.is_dir():
+        pytest.skip("about the freezer of cgroup v1")
+    own = kernel.read("/proc/self/cgroup").decode().partition("freezer:")[2].split("\n")[0]
+    group = freezer / own.lstrip("/") / f"sandrun-test-{os.getpid()}"
+    group.mkdir()
+    file = place.root / "command"
+    try:
+        run = place.start("-t", "0.5", "--grace", "0.1", "--",
+                          *SH, f"echo $$ >{file}; exec sleep 1000")  # fmt: skip
+        command = pid_in(file)
+        (group / "tasks").write_text(str(command))
+        (group / "freezer.state").write_text("FROZEN")
+        assert run.wait(40 * SCALE) == 124  # its output stays open: the command has it
+        assert f"could not end sleep 1000 (pid {command}): it is in unint" in place.heard(run)
+        assert alive(command)
+        second = place.start("-q", "--wait-timeout", "1", "--", "echo", "ran")
+        assert place.finish(second).returncode == 75
+    finally:
+        (group / "freezer.state").write_text("THAWED")
+        wait_for(lambda: not (group / "tasks").read_text(), 10, "it died when it was let")
+        group.rmdir()
+    assert place.run("--", "true", seconds=20).returncode == 0
+
+
+SETUID = r"""
+#include <stdio.h>
+#include <unistd.h>
+int main(void) {
+    if (setgid(0) || setuid(0)) return 1;
+    printf("%d\n", (int)getpid()); fflush(stdout);
+    return sleep(1000) ? 1 : 0;
+}
+"""
+
+
+def test_a_setuid_child_is_reported_and_not_waited_for_long(open_box: Box) -> None:
+    source, program = open_box.root / "become.c", open_box.root / "become"
+    source.write_text(SETUID)
+    subprocess.run(["cc", "-o", str(program), str(source)], check=True)
+    program.chmod(0o4755)
+    began = time.monotonic()
+    options = ["--backend", "rlimit", "-t", "0.5", "--grace", "0.2"]
+    run = open_box.start(*options, "--", program, user=65534)
+    assert run.stdout
+    first = run.stdout.readline()
+    assert first, open_box.heard(run)
+    pid = int(first)
+    assert run.wait(30 * SCALE) == 124
+    assert f"(pid {pid}): it belongs to uid 0, and we may not signal it" in open_box.heard(run)
+    assert time.monotonic() - began < 8 * SCALE
+    assert alive(pid)
+
+
+# The keeper
+
+
+def _keeper(supervisor: int) -> int:
+    return next(p for p in kernel.children(supervisor) if "keeper" in kernel.Stat(p).name)
+
+
+def _is_called(pid: int, name: str, word: bytes) -> bool:
+    return word in kernel.read(f"/proc/{pid}/{name}")
+
+
+def test_pkill_by_name_does_not_hit_the_keeper(place: Box) -> None:
+    file = place.root / "command"
+    run = place.start("--", *SH, f"echo $$ >{file}; exec sleep 1000")
+    pid_in(file)
+    keeper = _keeper(run.pid)
+    for name in ("comm", "cmdline"):
+        wait_for(partial(_is_called, keeper, name, b"keeper"), 5, name)
+        assert b"sandrun" not in kernel.read(f"/proc/{keeper}/{name}")
+        assert b"python" not in kernel.read(f"/proc/{keeper}/{name}")
+
+
+def test_knocks_of_dead_keepers_are_no_signals_for_the_command(place: Box) -> None:
+    file = place.root / "command"
+    run = place.start("--", *SH, f"echo $$ >{file}; exec sleep 1000")
+    command = pid_in(file)
+    for _ in range(10):
+        first = _keeper(run.pid)
+        os.kill(run.pid, signal.SIGSTOP)
+        os.kill(first, signal.SIGKILL)
+        os.kill(run.pid, signal.SIGCONT)
+        wait_for(partial(_another, run.pid, first), 5, "a new keeper")
+    assert alive(command)
+    run.terminate()
+    assert place.finish(run).returncode == 143
+
+
+def _another(supervisor: int, first: int) -> bool:
+    try:
+        return _keeper(supervisor) != first
+    except (StopIteration, OSError):
+        return False
+
+
+def test_an_orphan_without_environment_and_descriptors_is_found(
+    make_box: "Callable[[str], Box]",
+) -> None:
+    """Supervisor killed, rlimit: a daemon that took off every mark but the one it cannot."""
+    place = make_box("rlimit")
+    file = place.root / "daemon"
+    daemon = (
+        "import os, sys\n"
+        "if os.fork(): os._exit(0)\n"
+        "os.setsid()\n"
+        "if os.fork(): os._exit(0)\n"
+        "os.closerange(0, 1024)\n"
+        "os.execve('/bin/sh', ['sh', '-c', 'echo $$ >$0; exec sleep 1000', sys.argv[1]], {})\n"
+    )
+    run = place.start("--", *SH, f'{sys.executable} -c "$0" {file}; sleep 1000', daemon)
+    pid = pid_in(file)
+    wait_for(lambda: _name(pid) == "sleep", 5)
+    assert kernel.read(f"/proc/{pid}/environ").strip(b"\0").startswith(b"PWD=")
+    run.kill()
+    gone(pid, seconds=3)
