@@ -2,7 +2,7 @@
 
     settings -> project -> ticket in queue -> (head) run lock -> pool -> git guard
              -> backend opens container -> child enters it, then exec -> supervise
-             -> outcome -> kill what is left -> close container -> release -> record
+             -> outcome -> kill what is left -> close container -> record -> release
 
 Only this module knows both queues and backends. A run inside a run of the same queue takes no
 ticket: it starts at once, in a container inside the outer one (`sandrun.nesting`).
@@ -78,9 +78,8 @@ def run(
             _guard_git(project, settings.git_wait)
         outcome = _contained(this)
     finally:
-        wall = time.time() - since
+        _record(this, outcome, time.time() - since)
         this.place.release()
-        _record(this, outcome, wall)  # after the release: the next one need not wait for it
         if this.keeper:
             this.keeper.reap()
     return outcome
