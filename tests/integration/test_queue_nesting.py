@@ -30,7 +30,7 @@ def test_a_nested_run_starts_at_once(make_box: "Callable[[str], Box]", backend: 
 
 
 def test_a_cleared_environment_does_not_make_a_run_wait_for_itself(box: Box) -> None:
-    kept = f"PATH={box.env['PATH']} PYTHONPATH={box.env['PYTHONPATH']} HOME={box.home}"
+    kept = f"PATH={box.env['PATH']} PYTHONPATH={box.env.get('PYTHONPATH', '')} HOME={box.home}"
     kept += f" SANDRUN_STATE_DIR={box.state} SANDRUN_BACKEND=none XDG_STATE_HOME={box.home}"
     done = box.run("--", "sh", "-c", f"env -i {kept} {INNER} --wait-timeout 20 -- echo inner")
     assert (done.returncode, done.stdout) == (0, "inner\n")
