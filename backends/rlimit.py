@@ -14,7 +14,7 @@ import resource
 import time
 
 from sandrun import kernel, messages, sampling, spawn
-from sandrun.model import MIB, Limits, Process, Usage
+from sandrun.model import MIB, Limits, Process, Unusable, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 
 KILL_SECONDS = 10.0
+_BEYOND = frozenset(
+    ("cpus", "cpu_weight", "pids", "io_weight")
+    + ("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
+)
+"""Settings that no rlimit stands for (RLIMIT_NPROC counts all processes of the user)."""
 _PAGE = os.sysconf("SC_PAGESIZE")
 
 
@@ -152,6 +157,9 @@ class RlimitBackend:
     kernel = False
 
     def open(self, run_id: str, limits: Limits) -> RlimitContainer:
+        beyond = sorted(limits.asked & _BEYOND)
+        if beyond:
+            raise Unusable(f"only a kernel's container limits {', '.join(beyond)}")
         return RlimitContainer(run_id, limits)
 
     def attach(self, token: str) -> RlimitContainer:

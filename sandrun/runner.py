@@ -104,6 +104,8 @@ def _contained(this: Run) -> Outcome:
     messages.decision(
         f"backend {backend.name}" + (f" (not {'; not '.join(refused)})" if refused else "")
     )
+    if backend.name == "rlimit" and settings.backend == "auto" and not this.around:
+        messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
     this.record["backend"] = backend.name
     more = {**this.record, "container": container.token, "state": this.state}
     line = history.encode(more).encode()
