@@ -90,6 +90,35 @@ def test_a_limit_whose_controller_is_not_delegated_is_refused() -> None:
     assert "Delegate=cpu cpuset io memory pids" in done.stderr
 
 
+HOG = "kept = [bytearray(b'x') * (4 << 20) for step in range(75)]"
+UNIT = ["systemd-run", "-q", "--scope", "-p", "MemoryMax=80M", "-p", "MemorySwapMax=0"]
+
+
+def in_unit(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*UNIT, *command], capture_output=True, text=True, check=False, cwd="/", timeout=300
+    )
+
+
+@v2
+@as_root
+def test_alone_in_a_limited_unit_the_run_stays_in_it() -> None:
+    done = in_unit("sandrun", "-v", "-m", "1G", "--", sys.executable, "-c", HOG)
+    assert done.returncode == 137
+    assert "backend cgroup2" in done.stderr
+    assert "a memory limit around the run struck, not its own of 1.0 GiB" in done.stderr
+
+
+@v2
+@as_root
+def test_among_others_in_a_limited_unit_no_new_scope_escapes_it() -> None:
+    script = 'sandrun -v -m 1G -- "$@"; echo "code $?"'
+    done = in_unit("sh", "-c", script, "sh", sys.executable, "-c", "print('ran')")
+    assert done.stdout == "ran\ncode 0\n"
+    assert "systemd: a new scope would escape memory.max = 83886080" in done.stderr
+    assert "backend rlimit" in done.stderr
+
+
 @v2
 @as_root
 def test_without_cgroup_kill_and_memory_peak(monkeypatch: pytest.MonkeyPatch) -> None:
