@@ -307,8 +307,8 @@ class Cgroup1Backend:
         except OSError as error:
             raise Unusable(
                 f"cannot make a group: {error.filename}: {error.strerror}",
-                "run as root, or have an administrator give you that group: "
-                f"chown -R $USER {os.path.dirname(str(error.filename))}",
+                "run as root, or have root give you that group: "
+                f"chown -R {os.geteuid()} {os.path.dirname(str(error.filename))}",
             ) from None
         return container
 
