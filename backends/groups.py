@@ -166,12 +166,12 @@ def make(path: str) -> int:
         os.mkdir(path)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_ino == os.stat(path).st_ino:
-                return fd
-            os.close(fd)
         except FileNotFoundError:
             continue  # somebody's `collect` took it for a dead run's before it was locked
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.path.exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:
+            return fd
+        os.close(fd)
 
 
 def collect(parent: str, end: "Callable[[str], None]") -> None:
