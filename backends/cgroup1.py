@@ -16,7 +16,7 @@ lock, whose writers wait for RCU (9 ms). So the supervisor enters, spawns, and l
 import os
 
 from sandrun import messages, sampling, spawn
-from sandrun.backends import group2, groups
+from sandrun.backends import groups
 from sandrun.backends.spy import (
     BaseFileInterface,
     BlkIOController,
@@ -30,6 +30,8 @@ from sandrun.model import Limits, Process, Unusable, Usage
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from sandrun.backends.group2 import Group2
 
 
 _V1_NAMES = {"io": "blkio"}
@@ -60,7 +62,7 @@ class Group1:
         self.struck = ""
         self.limits = limits
         self.memory = MemoryController(groups.Node(paths["memory"]))
-        self.beside = group2.Group2(paths[""]) if "" in paths else None
+        self.beside = _beside(paths[""]) if "" in paths else None
         self.locks: list[int] = []
         self.events = (-1, 0)
         self.notified = False
@@ -143,6 +145,8 @@ class Group1:
             "riops": "read_iops_device",
             "wiops": "write_iops_device",
         }
+        from sandrun.backends import group2
+
         device = group2.disk_of(limits.directory)
         # Controller's own call: BlkIOController names two of these files with a trailing blank.
         control = Controller(groups.Node(self.paths["blkio"]))
@@ -284,6 +288,18 @@ _KEYS = {
 """The settings that make a controller's group a must."""
 
 
+def _beside(path: str) -> "Group2":
+    from sandrun.backends import group2  # not where there is a freezer: it costs a start 0.3 ms
+
+    return group2.Group2(path)
+
+
+def _end_stale_beside(path: str) -> None:
+    container = _beside(path)
+    container.kill()
+    container.close()
+
+
 def _end_stale(path: str) -> None:
     groups.kill_each(path, lambda: not groups.pids(path))
     groups.remove(path)
@@ -298,7 +314,7 @@ class Cgroup1Backend:
     def open(self, run_id: str, limits: Limits) -> Group1:
         parents = self._parents(limits)
         for name, parent in parents.items():
-            groups.collect(parent, _end_stale if name else group2.end_stale)
+            groups.collect(parent, _end_stale if name else _end_stale_beside)
         container = Group1(
             {name: f"{parent}/{groups.PREFIX}{run_id}" for name, parent in parents.items()}, limits
         )
