@@ -107,17 +107,13 @@ def shown(command: "list[str]") -> str:
 
 
 def is_stopped(pid: int) -> bool:
-    """State T of /proc/PID/stat (proc(5)); the name before it may hold anything but the last )."""
+    """Whether the process is stopped (Ctrl-Z, a debugger)."""
+    from sandrun import kernel
+
     try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        return kernel.Stat(pid).state in "Tt"
     except OSError:
         return False
-    try:
-        return os.read(fd, 4096).rpartition(b")")[2][1:2] in (b"T", b"t")
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
 
 
 def head_key(head_start: int) -> int:
@@ -270,14 +266,23 @@ class Queue:
         self._remove(ticket.name)
         ticket.close()
         try:
-            first = next((n for n in self.names() if n[0] == "w"), "")
-            # The one that was just woken will not come, and those behind it do not know.
-            if first and is_stopped(Ticket(first).pid):
-                self.ring_waiters()
-            if not first or self.paused or not ticket.running:
+            names = self.names()
+            self._ring_past_stopped(names)
+            if self.paused or not ticket.running or not any(n[0] == "w" for n in names):
                 self.write_view()  # else the next one writes it
         except OSError:
             pass
+
+    def _ring_past_stopped(self, names: "list[str]") -> None:
+        """The one that was just woken may be stopped, and the one behind it does not know."""
+        stalled = False
+        for name in names:
+            if name[0] == "w" and self.is_live(name):
+                if not is_stopped(Ticket(name).pid):
+                    if stalled:
+                        self.ring(name)
+                    return
+                stalled = True
 
     def ring(self, name: str, byte: bytes = b"?") -> None:
         """Ring at a ticket's owner: it looks again, or leaves if `byte` is CANCEL."""

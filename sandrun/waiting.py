@@ -10,8 +10,7 @@ Imported only by a run that has to wait. Invariants
   only; the run lock still excludes.
 - Where the head finds the run lock held though nobody is ahead (the tree of a killed supervisor,
   another user of the checkout), a child blocks in flock(2) on the same open file. What it is
-  granted belongs to that file, thus to us; its end is what we poll for. It dies with its wait,
-  or, if we were killed, when the lock is granted to it and with it freed.
+  granted belongs to that file, thus to us; its end is what we poll for. It dies with us.
 """
 
 import _signal
@@ -213,11 +212,16 @@ class _Helper:
     """A child that blocks in flock(2) for us; `pipe` is hung up when it is done."""
 
     def __init__(self, fd: int, close: "list[int]") -> None:
+        from sandrun import kernel
+
+        parent = os.getpid()
         self.pipe, end = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                for other in (*close, self.pipe):  # a ticket lives while anybody has it open
+                kernel.die_with(parent)
+                # A ticket lives while anybody has it open, and so does the caller's pipe.
+                for other in (*close, self.pipe, 0, 1, 2):
                     os.close(other)
                 _signal.set_wakeup_fd(-1)
                 for signum in _LEAVING:

@@ -246,6 +246,25 @@ def test_doctor_names_the_backend_in_force(box: Box) -> None:
     assert f"in force: {answer['backend']}" in box.run("doctor").stdout
 
 
+def test_doctor_tells_where_the_run_lock_has_its_second_home(box: Box) -> None:
+    def check(name: str) -> "tuple[str, str]":
+        answer = json.loads(box.run("doctor", "--json").stdout)
+        (row,) = [row for row in answer["checks"] if row["name"] == name]
+        return row["status"], row["evidence"]
+
+    status, evidence = check("locks")
+    assert status == "PASS"
+    assert str(box.state) in evidence
+    subprocess.run(["git", "init", "-q"], cwd=box.project, check=True)
+    lock = box.project / ".git/sandrun.lock"
+    assert check("checkout") == ("PASS", f"run lock in {lock}")
+    lock.unlink()
+    lock.mkdir()
+    status, evidence = check("checkout")
+    assert status == "CAUTION"
+    assert f"{lock}: Is a directory" in evidence
+
+
 def test_config_tells_project_and_queue(box: Box) -> None:
     lines = box.run("config", cwd=box.project).stdout.splitlines()
     assert lines[0] == f"# project {box.project}"
