@@ -155,10 +155,8 @@ def wait_turn(
             lock.unlock()
             patience.feedback.paused()
             patience.sleep([], ticket.fd)
-        elif lock.try_take():
+        elif lock.try_take() or _await_lock(queue, ticket, lock, patience):
             return
-        else:
-            _await_lock(queue, ticket, lock, patience)
 
 
 def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -> None:
@@ -178,8 +176,8 @@ def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -
                 other.close()
 
 
-def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience) -> None:
-    """One sleep on locks that are held though nobody is ahead."""
+def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience) -> bool:
+    """One sleep on locks that are held though nobody is ahead; True: they are ours already."""
     second = lock.holder_of_second()
     if second:
         from sandrun import nesting
@@ -187,9 +185,11 @@ def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience)
         holder = nesting.lock_holder(os.fstat(second.fd).st_ino)
         if holder and nesting.is_ancestor(holder):
             lock.skip_second()
-            return
+            return False
         patience.feedback.elsewhere(second.path, holder)
-    elif not max([_end_orphans(queue, fd) for fd in lock.blocked]):
+    else:
+        if max([_end_orphans(queue, fd) for fd in lock.blocked]) and lock.try_take():
+            return True
         patience.feedback.orphans()
     helpers = [_Helper(fd, [ticket.fd, patience.pipe]) for fd in lock.blocked]
     try:
@@ -197,6 +197,7 @@ def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience)
     finally:
         for helper in helpers:
             helper.end()
+    return False
 
 
 def _end_orphans(queue: Queue, fd: int) -> bool:
