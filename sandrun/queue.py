@@ -351,9 +351,7 @@ class Queue:
             os.unlink(f"kept.{owner}", dir_fd=self.dir)  # only one of several can have it
         except (OSError, ValueError):
             return 0
-        # More than KEEP_SECONDS ahead of us: it was kept before the last boot.
-        fresh = 0 <= expiry - time.monotonic_ns() <= KEEP_SECONDS * _SECOND
-        return key if fresh and had == extra else 0
+        return key if _is_fresh(expiry) and had == extra else 0
 
     def write_view(self) -> None:
         """Rewrite queue.txt, one `PID:TIMESTAMP:COMMAND` line per ticket, the head first.
@@ -389,15 +387,17 @@ class Queue:
                 if name[7:] not in ids:
                     self._remove(name)
             elif name.startswith("kept."):
-                self._sweep_kept(name)
+                try:
+                    expiry = int(os.readlink(name, dir_fd=self.dir).rpartition(".")[2])
+                except (OSError, ValueError):
+                    expiry = 0
+                if not _is_fresh(expiry):
+                    self._remove(name)
 
-    def _sweep_kept(self, name: str) -> None:
-        try:
-            expiry = int(os.readlink(name, dir_fd=self.dir).rpartition(".")[2])
-        except (OSError, ValueError):
-            expiry = 0
-        if not 0 <= expiry - time.monotonic_ns() <= KEEP_SECONDS * _SECOND:
-            self._remove(name)
+
+def _is_fresh(expiry: int) -> bool:
+    # More than KEEP_SECONDS ahead of us: it was kept before the last boot.
+    return 0 <= expiry - time.monotonic_ns() <= KEEP_SECONDS * _SECOND
 
 
 def _line(name: str) -> str:
