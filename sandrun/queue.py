@@ -239,15 +239,10 @@ class Queue:
         except OSError:
             pass
 
-    def mark_running(self, ticket: Ticket) -> None:
-        """Put the ticket of the run lock's holder before all others, also before later keys."""
-        self._mark(ticket, "r")
-
-    def mark_waiting(self, ticket: Ticket) -> None:
-        """Put a ticket back among the waiting (see `sandrun.pool`)."""
-        self._mark(ticket, "w")
-
-    def _mark(self, ticket: Ticket, order: str) -> None:
+    def mark(self, ticket: Ticket, running: bool) -> None:
+        """Put the ticket of the run lock's holder before all others, also before later keys; or
+        back among the waiting (see `sandrun.pool`)."""
+        order = "r" if running else "w"
         while True:
             first, run_id, pid, _, rest = ticket.name.split(".", 4)
             name = f"{order}{first[1:]}.{run_id}.{pid}.{int(time.time())}.{rest}"

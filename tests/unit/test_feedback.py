@@ -31,7 +31,7 @@ def test_after_speaking_there_is_always_a_pause(
     queue = Queue(str(tmp_path / "state"))
     head = queue.enqueue("0" * 8, ["head"])
     if state == "behind":
-        queue.mark_running(head)
+        queue.mark(head, running=True)
     told = feedback.Feedback(queue, queue.enqueue("1" * 8, ["me"]), "/project")
     wakeups = 0
     while clock.now < 4600:
