@@ -15,6 +15,8 @@ from collections.abc import Callable
 from sandrun import __version__, backends, kernel, messages, project, runner, settings, spawn
 from sandrun.backends import cgroup2, groups
 from sandrun.model import MIB, SandrunError, Unusable, size_text
+from sandrun.queue import Queue
+from sandrun.runlock import RunLock
 
 PASS, CAUTION, FAIL, UNUSED = "PASS", "CAUTION", "FAIL", "-"
 _PROBE_LIMIT = 32 * MIB
@@ -147,6 +149,22 @@ def _state() -> Line:
         return Line("state", FAIL, error.text, error.hint)
 
 
+def _second_home() -> Line:
+    """Where runs are excluded that do not share our state directory; never needed, only good."""
+    root = project.find(project.working_directory())
+    name = "checkout" if project.git_directory(root) else "locks"
+    try:
+        lock = RunLock(Queue(project.state_path(root)), root=root)
+        lock.prepare()
+        path, note = lock.second_path(), lock.note
+        lock.drop()
+    except SandrunError as error:
+        path, note = "", error.text
+    if path and not note:
+        return Line(name, PASS, f"run lock in {path}")
+    return Line(name, CAUTION, f"{note}: who shares the checkout only is not excluded")
+
+
 def _prctl() -> Line:
     provider = kernel.prctl_provider()
     if provider == "python-prctl":
@@ -166,6 +184,7 @@ def examine() -> "list[Line]":
         *_backends(),
         _prctl(),
         _state(),
+        _second_home(),
     ]
 
 

@@ -209,7 +209,10 @@ def _waiter(obj: "tuple[str, settings.Settings]", run: str) -> "tuple[Queue, Tic
         project.state_path(obj[0], obj[1].queue): 0,
         **dict.fromkeys(project.all_states()),
     }:
-        found = Queue(path)
+        try:
+            found = Queue(path)
+        except SandrunError:
+            continue
         for ticket in found.tickets():
             if ticket.id == run and not ticket.running:
                 return found, ticket
