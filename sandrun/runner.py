@@ -82,7 +82,7 @@ def run(
     try:
         _guard_git(this)
         outcome = _contained(this)
-        if outcome.reason in _KILLED and settings.git_wait and settings.leftovers != "leave":
+        if outcome.reason in _KILLED and _all_dead(this):
             gitguard.heal_after(project, since, this.id)
     finally:
         _record(this, outcome, time.time() - since)
@@ -104,6 +104,11 @@ def _guard_git(this: Run) -> None:
 
         with waiting.Patience(this.heritage.mask):
             gitguard.wait_quiet(this.project, settings.git_wait)
+
+
+def _all_dead(this: Run) -> bool:
+    """Whether the closed container proves that no process of the run lives."""
+    return this.settings.leftovers != "leave" and this.record["backend"] != "none"
 
 
 def _contained(this: Run) -> Outcome:

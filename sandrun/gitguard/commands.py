@@ -43,8 +43,8 @@ _STRAIGHT = READ_ONLY | _set(
     "backfill citool credential credential-cache credential-cache--daemon credential-store daemon "
     "difftool fsmonitor--daemon gui hook http-backend imap-send instaweb mergetool receive-pack "
     "send-email shell upload-archive upload-pack "
-    # Another repository than the one around us.
-    "clone"
+    # Other repositories than the one around us.
+    "clone for-each-repo"
 )
 
 _NEEDS = {
