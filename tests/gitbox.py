@@ -107,7 +107,7 @@ class GitBox:
         return path
 
     def start(
-        self, *argv: "str | Path", cwd: "Path | None" = None, **env: str
+        self, *argv: "str | Path", cwd: "Path | str | None" = None, **env: str
     ) -> "subprocess.Popen[str]":
         """Start a program in the repository, stdout and stderr in one pipe."""
         process = subprocess.Popen(
@@ -124,18 +124,20 @@ class GitBox:
         return process
 
     def guarded(
-        self, *args: "str | Path", cwd: "Path | None" = None, **env: str
+        self, *args: "str | Path", cwd: "Path | str | None" = None, **env: str
     ) -> "subprocess.Popen[str]":
         """Start `sandrun git ARGS`."""
         return self.sandrun("git", *args, cwd=cwd, **env)
 
     def sandrun(
-        self, *args: "str | Path", cwd: "Path | None" = None, **env: str
+        self, *args: "str | Path", cwd: "Path | str | None" = None, **env: str
     ) -> "subprocess.Popen[str]":
         """Start `sandrun ARGS`."""
         return self.start(sys.executable, "-m", "sandrun", *args, cwd=cwd, **env)
 
-    def git(self, *args: "str | Path", cwd: "Path | None" = None, **env: str) -> tuple[int, str]:
+    def git(
+        self, *args: "str | Path", cwd: "Path | str | None" = None, **env: str
+    ) -> tuple[int, str]:
         """Run `sandrun git ARGS` to its end."""
         return self.end(self.guarded(*args, cwd=cwd, **env))
 
@@ -144,7 +146,7 @@ class GitBox:
         out, _ = process.communicate(timeout=seconds * SCALE)
         return process.returncode, out
 
-    def bare(self, *args: "str | Path", cwd: "Path | None" = None, **env: str) -> str:
+    def bare(self, *args: "str | Path", cwd: "Path | str | None" = None, **env: str) -> str:
         """Run the real git, which must succeed; its stdout."""
         done = subprocess.run(
             [GIT, *map(str, args)],
