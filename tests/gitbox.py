@@ -17,12 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from sandrun.gitguard import shim as shims
+
 SCALE = float(os.environ.get("SANDRUN_TEST_SCALE") or "1")
 ROOT = Path(__file__).resolve().parents[1]
-SHIM = """#!/bin/sh
-# sandrun shim
-exec {python} -c 'from sandrun.cli import main; main()' git "$@"
-"""
 CONFIG = """[user]
 name = Test
 email = test@example.org
@@ -75,8 +73,9 @@ class GitBox:
         for name in ("home", "state", "shims"):
             (root / name).mkdir()
         shim = self.shims / "git"
-        shim.write_text(SHIM.format(python=sys.executable))
+        shim.write_text(shims.text(shims.launch(sys.executable, str(ROOT))))
         shim.chmod(0o755)
+        (self.shims / shims.DIRECTORY_MARK).touch()
         (root / "gitconfig").write_text(CONFIG)
         self.env = {
             "PATH": os.environ.get("PATH", os.defpath),

@@ -88,9 +88,9 @@ class Invocation:
 
 
 _NAMING = {"--git-dir": "GIT_DIR", "--work-tree": "GIT_WORK_TREE", "-C": "", "-c": ""}
-_WITH_VALUE = frozenset((*_NAMING, "--namespace", "--super-prefix", "--config-env", "--attr-source",
+WITH_VALUE = frozenset((*_NAMING, "--namespace", "--super-prefix", "--config-env", "--attr-source",
                          "--shallow-file"))  # fmt: skip
-_ANSWERS = frozenset(("-h", "--help", "-v", "--version", "--exec-path", "--html-path", "--man-path",
+ANSWERS = frozenset(("-h", "--help", "-v", "--version", "--exec-path", "--html-path", "--man-path",
                       "--info-path"))  # fmt: skip
 
 
@@ -100,9 +100,9 @@ def parse(args: "list[str]") -> Invocation:
     at = 0
     while at < len(args) and args[at][:1] == "-":
         name, has_value, value = args[at].partition("=")
-        if args[at] in _ANSWERS or name == "--list-cmds":
+        if args[at] in ANSWERS or name == "--list-cmds":
             return taken
-        if name in _WITH_VALUE and not (has_value and name[:2] == "--"):
+        if name in WITH_VALUE and not (has_value and name[:2] == "--"):
             at += 1
             value = args[at] if at < len(args) else ""
         if name == "-C" and value:

@@ -12,7 +12,6 @@ import time
 from sandrun import messages
 from sandrun.gitguard import commands, processes
 from sandrun.gitguard.repository import Repository, head_ref
-from sandrun.gitguard.watch import Watch
 from sandrun.model import span_text
 
 TYPE_CHECKING = False
@@ -51,6 +50,8 @@ def wait_gone(
 
     `heal` is asked once for each whether it is stale beyond doubt, and takes it away if so.
     """
+    from sandrun.gitguard.watch import Watch
+
     watch = Watch({os.path.dirname(path) for path in paths})
     began = time.monotonic()
     asked: set[str] = set()
