@@ -335,6 +335,21 @@ def test_a_hook_goes_straight_through(box: GitBox, inner: str, outer: str) -> No
     assert box.bare("tag").split() == ["inside"]
 
 
+@pytest.mark.parametrize("outer", ["guarded", "bare"])
+def test_the_lock_of_an_ancestor_is_not_waited_for(box: GitBox, outer: str) -> None:
+    """A hook that forgets the commit's index: git refuses at once, as it does without us."""
+    clean = f"env -i PATH={box.env['PATH']} PYTHONPATH={box.env['PYTHONPATH']}"
+    inner = f"{clean} {box.sandrun_text()} git add a >{box.root}/said 2>&1"
+    box.hook("pre-commit", f"test -e .git/index.lock || exit 3; {inner}; test $? = 128")
+    (box.repo / "a").write_text("two\n")
+    command = ["commit", "-q", "-a", "-m", "x"]
+    process = box.guarded(*command) if outer == "guarded" else box.start(GIT, *command)
+    assert box.end(process) == (0, "")
+    said = (box.root / "said").read_text()
+    assert said.startswith("fatal: Unable to create")
+    assert "sandrun" not in said
+
+
 def test_add_and_stash_inside_of_a_commit(box: GitBox) -> None:
     """What a fixing hook does; the index it sees is the commit's."""
     sandrun = box.sandrun_text()

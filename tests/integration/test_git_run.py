@@ -100,6 +100,7 @@ def test_no_git_no_wait(box: GitBox) -> None:
 
 INSIDE = {
     "commit -a": ["commit", "-q", "-a", "-m", "x"],
+    "commit -a, index forgotten": ["commit", "-q", "-a", "-m", "x"],
     "commit FILE": ["commit", "-q", "-m", "x", "a"],
     "rebase --exec": ["rebase", "-q", "--exec", "{run}", "--root"],
     "bisect run": ["bisect", "run", "sh", "-c", "{run}"],
@@ -119,7 +120,8 @@ def test_a_run_inside_of_a_git_starts_at_once(box: GitBox, how: str, outer: str)
         box.bare("commit", "-q", "--allow-empty", "-m", "x")
         box.bare("bisect", "start", "HEAD", "HEAD~2")
     if how.startswith("commit"):
-        box.hook("pre-commit", f"test -e .git/index.lock && {run}")
+        forget = "env -u GIT_INDEX_FILE" if "forgotten" in how else ""
+        box.hook("pre-commit", f"test -e .git/index.lock && {forget} {run}")
         (box.repo / "a").write_text("two\n")
     words = [word.format(run=run) for word in INSIDE[how]]
     # Held by nobody whom a run could wait for: were it not for the ancestor, it would wait long.
