@@ -126,7 +126,12 @@ def _contained(this: Run) -> Outcome:
     if backend.name == "rlimit" and settings.backend == "auto" and not this.around:
         messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
     this.record["backend"] = backend.name
-    more = {**this.record, "container": container.token, "state": this.state}
+    more = {
+        **this.record,
+        "container": container.token,
+        "leftovers": settings.leftovers,
+        "state": this.state,
+    }
     line = history.encode(more).encode()
     if place.lock:
         place.lock.write_holder(line)

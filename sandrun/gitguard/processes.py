@@ -48,6 +48,8 @@ def _works_in(pid: int, repo: repository.Repository, reads_count: bool) -> bool:
         command = commands.parse([os.fsdecode(word) for word in words[1:]])
         if commands.is_harmless(command) if reads_count else commands.needs(command) == 0:
             return False
+        if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+            return _shares_files(pid, repo)
         return any(_same(found, repo) for found in _repositories(pid, command))
     except FileNotFoundError:
         return False
@@ -55,6 +57,21 @@ def _works_in(pid: int, repo: repository.Repository, reads_count: bool) -> bool:
         return False
     except OSError:
         return True
+
+
+def _shares_files(pid: int, repo: repository.Repository) -> bool:
+    """The same for a git in a container, whose paths mean nothing here: by what they lead to.
+
+    git stands at the root of its worktree. Only a main worktree that is another one says no.
+    """
+    here = f"/proc/{pid}/cwd"
+    ours = [os.stat(path) for path in (repo.top, repo.git_dir, repo.common_dir)]
+    for path in (here, here + "/.git"):
+        info = os.stat(path)
+        if any((info.st_ino, info.st_dev) == (our.st_ino, our.st_dev) for our in ours):
+            return True
+    named = b"GIT_DIR=" in kernel.read(f"/proc/{pid}/environ")
+    return named or not os.path.isdir(here + "/.git")
 
 
 def _same(found: "repository.Repository | None", repo: repository.Repository) -> bool:
@@ -86,11 +103,15 @@ def _repositories(
 def at_work(repo: repository.Repository) -> "list[int]":
     """The processes that may own a lock in `repo`: every git at work there that is not known to
     only read, and every git that cannot be examined."""
-    return [
-        int(entry)
-        for entry in os.listdir("/proc")
-        if entry.isdigit() and int(entry) != os.getpid() and _may_own(int(entry), repo)
-    ]
+    return [pid for pid in _pids() if pid != os.getpid() and _may_own(pid, repo)]
+
+
+def _pids() -> "list[int]":
+    """Every process; none where there is no /proc, which `stale.blind_spots` then says."""
+    try:
+        return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    except OSError:
+        return []
 
 
 def _may_own(pid: int, repo: repository.Repository) -> bool:
@@ -117,11 +138,7 @@ def openers(path: str) -> "list[int]":
         wanted = os.stat(path, follow_symlinks=False)
     except OSError:
         return []
-    return [
-        int(entry)
-        for entry in os.listdir("/proc")
-        if entry.isdigit() and _has_open(f"/proc/{entry}/fd", wanted)
-    ]
+    return [pid for pid in _pids() if _has_open(f"/proc/{pid}/fd", wanted)]
 
 
 def _has_open(directory: str, wanted: os.stat_result) -> bool:

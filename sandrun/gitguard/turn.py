@@ -23,6 +23,7 @@ git runs anyway.
 import errno
 import fcntl
 import os
+import sys
 
 from sandrun.gitguard import commands
 
@@ -131,6 +132,8 @@ def holder(fd: int, operation: int, byte: int) -> int:
     """The process whose lock is in the way, as the kernel tells (F_GETLK); 0: none to be seen."""
     import struct
 
+    if sys.platform != "linux":
+        return 0
     layout = "hhqqi"  # struct flock of Linux
     kind = fcntl.F_WRLCK if operation & fcntl.LOCK_EX else fcntl.F_RDLCK
     asked = struct.pack(layout, kind, os.SEEK_SET, byte, 1, 0)

@@ -236,6 +236,33 @@ def test_other_machines_cannot_be_seen(
     assert blind == ([reason] if reason else [])
 
 
+@pytest.mark.parametrize("worktree", ["main", "linked"])
+def test_a_commit_inside_of_a_container_is_never_robbed(box: GitBox, worktree: str) -> None:
+    """It has the repository at another path, and we are outside."""
+    unshare = shutil.which("unshare")
+    if os.geteuid() or not unshare:
+        pytest.skip("needs root and unshare(1) to make a mount namespace")
+    place = box.repo
+    if worktree == "linked":
+        place = box.root / "linked"
+        box.bare("worktree", "add", "-q", place, "-b", "side")
+    for repo in (place, box.make(box.root / "other")):
+        (repo / "a").write_text("two\n")
+    inside = box.root / "inside"
+    inside.mkdir()
+    script = f"mount --bind {place} {inside} && cd {inside} && {GIT} commit -a"
+    box.start(unshare, "--mount", "sh", "-c", script, GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    lock = Path(box.bare("rev-parse", "--absolute-git-dir", cwd=place).strip()) / "index.lock"
+    assert lock.exists()
+    code, said = box.git("unlock", "--force", cwd=place)
+    assert (code, lock.exists()) == (1, True), said
+    if worktree == "main":  # a linked worktree cannot be told from others: doubt leaves all alone
+        other = box.root / "other/.git/index.lock"
+        other.touch()
+        assert box.git("unlock", cwd=box.root / "other")[0] == 0
+
+
 def test_in_a_container_only_by_force(box: GitBox) -> None:
     unshare = shutil.which("unshare")
     if os.geteuid() or not unshare:
@@ -349,6 +376,20 @@ def test_a_lock_left_by_an_ended_run(box: GitBox) -> None:
     assert code == 137, said
     assert "stale lock (left by run" in said
     assert not lock.exists()
+    assert box.git("commit", "-qam", "x") == (0, "")
+
+
+def test_a_lock_left_by_a_lost_run(box: GitBox) -> None:
+    """The supervisor is killed, and with it everything of the run, in the middle of a commit."""
+    (box.repo / "a").write_text("two\n")
+    lock = box.repo / ".git/index.lock"
+    box.env["SANDRUN_BACKEND"] = "auto"
+    run = box.sandrun("--", GIT, "commit", "-a", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    assert lock.exists()
+    run.kill()
+    box.sandrun("--", "true")
+    wait_for(lambda: not lock.exists(), "the lock is moved aside")
     assert box.git("commit", "-qam", "x") == (0, "")
 
 
