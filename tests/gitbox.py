@@ -12,15 +12,14 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from sandrun.gitguard import shim as shims
+from tests import harness
+from tests.harness import ROOT, SCALE
 
-SCALE = float(os.environ.get("SANDRUN_TEST_SCALE") or "1")
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = """[user]
 name = Test
 email = test@example.org
@@ -35,12 +34,8 @@ T = TypeVar("T")
 
 
 def wait_for(condition: Callable[[], T], what: str, seconds: float = 20) -> T:
-    """Call `condition` until it is true; its value. AssertionError after `seconds` (scaled)."""
-    deadline = time.monotonic() + seconds * SCALE
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds * SCALE:g} s: {what}"
-        time.sleep(0.005)
-    return value
+    """`harness.wait_for`, which must be told what for."""
+    return harness.wait_for(condition, seconds, what)
 
 
 def real_git() -> str:

@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.gitbox import GIT, ROOT, GitBox
+from tests.gitbox import GIT, GitBox
+from tests.harness import ROOT
 
 MAIN = "from sandrun.cli import main; main()"
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gitbox import GIT, SCALE, GitBox, heard, is_free, is_queued, wait_for, watches
+from tests.gitbox import GIT, GitBox, heard, is_free, is_queued, wait_for, watches
+from tests.harness import SCALE
 
 
 @pytest.fixture

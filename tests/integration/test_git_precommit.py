@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gitbox import GIT, SCALE, GitBox
+from tests.gitbox import GIT, GitBox
+from tests.harness import SCALE
 
 PRE_COMMIT = shutil.which("pre-commit", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 

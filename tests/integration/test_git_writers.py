@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.gitbox import GIT, SCALE, GitBox
+from tests.gitbox import GIT, GitBox
+from tests.harness import SCALE
 
 WRITERS, ROUNDS = map(int, os.environ.get("SANDRUN_TEST_GIT_WRITERS", "8x4").split("x"))
 
