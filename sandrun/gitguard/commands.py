@@ -12,12 +12,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-TREE, SHARED, REFS, REMOTE = 1, 2, 4, 8
-"""What a command needs, as bits. TREE: this worktree's index, HEAD and files. SHARED: refs and
-packs, beside others who write refs of their own. REFS: them alone (packed-refs, config, gc).
-REMOTE: what follows remotes, so that two fetches take turns while commits go on."""
+TREE, REFS, REMOTE, ALL = 1, 2, 4, 8
+"""What a command needs for itself, as bits. TREE: this worktree's index, HEAD and files. REFS: the
+config, packed-refs and refs that worktrees share. REMOTE: what follows remotes. ALL: everything,
+because it packs or prunes what others write. A commit needs the tree alone: an editor that stays
+open, or a slow fetch, keeps nobody from making a branch."""
 
-UNKNOWN = TREE | REFS
+UNKNOWN = TREE | REFS | REMOTE
 
 
 def _set(words: str) -> "frozenset[str]":
@@ -51,21 +52,25 @@ _NEEDS = {
     word: needs
     for needs, words in (
         (
-            TREE | SHARED,
+            TREE,
             "add am apply checkout-index cherry-pick clean commit fast-import merge "
             "merge-index mv read-tree rebase rerere reset restore revert rm stage update-index "
             "write-tree",
         ),
+        (REFS, "branch config init init-db notes replace tag update-server-info worktree"),
         (
-            REFS,
-            "branch commit-graph config gc init init-db maintenance multi-pack-index notes "
-            "pack-refs prune prune-packed reflog refs repack replace symbolic-ref tag update-ref "
-            "update-server-info worktree",
+            TREE | REFS,
+            "checkout filter-branch sparse-checkout stash switch symbolic-ref update-ref",
         ),
-        (SHARED | REMOTE, "fetch fetch-pack push send-pack"),
+        (REMOTE, "fetch fetch-pack push send-pack"),
         (REFS | REMOTE, "remote"),
-        (TREE | SHARED | REMOTE, "pull"),
-        (UNKNOWN, "bisect checkout filter-branch sparse-checkout stash submodule switch"),
+        (TREE | REMOTE, "pull"),
+        (
+            ALL,
+            "commit-graph gc maintenance multi-pack-index pack-refs prune prune-packed reflog "
+            "refs repack",
+        ),
+        (UNKNOWN, "bisect submodule"),
     )
     for word in words.split()
 }

@@ -25,17 +25,16 @@ SILENCE = 0.3
 def in_the_way(repo: Repository, needs: int) -> "list[str]":
     """The lock files on which a command with these needs would fail."""
     paths = []
-    if needs & commands.TREE:
+    names = ["reftable/tables.list.lock"]
+    if needs & (commands.TREE | commands.ALL):
         paths += [repo.index + ".lock", os.path.join(repo.git_dir, "HEAD.lock")]
-    if needs & (commands.REFS | commands.SHARED):
-        names = ["packed-refs.lock", "shallow.lock", "reftable/tables.list.lock"]
         branch = head_ref(repo)
-        if needs & commands.TREE and branch:
-            names.append(branch + ".lock")
-        if needs & commands.REFS:
-            names.append("config.lock")
-        paths += [os.path.join(repo.common_dir, name) for name in names]
-    return paths
+        names += [branch + ".lock"] if branch else []
+    if needs & (commands.REFS | commands.ALL):
+        names += ["packed-refs.lock", "config.lock"]
+    if needs & (commands.REMOTE | commands.ALL):
+        names.append("shallow.lock")
+    return paths + [os.path.join(repo.common_dir, name) for name in names]
 
 
 def first_of(paths: "list[str]") -> str:

@@ -8,7 +8,9 @@ fsmonitor, a hook's `&`) never holds it. The kernel also tells who holds it, and
 in the order they came.
 
 Invariants
-- Order: this worktree's tree, then the common dir's refs, then remotes; hence no cycle of waits.
+- Order: this worktree's tree, then the common dir's bytes; hence no cycle of waits.
+- Every guarded git shares ALL_BYTE, and who needs all for itself (gc) has it alone. While that one
+  waits others may pass it; no longer than its deadline.
 - One descriptor per file: closing another one of the same file would drop the locks.
 - A git inside another git of the same repository (a hook) must not wait for what that one
   holds. It takes its turn among its siblings instead, on bytes of their own behind `base`.
@@ -37,19 +39,19 @@ if TYPE_CHECKING:
     """Called as (fd, operation, byte) when that lock is taken; True: it is ours now."""
 
 FILE = "sandrun-guard"
-TREE_BYTE, REFS_BYTE, REMOTE_BYTE = range(3)
+TREE_BYTE, ALL_BYTE, REFS_BYTE, REMOTE_BYTE = range(4)
 _WIDTH = 4
 
 
 def steps(repo: "Repository", needs: int) -> "list[tuple[str, int, int]]":
     """The locks that `needs` asks for, in order: directory, byte, operation."""
     wanted = []
-    if needs & commands.TREE:
+    if needs & (commands.TREE | commands.ALL):
         wanted.append((repo.git_dir, TREE_BYTE, fcntl.LOCK_EX))
+    alone = fcntl.LOCK_EX if needs & commands.ALL else fcntl.LOCK_SH
+    wanted.append((repo.common_dir, ALL_BYTE, alone))
     if needs & commands.REFS:
         wanted.append((repo.common_dir, REFS_BYTE, fcntl.LOCK_EX))
-    elif needs & commands.SHARED:
-        wanted.append((repo.common_dir, REFS_BYTE, fcntl.LOCK_SH))
     if needs & commands.REMOTE:
         wanted.append((repo.common_dir, REMOTE_BYTE, fcntl.LOCK_EX))
     return wanted

@@ -43,7 +43,7 @@ def _unlock(repo: Repository, force: bool, dry: bool) -> int:
         return False
 
     # Held to our end, so that no guarded git begins between our look and our move.
-    turn.take(repo, commands.UNKNOWN | commands.REMOTE, 0, note)
+    turn.take(repo, commands.ALL, 0, note)
     left = [lock for lock in found if not _unlock_one(repo, lock, busy, force, dry)]
     return 1 if left else 0
 
