@@ -9,6 +9,8 @@ Promises
   terminal and signals are its own, because nothing stays around it.
 - A live lock is never touched (`stale`). A git around us (a hook in `git commit`) never blocks.
 - Where nothing is in the way, nothing is said.
+- Reading never waits. So a reader can still meet a change half way, as without us: a `git stash
+  list` beside the drop of the last stash fails.
 
 Left to others: which real git a shim calls, and that hooks reach the shim at all. git puts its
 own directory first in the PATH of what it starts, so most hooks call the real git: they are

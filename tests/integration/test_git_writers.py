@@ -47,7 +47,7 @@ def _steps(writer: int, turn: int) -> "list[list[str]]":
     extra = [
         [["branch", name], ["branch", "-D", name]],
         [["tag", name], ["tag", "-d", name], ["tag", name]],
-        [["stash", "list"], ["update-ref", f"refs/x/{name}", "HEAD"], ["pack-refs", "--all"]],
+        [["log", "-1"], ["update-ref", f"refs/x/{name}", "HEAD"], ["pack-refs", "--all"]],
         [["gc", "-q"]],
         [["fetch", "-q", "origin"], ["fetch", "-q", "--prune", "origin"]],
         [["worktree", "add", "-q", new, "-b", name], ["worktree", "remove", "-f", new]],
