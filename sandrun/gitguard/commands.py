@@ -57,13 +57,14 @@ _NEEDS = {
             "merge-index mv read-tree rebase rerere reset restore revert rm stage update-index "
             "write-tree",
         ),
-        (REFS, "branch config init init-db notes replace tag update-server-info worktree"),
+        (REFS, "branch config init init-db notes replace tag update-server-info"),
         (
             TREE | REFS,
             "checkout filter-branch sparse-checkout stash switch symbolic-ref update-ref",
         ),
         (REMOTE, "fetch fetch-pack push send-pack"),
-        (REFS | REMOTE, "remote"),
+        # A fetch walks from the HEADs of all worktrees, and one that is being made has none yet.
+        (REFS | REMOTE, "remote worktree"),
         (TREE | REMOTE, "pull"),
         (
             ALL,

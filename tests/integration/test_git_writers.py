@@ -100,7 +100,7 @@ class Load:
         )
         self.commands += 1
         if done.returncode:
-            self.failed.append(f"{' '.join(words)}: {done.stderr.strip()[:200]}")
+            self.failed.append(f"{' '.join(words)}: {done.stderr.strip()[:900]}")
 
     def tell(self, how: str) -> None:
         """Print how it went."""

@@ -24,7 +24,7 @@ WRITES = """
 branch x = refs | branch -d x = refs | branch -m y = refs | branch --edit-description = refs
 tag v1 = refs | tag -d v1 = refs | tag -a v1 -m x = refs | config a.b c = refs
 config --unset a.b = refs | config --global a b = refs | config edit = refs | notes add = refs
-worktree add p = refs | remote add o u = refs remote | gc = all | reflog expire --all = all
+worktree add p = refs remote | remote add o u = refs remote | gc = all | reflog expire --all = all
 pack-refs = all | symbolic-ref HEAD refs/heads/x = tree refs | symbolic-ref -d X = tree refs
 update-ref a b = tree refs | add . = tree | commit -m x = tree | -C d commit = tree
 --git-dir=x commit = tree | --git-dir x commit = tree | -c a=b commit = tree
