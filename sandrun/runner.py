@@ -100,10 +100,7 @@ def _guard_git(this: Run) -> None:
             gitguard.LEAK_HINT,
         )
     if settings.git_wait and not gitguard.is_quiet(this.project):
-        from sandrun import waiting
-
-        with waiting.Patience(this.heritage.mask):
-            gitguard.wait_quiet(this.project, settings.git_wait)
+        gitguard.wait_quiet(this.project, settings.git_wait, this.heritage.mask)
 
 
 def _all_dead(this: Run) -> bool:

@@ -79,8 +79,11 @@ def is_quiet(project: str) -> bool:
         os.close(fd)
 
 
-def wait_quiet(project: str, patience: float) -> None:
-    """Wait up to `patience` seconds for the git at work in `project`; warn if it goes on."""
+def wait_quiet(project: str, patience: float, mask: "set[int]") -> None:
+    """Wait up to `patience` seconds for the git at work in `project`; warn if it goes on.
+
+    `mask` is the caller's signal mask. Raises waiting.Left when a signal told us to go.
+    """
     repo = around(project)
     if repo is None:
         return
@@ -88,9 +91,10 @@ def wait_quiet(project: str, patience: float) -> None:
 
     if processes.ancestor(repo):
         return
-    from sandrun.gitguard.waiting import Wait
+    from sandrun.gitguard.waiting import Interruptible, Wait
 
-    Wait(repo, patience, "going on without waiting").quiet()
+    with Interruptible(mask):
+        Wait(repo, patience, "going on without waiting").quiet()
 
 
 def heal_after(project: str, since: float, run_id: str) -> None:

@@ -1,7 +1,8 @@
 """Waiting, with one deadline, for another's turn and then for git's own locks.
 
-Imported only when something is in the way. Signals act as they would on git: a waiter has no
-handlers of its own, so Ctrl-C ends it at once and the kernel takes it out of the queue.
+Imported only when something is in the way. In `sandrun git` signals act as they would on git: it
+has no handlers of its own, so Ctrl-C ends it at once and the kernel takes it out of the queue. A
+run has things to give back first: there they end the wait (`Interruptible`).
 """
 
 import _signal
@@ -17,6 +18,32 @@ from sandrun.model import span_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import FrameType
+
+
+_LEAVING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
+
+
+class Interruptible:
+    """While a run waits: what would end a git raises waiting.Left, if the caller heeds it."""
+
+    def __init__(self, mask: "set[int]") -> None:
+        self.mask = mask
+
+    def __enter__(self) -> None:
+        heeded = [number for number in _LEAVING if _signal.getsignal(number) != _signal.SIG_IGN]
+        self.handlers = {number: _signal.signal(number, _leave) for number in heeded}
+        self.before = _signal.pthread_sigmask(_signal.SIG_SETMASK, self.mask)
+
+    def __exit__(self, *_: object) -> None:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self.before)
+        for number, handler in self.handlers.items():
+            _signal.signal(number, handler)
+
+
+def _leave(signum: int, frame: "FrameType | None") -> None:
+    from sandrun.waiting import Left
+
+    raise Left(signum)
 
 
 class _Up(Exception):

@@ -27,6 +27,9 @@ QUICK = "t0001 t1006 t7503 t7113"
 """The bounded part for CI: about half a minute once git is built."""
 
 
+_SHOWN = 20  # differing lines of a test script; all are in its log
+
+
 def default_cache() -> Path:
     """Where the source and the build are kept between runs, outside of the repository."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
@@ -153,7 +156,7 @@ def compare(tests: "list[str]", cache: Path) -> int:
             f"  {'same' if same else 'DIFFERENT'}",
             flush=True,
         )
-        for line in sorted(set(plain) ^ set(ours)):
+        for line in sorted(set(plain) ^ set(ours))[:_SHOWN]:
             print(f"    {'only plain' if line in plain else 'only shim'}: {line}")
     return code
 
