@@ -244,6 +244,13 @@ OPTIONS = (
         "TIME",
     ),
     Option(
+        "clean_git_env",
+        ("--clean-git-env",),
+        "count",
+        0,
+        "Take GIT_DIR and the like, which hooks leak, out of the command's environment.",
+    ),
+    Option(
         "project",
         ("-C", "--project"),
         "text",
@@ -286,7 +293,7 @@ OPTIONS = (
     ),
 )
 
-SUBCOMMANDS = frozenset({"config", "doctor", "kill", "pause", "queue", "resume", "status"})
+SUBCOMMANDS = frozenset({"config", "doctor", "git", "kill", "pause", "queue", "resume", "status"})
 
 _BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
 _HELP = ("-h", "--help", "--version")
@@ -295,15 +302,16 @@ _HELP = ("-h", "--help", "--version")
 class Parsed:
     """A command line taken apart: `flags` by key, then either a `command` or a `subcommand`.
 
-    `subcommand` is '' for a run, else its name or `--help` / `--version`.
+    `subcommand` is '' for a run, else its name or `--help` / `--version`; `arguments` follow it.
     """
 
-    __slots__ = ("command", "flags", "subcommand")
+    __slots__ = ("arguments", "command", "flags", "subcommand")
 
     def __init__(self) -> None:
         self.flags: dict[str, object] = {}
         self.command: list[str] = []
         self.subcommand = ""
+        self.arguments: list[str] = []
 
 
 def parse(argv: "list[str]") -> Parsed:
@@ -326,6 +334,7 @@ def parse(argv: "list[str]") -> Parsed:
         if word[:1] != "-" or word == "-":
             if word in SUBCOMMANDS:
                 parsed.subcommand = word
+                parsed.arguments = argv[at:]
             else:
                 parsed.command = argv[at - 1 :]
             break

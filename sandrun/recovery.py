@@ -72,7 +72,12 @@ def finish(container: "Container | None", line: bytes) -> bool:
         container.close()
     since = holder.get("since")
     wall = time.time() - since if isinstance(since, int | float) else 0.0
-    record = {key: value for key, value in holder.items() if key not in ("container", "state")}
+    if dead and holder.get("leftovers") != "leave" and holder.get("backend") != "none":
+        from sandrun import gitguard
+
+        gitguard.heal_after(str(holder.get("cwd")), time.time() - wall, str(holder["id"]))
+    own = ("container", "leftovers", "state")
+    record = {key: value for key, value in holder.items() if key not in own}
     try:
         history.append(
             {**record, "wall": wall, "exit": 137, "reason": "lost"}, str(holder["state"])

@@ -264,6 +264,13 @@ def doctor(as_json: bool) -> None:
     raise SystemExit(examiner.main(_out, as_json))
 
 
+@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1)
+def git(arguments: "tuple[str, ...]") -> None:
+    """Run git when it is its turn in the repository; `git unlock` moves stale locks aside."""
+    raise AssertionError("handled before click is loaded")  # listed here for --help only
+
+
 def main(argv: "list[str]", heritage: spawn.Heritage) -> int:
     """Run a subcommand or show help; the exit code."""
     import signal
