@@ -1,5 +1,6 @@
 """A real pre-commit whose hooks are sandrun's runs, inside of every kind of commit."""
 
+import importlib.util
 import os
 import pty
 import shutil
@@ -13,9 +14,9 @@ import pytest
 from tests.gitbox import GIT, GitBox
 from tests.harness import SCALE
 
-PRE_COMMIT = shutil.which("pre-commit", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-
-pytestmark = pytest.mark.skipif(not PRE_COMMIT, reason="needs pre-commit (pip install pre-commit)")
+pytestmark = pytest.mark.skipif(
+    not importlib.util.find_spec("pre_commit"), reason="needs pre-commit (pip install pre-commit)"
+)
 
 HOOKS = """
 repos:
@@ -38,7 +39,6 @@ MAKE = """lint:
 
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[GitBox]:
-    assert PRE_COMMIT
     if not shutil.which("make"):
         pytest.skip("needs make")
     made = GitBox(tmp_path)
@@ -49,7 +49,7 @@ def box(tmp_path: Path) -> Iterator[GitBox]:
     (made.repo / "b").write_text("one\n")
     made.bare("add", ".")
     made.bare("commit", "-qm", "files")
-    code, said = made.end(made.start(PRE_COMMIT, "install"))
+    code, said = made.end(made.start(sys.executable, "-m", "pre_commit", "install"))
     assert code == 0, said
     yield made
     made.close()
