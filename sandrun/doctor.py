@@ -12,7 +12,17 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from sandrun import __version__, backends, kernel, messages, project, runner, settings, spawn
+from sandrun import (
+    __version__,
+    backends,
+    gitguard,
+    kernel,
+    messages,
+    project,
+    runner,
+    settings,
+    spawn,
+)
 from sandrun.backends import cgroup2, groups
 from sandrun.model import MIB, SandrunError, Unusable, size_text
 from sandrun.queue import Queue
@@ -174,6 +184,11 @@ def _prctl() -> Line:
     )
 
 
+def _git() -> Line:
+    well, evidence, fix = gitguard.leak_check()
+    return Line("git", PASS if well else CAUTION, evidence, fix)
+
+
 def examine() -> "list[Line]":
     """All checks in order."""
     versions = f"Python {sys.version.split()[0]}, sandrun {__version__}, Linux {os.uname().release}"
@@ -185,6 +200,7 @@ def examine() -> "list[Line]":
         _prctl(),
         _state(),
         _second_home(),
+        _git(),
     ]
 
 
