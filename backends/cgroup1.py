@@ -43,11 +43,11 @@ _CHARGED_AHEAD = 1 << 20
 a little less as its peak (mm/memcontrol.c, MEMCG_CHARGE_BATCH)."""
 
 
-class _Pids(Controller):  # type: ignore[misc]  # cgroupspy has no types, and no pids controller
+class _Pids(Controller):  # cgroupspy has no pids controller
     max = BaseFileInterface("pids.max")
 
 
-class _Freezer(Controller):  # type: ignore[misc]
+class _Freezer(Controller):
     state = BaseFileInterface("freezer.state")
 
 

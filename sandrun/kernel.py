@@ -80,7 +80,7 @@ def prctl_provider() -> str:
         return "ctypes"
 
 
-def read(path: str) -> bytes:
+def read(path: "str | bytes") -> bytes:
     """A whole small file of /proc or a cgroup. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

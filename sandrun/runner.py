@@ -14,13 +14,13 @@ import time
 from sandrun import backends, gitguard, history, messages, spawn
 from sandrun import project as projects
 from sandrun import settings as settled
-from sandrun.keeper import Keeper
 from sandrun.model import Outcome
 from sandrun.place import Place, take
 from sandrun.supervisor import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandrun.keeper import Keeper
     from sandrun.protocol import Backend, Container
     from sandrun.settings import Settings
 
@@ -135,6 +135,8 @@ def _contained(this: Run) -> Outcome:
     keeper = None
     try:
         if container.token:
+            from sandrun.keeper import Keeper
+
             keeper = Keeper(container, place.descriptors(), place.lock, line)
         outcome = _supervised(this, backend, container, keeper)
         if outcome.reason not in ("exit", "signal") or outcome.leftovers:
