@@ -14,7 +14,7 @@ FREE = {
 }  # fmt: skip
 OURS = {
     "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.cli", "sandrun.gitguard",
-    "sandrun.history", "sandrun.keeper", "sandrun.messages", "sandrun.model", "sandrun.options",
+    "sandrun.history", "sandrun.messages", "sandrun.model", "sandrun.options",
     "sandrun.place", "sandrun.project", "sandrun.queue", "sandrun.runlock", "sandrun.runner",
     "sandrun.settings", "sandrun.spawn", "sandrun.supervisor", "sandrun.values",
 }  # fmt: skip
