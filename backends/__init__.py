@@ -70,7 +70,7 @@ class NoBackend(SandrunError):
         super().__init__(
             "no backend can contain the run: "
             + "; ".join(f"{n}: {text}" for n, text, _ in refused),
-            hints[0]
+            hints[-1]
             if hints
             else "sandrun doctor shows what is missing; --backend none runs without limits",
         )

@@ -16,7 +16,7 @@ lock, whose writers wait for RCU (9 ms). So the supervisor enters, spawns, and l
 import os
 
 from sandrun import messages, sampling, spawn
-from sandrun.backends import group2, groups
+from sandrun.backends import groups
 from sandrun.backends.spy import (
     BaseFileInterface,
     BlkIOController,
@@ -31,6 +31,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sandrun.backends.group2 import Group2
+
 
 _V1_NAMES = {"io": "blkio"}
 _POLLIN = 1  # select.POLLIN, poll(2), without an import on every run's path
@@ -41,11 +43,11 @@ _CHARGED_AHEAD = 1 << 20
 a little less as its peak (mm/memcontrol.c, MEMCG_CHARGE_BATCH)."""
 
 
-class _Pids(Controller):  # type: ignore[misc]  # cgroupspy has no types, and no pids controller
+class _Pids(Controller):  # cgroupspy has no pids controller
     max = BaseFileInterface("pids.max")
 
 
-class _Freezer(Controller):  # type: ignore[misc]
+class _Freezer(Controller):
     state = BaseFileInterface("freezer.state")
 
 
@@ -60,7 +62,7 @@ class Group1:
         self.struck = ""
         self.limits = limits
         self.memory = MemoryController(groups.Node(paths["memory"]))
-        self.beside = group2.Group2(paths[""]) if "" in paths else None
+        self.beside = _beside(paths[""]) if "" in paths else None
         self.locks: list[int] = []
         self.events = (-1, 0)
         self.notified = False
@@ -143,6 +145,8 @@ class Group1:
             "riops": "read_iops_device",
             "wiops": "write_iops_device",
         }
+        from sandrun.backends import group2
+
         device = group2.disk_of(limits.directory)
         # Controller's own call: BlkIOController names two of these files with a trailing blank.
         control = Controller(groups.Node(self.paths["blkio"]))
@@ -291,6 +295,18 @@ _KEYS = {
 """The settings that make a controller's group a must."""
 
 
+def _beside(path: str) -> "Group2":
+    from sandrun.backends import group2  # not where there is a freezer: it costs a start 0.3 ms
+
+    return group2.Group2(path)
+
+
+def _end_stale_beside(path: str) -> None:
+    container = _beside(path)
+    container.kill()
+    container.close()
+
+
 def _end_stale(path: str) -> None:
     groups.kill_each(path, lambda: not groups.pids(path))
     groups.remove(path)
@@ -305,7 +321,7 @@ class Cgroup1Backend:
     def open(self, run_id: str, limits: Limits) -> Group1:
         parents = self._parents(limits)
         for name, parent in parents.items():
-            groups.collect(parent, _end_stale if name else group2.end_stale)
+            groups.collect(parent, _end_stale if name else _end_stale_beside)
         container = Group1(
             {name: f"{parent}/{groups.PREFIX}{run_id}" for name, parent in parents.items()}, limits
         )
@@ -314,8 +330,8 @@ class Cgroup1Backend:
         except OSError as error:
             raise Unusable(
                 f"cannot make a group: {error.filename}: {error.strerror}",
-                "run as root, or have an administrator give you that group: "
-                f"chown -R $USER {os.path.dirname(str(error.filename))}",
+                "run as root, or have root give you that group: "
+                f"chown -R {os.geteuid()} {os.path.dirname(str(error.filename))}",
             ) from None
         return container
 

@@ -29,7 +29,7 @@ _POLLPRI = 2  # select.POLLPRI, poll(2), without an import on every run's path
 TextFile = BaseFileInterface
 
 
-class Files(Controller):  # type: ignore[misc]  # cgroupspy has no types
+class Files(Controller):
     """cgroupspy's view of the v2 files; it knows only those of v1 by itself."""
 
     memory_max = TextFile("memory.max")

@@ -35,14 +35,20 @@ def _lines(path: str) -> "list[str]":
     return kernel.read(path).decode("utf-8", "surrogateescape").split("\n")
 
 
+_mounts: "list[tuple[str, list[str], str, str]]" = []
+
+
 def _mount(controller: str) -> "tuple[str, str]":
-    """Where the v1 controller, or the v2 hierarchy (''), is mounted, and which part of it."""
-    kind = "cgroup" if controller else "cgroup2"
-    for line in _lines("/proc/self/mountinfo"):
-        fields, _, more = line.partition(" - ")
-        fstype, *rest = more.split(" ")
-        if fstype == kind and (not controller or controller in rest[-1].split(",")):
-            root, mount = fields.split(" ")[3:5]
+    """Which part of the v1 controller, or of the v2 hierarchy (''), is mounted, and where."""
+    if not _mounts:  # read once: a run asks for every controller
+        for line in _lines("/proc/self/mountinfo"):
+            fields, _, more = line.partition(" - cgroup")
+            if more:
+                fstype, *rest = more.split(" ")
+                root, mount = fields.split(" ")[3:5]
+                _mounts.append((fstype, rest[-1].split(","), root, mount))
+    for fstype, options, root, mount in _mounts:
+        if controller in options if controller else fstype == "2":
             return root, mount
     raise Unusable(f"no {_what(controller)} is mounted")
 
@@ -178,12 +184,12 @@ def make(path: str) -> int:
         os.mkdir(path)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_ino == os.stat(path).st_ino:
-                return fd
-            os.close(fd)
         except FileNotFoundError:
             continue  # somebody's `collect` took it for a dead run's before it was locked
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.path.exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:
+            return fd
+        os.close(fd)
 
 
 def collect(parent: str, end: "Callable[[str], None]") -> None:

@@ -16,7 +16,7 @@ import time
 
 from sandrun import kernel, messages, sampling, spawn
 from sandrun.backends import monitor
-from sandrun.model import MIB, Limits, Process, Usage
+from sandrun.model import MIB, Limits, Process, Unusable, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ KILL_SECONDS = 5.0
 """Seconds without progress after which a tree is taken for one that does not die."""
 _REFUSED_SECONDS = 1.0
 _MARK_BYTES = 1 << 24
+_BEYOND = frozenset(
+    ("cpus", "cpu_weight", "pids", "io_weight")
+    + ("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
+)
+"""Settings that no rlimit stands for (RLIMIT_NPROC counts all processes of the user)."""
 
 
 class RlimitContainer:
@@ -162,6 +167,9 @@ class RlimitBackend:
     kernel = False
 
     def open(self, run_id: str, limits: Limits) -> RlimitContainer:
+        beyond = sorted(limits.asked & _BEYOND)
+        if beyond:
+            raise Unusable(f"only a kernel's container limits {', '.join(beyond)}")
         return RlimitContainer(run_id, limits, _data_limit(run_id, limits))
 
     def attach(self, token: str) -> RlimitContainer:

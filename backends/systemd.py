@@ -170,7 +170,10 @@ class SystemdBackend:
             return cgroup2.Cgroup2Backend().open(run_id, limits)
         escaped = cgroup2.limits_around(own)
         if escaped:
-            raise Unusable(f"a new scope would escape {escaped}")
+            raise Unusable(
+                f"a new scope would escape {escaped}",
+                "start sandrun alone in a unit: systemd-run --scope -p MemoryMax=... sandrun ...",
+            )
         name = f"{groups.PREFIX}{run_id}.scope"
         start_scope(name)
         own = groups.own_group("")

@@ -12,9 +12,21 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from sandrun import __version__, backends, kernel, messages, project, runner, settings, spawn
+from sandrun import (
+    __version__,
+    backends,
+    gitguard,
+    kernel,
+    messages,
+    project,
+    runner,
+    settings,
+    spawn,
+)
 from sandrun.backends import cgroup2, groups
 from sandrun.model import MIB, SandrunError, Unusable, size_text
+from sandrun.queue import Queue
+from sandrun.runlock import RunLock
 
 PASS, CAUTION, FAIL, UNUSED = "PASS", "CAUTION", "FAIL", "-"
 _PROBE_LIMIT = 32 * MIB
@@ -147,6 +159,22 @@ def _state() -> Line:
         return Line("state", FAIL, error.text, error.hint)
 
 
+def _second_home() -> Line:
+    """Where runs are excluded that do not share our state directory; never needed, only good."""
+    root = project.find(project.working_directory())
+    name = "checkout" if project.git_directory(root) else "locks"
+    try:
+        lock = RunLock(Queue(project.state_path(root)), root=root)
+        lock.prepare()
+        path, note = lock.second_path(), lock.note
+        lock.drop()
+    except SandrunError as error:
+        path, note = "", error.text
+    if path and not note:
+        return Line(name, PASS, f"run lock in {path}")
+    return Line(name, CAUTION, f"{note}: who shares the checkout only is not excluded")
+
+
 def _prctl() -> Line:
     provider = kernel.prctl_provider()
     if provider == "python-prctl":
@@ -154,6 +182,11 @@ def _prctl() -> Line:
     return Line(
         "prctl", PASS, f"{provider} stands in for python-prctl", "apt install python3-prctl"
     )
+
+
+def _git() -> Line:
+    well, evidence, fix = gitguard.leak_check()
+    return Line("git", PASS if well else CAUTION, evidence, fix)
 
 
 def examine() -> "list[Line]":
@@ -166,6 +199,8 @@ def examine() -> "list[Line]":
         *_backends(),
         _prctl(),
         _state(),
+        _second_home(),
+        _git(),
     ]
 
 

@@ -11,9 +11,17 @@ from sandrun import messages
 from sandrun.model import size_text, span_text
 from sandrun.queue import Queue, Ticket, shown
 
-HEARTBEAT = float(os.environ.get("SANDRUN_HEARTBEAT") or 30)
+
+def _seconds(name: str, default: float) -> float:
+    try:
+        return max(0.01, float(os.environ.get(name) or default))
+    except ValueError:
+        return default
+
+
+HEARTBEAT = _seconds("SANDRUN_HEARTBEAT", 30)
 """Seconds between two lines that say the same, where there is no terminal."""
-HINT_AFTER = float(os.environ.get("SANDRUN_HINT_AFTER") or 300)
+HINT_AFTER = _seconds("SANDRUN_HINT_AFTER", 300)
 """Seconds behind the same run after which the user is told how to look at it and end it."""
 _LIVE = 1.0
 
@@ -42,7 +50,7 @@ class Feedback:
         if self.terminal:
             return _LIVE
         due = self.said_at + HEARTBEAT
-        if not self.hinted:
+        if self.behind and not self.hinted:
             due = min(due, self.behind_since + HINT_AFTER)
         return min(longest, max(0.0, due - time.monotonic()))
 
@@ -63,6 +71,7 @@ class Feedback:
         head = Ticket(names[0]) if names else self.ticket
         text = f"waiting, position {position} of {len(names)}"
         if not head.running:
+            self.behind = ""
             text += f"; next: {head.command} (pid {head.pid})"
         else:
             if head.id != self.behind:
@@ -74,7 +83,7 @@ class Feedback:
             )
             text += self._expectation([Ticket(n) for n in names[: position - 1]], age)
         self._say(text, mark)
-        if head.running and not self.hinted and now - self.behind_since >= HINT_AFTER:
+        if self.behind and not self.hinted and now - self.behind_since >= HINT_AFTER:
             self._hint(head)
 
     def paused(self) -> None:
@@ -101,6 +110,7 @@ class Feedback:
             self.live = False
 
     def _once(self, text: str, mark: str) -> None:
+        self.behind = ""  # there is no run to hint at
         if not self.silent and (self.terminal or mark != self.said or self.due(1.0) <= 0):
             self._say(text, mark)
 

@@ -23,14 +23,14 @@ survives that is the one who cleans up.
 import _signal
 import os
 
+from sandrun.supervisor import KNOCK
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandrun.protocol import Container
     from sandrun.runlock import RunLock
 
 
-KNOCK = getattr(_signal, "SIGRTMAX", _signal.SIGCHLD)
-"""What a keeper sends to its supervisor: look around."""
 _NAME = b"run-keeper"
 
 

@@ -28,6 +28,21 @@ def become_subreaper() -> bool:
         return False
 
 
+_PDEATHSIG = 1  # PR_SET_PDEATHSIG, <linux/prctl.h>
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends (prctl(2)), at once if it did."""
+    try:
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).prctl(_PDEATHSIG, 9, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):
+        pass  # it then ends by itself, only later
+    if os.getppid() != parent:
+        os._exit(0)
+
+
 _CLONE3 = 435  # the same on every architecture but alpha
 _CLONE_INTO_CGROUP = 0x200000000
 
@@ -65,7 +80,7 @@ def prctl_provider() -> str:
         return "ctypes"
 
 
-def read(path: str) -> bytes:
+def read(path: "str | bytes") -> bytes:
     """A whole small file of /proc or a cgroup. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

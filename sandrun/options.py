@@ -112,11 +112,7 @@ OPTIONS = (
         "SIGNAL",
     ),
     Option(
-        "detach",
-        ("--detach",),
-        "count",
-        0,
-        "Go on when the process that started sandrun dies.",
+        "detach", ("--detach",), "count", 0, "Go on when the process that started sandrun dies."
     ),
     Option(
         "grace",
@@ -229,12 +225,7 @@ OPTIONS = (
         "WHAT",
     ),
     Option(
-        "slots",
-        ("--slots",),
-        "slots",
-        1,
-        "How many runs of this queue may run at once.",
-        "NUMBER",
+        "slots", ("--slots",), "slots", 1, "How many runs of this queue may run at once.", "NUMBER"
     ),
     Option(
         "pool",
@@ -266,6 +257,13 @@ OPTIONS = (
         10.0,
         "Longest wait for a git operation under way in the project's repository.",
         "TIME",
+    ),
+    Option(
+        "clean_git_env",
+        ("--clean-git-env",),
+        "count",
+        0,
+        "Take GIT_DIR and the like, which hooks leak, out of the command's environment.",
     ),
     Option(
         "project",
@@ -302,15 +300,11 @@ OPTIONS = (
         variable="VERBOSE",
     ),
     Option(
-        "quiet",
-        ("-q", "--quiet"),
-        "count",
-        0,
-        "Say nothing of waiting; twice: nothing at all.",
+        "quiet", ("-q", "--quiet"), "count", 0, "Say nothing of waiting; twice: nothing at all."
     ),
 )
 
-SUBCOMMANDS = frozenset({"config", "doctor", "kill", "pause", "queue", "resume", "status"})
+SUBCOMMANDS = frozenset({"config", "doctor", "git", "kill", "pause", "queue", "resume", "status"})
 
 _BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
 _HELP = ("-h", "--help", "--version")
@@ -319,15 +313,16 @@ _HELP = ("-h", "--help", "--version")
 class Parsed:
     """A command line taken apart: `flags` by key, then either a `command` or a `subcommand`.
 
-    `subcommand` is '' for a run, else its name or `--help` / `--version`.
+    `subcommand` is '' for a run, else its name or `--help` / `--version`; `arguments` follow it.
     """
 
-    __slots__ = ("command", "flags", "subcommand")
+    __slots__ = ("arguments", "command", "flags", "subcommand")
 
     def __init__(self) -> None:
         self.flags: dict[str, object] = {}
         self.command: list[str] = []
         self.subcommand = ""
+        self.arguments: list[str] = []
 
 
 def parse(argv: "list[str]") -> Parsed:
@@ -350,6 +345,7 @@ def parse(argv: "list[str]") -> Parsed:
         if word[:1] != "-" or word == "-":
             if word in SUBCOMMANDS:
                 parsed.subcommand = word
+                parsed.arguments = argv[at:]
             else:
                 parsed.command = argv[at - 1 :]
             break

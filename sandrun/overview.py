@@ -3,7 +3,7 @@
 import os
 import time
 
-from sandrun import kernel
+from sandrun import kernel, project
 from sandrun.model import SandrunError, size_text, span_text
 from sandrun.queue import Queue, Ticket
 from sandrun.runlock import each_slot
@@ -14,6 +14,18 @@ def open_queue(path: str) -> "Queue | None":
     return Queue(path) if os.path.lexists(path) else None
 
 
+def waiting_for_memory() -> "set[str]":
+    """The ids of the runs that the pool has not let in yet."""
+    path = project.pool_path()
+    if not os.path.isdir(path):
+        return set()
+    queue = Queue(path)
+    try:
+        return {ticket.id for ticket in queue.tickets() if not ticket.running}
+    finally:
+        queue.close()
+
+
 def look(path: str) -> "dict[str, object]":
     """One queue as plain data: its path, and its tickets in order, the running one first."""
     rows: list[dict[str, object]] = []
@@ -22,11 +34,14 @@ def look(path: str) -> "dict[str, object]":
         queue = open_queue(path)
         if queue:
             queue.sweep()
-            rows = [_row(ticket) for ticket in queue.tickets()]
-            held = sum(not free for _, free in each_slot(queue))
+            poor = waiting_for_memory()
+            rows = [_row(ticket, ticket.id in poor) for ticket in queue.tickets()]
             if queue.paused:
                 note = "paused; go on with: sandrun resume"
-            elif held > sum(bool(row["running"]) for row in rows):
+            # Looking means locking for an instant, so only where nobody should hold it.
+            elif not any(row["running"] for row in rows) and not all(
+                f for _, f in each_slot(queue)
+            ):
                 note = "processes of a run whose sandrun was killed hold the run lock"
             queue.write_view()
             queue.close()
@@ -35,11 +50,12 @@ def look(path: str) -> "dict[str, object]":
     return {"path": path, "runs": rows, "note": note}
 
 
-def _row(ticket: Ticket) -> "dict[str, object]":
+def _row(ticket: Ticket, poor: bool) -> "dict[str, object]":
     return {
         "id": ticket.id,
         "pid": ticket.pid,
         "running": ticket.running,
+        "waits_for_memory": poor,
         "since": ticket.since,
         "head_start": ticket.extra,
         "command": ticket.command,
@@ -76,6 +92,7 @@ def text(queues: "list[dict[str, object]]", everything: bool) -> str:
         for position, row in enumerate(rows, 1):
             state = "runs " if row["running"] else "waits"
             memory = f", {size_text(row['memory'])}" if row["running"] else ""
+            memory += ", waits for memory in the pool" if row["waits_for_memory"] else ""
             memory += f", head start {row['head_start']} s" if row["head_start"] else ""
             lines.append(
                 f"  {position:3} {state} {row['id']}  {row['command']}  (pid {row['pid']}, "

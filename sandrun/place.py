@@ -115,7 +115,7 @@ def _take_in(queue: Queue, this: "Run", key: int, deadline: float) -> Place:
         if not _at_once(place) and not _wait_turn(this, place, deadline):
             place.release()
             return _inside()
-        queue.mark_running(ticket)
+        queue.mark(ticket, running=True)
         if lock.read_holder():
             from sandrun import recovery
 

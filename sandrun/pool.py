@@ -99,10 +99,10 @@ class Share:
         """Enter if there is room. Raises StateGone."""
         if not self._fits(whole=True):
             return False
-        self.queue.mark_running(self.ticket)
+        self.queue.mark(self.ticket, running=True)
         if self._fits(whole=False):
             return True
-        self.queue.mark_waiting(self.ticket)
+        self.queue.mark(self.ticket, running=False)
         return False
 
     def _fits(self, whole: bool) -> bool:

@@ -7,7 +7,6 @@ below it is reached through that descriptor.
 """
 
 import os
-import stat
 
 from sandrun.model import SandrunError
 
@@ -166,7 +165,7 @@ def _check_state(path: str, fd: int) -> None:
         )
     if info.st_mode & 0o022:
         raise SandrunError(
-            f"{path} is writable by others (mode {stat.S_IMODE(info.st_mode):o})",
+            f"{path} is writable by others (mode {info.st_mode & 0o7777:o})",
             f"chmod 700 {path}",
         )
     if info.st_mode & 0o700 != 0o700:

@@ -107,17 +107,13 @@ def shown(command: "list[str]") -> str:
 
 
 def is_stopped(pid: int) -> bool:
-    """State T of /proc/PID/stat (proc(5)); the name before it may hold anything but the last )."""
+    """Whether the process is stopped (Ctrl-Z, a debugger)."""
+    from sandrun import kernel
+
     try:
-        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        return kernel.Stat(pid).state in "Tt"
     except OSError:
         return False
-    try:
-        return os.read(fd, 4096).rpartition(b")")[2][1:2] in (b"T", b"t")
-    except OSError:
-        return False
-    finally:
-        os.close(fd)
 
 
 def head_key(head_start: int) -> int:
@@ -243,15 +239,10 @@ class Queue:
         except OSError:
             pass
 
-    def mark_running(self, ticket: Ticket) -> None:
-        """Put the ticket of the run lock's holder before all others, also before later keys."""
-        self._mark(ticket, "r")
-
-    def mark_waiting(self, ticket: Ticket) -> None:
-        """Put a ticket back among the waiting (see `sandrun.pool`)."""
-        self._mark(ticket, "w")
-
-    def _mark(self, ticket: Ticket, order: str) -> None:
+    def mark(self, ticket: Ticket, running: bool) -> None:
+        """Put the ticket of the run lock's holder before all others, also before later keys; or
+        back among the waiting (see `sandrun.pool`)."""
+        order = "r" if running else "w"
         while True:
             first, run_id, pid, _, rest = ticket.name.split(".", 4)
             name = f"{order}{first[1:]}.{run_id}.{pid}.{int(time.time())}.{rest}"
@@ -270,14 +261,23 @@ class Queue:
         self._remove(ticket.name)
         ticket.close()
         try:
-            first = next((n for n in self.names() if n[0] == "w"), "")
-            # The one that was just woken will not come, and those behind it do not know.
-            if first and is_stopped(Ticket(first).pid):
-                self.ring_waiters()
-            if not first or self.paused or not ticket.running:
+            names = self.names()
+            self._ring_past_stopped(names)
+            if self.paused or not ticket.running or not any(n[0] == "w" for n in names):
                 self.write_view()  # else the next one writes it
         except OSError:
             pass
+
+    def _ring_past_stopped(self, names: "list[str]") -> None:
+        """The one that was just woken may be stopped, and the one behind it does not know."""
+        stalled = False
+        for name in names:
+            if name[0] == "w" and self.is_live(name):
+                if not is_stopped(Ticket(name).pid):
+                    if stalled:
+                        self.ring(name)
+                    return
+                stalled = True
 
     def ring(self, name: str, byte: bytes = b"?") -> None:
         """Ring at a ticket's owner: it looks again, or leaves if `byte` is CANCEL."""
@@ -346,9 +346,7 @@ class Queue:
             os.unlink(f"kept.{owner}", dir_fd=self.dir)  # only one of several can have it
         except (OSError, ValueError):
             return 0
-        # More than KEEP_SECONDS ahead of us: it was kept before the last boot.
-        fresh = 0 <= expiry - time.monotonic_ns() <= KEEP_SECONDS * _SECOND
-        return key if fresh and had == extra else 0
+        return key if _is_fresh(expiry) and had == extra else 0
 
     def write_view(self) -> None:
         """Rewrite queue.txt, one `PID:TIMESTAMP:COMMAND` line per ticket, the head first.
@@ -384,15 +382,17 @@ class Queue:
                 if name[7:] not in ids:
                     self._remove(name)
             elif name.startswith("kept."):
-                self._sweep_kept(name)
+                try:
+                    expiry = int(os.readlink(name, dir_fd=self.dir).rpartition(".")[2])
+                except (OSError, ValueError):
+                    expiry = 0
+                if not _is_fresh(expiry):
+                    self._remove(name)
 
-    def _sweep_kept(self, name: str) -> None:
-        try:
-            expiry = int(os.readlink(name, dir_fd=self.dir).rpartition(".")[2])
-        except (OSError, ValueError):
-            expiry = 0
-        if not 0 <= expiry - time.monotonic_ns() <= KEEP_SECONDS * _SECOND:
-            self._remove(name)
+
+def _is_fresh(expiry: int) -> bool:
+    # More than KEEP_SECONDS ahead of us: it was kept before the last boot.
+    return 0 <= expiry - time.monotonic_ns() <= KEEP_SECONDS * _SECOND
 
 
 def _line(name: str) -> str:

@@ -72,14 +72,24 @@ def finish(container: "Container | None", line: bytes) -> bool:
         container.close()
     since = holder.get("since")
     wall = time.time() - since if isinstance(since, int | float) else 0.0
-    record = {key: value for key, value in holder.items() if key not in ("container", "state")}
+    if dead and holder.get("leftovers") != "leave" and holder.get("backend") != "none":
+        from sandrun import gitguard
+
+        gitguard.heal_after(str(holder.get("cwd")), time.time() - wall, str(holder["id"]))
+    _record_lost(holder, wall)
+    return dead
+
+
+def _record_lost(holder: "dict[str, object]", wall: float) -> None:
+    """Record the run as lost, unless its supervisor was killed after its own record."""
+    own = ("container", "leftovers", "state")
+    record = {key: value for key, value in holder.items() if key not in own}
+    record |= {"wall": wall, "exit": 137, "reason": "lost"}
     try:
-        history.append(
-            {**record, "wall": wall, "exit": 137, "reason": "lost"}, str(holder["state"])
-        )
+        if not any(past.get("id") == holder["id"] for past in history.read()):
+            history.append(record, str(holder["state"]))
     except OSError:
         messages.decision("cannot record the lost run")
-    return dead
 
 
 def take_over(lock: RunLock) -> None:

@@ -25,7 +25,6 @@ Invariants
 import errno
 import fcntl
 import os
-import stat
 
 from sandrun import messages, project
 from sandrun.model import SandrunError
@@ -95,7 +94,7 @@ class _File:
             os.close(fd)
         except OSError:  # a low RLIMIT_NOFILE
             self.fd = fd
-        if not stat.S_ISREG(os.fstat(self.fd).st_mode):
+        if os.fstat(self.fd).st_mode & 0o170000 != 0o100000:  # stat.S_ISREG, without the import
             self.close()
             raise OSError(errno.EINVAL, "not a regular file")
 
@@ -196,11 +195,16 @@ class RunLock:
 
     def prepare(self) -> None:
         """Open the first slot's files ahead of the turn, to be quicker when it comes."""
-        try:
-            for file in self._slot_files(1):
+        for file in self._slot_files(1):
+            try:
                 file.open()
-        except OSError:
-            pass  # try_take says it
+            except OSError as error:  # try_take says it
+                self.note = f"{file.path}: {error.strerror}"
+
+    def second_path(self) -> str:
+        """Where the second home is; '' if there is none."""
+        files = self._slot_files(1)
+        return files[1].path if len(files) > 1 else ""
 
     def try_take(self) -> bool:
         """Take a free slot. False: every one is held, see `blocked`.

@@ -2,7 +2,7 @@
 
     settings -> project -> ticket in queue -> (head) run lock -> pool -> git guard
              -> backend opens container -> child enters it, then exec -> supervise
-             -> outcome -> kill what is left -> close container -> release -> record
+             -> outcome -> kill what is left -> close container -> record -> release
 
 Only this module knows both queues and backends. A run inside a run of the same queue takes no
 ticket: it starts at once, in a container inside the outer one (`sandrun.nesting`).
@@ -11,22 +11,25 @@ ticket: it starts at once, in a container inside the outer one (`sandrun.nesting
 import os
 import time
 
-from sandrun import backends, history, messages, spawn
+from sandrun import backends, gitguard, history, messages, spawn
 from sandrun import project as projects
 from sandrun import settings as settled
-from sandrun.keeper import Keeper
 from sandrun.model import Outcome
 from sandrun.place import Place, take
 from sandrun.supervisor import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandrun.keeper import Keeper
     from sandrun.protocol import Backend, Container
     from sandrun.settings import Settings
 
 RUNS_VARIABLE = "SANDRUN_RUNS"
 """In the command's environment: `<state directory>/<run id>` of each run around it, outermost
 first, separated by colons. A hint for finding them, never a proof."""
+
+_KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory")
+"""Ends that may leave git's locks behind: the run's processes had no time to clean up."""
 
 
 class Run:
@@ -55,7 +58,10 @@ class Run:
     def environment(self) -> "dict[str, str]":
         """The command's environment: the caller's, and the mark of this run."""
         mark = f"{self.state}/{self.id}"
-        return spawn.environment({RUNS_VARIABLE: f"{self.around}:{mark}" if self.around else mark})
+        env = spawn.environment({RUNS_VARIABLE: f"{self.around}:{mark}" if self.around else mark})
+        for name in gitguard.LOCAL_VARIABLES if self.settings.clean_git_env else ():
+            env.pop(name, None)
+        return env
 
 
 def run(
@@ -74,24 +80,33 @@ def run(
     this.record["wait"] = since - began
     outcome = Outcome("failed", 125)
     try:
-        if settings.git_wait:
-            _guard_git(project, settings.git_wait)
+        _guard_git(this)
         outcome = _contained(this)
+        if outcome.reason in _KILLED and not outcome.undead and _all_dead(this):
+            gitguard.heal_after(project, since, this.id)
     finally:
-        wall = time.time() - since
+        _record(this, outcome, time.time() - since)
         if not outcome.undead:  # what cannot be ended holds the inherited lock as long as it lives
             this.place.release()
-        _record(this, outcome, wall)  # after the release: the next one need not wait for it
         if this.keeper:
             this.keeper.reap()
     return outcome
 
 
-def _guard_git(project: str, patience: float) -> None:
-    if os.path.lexists(os.path.join(project, ".git", "index.lock")):
-        from sandrun import gitguard
+def _guard_git(this: Run) -> None:
+    settings = this.settings
+    if settings.source["clean_git_env"] == "default" and (leak := gitguard.leaked()):
+        messages.warn(
+            f"{', '.join(leak)} from the environment: every git in this run acts on one repository",
+            gitguard.LEAK_HINT,
+        )
+    if settings.git_wait and not gitguard.is_quiet(this.project):
+        gitguard.wait_quiet(this.project, settings.git_wait, this.heritage.mask)
 
-        gitguard.wait_quiet(project, patience)
+
+def _all_dead(this: Run) -> bool:
+    """Whether the closed container proves that no process of the run lives."""
+    return this.settings.leftovers != "leave" and this.record["backend"] != "none"
 
 
 def _contained(this: Run) -> Outcome:
@@ -106,14 +121,23 @@ def _contained(this: Run) -> Outcome:
     messages.decision(
         f"backend {backend.name}" + (f" (not {'; not '.join(refused)})" if refused else "")
     )
+    if backend.name == "rlimit" and settings.backend == "auto" and not this.around:
+        messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
     this.record["backend"] = backend.name
-    more = {**this.record, "container": container.token, "state": this.state}
+    more = {
+        **this.record,
+        "container": container.token,
+        "leftovers": settings.leftovers,
+        "state": this.state,
+    }
     line = history.encode(more).encode()
     if place.lock:
         place.lock.write_holder(line)
     keeper = None
     try:
         if container.token:
+            from sandrun.keeper import Keeper
+
             parent = 0 if settings.detach else this.heritage.parent
             keeper = Keeper(container, place.descriptors(), place.lock, line, parent)
         outcome = _supervised(this, backend, container, keeper)

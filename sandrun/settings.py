@@ -46,6 +46,7 @@ class Settings:
     no_wait: int
     wait_timeout: float
     git_wait: float
+    clean_git_env: int
     project: str
     queue: str
     color: str

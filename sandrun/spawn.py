@@ -198,13 +198,7 @@ def _child(
         if os.getppid() != supervisor:
             os._exit(127)  # killed before we were inside: whoever cleaned up cannot know of us
         stage = "X"
-        # Reset before unblocking: a signal that is already pending must act on the command,
-        # not on a handler of ours that exec is about to drop.
-        for signum in _to_default(heritage):
-            _signal.signal(signum, _signal.SIG_DFL)
-        if _signal.SIGCHLD in heritage.ignored:
-            _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, heritage.mask)
+        restore(heritage)
         _execute(argv, env)
     except OSError as error:
         os.write(write_end, f"{stage}{error.errno or 0}".encode())
@@ -212,6 +206,19 @@ def _child(
         os.write(write_end, f"{stage}0".encode())
     finally:
         os._exit(127)
+
+
+def restore(heritage: Heritage) -> None:
+    """Give this process, about to become the command, the caller's signals back.
+
+    Reset before unblocking: a signal that is already pending must act on the command, not on a
+    handler of ours that exec is about to drop.
+    """
+    for signum in _to_default(heritage):
+        _signal.signal(signum, _signal.SIG_DFL)
+    if _signal.SIGCHLD in heritage.ignored:
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, heritage.mask)
 
 
 def _execute(argv: "list[str]", env: "Mapping[str, str]") -> None:

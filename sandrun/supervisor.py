@@ -20,7 +20,6 @@ import os
 import time
 
 from sandrun import spawn
-from sandrun.keeper import KNOCK
 from sandrun.model import EXIT_HANGUP, EXIT_MEMORY, EXIT_TIMEOUT, Outcome
 
 TYPE_CHECKING = False
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from sandrun.protocol import Container
     from sandrun.settings import Settings
 
+KNOCK = getattr(_signal, "SIGRTMAX", _signal.SIGCHLD)
+"""What the keeper sends: look around."""
 _JOB_STOPS = (_signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU)
 _SI_USER_MAX = 0  # si_code > 0: sent by the kernel (sigaction(2)), so the whole group has it
 _FIRST_LOOK = 0.01

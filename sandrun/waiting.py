@@ -10,8 +10,7 @@ Imported only by a run that has to wait. Invariants
   only; the run lock still excludes.
 - Where the head finds the run lock held though nobody is ahead (the tree of a killed supervisor,
   another user of the checkout), a child blocks in flock(2) on the same open file. What it is
-  granted belongs to that file, thus to us; its end is what we poll for. It dies with its wait,
-  or, if we were killed, when the lock is granted to it and with it freed.
+  granted belongs to that file, thus to us; its end is what we poll for. It dies with us.
 """
 
 import _signal
@@ -156,10 +155,8 @@ def wait_turn(
             lock.unlock()
             patience.feedback.paused()
             patience.sleep([], ticket.fd)
-        elif lock.try_take():
+        elif lock.try_take() or _await_lock(queue, ticket, lock, patience):
             return
-        else:
-            _await_lock(queue, ticket, lock, patience)
 
 
 def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -> None:
@@ -179,8 +176,8 @@ def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -
                 other.close()
 
 
-def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience) -> None:
-    """One sleep on locks that are held though nobody is ahead."""
+def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience) -> bool:
+    """One sleep on locks that are held though nobody is ahead; True: they are ours already."""
     second = lock.holder_of_second()
     if second:
         from sandrun import nesting
@@ -188,9 +185,11 @@ def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience)
         holder = nesting.lock_holder(os.fstat(second.fd).st_ino)
         if holder and nesting.is_ancestor(holder):
             lock.skip_second()
-            return
+            return False
         patience.feedback.elsewhere(second.path, holder)
-    elif not max([_end_orphans(queue, fd) for fd in lock.blocked]):
+    else:
+        if max([_end_orphans(queue, fd) for fd in lock.blocked]) and lock.try_take():
+            return True
         patience.feedback.orphans()
     helpers = [_Helper(fd, [ticket.fd, patience.pipe]) for fd in lock.blocked]
     try:
@@ -198,6 +197,7 @@ def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience)
     finally:
         for helper in helpers:
             helper.end()
+    return False
 
 
 def _end_orphans(queue: Queue, fd: int) -> bool:
@@ -213,11 +213,16 @@ class _Helper:
     """A child that blocks in flock(2) for us; `pipe` is hung up when it is done."""
 
     def __init__(self, fd: int, close: "list[int]") -> None:
+        from sandrun import kernel
+
+        parent = os.getpid()
         self.pipe, end = os.pipe2(os.O_CLOEXEC)
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                for other in (*close, self.pipe):  # a ticket lives while anybody has it open
+                kernel.die_with(parent)
+                # A ticket lives while anybody has it open, and so does the caller's pipe.
+                for other in (*close, self.pipe, 0, 1, 2):
                     os.close(other)
                 _signal.set_wakeup_fd(-1)
                 for signum in _LEAVING:

@@ -17,6 +17,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         # In the laboratory itself: each is run at another of in-lab's places.
         "makes users and mounts: runs as root",
         "about cgroup v2",
+        "about root's controllers: runs as root",
+        "about a user's controllers",
     ),
     # A virtual machine of GitHub's: cgroup v2 under systemd, root through sudo.
     "github": (),

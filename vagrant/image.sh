@@ -9,8 +9,12 @@
 set -eu
 out=$1 flavour=${2:-plain}
 work=$(mktemp -d "${TMPDIR:-/tmp}/sandrun-image.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf --one-file-system "$work"' EXIT
 trap 'exit 143' HUP INT TERM # or dash would leave without the line above
+# Root's mmdebstrap mounts /proc, /sys and the host's own /dev/shm (writable!) in its tree. In a
+# namespace of their own they go with it even on SIGKILL, and no later `rm -r` can follow them out.
+private=
+[ "$(id -u)" != 0 ] || private="unshare --mount --propagation private"
 chmod 755 "$work" # a plain user's hooks run as another uid of his
 as_root=fakeroot
 [ "$(id -u)" != 0 ] || as_root=
@@ -27,7 +31,7 @@ fi
 bootstrap() {
     tar=$1 include=$2
     shift 2
-    mmdebstrap --quiet --variant=minbase --include="$include" \
+    $private mmdebstrap --quiet --variant=minbase --include="$include" \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
         --aptopt='Acquire::Retries "3"' "$@" bookworm "$tar" </dev/null

@@ -9,11 +9,15 @@
 set -eu
 from=$1 out=$2 here=$(dirname "$(realpath "$0")")
 work=$(mktemp -d "${TMPDIR:-/tmp}/sandrun-kernel.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf --one-file-system "$work"' EXIT
 trap 'exit 143' HUP INT TERM # or dash would leave without the line above
+# Root's mmdebstrap mounts /proc, /sys and the host's own /dev/shm (writable!) in its tree. In a
+# namespace of their own they go with it even on SIGKILL, and no later `rm -r` can follow them out.
+private=
+[ "$(id -u)" != 0 ] || private="unshare --mount --propagation private"
 
 if [ "$from" = package ]; then
-    mmdebstrap --quiet --variant=apt --include=user-mode-linux \
+    $private mmdebstrap --quiet --variant=apt --include=user-mode-linux \
         --customize-hook="copy-out /usr/bin/linux.uml $work" bookworm /dev/null </dev/null
     mv "$work/linux.uml" "$out"
     exit
@@ -43,7 +47,7 @@ make -s ARCH=um -j"$(nproc)" linux >/dev/null
 strip -o /linux-uml linux
 E
 # shellcheck disable=SC2016
-mmdebstrap --quiet --variant=apt --setup-hook="$backports" \
+$private mmdebstrap --quiet --variant=apt --setup-hook="$backports" \
     --aptopt='Acquire::Retries "3"' --aptopt='APT::Install-Recommends "false"' \
     --include='linux-source/trixie-backports,gcc,libc6-dev,make,flex,bison,bc,libelf-dev,xz-utils' \
     --customize-hook="copy-in $here/uml.config $work/compile /" \

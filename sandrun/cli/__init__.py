@@ -30,6 +30,10 @@ def main() -> "NoReturn":
 
 def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
     parsed = options.parse(argv)
+    if parsed.subcommand == "git":
+        from sandrun.gitguard import command
+
+        return command.main(parsed.arguments, parsed.flags, heritage)
     if parsed.subcommand:
         from sandrun.cli import app
 

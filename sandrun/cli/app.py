@@ -210,7 +210,10 @@ def _waiter(obj: "tuple[str, settings.Settings]", run: str) -> "tuple[Queue, Tic
         project.state_path(obj[0], obj[1].queue): 0,
         **dict.fromkeys(project.all_states()),
     }:
-        found = Queue(path)
+        try:
+            found = Queue(path)
+        except SandrunError:
+            continue
         for ticket in found.tickets():
             if ticket.id == run and not ticket.running:
                 return found, ticket
@@ -260,6 +263,13 @@ def doctor(as_json: bool) -> None:
     from sandrun import doctor as examiner
 
     raise SystemExit(examiner.main(_out, as_json))
+
+
+@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1)
+def git(arguments: "tuple[str, ...]") -> None:
+    """Run git when it is its turn in the repository; `git unlock` moves stale locks aside."""
+    raise AssertionError("handled before click is loaded")  # listed here for --help only
 
 
 def main(argv: "list[str]", heritage: spawn.Heritage) -> int:

@@ -221,7 +221,7 @@ def test_kill_ends_a_waiter_a_run_or_everything_and_says_so(box: Box) -> None:
     assert box.finish(runs[1]).returncode == 143
     done = box.run("kill", "--all")
     assert f"ended waiter {ids[2]}" in done.stdout
-    assert f"ended run {ids[0]}" in done.stdout
+    assert f"ended run {ids[0]}" in done.stdout.splitlines()[-1], "waiters first: none starts"
     assert [box.finish(run).returncode for run in (runs[0], runs[2])] == [143, 143]
     assert ("begin", "three") not in box.events()
     nothing = box.run("kill", "--all")
@@ -244,6 +244,25 @@ def test_doctor_names_the_backend_in_force(box: Box) -> None:
     assert answer["v"] == 1
     assert done.returncode == (0 if answer["kernel"] else 1)
     assert f"in force: {answer['backend']}" in box.run("doctor").stdout
+
+
+def test_doctor_tells_where_the_run_lock_has_its_second_home(box: Box) -> None:
+    def check(name: str) -> "tuple[str, str]":
+        answer = json.loads(box.run("doctor", "--json").stdout)
+        (row,) = [row for row in answer["checks"] if row["name"] == name]
+        return row["status"], row["evidence"]
+
+    status, evidence = check("locks")
+    assert status == "PASS"
+    assert str(box.state) in evidence
+    subprocess.run(["git", "init", "-q"], cwd=box.project, check=True)
+    lock = box.project / ".git/sandrun.lock"
+    assert check("checkout") == ("PASS", f"run lock in {lock}")
+    lock.unlink()
+    lock.mkdir()
+    status, evidence = check("checkout")
+    assert status == "CAUTION"
+    assert f"{lock}: Is a directory" in evidence
 
 
 def test_config_tells_project_and_queue(box: Box) -> None:

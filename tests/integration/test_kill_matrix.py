@@ -96,18 +96,19 @@ def test_sigkill_at_every_point(make_box: "Callable[[str], Box]", backend: str) 
     print(f"{len(hit)} points hit on {box.records()[-1]['backend']}, missed {missed}")
 
 
-def test_sigkill_of_the_keeper_and_then_the_supervisor_at_every_point_of_the_end(
-    make_box: "Callable[[str], Box]",
+@pytest.mark.parametrize(
+    "point", ["supervisor.py:_wait:sigtimedwait+1", "rlimit.py:_kill:kill", "history.py:append"]
+)
+def test_keeper_and_supervisor_killed_the_next_run_cleans_up(
+    make_box: "Callable[[str], Box]", point: str
 ) -> None:
-    """Both dead: the next run of the queue does their work."""
     box = make_box("rlimit")
-    for point in ("supervisor.py:_wait:sigtimedwait+1", "rlimit.py:kill:kill"):
-        run = start(box, SANDRUN_TEST_KILL=point.replace("kill:kill", "_kill:kill"))
-        keeper = wait_for(lambda: _keeper(run), 10, "a keeper")
-        os.kill(keeper, signal.SIGKILL)
-        box.finish(run)
-        assert box.run("-q", "--", "true", seconds=15).returncode == 0
-        wait_for(lambda: not box.leftovers(), 3, "nothing lives")
+    run = start(box, SANDRUN_TEST_KILL=point)
+    keeper = wait_for(lambda: _keeper(run), 10, "a keeper")
+    os.kill(keeper, signal.SIGKILL)
+    box.finish(run)
+    assert box.run("-q", "--", "true", seconds=15).returncode == 0
+    wait_for(lambda: not box.leftovers(), 3, "nothing lives")
 
 
 def _keeper(run: "subprocess.Popen[str]") -> int:

@@ -54,7 +54,7 @@ def test_first_in_first_out_across_projects(pool: Box) -> None:
     hold(pool, "one")
     hold(pool, "two")
     wait(pool, "large", "--memory", "250M")
-    wait(pool, "small", "--memory", "50M")
+    wait(pool, "small", "--memory", "100M")  # does not fit beside the large one
     pool.let("one")
     pool.let("two")
     pool.let("large")

@@ -104,7 +104,7 @@ def test_without_containment_the_run_lock_lasts_as_long_as_the_tree(box: Box) ->
     second = box.queue_up("two")
     first.kill()
     first.wait()
-    wait_for(lambda: len(box.view()) == 1 or box.status(), 20)
+    wait_for(lambda: "what an ended run left behind" in box.heard(second), 20)
     assert ("begin", "two") not in box.events()
     box.let("one")
     box.let("two")
@@ -151,10 +151,11 @@ def test_a_waiter_keeps_ignoring_what_its_caller_ignored(box: Box) -> None:
 def test_a_stopped_waiter_does_not_stall_those_behind(box: Box) -> None:
     first = box.hold("one")
     stopped, third = box.queue_up("two"), box.queue_up("three")
+    wait_for(lambda: "position 3" in box.heard(third), 20, "it sleeps behind the one to stop")
     stopped.send_signal(signal.SIGSTOP)
     box.let("one")
     box.finish(first)
-    box.let("three")
+    box.let("three", 10)  # less than waiting.LOOK: it is told, it does not find out
     assert box.finish(third).returncode == 0
     assert ("begin", "two") not in box.events()
     stopped.send_signal(signal.SIGCONT)

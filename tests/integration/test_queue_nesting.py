@@ -30,7 +30,7 @@ def test_a_nested_run_starts_at_once(make_box: "Callable[[str], Box]", backend: 
 
 
 def test_a_cleared_environment_does_not_make_a_run_wait_for_itself(box: Box) -> None:
-    kept = f"PATH={box.env['PATH']} PYTHONPATH={box.env['PYTHONPATH']} HOME={box.home}"
+    kept = f"PATH={box.env['PATH']} PYTHONPATH={box.env.get('PYTHONPATH', '')} HOME={box.home}"
     kept += f" SANDRUN_STATE_DIR={box.state} SANDRUN_BACKEND=none XDG_STATE_HOME={box.home}"
     done = box.run("--", "sh", "-c", f"env -i {kept} {INNER} --wait-timeout 20 -- echo inner")
     assert (done.returncode, done.stdout) == (0, "inner\n")
@@ -138,22 +138,26 @@ def test_a_circle_is_seen_within_a_second(box: Box) -> None:
     assert box.finish(first).returncode == 0
 
 
-def test_no_circle_is_seen_where_a_slot_is_free(box: Box) -> None:
-    """The inner wait of A ends when the other slot of B does, so it is not hopeless."""
-    slots = {"SANDRUN_SLOTS": "2"}
-    holder = box.hold("one", "--queue", "b", env=slots)
-    os.mkfifo(box.root / "gate-a")
-    script = f"echo begin a $$ >>{box.log}; read _ <{box.root}/gate-a; {INNER} --queue b -- true"
-    outer = box.start("--queue", "a", "--slots", "1", "--", "sh", "-c", script, env=slots)
-    box.begun("a")
-    other = box.start("--queue", "b", "--", *box.job("two"), env=slots)
-    box.begun("two")
-    box.let("a")
-    wait_for(lambda: len(box.status("--queue", "b")) == 3, 20)
-    box.let("one")
-    assert box.finish(outer).returncode == 0
-    box.let("two")
-    assert [box.finish(run).returncode for run in (holder, other)] == [0, 0]
+@pytest.mark.parametrize("last", ["a", "b"])
+def test_no_circle_is_seen_where_another_slot_will_be_free(box: Box, last: str) -> None:
+    """A waits inside for B, a run of B waits inside for A, but B's other run just works."""
+    runs = []
+    for queue, other, slots in (("a", "b", "1"), ("b", "a", "2")):
+        os.mkfifo(box.root / f"gate-{queue}")
+        inner = f"{INNER} --slots {3 - int(slots)} --queue {other} -- true"
+        script = f"echo begin {queue} $$ >>{box.log}; read _ <{box.root}/gate-{queue}; {inner}"
+        runs.append(box.start("--queue", queue, "--slots", slots, "--", "sh", "-c", script))
+        box.begun(queue)
+    worker = box.hold("worker", "--queue", "b", "--slots", "2")
+    first, second = ("b", "a") if last == "a" else ("a", "b")
+    box.let(first)
+    behind = {"a": "b", "b": "a"}  # in which queue the inner run of each waits
+    full = {"a": 1, "b": 2}
+    wait_for(lambda: len(box.status("--queue", behind[first])) > full[behind[first]], 20)
+    box.let(second)
+    wait_for(lambda: len(box.status("--queue", behind[second])) > full[behind[second]], 20)
+    box.let("worker")
+    assert [box.finish(run).returncode for run in (*runs, worker)] == [0, 0, 0]
 
 
 def test_a_killed_waiter_of_a_circle_leaves_no_trace(box: Box) -> None:

@@ -88,9 +88,20 @@ def test_a_paused_queue_starts_nothing_until_resumed(box: Box) -> None:
     assert begun(box) == ["one"]
     assert "note: paused" in box.run("status").stdout
     assert box.run("resume").stdout == "resumed\n"
-    drain(box, ["two", "three"])
+    box.let("two", 10)
+    box.let("three")
     assert [box.finish(run).returncode for run in (second, third)] == [0, 0]
     assert box.run("resume").stdout == "not paused\n"
+
+
+def test_a_newcomer_waits_in_an_empty_paused_queue(box: Box) -> None:
+    box.run("pause")
+    run = box.start("--", *box.job("one"))
+    wait_for(lambda: "the queue is paused" in box.heard(run), 20)
+    assert begun(box) == []
+    box.run("resume")
+    box.let("one", 10)  # less than waiting.LOOK: it is told, it does not find out
+    assert box.finish(run).returncode == 0
 
 
 def test_slots_let_so_many_run_at_once_and_no_more(box: Box) -> None:

@@ -321,5 +321,18 @@ def test_a_waiter_for_the_second_home_leaves_at_once_and_leaves_nothing(box: Box
     before = set(box.leftovers())
     second.send_signal(signal.SIGINT)
     assert box.finish(second).returncode == 130
-    wait_for(lambda: len(before - set(box.leftovers())) >= 1, 20)
+    wait_for(lambda: len(before - set(box.leftovers())) >= 2, 20)
     assert len(set(box.leftovers())) == 2, "the first run, its shell and nothing else"
+
+
+def test_a_killed_waiter_for_the_second_home_leaves_nothing(box: Box) -> None:
+    """Its helper sleeps in flock(2) for it, and dies with it."""
+    repository(box)
+    box.hold("one")
+    elsewhere = box.root / "elsewhere"
+    elsewhere.mkdir()
+    second = box.start("--", "true", env={"SANDRUN_STATE_DIR": str(elsewhere)})
+    wait_for(lambda: len(box.leftovers()) == 4, 20, "a run, its shell, a waiter, its helper")
+    second.kill()
+    box.finish(second)  # its output ends, so the helper does not hold it
+    wait_for(lambda: len(box.leftovers()) == 2, 20)

@@ -13,10 +13,10 @@ FREE = {
     "winreg", "zipimport", "_json", "_sha1", "_locale", "_bootlocale", "encodings.ascii",
 }  # fmt: skip
 OURS = {
-    "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.cli", "sandrun.history",
-    "sandrun.keeper", "sandrun.messages", "sandrun.model", "sandrun.options", "sandrun.place",
-    "sandrun.project", "sandrun.queue", "sandrun.runlock", "sandrun.runner", "sandrun.settings",
-    "sandrun.spawn", "sandrun.supervisor", "sandrun.values",
+    "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.cli", "sandrun.gitguard",
+    "sandrun.history", "sandrun.messages", "sandrun.model", "sandrun.options",
+    "sandrun.place", "sandrun.project", "sandrun.queue", "sandrun.runlock", "sandrun.runner",
+    "sandrun.settings", "sandrun.spawn", "sandrun.supervisor", "sandrun.values",
 }  # fmt: skip
 
 

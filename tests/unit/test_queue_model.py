@@ -90,7 +90,7 @@ class Ordering(RuleBasedStateMachine):
             other.close()
         # The run lock excludes whatever the order says; the model has slots instead.
         assert sum(other.running for other in self.alive) < self.slots
-        self.queue.mark_running(waiter.ticket)
+        self.queue.mark(waiter.ticket, running=True)
         waiter.running = True
 
     @precondition(lambda self: any(w.is_woken() for w in self.alive if not w.running))

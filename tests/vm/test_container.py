@@ -111,10 +111,11 @@ def test_stop_ends_it_within_the_grace_by_the_commands_own_handler(
 @pytest.mark.parametrize("options", [READ_ONLY, WRITABLE])
 def test_zombies_are_reaped_and_exec_works_beside(name: str, options: "tuple[str, ...]") -> None:
     orphans = "for i in 1 2 3 4 5; do sh -c 'sleep 0.1 & exit'; done; sleep 1; echo ready; sleep 99"
-    detached(name, options, "--", "sh", "-c", orphans)
+    detached(name, options, "-m", "200M", "--", "sh", "-c", orphans)  # leaves room in the pool
     states = podman("exec", name, "sh", "-c", "cat /proc/[0-9]*/stat").stdout
     assert " Z " not in states
-    beside = podman("exec", name, "sandrun", "--queue", "beside", "-v", "--", "sh", "-c", "exit 9")
+    command = ["sandrun", "--queue", "beside", "-m", "100M", "-v", "--", "sh", "-c", "exit 9"]
+    beside = podman("exec", name, *command)
     assert beside.returncode == 9, beside.stderr
     if options == WRITABLE:
         assert "backend cgroup2" in beside.stderr

@@ -1,0 +1,130 @@
+"""The git guard: git operations of one repository wait for each other instead of failing.
+
+Two parts. Before a run, `wait_quiet` lets a git that is at work finish, so that the run does not
+see half a checkout. Around a git command, `sandrun git ARGS` (`command`) gives it a turn among
+the guarded ones (`turn`), waits for git's own locks (`locks`), and then becomes the real git.
+
+Promises
+- git is always run, exactly once, at the latest when `git_wait` is over; its exit code, output,
+  terminal and signals are its own, because nothing stays around it.
+- A live lock is never touched (`stale`). A git around us (a hook in `git commit`) never blocks.
+- Where nothing is in the way, nothing is said.
+- Reading never waits. So a reader can still meet a change half way, as without us: a `git stash
+  list` beside the drop of the last stash fails.
+
+Left to others: which real git a shim calls, and that hooks reach the shim at all. git puts its
+own directory first in the PATH of what it starts, so most hooks call the real git: they are
+inside a turn already.
+"""
+
+import fcntl
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandrun.gitguard.repository import Repository
+
+LOCAL_VARIABLES = (
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_CONFIG",
+    "GIT_CONFIG_PARAMETERS",
+    "GIT_CONFIG_COUNT",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_IMPLICIT_WORK_TREE",
+    "GIT_GRAFT_FILE",
+    "GIT_INDEX_FILE",
+    "GIT_NO_REPLACE_OBJECTS",
+    "GIT_REPLACE_REF_BASE",
+    "GIT_PREFIX",
+    "GIT_INTERNAL_SUPER_PREFIX",
+    "GIT_SHALLOW_FILE",
+    "GIT_COMMON_DIR",
+)
+"""What ties a process to one repository: `git rev-parse --local-env-vars`."""
+
+_PLACES = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
+_GUARDED = ("index", "HEAD")
+_DANGEROUS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
+
+
+def around(project: str) -> "Repository | None":
+    """The repository that the gits of a run in `project` act on."""
+    from sandrun.gitguard.repository import find
+
+    # A relative GIT_DIR counts from where we are.
+    return find("." if os.environ.get("GIT_DIR") else project, os.environ)
+
+
+def is_quiet(project: str) -> bool:
+    """Whether certainly no git is at work in `project`: what nearly every run finds, for the
+    price of four system calls. False: `wait_quiet` must look."""
+    git = os.path.join(project, ".git")
+    if any(name in os.environ for name in _PLACES):
+        return False
+    if os.path.isfile(git) or any(os.path.lexists(f"{git}/{name}.lock") for name in _GUARDED):
+        return False
+    try:
+        fd = os.open(git + "/sandrun-guard", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        # Shared and for an instant: a git that comes just now waits for that instant.
+        fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 0)
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def wait_quiet(project: str, patience: float, mask: "set[int]") -> None:
+    """Wait up to `patience` seconds for the git at work in `project`; warn if it goes on.
+
+    `mask` is the caller's signal mask. Raises waiting.Left when a signal told us to go.
+    """
+    repo = around(project)
+    if repo is None:
+        return
+    from sandrun.gitguard import processes
+
+    if processes.ancestor(repo):
+        return
+    from sandrun.gitguard.waiting import Interruptible, Wait
+
+    with Interruptible(mask):
+        Wait(repo, patience, "going on without waiting").quiet()
+
+
+def heal_after(project: str, since: float, run_id: str) -> None:
+    """Move aside the locks that a run's dead processes left (`stale.after_run`)."""
+    repo = around(project)
+    if repo:
+        from sandrun.gitguard import stale
+
+        stale.after_run(repo, since, run_id)
+
+
+def leaked() -> "list[str]":
+    """The variables around us that make every git below act on one repository.
+
+    A hook gets a relative GIT_INDEX_FILE from every commit: harmless, it counts from the top of
+    whatever repository a git is in.
+    """
+    found = [name for name in _DANGEROUS if os.environ.get(name)]
+    if os.path.isabs(os.environ.get("GIT_INDEX_FILE", "")):
+        found.append("GIT_INDEX_FILE")
+    return found
+
+
+LEAK_HINT = "clean_git_env = true in sandrun.toml, or: unset $(git rev-parse --local-env-vars)"
+
+
+def leak_check() -> "tuple[bool, str, str]":
+    """For `sandrun doctor`: whether all is well, the evidence, what mends it."""
+    found = leaked()
+    if not found:
+        return True, "no GIT_DIR or the like in the environment", ""
+    text = ", ".join(f"{name}={os.environ[name]}" for name in found)
+    return False, f"{text}: every git in a run acts on that repository", LEAK_HINT

@@ -1,0 +1,128 @@
+"""`sandrun git ARGS...`: guard one git command, then become git.
+
+command line -> which locks -> (none: exec) -> repository -> turn -> git's locks -> exec
+"""
+
+import os
+
+from sandrun import messages, spawn
+from sandrun.gitguard import commands, processes, repository, turn
+from sandrun.model import EXIT_NOT_FOUND, SandrunError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import NoReturn
+
+    from sandrun.gitguard.waiting import Wait
+
+SHIM_MARK = b"sandrun shim"
+"""In the first lines of a shim, so that a search of PATH knows it from the real git."""
+
+
+def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.Heritage) -> int:
+    """Become git with `arguments`, when nothing is in its way; returns only from `unlock`."""
+    # From here on a signal acts on us as it would on git: nothing needs to be undone.
+    spawn.restore(heritage)
+    wish = {name: int(str(flags.get(name, 0))) for name in ("verbose", "quiet")}
+    messages.setup(wish["verbose"], wish["quiet"], str(flags.get("color", "auto")))
+    command = commands.parse(arguments)
+    env = spawn.environment({})
+    if command.word == "unlock":
+        from sandrun.gitguard import unlock
+
+        return unlock.main(_repository(command, env), command.arguments)
+    git = real_git(env.get("PATH", os.defpath))
+    needed = commands.needs(command)
+    if needed is None:
+        from sandrun.gitguard import aliases
+
+        needed = aliases.needs(git, command, env)
+    if needed:
+        _guard(_repository(command, env), needed, flags)
+    elif not any(map(_is_terminal, (0, 1, 2))):
+        # Nobody is looking: a background `git status` shall not lock the index to refresh it.
+        env.setdefault("GIT_OPTIONAL_LOCKS", "0")
+    return _become(git, arguments, env)
+
+
+def _repository(
+    command: commands.Invocation, env: "Mapping[str, str]"
+) -> "repository.Repository | None":
+    try:
+        cwd = os.path.join(os.getcwd(), *command.directories)
+    except OSError:  # a deleted directory
+        return None
+    named = {**env, **command.variables}
+    if command.bare and "GIT_DIR" not in named:
+        named["GIT_DIR"] = cwd
+    return repository.find(cwd, named)
+
+
+def _guard(
+    repo: "repository.Repository | None", needed: int, flags: "Mapping[str, object]"
+) -> None:
+    if repo is None:  # git will say so, or make one
+        return
+    around = processes.ancestor(repo)
+    wait: Wait | None = None
+
+    def patient() -> "Wait":
+        nonlocal wait
+        if wait is None:
+            wait = _wait(repo, flags)
+        return wait
+
+    held = turn.take(repo, needed, around, lambda *lock: patient().turn(*lock))
+    for fd in held:
+        os.set_inheritable(fd, True)
+    if around:
+        messages.decision(f"{repo.top}: inside of {processes.text([around])}: not waiting")
+        return
+    from sandrun.gitguard import locks
+
+    if locks.first_of(locks.in_the_way(repo, needed)):
+        patient().locks(needed)
+
+
+def _wait(repo: repository.Repository, flags: "Mapping[str, object]") -> "Wait":
+    """Settings are read here and not before: an uncontended git needs none of them."""
+    from sandrun import project, settings
+    from sandrun.gitguard.waiting import Wait
+
+    chosen = settings.resolve(flags, project.find(repo.top))
+    return Wait(repo, chosen.git_wait, "running git anyway")
+
+
+def real_git(path: str) -> str:
+    """The first git on `path` that is not a shim of ours. Raises SandrunError."""
+    for directory in path.split(":"):
+        file = os.path.join(directory or ".", "git")
+        if os.access(file, os.X_OK) and os.path.isfile(file) and not _is_shim(file):
+            return os.path.abspath(file)
+    raise SandrunError("git: command not found", "install git", EXIT_NOT_FOUND)
+
+
+def _is_shim(file: str) -> bool:
+    try:
+        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return SHIM_MARK in os.read(fd, 512)
+    finally:
+        os.close(fd)
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _become(git: str, arguments: "list[str]", env: "Mapping[str, str]") -> "NoReturn":
+    try:
+        os.execve(git, ["git", *arguments], env)
+    except OSError as error:
+        raise SandrunError(f"cannot execute {git}: {error.strerror}", "", 126) from None

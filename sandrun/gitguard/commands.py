@@ -1,0 +1,248 @@
+"""What a git command line does: its global options, its subcommand, and the locks it needs.
+
+Promises: what is called read-only takes none of git's locks that another command would fail on.
+Whatever is not known for sure queues with everything. Objects are named by their content and
+written without locks, so commands that write nothing else go straight through too.
+
+Two more kinds go straight through although they may write: servers and windows that live for
+hours (their children come back here one by one), and commands that make a repository.
+"""
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+TREE, REFS, REMOTE, ALL = 1, 2, 4, 8
+"""What a command needs for itself, as bits. TREE: this worktree's index, HEAD and files. REFS: the
+config, packed-refs and refs that worktrees share. REMOTE: what follows remotes. ALL: everything,
+because it packs or prunes what others write. A commit needs the tree alone: an editor that stays
+open, or a slow fetch, keeps nobody from making a branch."""
+
+UNKNOWN = TREE | REFS | REMOTE
+
+
+def _set(words: str) -> "frozenset[str]":
+    return frozenset(words.split())
+
+
+READ_ONLY = _set(
+    "annotate archive blame bugreport cat-file check-attr check-ignore check-mailmap "
+    "check-ref-format cherry column count-objects describe diagnose diff diff-files diff-index "
+    "diff-tree fast-export fmt-merge-msg for-each-ref format-patch fsck fsck-objects "
+    "get-tar-commit-id grep help interpret-trailers last-modified log ls-files ls-remote ls-tree "
+    "mailinfo merge-base name-rev patch-id pickaxe range-diff request-pull rev-list rev-parse "
+    "shortlog show show-branch show-index show-ref status stripspace var verify-commit "
+    "verify-pack verify-tag version whatchanged"
+)
+"""Read-only whatever their arguments; what a shim may start without asking us."""
+
+_STRAIGHT = READ_ONLY | _set(
+    # Objects only.
+    "bundle commit-tree hash-object index-pack mailsplit merge-file merge-tree mktag mktree "
+    "pack-objects pack-redundant unpack-file unpack-objects "
+    # Long-lived: servers, windows, helpers.
+    "backfill citool credential credential-cache credential-cache--daemon credential-store daemon "
+    "difftool fsmonitor--daemon gui hook http-backend imap-send instaweb mergetool receive-pack "
+    "send-email shell upload-archive upload-pack "
+    # Other repositories than the one around us.
+    "clone for-each-repo"
+)
+
+_NEEDS = {
+    word: needs
+    for needs, words in (
+        (
+            TREE,
+            "add am apply checkout-index cherry-pick clean commit fast-import merge "
+            "merge-index mv read-tree rebase rerere reset restore revert rm stage update-index "
+            "write-tree",
+        ),
+        (REFS, "branch config init init-db notes replace tag update-server-info"),
+        (
+            TREE | REFS,
+            "checkout filter-branch sparse-checkout stash switch symbolic-ref update-ref",
+        ),
+        (REMOTE, "fetch fetch-pack push send-pack"),
+        # A fetch walks from the HEADs of all worktrees, and one that is being made has none yet.
+        (REFS | REMOTE, "remote worktree"),
+        (TREE | REMOTE, "pull"),
+        (
+            ALL,
+            "commit-graph gc maintenance multi-pack-index pack-refs prune prune-packed reflog "
+            "refs repack",
+        ),
+        (UNKNOWN, "bisect submodule"),
+    )
+    for word in words.split()
+}
+
+_MAY_REFRESH = frozenset(("status", "diff", "describe"))
+
+
+class Invocation:
+    """A git command line taken apart. `word` is the subcommand ('': git itself answers)."""
+
+    __slots__ = ("arguments", "bare", "directories", "options", "variables", "word")
+
+    def __init__(self) -> None:
+        self.options: list[str] = []
+        self.directories: list[str] = []
+        self.variables: dict[str, str] = {}
+        self.bare = False
+        self.word = ""
+        self.arguments: list[str] = []
+
+
+_NAMING = {"--git-dir": "GIT_DIR", "--work-tree": "GIT_WORK_TREE", "-C": "", "-c": ""}
+WITH_VALUE = frozenset((*_NAMING, "--namespace", "--super-prefix", "--config-env", "--attr-source",
+                         "--shallow-file"))  # fmt: skip
+ANSWERS = frozenset(("-h", "--help", "-v", "--version", "--exec-path", "--html-path", "--man-path",
+                      "--info-path"))  # fmt: skip
+
+
+def parse(args: "list[str]") -> Invocation:
+    """Take a git command line (without `git`) apart as git's handle_options does."""
+    taken = Invocation()
+    at = 0
+    while at < len(args) and args[at][:1] == "-":
+        name, has_value, value = args[at].partition("=")
+        if args[at] in ANSWERS or name == "--list-cmds":
+            return taken
+        if name in WITH_VALUE and not (has_value and name[:2] == "--"):
+            at += 1
+            value = args[at] if at < len(args) else ""
+        if name == "-C" and value:
+            taken.directories.append(value)
+        elif _NAMING.get(name):
+            taken.variables[_NAMING[name]] = value
+        elif name == "--bare":
+            taken.bare = True
+        at += 1
+    taken.options = args[:at]
+    if at < len(args):
+        taken.word = args[at]
+        taken.arguments = args[at + 1 :]
+    return taken
+
+
+def needs(command: Invocation) -> "int | None":
+    """The locks that a command needs; 0: none. None: git does not know the word, so it may be
+    an alias or a program of somebody's."""
+    word, arguments = command.word, command.arguments
+    if not word or word in _STRAIGHT or arguments[:1] in (["-h"], ["--help"]):
+        return 0
+    if word not in _NEEDS:
+        return None
+    asks = _ASKS.get(word)
+    return 0 if asks and asks(arguments) else _NEEDS[word]
+
+
+def is_harmless(command: Invocation) -> bool:
+    """Whether a live process of this command line can never be the owner of a lock."""
+    word = command.word
+    return (word in READ_ONLY and word not in _MAY_REFRESH) or word in (
+        "fsmonitor--daemon",
+        "credential-cache--daemon",
+    )
+
+
+_LISTS = ("--list", "-l", "--contains", "--no-contains", "--merged", "--no-merged", "--points-at")
+_SHOWS = ("--show-current", "--color", "--no-color", "--column", "--no-column", "--sort", "-i",
+          "--format", "--abbrev", "--no-abbrev", "--ignore-case", "--omit-empty")  # fmt: skip
+
+
+def _lists(arguments: "list[str]", shows: "tuple[str, ...]") -> bool:
+    """Whether `branch` or `tag` only lists: no words, or an option that makes them patterns."""
+    listing = False
+    words = False
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if argument[:1] != "-":
+            words = True
+        elif name in _LISTS:
+            listing = True
+        elif name not in _SHOWS and name not in shows:
+            return False
+    return listing or not words
+
+
+def _branch(arguments: "list[str]") -> bool:
+    return _lists(arguments, ("-a", "-r", "-v", "-vv", "-av", "-avv", "--all", "--remotes",
+                              "--verbose", "-q"))  # fmt: skip
+
+
+def _tag(arguments: "list[str]") -> bool:
+    if arguments[:1] in (["-v"], ["--verify"]):
+        return True
+    numbers = [
+        word for word in arguments if word == "-n" or (word[:2] == "-n" and word[2:].isdigit())
+    ]
+    return _lists((["-l"] if numbers else []) + arguments, tuple(numbers))
+
+
+_CONFIG_VALUE = frozenset(("-f", "--file", "--blob", "--type", "--default", "--comment"))
+_CONFIG_READS = frozenset(("-l", "--list", "--get", "--get-all", "--get-regexp", "--get-urlmatch",
+                           "--get-color", "--get-colorbool", "--name-only"))  # fmt: skip
+_CONFIG_WRITES = frozenset(("--add", "--replace-all", "--unset", "--unset-all", "-e", "--edit",
+                            "--rename-section", "--remove-section"))  # fmt: skip
+
+
+def _config(arguments: "list[str]") -> bool:
+    words: list[str] = []
+    at = 0
+    while at < len(arguments):
+        name = arguments[at].partition("=")[0]
+        if name in _CONFIG_WRITES:
+            return False
+        if name in _CONFIG_READS:
+            return True
+        if name[:1] != "-":
+            words.append(name)
+        elif arguments[at] in _CONFIG_VALUE:
+            at += 1
+        at += 1
+    return words[:1] in (["get"], ["list"]) or (len(words) < 2 and words[:1] != ["edit"])
+
+
+def _first_in(*read: str) -> "Callable[[list[str]], bool]":
+    """Read-only when the first word is one of `read`; '' stands for no word at all."""
+
+    def asks(arguments: "list[str]") -> bool:
+        words = [word for word in arguments if word[:1] != "-"]
+        return (words[0] if words else "") in read
+
+    return asks
+
+
+def _reflog(arguments: "list[str]") -> bool:
+    return not {"expire", "delete", "drop", "write"}.intersection(arguments[:1])
+
+
+def _symbolic_ref(arguments: "list[str]") -> bool:
+    words = [word for word in arguments if word[:1] != "-"]
+    return len(words) == 1 and not {"-d", "--delete"}.intersection(arguments)
+
+
+def _dry(arguments: "list[str]") -> bool:
+    return bool({"-n", "--dry-run"}.intersection(arguments))
+
+
+_ASKS: "Mapping[str, Callable[[list[str]], bool]]" = {
+    "bisect": _first_in("log", "terms", "view", "visualize"),
+    "branch": _branch,
+    "clean": _dry,
+    "commit-graph": _first_in("verify"),
+    "config": _config,
+    "multi-pack-index": _first_in("verify"),
+    "notes": _first_in("", "list", "show"),
+    "reflog": _reflog,
+    "refs": _first_in("verify", "list", "exists"),
+    "remote": _first_in("", "show", "get-url"),
+    "rerere": _first_in("status", "diff", "remaining"),
+    "sparse-checkout": _first_in("list"),
+    "stash": lambda arguments: arguments[:1] in (["list"], ["show"]),
+    "submodule": _first_in("", "status", "summary"),
+    "symbolic-ref": _symbolic_ref,
+    "tag": _tag,
+    "worktree": _first_in("list"),
+}

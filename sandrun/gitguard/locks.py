@@ -1,0 +1,90 @@
+"""git's own lock files: which are in the way of a command, and waiting for them to go.
+
+Promises to touch none of them. A lock is in the way while its name exists; git makes it with
+O_EXCL and renames it over the file it guards, or removes it. What it does not do is keep it open:
+in the editor of `git commit -a` nobody has index.lock open, so neither that nor its age says
+whether it is alive (`sandrun.gitguard.stale` has what does).
+"""
+
+import os
+import time
+
+from sandrun import messages
+from sandrun.gitguard import commands, processes
+from sandrun.gitguard.repository import Repository, head_ref
+from sandrun.model import span_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SILENCE = 0.3
+"""A shorter wait is nobody's business."""
+
+
+def in_the_way(repo: Repository, needs: int) -> "list[str]":
+    """The lock files on which a command with these needs would fail."""
+    paths = []
+    names = ["reftable/tables.list.lock"]
+    if needs & (commands.TREE | commands.ALL):
+        paths += [repo.index + ".lock", os.path.join(repo.git_dir, "HEAD.lock")]
+        branch = head_ref(repo)
+        names += [branch + ".lock"] if branch else []
+    if needs & (commands.REFS | commands.ALL):
+        names += ["packed-refs.lock", "config.lock"]
+    if needs & (commands.REMOTE | commands.ALL):
+        names.append("shallow.lock")
+    return paths + [os.path.join(repo.common_dir, name) for name in names]
+
+
+def first_of(paths: "list[str]") -> str:
+    """The first of the files that exists; '' if none does."""
+    return next((path for path in paths if os.path.lexists(path)), "")
+
+
+def wait_gone(
+    repo: Repository, paths: "list[str]", deadline: float, heal: "Callable[[str], bool]"
+) -> str:
+    """Wait until none of the lock files is there; the one that stayed, or ''.
+
+    `heal` is asked once for each whether it is stale beyond doubt, and takes it away if so.
+    """
+    from sandrun.gitguard.watch import Watch
+
+    watch = Watch({os.path.dirname(path) for path in paths})
+    began = time.monotonic()
+    asked: set[str] = set()
+    said = ""
+    try:
+        while lock := first_of(paths):
+            if lock not in asked:
+                asked.add(lock)
+                if heal(lock):
+                    continue
+            now = time.monotonic()
+            if now >= deadline:
+                return lock
+            if lock != said and now - began >= SILENCE:
+                said = lock
+                messages.status(f"{repo.top}: waiting for {owner_text(repo, lock)}")
+            until = deadline if said == lock else min(deadline, began + SILENCE)
+            watch.sleep(max(0.01, until - now))
+    finally:
+        watch.close()
+    return ""
+
+
+def owner_text(repo: Repository, lock: str) -> str:
+    """Who holds a lock and which, as far as can be told."""
+    name = os.path.relpath(lock, repo.common_dir)
+    owners = processes.openers(lock) or processes.at_work(repo)
+    who = processes.text([pid for pid in owners if pid != os.getpid()])
+    return f"{who or 'an unknown process'}, which holds {name} since {age_text(lock)}"
+
+
+def age_text(lock: str) -> str:
+    """How long a lock file exists."""
+    try:
+        return span_text(max(0.0, time.time() - os.lstat(lock).st_ctime))
+    except OSError:
+        return "just now"

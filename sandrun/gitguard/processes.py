@@ -1,0 +1,175 @@
+"""Which processes are git at work in a repository: our ancestors, and possible owners of a lock.
+
+Two questions with opposite ways to be wrong. An ancestor that might be a git of this repository
+must never be waited for, so doubt says yes. A process that might own a lock must never be
+robbed, so doubt says yes there too. Both therefore treat what cannot be read as git's.
+"""
+
+import os
+
+from sandrun import kernel
+from sandrun.gitguard import commands, repository
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def is_named_git(name: str) -> bool:
+    """Whether a process of this name can be git: `git`, `git-submodule`, nix's `.git-wrapped`."""
+    base = name.lstrip(".")
+    return base == "git" or base.startswith("git-")
+
+
+def ancestor(repo: repository.Repository) -> int:
+    """The nearest ancestor that is a git at work in `repo` and may write; its pid, or 0.
+
+    The proof is the chain of parents as the kernel has it, with each git's own command line,
+    directory and environment; nothing in our environment is believed.
+    """
+    pid = os.getppid()
+    while pid > 1:
+        try:
+            stat = kernel.Stat(pid)
+        except OSError:
+            return 0
+        if is_named_git(stat.name) and _works_in(pid, repo, reads_count=False):
+            return pid
+        pid = stat.parent
+    return 0
+
+
+def _works_in(pid: int, repo: repository.Repository, reads_count: bool) -> bool:
+    """Whether the git `pid` works in `repo` or a worktree of it; yes if it cannot be read."""
+    try:
+        words = kernel.read(f"/proc/{pid}/cmdline").split(b"\0")[:-1]
+        if not words:  # a zombie, or a kernel thread
+            return False
+        command = commands.parse([os.fsdecode(word) for word in words[1:]])
+        if commands.is_harmless(command) if reads_count else commands.needs(command) == 0:
+            return False
+        if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+            return _shares_files(pid, repo)
+        return any(_same(found, repo) for found in _repositories(pid, command))
+    except FileNotFoundError:
+        return False
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+
+
+def _shares_files(pid: int, repo: repository.Repository) -> bool:
+    """The same for a git in a container, whose paths mean nothing here: by what they lead to.
+
+    git stands at the root of its worktree. Only a main worktree that is another one says no.
+    """
+    here = f"/proc/{pid}/cwd"
+    ours = [os.stat(path) for path in (repo.top, repo.git_dir, repo.common_dir)]
+    for path in (here, here + "/.git"):
+        info = os.stat(path)
+        if any((info.st_ino, info.st_dev) == (our.st_ino, our.st_dev) for our in ours):
+            return True
+    named = b"GIT_DIR=" in kernel.read(f"/proc/{pid}/environ")
+    return named or not os.path.isdir(here + "/.git")
+
+
+def _same(found: "repository.Repository | None", repo: repository.Repository) -> bool:
+    return found is None or found.common_dir == repo.common_dir
+
+
+def _repositories(
+    pid: int, command: commands.Invocation
+) -> "Iterator[repository.Repository | None]":
+    """Where a running git may be at work; None stands for a place that cannot be told.
+
+    git has gone to the worktree's root by now, while relative names in its command line and
+    first environment count from where it started: what it says of that is only PWD.
+    """
+    entries = kernel.read(f"/proc/{pid}/environ").split(b"\0")
+    env = dict(os.fsdecode(entry).partition("=")[::2] for entry in entries if b"=" in entry)
+    here = os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")
+    start = os.path.join(env.get("PWD", here), *command.directories)
+    env = {**env, **command.variables}
+    named = env.get("GIT_DIR", "")
+    found = [repository.find(cwd, env) for cwd in (here, start)]
+    if named and not any(found):
+        yield None
+    for repo in found:
+        if repo:
+            yield repo
+
+
+def at_work(repo: repository.Repository) -> "list[int]":
+    """The processes that may own a lock in `repo`: every git at work there that is not known to
+    only read, and every git that cannot be examined."""
+    return [pid for pid in _pids() if pid != os.getpid() and _may_own(pid, repo)]
+
+
+def _pids() -> "list[int]":
+    """Every process; none where there is no /proc, which `stale.blind_spots` then says."""
+    try:
+        return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    except OSError:
+        return []
+
+
+def _may_own(pid: int, repo: repository.Repository) -> bool:
+    try:
+        stat = kernel.Stat(pid)
+    except OSError:
+        return False
+    if stat.state in "ZX" or not (is_named_git(stat.name) or _runs_git(pid)):
+        return False
+    return _works_in(pid, repo, reads_count=True)
+
+
+def _runs_git(pid: int) -> bool:
+    """A git under another name (`hub`, a renamed thread) still runs git's file."""
+    try:
+        return is_named_git(os.path.basename(os.readlink(f"/proc/{pid}/exe")))
+    except OSError:
+        return False
+
+
+def openers(path: str) -> "list[int]":
+    """The processes that hold the file at `path` open, as far as we may look."""
+    try:
+        wanted = os.stat(path, follow_symlinks=False)
+    except OSError:
+        return []
+    return [pid for pid in _pids() if _has_open(f"/proc/{pid}/fd", wanted)]
+
+
+def _has_open(directory: str, wanted: os.stat_result) -> bool:
+    try:
+        for fd in os.listdir(directory):
+            try:
+                info = os.stat(f"{directory}/{fd}")
+            except OSError:
+                continue
+            if (info.st_ino, info.st_dev) == (wanted.st_ino, wanted.st_dev):
+                return True
+    except OSError:
+        pass
+    return False
+
+
+def text(pids: "list[int]") -> str:
+    """The first of these processes for people: `git commit -a (pid 12, for 3 min 20 s)`."""
+    for pid in pids:
+        process = kernel.describe(pid)
+        if process:
+            return f"{process.command} (pid {pid}, for {_age(pid)})"
+    return ""
+
+
+def _age(pid: int) -> str:
+    from sandrun.model import span_text
+
+    try:
+        started = kernel.Stat(pid).start / os.sysconf("SC_CLK_TCK")
+        uptime = float(kernel.read("/proc/uptime").split()[0])
+    except OSError:
+        return "an unknown time"
+    return span_text(max(0.0, uptime - started))

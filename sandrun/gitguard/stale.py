@@ -1,0 +1,215 @@
+"""Locks whose owner is dead: what proves it, moving them aside, putting them back.
+
+Promises
+- A lock of a live git is never moved. Neither its age nor that nobody has it open proves
+  anything: both are so in the editor of `git commit -a`.
+- Moved by itself (`heal`, `after_run`) only with proof that its owner cannot live: it is older
+  than this boot, or the git that core.lockfilePid names is dead, or it was born in a run whose
+  every process is dead. And only if nothing contradicts: no git is at work in the repository, no
+  process has the file open, and no owner could be out of our sight.
+- Nothing is ever deleted: the lock moves to `sandrun-unlocked/` in the common dir, because an
+  index.lock may be all that is left of what somebody staged.
+
+Assumptions: a program other than git that takes git's locks (JGit, libgit2) has the file open
+while it does. Whoever changes the clock by hand while git runs still has a live git to be seen.
+"""
+
+import os
+import time
+
+from sandrun import kernel, messages
+from sandrun.gitguard import locks, processes
+from sandrun.gitguard.repository import Repository
+from sandrun.model import SandrunError
+
+HOME = "sandrun-unlocked"
+_CLOCK_MARGIN = 5.0  # btime of /proc/stat has whole seconds and follows clock adjustments
+_INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, <linux/proc_ns.h>
+_LOCAL = (
+    *("bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "jfs", "ntfs3"),
+    *("overlay", "ramfs", "reiserfs", "tmpfs", "vfat", "xfs", "zfs"),
+)
+
+
+def heal(repo: Repository, lock: str) -> bool:
+    """Move a lock aside if it is stale beyond doubt; whether it was moved."""
+    reason = _born_before_boot(lock) or _owner_is_dead(lock)
+    return bool(reason) and _move_if_unowned(repo, lock, reason)
+
+
+def after_run(repo: Repository, since: float, run_id: str) -> None:
+    """Move aside the locks that a run left, every process of which is dead.
+
+    The caller knows that none of them was there at `since`, when the run began.
+    """
+    for lock in every_lock(repo):
+        try:
+            info = os.lstat(lock)
+        except OSError:
+            continue
+        if info.st_ctime >= since and info.st_uid == os.geteuid():
+            _move_if_unowned(repo, lock, f"left by run {run_id}, which was ended")
+
+
+def _move_if_unowned(repo: Repository, lock: str, reason: str) -> bool:
+    if blind_spots(lock) or owners(repo, lock):
+        return False
+    try:
+        aside = move_aside(repo, lock)
+    except SandrunError as error:
+        messages.decision(error.text)
+        return False
+    messages.warn(f"stale lock ({reason}): moved {lock} to {aside}")
+    return True
+
+
+def _born_before_boot(lock: str) -> str:
+    try:
+        line = next(row for row in kernel.read("/proc/stat").splitlines() if row[:5] == b"btime")
+        old = os.lstat(lock).st_ctime < int(line.split()[1]) - _CLOCK_MARGIN
+    except (OSError, StopIteration, ValueError):
+        return ""
+    return "older than this boot" if old else ""
+
+
+def pid_file(lock: str) -> str:
+    """Where git 2.54 and later say who owns the lock, if core.lockfilePid is set."""
+    return lock.removesuffix(".lock") + "~pid.lock"
+
+
+def _owner_is_dead(lock: str) -> str:
+    try:
+        said = kernel.read(pid_file(lock)).split()
+        written = os.lstat(pid_file(lock)).st_mtime
+        pid = int(said[1])
+    except (OSError, ValueError, IndexError):
+        return ""
+    try:
+        started = kernel.Stat(pid).start / os.sysconf("SC_CLK_TCK")
+        uptime = float(kernel.read("/proc/uptime").split()[0])
+        if time.time() - uptime + started <= written + _CLOCK_MARGIN:
+            return ""
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return ""
+    return f"its git, pid {pid}, is dead"
+
+
+def owners(repo: Repository, lock: str) -> "list[int]":
+    """The processes that may own the lock."""
+    return processes.openers(lock) or processes.at_work(repo)
+
+
+def blind_spots(lock: str) -> "list[str]":
+    """Why an owner of the lock could be out of our sight; empty: it could not."""
+    reasons = []
+    try:
+        if os.readlink("/proc/self/ns/pid") != _INITIAL_PID_NAMESPACE:
+            reasons.append("processes outside this container cannot be seen")
+        kind = _file_system(lock)
+        if kind not in _LOCAL:
+            reasons.append(f"another machine may share this file system ({kind})")
+        if os.geteuid() and os.lstat(lock).st_uid != os.geteuid():
+            reasons.append(f"the lock belongs to uid {os.lstat(lock).st_uid}")
+        if os.geteuid() and "hidepid=" in _mounts("/proc")[1]:
+            reasons.append("other users' processes are hidden (hidepid)")
+    except OSError as error:
+        reasons.append(f"/proc cannot be read: {error.strerror}")
+    return reasons
+
+
+def _file_system(path: str) -> str:
+    return _mounts(os.path.realpath(path))[0]
+
+
+def _mounts(path: str) -> "tuple[str, str]":
+    """The type and the options of the file system that `path` is on (proc(5), mountinfo)."""
+    best, found = "", ("unknown", "")
+    for row in os.fsdecode(kernel.read("/proc/self/mountinfo")).splitlines():
+        fields, _, rest = row.partition(" - ")
+        point = fields.split()[4].replace("\\040", " ").rstrip("/")
+        if len(point) >= len(best) and (path + "/").startswith(point + "/"):
+            kind, _, options = rest.split(" ", 2)
+            best, found = point, (kind, options)
+    return found
+
+
+def every_lock(repo: Repository) -> "list[str]":
+    """All lock files of git in the repository, those of other worktrees left out."""
+    found = [repo.index + ".lock"] if os.path.lexists(repo.index + ".lock") else []
+    shallow = {repo.git_dir, repo.common_dir}
+    deep = {os.path.join(repo.common_dir, name) for name in ("refs", "reftable", "objects/info")}
+    deep |= {os.path.join(repo.git_dir, name) for name in ("refs", "reftable")}
+    for top in sorted(shallow | deep):
+        for folder, folders, files in os.walk(top):
+            if top in shallow:
+                folders.clear()
+            # sandrun.lock is the run lock: a file that is locked, not a file that locks.
+            found += [
+                os.path.join(folder, name)
+                for name in sorted(files)
+                if name.endswith(".lock") and name != "sandrun.lock"
+            ]
+    return list(dict.fromkeys(found))
+
+
+def move_aside(repo: Repository, lock: str) -> str:
+    """Move a lock to `sandrun-unlocked/`; where it is now. Raises SandrunError.
+
+    Between looking and moving, the lock may have gone and a live one have come. Then what was
+    moved is not what was looked at, or its owner is to be seen now, and it goes straight back.
+    """
+    name = os.path.relpath(lock, repo.common_dir)
+    if name.startswith(".."):
+        raise SandrunError(f"{lock} is outside of the git dir: move it yourself")
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+    aside = os.path.join(repo.common_dir, HOME, stamp, name)
+    try:
+        before = os.lstat(lock)
+        os.makedirs(os.path.dirname(aside))
+        os.rename(lock, aside)
+        after = os.lstat(aside)
+        same = (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+        if not same or owners(repo, aside):
+            put_back(aside, lock)
+            raise SandrunError(f"{lock} came alive while it was looked at: left alone")
+    except OSError as error:
+        raise SandrunError(f"cannot move {lock} aside: {error.strerror}") from None
+    return aside
+
+
+def put_back(aside: str, lock: str) -> None:
+    """Move a lock back unless there is a new one. Raises OSError."""
+    os.link(aside, lock)
+    os.unlink(aside)
+    folder = os.path.dirname(aside)
+    while os.path.basename(folder) != HOME:
+        os.rmdir(folder)
+        folder = os.path.dirname(folder)
+
+
+def asides(repo: Repository, stamp: str = "") -> "list[tuple[str, str]]":
+    """What was moved aside at `stamp` (last, unless given): where it is, where it was."""
+    home = os.path.join(repo.common_dir, HOME)
+    try:
+        stamps = sorted(name for name in os.listdir(home) if not stamp or name == stamp)
+    except OSError:
+        return []
+    if not stamps:
+        return []
+    top = os.path.join(home, stamps[-1])
+    return [
+        (path, os.path.join(repo.common_dir, os.path.relpath(path, top)))
+        for folder, _, files in os.walk(top)
+        for path in (os.path.join(folder, name) for name in files)
+    ]
+
+
+def describe(repo: Repository, lock: str) -> str:
+    """A lock for people: its name, size and age."""
+    try:
+        size = os.lstat(lock).st_size
+    except OSError:
+        size = 0
+    return f"{lock} ({size} bytes, {locks.age_text(lock)} old)"

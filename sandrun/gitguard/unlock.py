@@ -1,0 +1,96 @@
+"""`sandrun git unlock`: examine a repository's lock files and move the stale ones aside.
+
+Promises that a lock whose owner may live is left alone, whatever the options; `--force` only
+speaks for owners that could not be seen from here at all. Exit 0: no lock is left; 1: one is.
+"""
+
+import os
+
+from sandrun import messages
+from sandrun.gitguard import commands, processes, stale, turn
+from sandrun.gitguard.repository import Repository
+from sandrun.model import SandrunError, UsageError
+
+USAGE = "sandrun git [-C DIR] unlock [--dry-run] [--force] | unlock --restore [NAME]"
+
+
+def main(repo: "Repository | None", arguments: "list[str]") -> int:
+    """Run the subcommand; its exit code."""
+    options = {word for word in arguments if word[:1] == "-"}
+    words = [word for word in arguments if word[:1] != "-"]
+    if options & {"-h", "--help"}:
+        messages.write(f"usage: {USAGE}\n")
+        return 0
+    wrong = options - {"--restore", "--force", "--dry-run", "-n"}
+    if wrong or len(words) > ("--restore" in options):
+        raise UsageError(f"git unlock: unexpected {' '.join([*wrong, *words])}", USAGE)
+    if repo is None:
+        raise SandrunError("git unlock: not in a git repository", "cd there, or: " + USAGE)
+    if "--restore" in options:
+        return _restore(repo, words[0] if words else "")
+    return _unlock(repo, "--force" in options, bool(options & {"--dry-run", "-n"}))
+
+
+def _unlock(repo: Repository, force: bool, dry: bool) -> int:
+    found = stale.every_lock(repo)
+    if not found:
+        messages.status(f"{repo.top}: no lock files")
+        return 0
+    busy: list[int] = []
+
+    def note(fd: int, operation: int, byte: int) -> bool:
+        busy.append(turn.holder(fd, operation, byte))
+        return False
+
+    # Held to our end, so that no guarded git begins between our look and our move.
+    turn.take(repo, commands.ALL, 0, note)
+    left = [lock for lock in found if not _unlock_one(repo, lock, busy, force, dry)]
+    return 1 if left else 0
+
+
+def _unlock_one(repo: Repository, lock: str, busy: "list[int]", force: bool, dry: bool) -> bool:
+    shown = stale.describe(repo, lock)
+    if not os.path.lexists(lock):
+        return True
+    owners = stale.owners(repo, lock) or busy
+    if owners:
+        who = processes.text(owners) or "a git that cannot be seen from here"
+        messages.error(
+            f"{shown} may belong to {who}: left alone",
+            "let it finish, or end it, then try again",
+        )
+        return False
+    blind = stale.blind_spots(lock)
+    if blind and not force:
+        messages.error(
+            f"{shown}: no git is at work, but {'; '.join(blind)}: left alone",
+            "if no git is at work there either: sandrun git unlock --force",
+        )
+        return False
+    if dry:
+        messages.status(f"{shown}: no git is at work; would be moved aside")
+        return False
+    aside = stale.move_aside(repo, lock)
+    stamp = os.path.relpath(aside, os.path.join(repo.common_dir, stale.HOME)).split("/")[0]
+    messages.status(f"{shown}: no git is at work; moved to {aside}")
+    messages.status(f"hint: to put it back: sandrun git unlock --restore {stamp}")
+    return True
+
+
+def _restore(repo: Repository, stamp: str) -> int:
+    moved = stale.asides(repo, stamp)
+    if not moved:
+        messages.error(f"nothing to restore in {os.path.join(repo.common_dir, stale.HOME)}")
+        return 1
+    code = 0
+    for aside, lock in moved:
+        try:
+            stale.put_back(aside, lock)
+            messages.status(f"restored {lock}")
+        except FileExistsError:
+            messages.error(f"cannot restore {lock}: there is a new one")
+            code = 1
+        except OSError as error:
+            messages.error(f"cannot restore {lock}: {error.strerror}")
+            code = 1
+    return code

@@ -1,0 +1,133 @@
+"""Waiting, with one deadline, for another's turn and then for git's own locks.
+
+Imported only when something is in the way. In `sandrun git` signals act as they would on git: it
+has no handlers of its own, so Ctrl-C ends it at once and the kernel takes it out of the queue. A
+run has things to give back first: there they end the wait (`Interruptible`).
+"""
+
+import _signal
+import fcntl
+import os
+import time
+
+from sandrun import kernel, messages
+from sandrun.gitguard import commands, locks, processes, stale, turn
+from sandrun.gitguard.repository import Repository
+from sandrun.model import span_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+_LEAVING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
+
+
+class Interruptible:
+    """While a run waits: what would end a git raises waiting.Left, if the caller heeds it."""
+
+    def __init__(self, mask: "set[int]") -> None:
+        self.mask = mask
+
+    def __enter__(self) -> None:
+        heeded = [number for number in _LEAVING if _signal.getsignal(number) != _signal.SIG_IGN]
+        self.handlers = {number: _signal.signal(number, _leave) for number in heeded}
+        self.before = _signal.pthread_sigmask(_signal.SIG_SETMASK, self.mask)
+
+    def __exit__(self, *_: object) -> None:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, self.before)
+        for number, handler in self.handlers.items():
+            _signal.signal(number, handler)
+
+
+def _leave(signum: int, frame: "FrameType | None") -> None:
+    from sandrun.waiting import Left
+
+    raise Left(signum)
+
+
+class _Up(Exception):
+    """Time is up; raised only while blocked in fcntl(2)."""
+
+
+class Wait:
+    """The waits of one command: whose turn, whose lock, and until when.
+
+    `patience` in seconds; `going_on` is what is said to happen when it is used up.
+    """
+
+    def __init__(self, repo: Repository, patience: float, going_on: str) -> None:
+        self.repo = repo
+        self.patience = patience
+        self.deadline = time.monotonic() + patience
+        self.going_on = going_on
+        self.blocked = False
+
+    def turn(self, fd: int, operation: int, byte: int) -> bool:
+        """Wait for a lock of the guard file; whether it is ours."""
+        pid = turn.holder(fd, operation, byte)
+        if pid and pid in kernel.ancestors(os.getpid()):
+            messages.decision(f"{self.repo.top}: inside of {processes.text([pid])}: not waiting")
+            return False
+        if self._lock(fd, operation, byte, min(self.deadline, time.monotonic() + locks.SILENCE)):
+            return True
+        if time.monotonic() < self.deadline:
+            who = _text(turn.holder(fd, operation, byte))
+            messages.status(f"{self.repo.top}: waiting for {who}")
+            if self._lock(fd, operation, byte, self.deadline):
+                return True
+        if self.patience:
+            messages.warn(
+                f"{self.repo.top}: waited {span_text(self.patience)} for "
+                f"{_text(turn.holder(fd, operation, byte))}; {self.going_on}"
+            )
+        return False
+
+    def _lock(self, fd: int, operation: int, byte: int, until: float) -> bool:
+        """Block in fcntl(2) until the lock is ours or it is `until`."""
+        handler = _signal.signal(_signal.SIGALRM, self._alarm)
+        mask = _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGALRM})
+        # Repeats, because the first may come in the instant before fcntl(2) blocks.
+        _signal.setitimer(_signal.ITIMER_REAL, max(until - time.monotonic(), 0.001), 0.05)
+        try:
+            self.blocked = True
+            fcntl.lockf(fd, operation, 1, byte)
+            return True
+        except (_Up, OSError):  # EDEADLK: somebody else's order of locks crossed ours
+            return False
+        finally:
+            self.blocked = False
+            _signal.setitimer(_signal.ITIMER_REAL, 0)
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+            _signal.signal(_signal.SIGALRM, handler)
+
+    def _alarm(self, signum: int, frame: "FrameType | None") -> None:
+        if self.blocked:
+            raise _Up
+
+    def locks(self, needs: int) -> None:
+        """Wait for git's own lock files that are in the way."""
+        paths = locks.in_the_way(self.repo, needs)
+        lock = locks.wait_gone(
+            self.repo, paths, self.deadline, lambda path: stale.heal(self.repo, path)
+        )
+        if lock and self.patience:
+            messages.warn(
+                f"{self.repo.top}: waited {span_text(self.patience)} for "
+                f"{locks.owner_text(self.repo, lock)}; {self.going_on}",
+                f"if no git is at work there: sandrun git -C {self.repo.top} unlock",
+            )
+
+    def quiet(self) -> None:
+        """Wait until no git is at work in this worktree, without taking a turn."""
+        fd = turn.open_file(self.repo.git_dir, make=False)
+        if fd >= 0:
+            # A waiter's lock would keep gits away for an instant: only asked for if one is held.
+            if turn.holder(fd, fcntl.LOCK_SH, turn.TREE_BYTE):
+                self.turn(fd, fcntl.LOCK_SH, turn.TREE_BYTE)
+            os.close(fd)
+        self.locks(commands.TREE)
+
+
+def _text(pid: int) -> str:
+    return processes.text([pid] if pid else []) or "a git that cannot be seen from here"

@@ -1,0 +1,563 @@
+"""`sandrun git`: waiting for each other, for foreign locks, for nobody; and being git itself."""
+
+import hashlib
+import os
+import pty
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gitbox import GIT, GitBox, heard, is_free, is_queued, wait_for, watches
+from tests.harness import SCALE
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[GitBox]:
+    made = GitBox(tmp_path)
+    yield made
+    made.close()
+
+
+def _lock(box: GitBox, name: str = "index.lock") -> Path:
+    path = box.repo / ".git" / name
+    path.touch()
+    return path
+
+
+# Waiting
+
+
+def test_a_guarded_git_waits_for_another(box: GitBox) -> None:
+    first = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    (box.repo / "b").write_text("b")
+    second = box.guarded("add", "b")
+    wait_for(lambda: is_queued(second), "add queues behind commit")
+    # Long enough for the line that says so, which names the process.
+    line = heard(second)
+    assert line.startswith(f"sandrun: {box.repo}: waiting for git commit --allow-empty (pid ")
+    assert f"(pid {first.pid}, for" in line
+    assert second.poll() is None
+    box.let("one")
+    assert box.end(first)[0] == 0
+    assert box.end(second) == (0, ""), "one line in all"
+    assert "A  b" in box.bare("status", "--short")
+
+
+def test_a_guarded_git_waits_for_a_foreign_lock(box: GitBox) -> None:
+    (box.repo / "a").write_text("two\n")
+    foreign = box.start(GIT, "commit", "-a", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    assert (box.repo / ".git/index.lock").exists()
+    (box.repo / "b").write_text("b")
+    second = box.guarded("add", "b")
+    wait_for(lambda: watches(second), "add waits by inotify")
+    assert second.poll() is None
+    box.let("one")
+    assert box.end(foreign)[0] == 0
+    code, said = box.end(second)
+    assert (code, "b" in box.bare("ls-files")) == (0, True), said
+
+
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("HEAD.lock", ["commit", "--allow-empty", "-qm", "x"]),
+        ("refs/heads/main.lock", ["commit", "--allow-empty", "-qm", "x"]),
+        ("packed-refs.lock", ["branch", "-D", "old"]),
+        ("config.lock", ["config", "a.b", "c"]),
+        ("index.lock", ["rm", "-q", "a"]),
+        ("shallow.lock", ["fetch", "-q", "."]),
+    ],
+)
+def test_each_lock_is_waited_for(box: GitBox, name: str, args: list[str]) -> None:
+    box.bare("branch", "old")
+    box.bare("pack-refs", "--all")
+    lock = _lock(box, name)
+    process = box.guarded(*args)
+    wait_for(lambda: watches(process), f"{args[0]} waits for {name}")
+    lock.unlink()
+    code, said = box.end(process)
+    assert code == 0, said
+
+
+def test_other_indexes_have_other_locks(box: GitBox) -> None:
+    _lock(box)
+    box.bare("read-tree", "HEAD", GIT_INDEX_FILE=".git/other")
+    code, said = box.git("update-index", "--refresh", GIT_INDEX_FILE=".git/other")
+    assert (code, said) == (0, "")
+    other = _lock(box, "other.lock")
+    process = box.guarded("update-index", "--refresh", GIT_INDEX_FILE=".git/other")
+    wait_for(lambda: watches(process), "the lock of the other index is waited for")
+    other.unlink()
+    assert box.end(process)[0] == 0
+
+
+def test_at_the_deadline_git_itself_speaks(box: GitBox) -> None:
+    _lock(box)
+    plain = box.end(box.start(GIT, "add", "a"))
+    code, said = box.git("add", "a", SANDRUN_GIT_WAIT="0.6")
+    assert code == plain[0] == 128
+    assert said.endswith(plain[1])
+    first, second, hint, _ = said.split("\n", 3)
+    assert first.startswith(f"sandrun: {box.repo}: waiting for an unknown process, which holds")
+    assert second.endswith("; running git anyway")
+    assert hint.endswith(f"if no git is at work there: sandrun git -C {box.repo} unlock")
+
+
+def test_nothing_runs_twice(box: GitBox) -> None:
+    """Neither at the deadline, nor when git fails, nor through an alias."""
+    count = box.root / "count"
+    box.hook("pre-commit", f"echo run >>{count}; exit 1")
+    box.bare("config", "alias.ci", "commit --allow-empty -m x")
+    _lock(box, "HEAD.lock")  # which the hook comes before
+    assert box.git("ci", SANDRUN_GIT_WAIT="0.5")[0] == 1
+    assert count.read_text() == "run\n"
+
+
+def test_no_wait_at_all_if_told_so(box: GitBox) -> None:
+    _lock(box)
+    code, said = box.git("add", "a", SANDRUN_GIT_WAIT="0")
+    assert code == 128
+    assert "sandrun" not in said
+
+
+def test_first_come_first_served(box: GitBox) -> None:
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    waiters = []
+    for number in range(6):
+        waiters.append(box.guarded("commit", "-q", "--allow-empty", "-m", f"w{number}"))
+        wait_for(lambda: is_queued(waiters[-1]), f"waiter {number} queues")
+    box.let("one")
+    assert [box.end(process)[0] for process in [holder, *waiters]] == [0] * 7
+    subjects = box.bare("log", "--reverse", "--format=%s").split()
+    assert subjects == ["first", "edited", *(f"w{number}" for number in range(6))]
+
+
+def test_a_stopped_waiter_stalls_nobody(box: GitBox) -> None:
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    stopped = box.guarded("commit", "-q", "--allow-empty", "-m", "stopped")
+    wait_for(lambda: is_queued(stopped), "the first waiter queues")
+    third = box.guarded("commit", "-q", "--allow-empty", "-m", "third")
+    wait_for(lambda: is_queued(third), "the second waiter queues")
+    os.kill(stopped.pid, signal.SIGSTOP)
+    box.let("one")
+    assert box.end(holder)[0] == 0
+    assert box.end(third)[0] == 0
+    os.kill(stopped.pid, signal.SIGCONT)
+    assert box.end(stopped)[0] == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_waiter_dies_of_a_signal_as_git_would(box: GitBox, signum: int) -> None:
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    waiter = box.guarded("add", "a")
+    wait_for(lambda: is_queued(waiter), "the waiter queues")
+    waiter.send_signal(signum)
+    assert box.end(waiter)[0] == -signum
+    box.let("one")
+    assert box.end(holder)[0] == 0
+
+
+def test_a_killed_holder_frees_its_turn_at_once(box: GitBox) -> None:
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    waiter = box.guarded("add", "a")
+    wait_for(lambda: is_queued(waiter), "the waiter queues")
+    holder.kill()
+    code, said = box.end(waiter)
+    assert code == 0, said
+
+
+# Who does not wait
+
+
+def test_a_daemon_left_behind_holds_nothing(box: GitBox) -> None:
+    """It inherits every descriptor of git's, and lives on."""
+    box.hook("post-commit", f"({box.gate('daemon')}) >/dev/null 2>&1 & echo $! >{box.root}/pid")
+    assert box.git("commit", "-q", "--allow-empty", "-m", "x")[0] == 0
+    box.reached("daemon")
+    daemon = int((box.root / "pid").read_text())
+    opened = [os.readlink(f"/proc/{daemon}/fd/{fd}") for fd in os.listdir(f"/proc/{daemon}/fd")]
+    assert any(path.endswith("/sandrun-guard") for path in opened), "else this shows nothing"
+    assert all(is_free(box.repo / ".git", byte) for byte in range(4))
+    code, said = box.git("commit", "-q", "--allow-empty", "-m", "y", SANDRUN_GIT_WAIT="60")
+    assert (code, said) == (0, "")
+    box.let("daemon")
+
+
+def test_git_s_own_daemon_holds_nothing(box: GitBox) -> None:
+    """credential-cache--daemon, started from inside a guarded command."""
+    socket = box.root / "home/socket"
+    socket.parent.chmod(0o700)
+    store = f"credential-cache --timeout=60 --socket={socket}"
+    secret = "protocol=https\\nhost=h\\nusername=u\\npassword=p\\n\\n"
+    box.bare("config", "alias.keep", f"!printf '{secret}' | git {store} store")
+    assert box.git("keep")[0] == 0
+    try:
+        assert socket.exists(), "the daemon is there"
+        assert all(is_free(box.repo / ".git", byte) for byte in range(4))
+    finally:
+        box.bare(*store.split(), "exit")
+
+
+def test_a_collector_in_the_background_holds_nothing(box: GitBox) -> None:
+    """`gc --auto` detaches itself from the commit that started it; here it is stopped there."""
+    inner = box.root / "exec-path"
+    inner.mkdir()
+    gate = f'case "$1" in repack) {box.gate("repack")};; esac'
+    (inner / "git").write_text(f'#!/bin/sh\n{gate}\nexec {GIT} "$@"\n')
+    (inner / "git").chmod(0o755)
+    box.bare("config", "gc.auto", "1")
+    # It counts loose objects in the folder 17 alone and multiplies.
+    texts = (f"{number}".encode() for number in range(9999))
+    named = {hashlib.sha1(b"blob %d\0%s" % (len(text), text)).hexdigest(): text for text in texts}
+    for text in [text for name, text in named.items() if name.startswith("17")][:3]:
+        (box.repo / "blob").write_bytes(text)
+        box.bare("hash-object", "-w", "blob")
+    code, said = box.git("commit", "-q", "--allow-empty", "-m", "x", GIT_EXEC_PATH=str(inner))
+    assert code == 0, said
+    box.reached("repack")
+    assert (box.repo / ".git/gc.pid").exists()
+    assert all(is_free(box.repo / ".git", byte) for byte in range(4))
+    assert box.git("commit", "-q", "--allow-empty", "-m", "y") == (0, "")
+    box.let("repack")
+    wait_for(lambda: not (box.repo / ".git/gc.pid").exists(), "the collector ends")
+
+
+def test_reading_never_waits(box: GitBox) -> None:
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    for name in ("index.lock", "HEAD.lock", "packed-refs.lock", "config.lock"):
+        _lock(box, name)
+    for line in ("status --short", "log --oneline", "diff", "branch", "tag", "stash list"):
+        plain = box.end(box.start(GIT, *line.split()))
+        assert box.git(*line.split(), SANDRUN_GIT_WAIT="999") == plain
+    box.let("one")
+    holder.kill()
+
+
+READS = """
+annotate a | archive HEAD | blame a | branch | branch -a | branch --contains HEAD | cat-file -p HEAD
+check-attr -a a | check-ignore a | check-ref-format refs/heads/x | cherry HEAD HEAD | config -l
+config user.name | describe --all --dirty | diff | diff HEAD | diff --stat
+diff-files | diff-index HEAD | diff-tree HEAD | fast-export HEAD | for-each-ref
+format-patch --stdout --root HEAD | fsck | grep one | log -p | ls-files | ls-remote . | ls-tree HEAD
+merge-base HEAD HEAD | name-rev HEAD | notes | range-diff HEAD HEAD HEAD | reflog | remote -v
+rev-list HEAD | rev-parse HEAD | shortlog HEAD | show | show-branch | show-ref | stash list
+status | status --short --branch | submodule status | symbolic-ref HEAD | tag -n9 | tag -l x
+tag | var GIT_AUTHOR_IDENT | version | worktree list | clean -n
+sparse-checkout list | bisect log | rerere status | hash-object -w a | mktree --missing
+commit-tree HEAD^{tree} -m x
+"""
+
+
+def test_what_counts_as_reading_needs_no_lock(box: GitBox) -> None:
+    """With every lock of git's taken, each gives the same answer as without."""
+    names = ("index", "HEAD", "packed-refs", "config", "refs/heads/main", "shallow", "ORIG_HEAD")
+    box.bare("config", "core.fsmonitor", "false")
+    os.utime(box.repo / "a", (1, 1))  # so that status and diff would like to refresh the index
+    lines = [line.strip() for line in READS.replace("\n", "|").split("|") if line.strip()]
+    fixed = {"GIT_AUTHOR_DATE": "1 +0000", "GIT_COMMITTER_DATE": "1 +0000"}
+    quiet = {**fixed, "GIT_OPTIONAL_LOCKS": "0"}
+    for _ in range(2):  # some write objects, which fsck then sees
+        before = {line: box.end(box.start(GIT, *line.split(), **quiet)) for line in lines}
+    for name in names:
+        _lock(box, name + ".lock")
+    for line in lines:
+        assert (line, box.end(box.start(GIT, *line.split(), **quiet))) == (line, before[line])
+    assert len([1 for code, _ in before.values() if code == 0]) > len(lines) - 8
+
+
+def test_worktrees_commit_side_by_side(box: GitBox) -> None:
+    other = box.root / "other"
+    box.bare("worktree", "add", "-q", other, "-b", "side")
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    code, said = box.git("commit", "-q", "--allow-empty", "-m", "x", cwd=other)
+    assert (code, said) == (0, "")
+    for line in ("branch new", "tag new", "stash list", "config a.b c", "checkout -q -b newer"):
+        assert box.git(*line.split(), cwd=other) == (0, "")
+    collector = box.guarded("gc", "-q", cwd=other)  # which wants the refs for itself
+    wait_for(lambda: is_queued(collector), "gc waits for both worktrees")
+    box.let("one")
+    assert box.end(holder)[0] == 0
+    assert box.end(collector)[0] == 0
+
+
+def test_fetching_does_not_hold_up_commits(box: GitBox) -> None:
+    origin = box.make(box.root / "origin")
+    box.bare("remote", "add", "origin", origin)
+    slow = f"{box.gate('net')}; git-upload-pack"
+    fetching = box.guarded("fetch", "-q", f"--upload-pack={slow} #", "origin")
+    box.reached("net")
+    for line in ("commit -q --allow-empty -m x", "branch new", "checkout -q new"):
+        assert box.git(*line.split()) == (0, "")
+    second = box.guarded("fetch", "-q", "origin")
+    wait_for(lambda: is_queued(second), "a second fetch takes turns with the first")
+    fetching.kill()
+    assert box.end(second)[0] == 0
+
+
+# Inside of a git
+
+
+HOOKS = {
+    "plain": "{sandrun} git tag inside",
+    # Proved by who our ancestors are: nothing in the environment tells.
+    "clean": "env -i PATH={path} PYTHONPATH={root} {sandrun} git tag inside",
+    "shim": "PATH={shims}:$PATH; git tag inside",
+    "detour": "sh -c 'nice {sandrun} git tag inside; exit $?'",
+    "stash": "{sandrun} git tag inside && {sandrun} git stash list",
+}
+
+
+@pytest.mark.parametrize("outer", ["guarded", "bare"])
+@pytest.mark.parametrize("inner", HOOKS)
+def test_a_hook_goes_straight_through(box: GitBox, inner: str, outer: str) -> None:
+    text = HOOKS[inner].format(
+        sandrun=box.sandrun_text(),
+        path=box.env["PATH"],
+        root=box.env["PYTHONPATH"],
+        shims=box.shims,
+    )
+    box.hook("pre-commit", text)
+    (box.repo / "a").write_text("two\n")
+    command = ["commit", "-q", "-a", "-m", "x"]
+    began = time.monotonic()
+    process = box.guarded(*command) if outer == "guarded" else box.start(GIT, *command)
+    code, said = box.end(process)
+    assert (code, said) == (0, "")
+    assert time.monotonic() - began < 30 * SCALE, "half of git_wait"
+    assert box.bare("tag").split() == ["inside"]
+
+
+@pytest.mark.parametrize("outer", ["guarded", "bare"])
+def test_the_lock_of_an_ancestor_is_not_waited_for(box: GitBox, outer: str) -> None:
+    """A hook that forgets the commit's index: git refuses at once, as it does without us."""
+    clean = f"env -i PATH={box.env['PATH']} PYTHONPATH={box.env['PYTHONPATH']}"
+    inner = f"{clean} {box.sandrun_text()} git add a >{box.root}/said 2>&1"
+    box.hook("pre-commit", f"test -e .git/index.lock || exit 3; {inner}; test $? = 128")
+    (box.repo / "a").write_text("two\n")
+    command = ["commit", "-q", "-a", "-m", "x"]
+    process = box.guarded(*command) if outer == "guarded" else box.start(GIT, *command)
+    assert box.end(process) == (0, "")
+    said = (box.root / "said").read_text()
+    assert said.startswith("fatal: Unable to create")
+    assert "sandrun" not in said
+
+
+def test_add_and_stash_inside_of_a_commit(box: GitBox) -> None:
+    """What a fixing hook does; the index it sees is the commit's."""
+    sandrun = box.sandrun_text()
+    box.hook("pre-commit", f"echo fixed >a && {sandrun} git add a && {sandrun} git stash list")
+    (box.repo / "a").write_text("two\n")
+    assert box.git("commit", "-q", "-a", "-m", "x") == (0, "")
+    assert box.bare("show", "HEAD:a") == "fixed\n"
+
+
+def test_siblings_inside_of_a_git_take_turns(box: GitBox) -> None:
+    """`config` has no patience of its own: without turns, some of these fail."""
+    sandrun = box.sandrun_text()
+    loop = " ".join(f"{number}" for number in range(12))
+    each = f"{sandrun} git config s.v$n $n || echo $n >>{box.root}/failed"
+    box.hook("pre-commit", f"for n in {loop}; do ({each}) & done; wait")
+    assert box.git("commit", "-q", "--allow-empty", "-m", "x")[0] == 0
+    assert not (box.root / "failed").exists()
+    assert len(box.bare("config", "--get-regexp", "^s[.]v").splitlines()) == 12
+
+
+def test_an_ancestor_in_another_repository_is_no_excuse(box: GitBox) -> None:
+    other = box.make(box.root / "other")
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    inner = f"env -u GIT_DIR -u GIT_PREFIX {box.sandrun_text()} git -C {box.repo} add a"
+    process = box.start(
+        GIT, "-c", f"alias.x=!echo $$ >{box.root}/pid; exec {inner}", "x", cwd=other
+    )
+    wait_for((box.root / "pid").exists, "the inner git starts")
+    wait_for(lambda: _is_queued_in_session(process.pid), "the inner git waits")
+    box.let("one")
+    assert box.end(holder)[0] == 0
+    assert box.end(process)[0] == 0
+
+
+def _is_queued_in_session(session: int) -> bool:
+    with open("/proc/locks") as file:
+        rows = [row.split() for row in file if "-> POSIX" in row]
+    return any(os.getsid(int(row[row.index("->") + 4])) == session for row in rows)
+
+
+def test_a_reading_ancestor_is_no_excuse(box: GitBox) -> None:
+    """From the pager of `git log`, say."""
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    process = box.start(
+        GIT, "grep", f"-O{box.sandrun_text()} git add #", "one", GIT_PAGER_IN_USE="1"
+    )
+    wait_for(lambda: _is_queued_in_session(process.pid), "the inner git waits")
+    box.let("one")
+    assert box.end(holder)[0] == 0
+    box.end(process)
+
+
+# Being git
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "diff --exit-code HEAD~0",
+        "rev-parse nothing",
+        "commit --no-such-option",
+        "no-such-command",
+        "config a.b.c",
+        "-C /nowhere status",
+        "add nothing",
+        "--version",
+        "",
+        "-c alias.x=!exit\\ 42 x",
+    ],
+)
+def test_exit_codes_and_words_are_git_s(box: GitBox, line: str) -> None:
+    (box.repo / "a").write_text("two\n")
+    words = line.replace("\\ ", "\0").split()
+    words = [word.replace("\0", " ") for word in words]
+    assert box.git(*words) == box.end(box.start(GIT, *words))
+
+
+def _on_a_terminal(box: GitBox, *argv: str) -> str:
+    pid, master = pty.fork()
+    if pid == 0:
+        os.chdir(box.repo)
+        os.execve(argv[0], list(argv), {**box.env, "TERM": "xterm"})
+    out = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:
+            break
+        if not part:
+            break
+        out += part
+    os.close(master)
+    os.waitpid(pid, 0)
+    return out.decode()
+
+
+def test_the_terminal_is_git_s(box: GitBox) -> None:
+    (box.repo / "a").write_text("two\n")
+    ours = _on_a_terminal(box, sys.executable, "-m", "sandrun", "git", "--no-pager", "diff")
+    assert ours == _on_a_terminal(box, GIT, "--no-pager", "diff")
+    assert "\x1b[" in ours
+
+
+def _echo_git(box: GitBox) -> dict[str, str]:
+    fake = box.root / "fake"
+    fake.mkdir()
+    (fake / "git").write_text('#!/bin/sh\necho "locks=$GIT_OPTIONAL_LOCKS"\n')
+    (fake / "git").chmod(0o755)
+    return {"PATH": f"{box.shims}:{fake}:{box.env['PATH']}"}
+
+
+def test_background_reading_takes_no_optional_locks(box: GitBox) -> None:
+    env = _echo_git(box)
+    assert box.git("status", **env) == (0, "locks=0\n")
+    assert box.git("status", GIT_OPTIONAL_LOCKS="1", **env) == (0, "locks=1\n")
+    assert box.git("commit", **env) == (0, "locks=\n")
+    box.env |= env
+    assert _on_a_terminal(box, sys.executable, "-m", "sandrun", "git", "status") == "locks=\r\n"
+
+
+def test_a_background_status_leaves_the_index_alone(box: GitBox) -> None:
+    os.utime(box.repo / "a", (1, 1))
+    before = (box.repo / ".git/index").stat().st_mtime_ns
+    assert box.git("status", "--short") == (0, "")
+    assert (box.repo / ".git/index").stat().st_mtime_ns == before
+
+
+def test_a_shim_in_front_is_passed_by(box: GitBox) -> None:
+    path = f"{box.shims}:{box.shims}:{box.env['PATH']}"
+    shim = box.shims / "git"
+    (box.repo / "b").write_text("b")
+    assert box.end(box.start(shim, "add", "b", PATH=path)) == (0, "")
+    assert box.end(box.start(shim, "ls-files", PATH=path)) == (0, "a\nb\n")
+
+
+def test_no_git_at_all(box: GitBox) -> None:
+    code, said = box.git("status", PATH=str(box.shims))
+    assert code == 127
+    assert said.startswith("sandrun: git: command not found\n")
+
+
+# Places
+
+
+def test_not_in_a_repository(box: GitBox) -> None:
+    empty = box.root / "empty"
+    empty.mkdir()
+    assert box.git("add", "x", cwd=empty)[0] == 128
+    assert box.git("init", "-q", cwd=empty) == (0, "")
+    assert (empty / ".git/HEAD").exists()
+    assert box.git("clone", "-q", str(box.repo), "copy", cwd=empty) == (0, "")
+
+
+def test_the_guard_file_has_the_directory_s_owner_and_permissions(box: GitBox) -> None:
+    if os.geteuid():
+        pytest.skip("needs root to make files of two users")
+    git_dir = box.repo / ".git"
+    os.chown(git_dir, 12345, 23456)
+    os.chmod(git_dir, 0o2770)
+    box.bare("config", "--global", "safe.directory", "*")
+    assert box.git("add", "a")[0] == 0
+    info = (git_dir / "sandrun-guard").stat()
+    assert (info.st_uid, info.st_gid, info.st_mode & 0o777) == (12345, 23456, 0o660)
+
+
+def test_two_users_take_turns(box: GitBox) -> None:
+    if os.geteuid():
+        pytest.skip("needs root to be two users")
+    os.chmod(box.root, 0o755)
+    for folder in [box.repo, *box.repo.rglob("*"), box.root / "state", box.root / "home"]:
+        os.chmod(folder, 0o777 if folder.is_dir() else 0o666)
+    box.bare("config", "--global", "safe.directory", "*")
+    os.chmod(box.root / "gitconfig", 0o644)
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    parents = [path for path in box.root.parents if not path.stat().st_mode & 0o005]
+    for path in parents:
+        path.chmod(path.stat().st_mode | 0o011)
+    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+    state = box.root / "their-state"
+    state.mkdir(mode=0o777)
+    state.chmod(0o777)
+    env = {"SANDRUN_STATE_DIR": str(state), "HOME": str(state)}
+    other = box.start(*argv, "-m", "sandrun", "git", "add", "a", **env)
+    wait_for(lambda: is_queued(other), "the other user's git queues")
+    box.let("one")
+    assert box.end(holder)[0] == 0
+    code, said = box.end(other)
+    assert code == 0, said
+
+
+def test_a_hostile_guard_file_blocks_nobody(box: GitBox) -> None:
+    guard = box.repo / ".git/sandrun-guard"
+    os.mkfifo(guard)
+    assert box.git("add", "a") == (0, "")
+    guard.unlink()
+    guard.symlink_to("/etc/passwd")
+    assert box.git("add", "a") == (0, "")
+
+
+def test_a_repository_that_cannot_be_written(box: GitBox) -> None:
+    """Root can write anywhere: the file system must say no."""
+    guard = box.repo / ".git/sandrun-guard"
+    guard.mkdir()
+    assert box.git("add", "a") == (0, "")

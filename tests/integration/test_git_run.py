@@ -1,0 +1,209 @@
+"""Before a run and around it: git at work, ancestors, variables that leak."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandrun import gitguard
+from tests.gitbox import GIT, GitBox, heard, is_queued, wait_for, watches
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[GitBox]:
+    made = GitBox(tmp_path)
+    yield made
+    made.close()
+
+
+def _places(box: GitBox) -> "dict[str, tuple[Path, Path, dict[str, str]]]":
+    """By name: where a run starts, the lock it must see, and its environment."""
+    other = box.root / "other"
+    box.bare("worktree", "add", "-q", other, "-b", "side")
+    library = box.make(box.root / "library")
+    box.bare("submodule", "--quiet", "add", library, "sub")
+    deep = box.repo / "deep"
+    deep.mkdir()
+    main = box.repo / ".git"
+    return {
+        "main": (box.repo, main / "index.lock", {}),
+        "HEAD": (box.repo, main / "HEAD.lock", {}),
+        "folder": (deep, main / "index.lock", {}),
+        "worktree": (other, main / "worktrees/other/index.lock", {}),
+        "submodule": (box.repo / "sub", main / "modules/sub/index.lock", {}),
+        "GIT_DIR": (box.root, main / "index.lock", {"GIT_DIR": "repo/.git"}),
+        "GIT_INDEX_FILE": (box.repo, main / "i.lock", {"GIT_INDEX_FILE": ".git/i"}),
+    }
+
+
+PLACES = ["main", "HEAD", "folder", "worktree", "submodule", "GIT_DIR", "GIT_INDEX_FILE"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_waits_for_a_foreign_lock(box: GitBox, place: str) -> None:
+    cwd, lock, env = _places(box)[place]
+    lock.touch()
+    run = box.sandrun("--clean-git-env", "--", "echo", "ran", cwd=cwd, **env)
+    wait_for(lambda: watches(run), "the run waits by inotify")
+    assert "which holds" in heard(run)
+    lock.unlink()
+    assert box.end(run) == (0, "ran\n")
+
+
+def test_a_run_waits_for_a_guarded_git(box: GitBox) -> None:
+    """A plain commit in its editor holds no lock of git's."""
+    commit = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    assert not (box.repo / ".git/index.lock").exists()
+    run = box.sandrun("--", "echo", "ran")
+    wait_for(lambda: is_queued(run), "the run waits")
+    assert f"waiting for git commit --allow-empty (pid {commit.pid}, for" in heard(run)
+    box.let("one")
+    assert box.end(commit)[0] == 0
+    assert box.end(run) == (0, "ran\n")
+
+
+def test_a_run_goes_on_with_a_warning(box: GitBox) -> None:
+    (box.repo / "a").write_text("two\n")
+    commit = box.start(GIT, "commit", "-a", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    code, said = box.end(box.sandrun("--git-wait", "0.6", "--", "echo", "ran"))
+    assert code == 0
+    assert said.endswith("ran\n")
+    warning = said.splitlines()[1]
+    assert f"waited 0.6 s for {GIT} commit -a (pid {commit.pid}, for" in warning
+    assert "which holds index.lock since" in warning
+    assert warning.endswith("going on without waiting")
+    box.let("one")
+    assert box.end(commit)[0] == 0
+
+
+def test_a_waiting_run_can_be_left(box: GitBox) -> None:
+    (box.repo / ".git/index.lock").touch()
+    run = box.sandrun("--", "echo", "ran")
+    wait_for(lambda: watches(run), "the run waits")
+    run.terminate()
+    code, said = box.end(run)
+    assert code == 143
+    assert "ran" not in said
+
+
+def test_no_git_no_wait(box: GitBox) -> None:
+    empty = box.root / "empty"
+    empty.mkdir()
+    assert box.end(box.sandrun("--", "echo", "ran", cwd=empty)) == (0, "ran\n")
+    assert box.git("add", "a") == (0, "")
+    assert box.end(box.sandrun("--", "echo", "ran")) == (0, "ran\n")
+
+
+INSIDE = {
+    "commit -a": ["commit", "-q", "-a", "-m", "x"],
+    "commit -a, index forgotten": ["commit", "-q", "-a", "-m", "x"],
+    "commit FILE": ["commit", "-q", "-m", "x", "a"],
+    "rebase --exec": ["rebase", "-q", "--exec", "{run}", "--root"],
+    "bisect run": ["bisect", "run", "sh", "-c", "{run}"],
+    "submodule foreach": ["submodule", "--quiet", "foreach", "{run}"],
+    "alias": ["-c", "alias.x=!{run}", "x"],
+}
+
+
+@pytest.mark.parametrize("how", INSIDE)
+@pytest.mark.parametrize("outer", ["guarded", "bare"])
+def test_a_run_inside_of_a_git_starts_at_once(box: GitBox, how: str, outer: str) -> None:
+    run = f"{box.sandrun_text()} -- sh -c 'echo ran >>{box.root}/ran'"
+    library = box.make(box.root / "library")
+    box.bare("submodule", "--quiet", "add", library, "sub")
+    box.bare("commit", "-qm", "sub")
+    if how == "bisect run":
+        box.bare("commit", "-q", "--allow-empty", "-m", "x")
+        box.bare("bisect", "start", "HEAD", "HEAD~2")
+    if how.startswith("commit"):
+        forget = "env -u GIT_INDEX_FILE" if "forgotten" in how else ""
+        box.hook("pre-commit", f"test -e .git/index.lock && {forget} {run}")
+        (box.repo / "a").write_text("two\n")
+    words = [word.format(run=run) for word in INSIDE[how]]
+    # Held by nobody whom a run could wait for: were it not for the ancestor, it would wait long.
+    process = box.guarded(*words) if outer == "guarded" else box.start(GIT, *words)
+    code, said = box.end(process, 30)
+    assert code == 0, said
+    assert "waiting" not in said
+    assert (box.root / "ran").exists()
+
+
+# Variables that leak
+
+
+def test_the_list_is_git_s(box: GitBox) -> None:
+    listed = box.bare("rev-parse", "--local-env-vars").split()
+    assert set(listed) <= set(gitguard.LOCAL_VARIABLES)
+
+
+def test_clean_git_env(box: GitBox) -> None:
+    """A test suite in a hook makes a repository of its own, and shall not hit the real one."""
+    suite = "mkdir -p t && cd t && git init -q . && git config user.x y && git rev-parse --git-dir"
+    env = {"GIT_DIR": str(box.repo / ".git"), "GIT_WORK_TREE": str(box.repo)}
+    code, said = box.end(box.sandrun("--clean-git-env", "--", "sh", "-c", suite, **env))
+    assert (code, said) == (0, ".git\n")
+    assert "user.x" not in box.bare("config", "-l", "--local")
+    code, said = box.end(box.sandrun("--", "sh", "-c", suite, **env))
+    assert "user.x=y" in box.bare("config", "-l", "--local"), "else the first half shows nothing"
+
+
+def test_clean_git_env_from_the_file(box: GitBox) -> None:
+    (box.repo / "sandrun.toml").write_text("clean_git_env = true\n")
+    everything = dict.fromkeys(gitguard.LOCAL_VARIABLES, "x")
+    code, said = box.end(box.sandrun("--git-wait", "0", "--", "env", **everything))
+    assert code == 0
+    found = {line.partition("=")[0] for line in said.splitlines()}
+    assert not found & set(gitguard.LOCAL_VARIABLES)
+    assert {"PATH", "GIT_CEILING_DIRECTORIES"} <= found
+
+
+def test_the_run_warns_of_a_leak(box: GitBox) -> None:
+    git_dir = str(box.repo / ".git")
+    code, said = box.end(box.sandrun("--", "true", GIT_DIR=git_dir))
+    assert code == 0
+    first, second = said.splitlines()
+    assert first.startswith("sandrun: GIT_DIR from the environment: every git in this run")
+    assert second.startswith("sandrun: hint: clean_git_env = true")
+    assert box.end(box.sandrun("--", "true", GIT_INDEX_FILE=".git/index")) == (0, "")
+    index = git_dir + "/next-index-1.lock"
+    assert "GIT_INDEX_FILE from" in box.end(box.sandrun("--", "true", GIT_INDEX_FILE=index))[1]
+    (box.repo / "sandrun.toml").write_text("clean_git_env = false\n")
+    assert box.end(box.sandrun("--", "true", GIT_DIR=git_dir)) == (0, "")
+
+
+def test_leak_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in gitguard.LOCAL_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert gitguard.leak_check()[0]
+    monkeypatch.setenv("GIT_DIR", "/x/.git")
+    fine, evidence, fix = gitguard.leak_check()
+    assert not fine
+    assert "GIT_DIR=/x/.git" in evidence
+    assert "clean_git_env" in fix
+
+
+def test_the_path_of_a_guarded_git_is_light(box: GitBox) -> None:
+    """What costs more than all the rest must not be imported: compared by name, not by time."""
+    heavy = "click psutil typing dataclasses re json subprocess pathlib ctypes tomllib threading"
+    script = (
+        "import os, sys\n"
+        "os.execve = lambda *a: (os.write(1, ' '.join(sys.modules).encode()), os._exit(0))\n"
+        "from sandrun.cli import main\n"
+        "main()\n"
+    )
+    for args in (["status"], ["commit", "-m", "x"]):
+        out = subprocess.run(
+            [sys.executable, "-S", "-c", script, "git", *args],
+            env=box.env,
+            cwd=box.repo,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+        assert not set(heavy.split()) & set(out.split())
+        assert "sandrun.gitguard.turn" in out
+        assert "sandrun.gitguard.waiting" not in out

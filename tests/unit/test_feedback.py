@@ -1,0 +1,52 @@
+"""When a waiter wakes to speak: often enough, and never in a hurry."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from sandrun import feedback
+from sandrun.queue import Queue, Ticket
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("state", ["behind", "behind a waiter", "paused", "elsewhere", "orphans"])
+def test_after_speaking_there_is_always_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], state: str
+) -> None:
+    """Over an hour in one state: a line each HEARTBEAT and the hint, and no spinning between."""
+    clock = Clock()
+    monkeypatch.setattr(feedback, "time", clock)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    queue = Queue(str(tmp_path / "state"))
+    head = queue.enqueue("0" * 8, ["head"])
+    if state == "behind":
+        queue.mark(head, running=True)
+    told = feedback.Feedback(queue, queue.enqueue("1" * 8, ["me"]), "/project")
+    wakeups = 0
+    while clock.now < 4600:
+        match state:
+            case "paused":
+                told.paused()
+            case "elsewhere":
+                told.elsewhere("/lock", os.getpid())
+            case "orphans":
+                told.orphans()
+            case _:
+                told.show([Ticket(head.name)])
+        clock.now += max(0.001, told.due(15.0))
+        wakeups += 1
+    assert 200 < wakeups < 400
+    lines = capfd.readouterr().err.splitlines()
+    assert 115 < len(lines) < 125
+    assert sum("hint:" in line for line in lines) == (state == "behind")

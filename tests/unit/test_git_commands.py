@@ -1,0 +1,118 @@
+"""What a git command line does, told from the line alone."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sandrun.gitguard import aliases, commands
+from sandrun.gitguard.commands import ALL, REFS, REMOTE, TREE
+from tests.gitbox import GIT, GitBox
+
+READS = """
+status | log -3 | -C dir status | --no-pager -c a=b diff | rev-parse HEAD | cat-file --batch
+branch | branch -a | branch -vv | branch --list x | branch --show-current | branch --contains HEAD
+branch --sort=-committerdate | tag | tag -l v* | tag -n3 | tag --contains HEAD | tag -n x
+stash list | stash show -p | remote | remote -v | remote get-url origin | worktree list
+config --get a.b | config -l | config user.name | config --global user.name | config get a.b
+config -f x --get a | reflog | reflog show | notes | notes show | submodule status | submodule
+symbolic-ref HEAD | symbolic-ref --short HEAD | bisect log | sparse-checkout list | clean -n
+add --help | commit -h | --version | --help | --exec-path | | --list-cmds=main | clone x y
+hash-object -w f | receive-pack . | hook run x | --paginate log | -p show
+"""
+WRITES = """
+branch x = refs | branch -d x = refs | branch -m y = refs | branch --edit-description = refs
+tag v1 = refs | tag -d v1 = refs | tag -a v1 -m x = refs | config a.b c = refs
+config --unset a.b = refs | config --global a b = refs | config edit = refs | notes add = refs
+worktree add p = refs remote | remote add o u = refs remote | gc = all | reflog expire --all = all
+pack-refs = all | symbolic-ref HEAD refs/heads/x = tree refs | symbolic-ref -d X = tree refs
+update-ref a b = tree refs | add . = tree | commit -m x = tree | -C d commit = tree
+--git-dir=x commit = tree | --git-dir x commit = tree | -c a=b commit = tree
+--work-tree x add . = tree | rebase -i = tree | reset --hard = tree | clean -f = tree
+stash = tree refs | stash push = tree refs | stash pop = tree refs | checkout -b x = tree refs
+bisect run x = tree refs remote | submodule update = tree refs remote
+fetch = remote | push = remote | pull = tree remote
+"""
+BITS = {"tree": TREE, "refs": REFS, "remote": REMOTE, "all": ALL}
+
+
+def _rows(text: str) -> list[str]:
+    return [row.strip() for line in text.strip().splitlines() for row in line.split("|")]
+
+
+@pytest.mark.parametrize("line", _rows(READS))
+def test_reads_need_nothing(line: str) -> None:
+    assert commands.needs(commands.parse(line.split())) == 0
+
+
+@pytest.mark.parametrize("row", _rows(WRITES))
+def test_writes_need_their_locks(row: str) -> None:
+    line, _, needs = row.rpartition(" = ")
+    wanted = sum(BITS[name] for name in needs.split())
+    assert commands.needs(commands.parse(line.split())) == wanted
+
+
+def test_global_options() -> None:
+    line = "-C a -C b --git-dir g --work-tree=w --bare -c x=y --namespace n add -C z"
+    taken = commands.parse(line.split())
+    assert taken.directories == ["a", "b"]
+    assert taken.variables == {"GIT_DIR": "g", "GIT_WORK_TREE": "w"}
+    assert taken.bare
+    assert (taken.word, taken.arguments) == ("add", ["-C", "z"])
+    assert taken.options == line.split()[:-3]
+
+
+def test_every_command_of_this_git_is_known() -> None:
+    words = subprocess.check_output([GIT, "--list-cmds=builtins"], text=True).split()
+    unknown = {word for word in words if commands.needs(commands.parse([word, "x"])) is None}
+    # Helpers of git's own, which nobody types: they queue with everything.
+    helpers = {word for word in unknown if "--" in word or word.startswith(("merge-", "remote-"))}
+    assert unknown - helpers <= {"repo", "replay", "history", "url-parse", "format-rev"}
+
+
+def test_owners_of_locks() -> None:
+    harmless = ["cat-file --batch", "log", "fsmonitor--daemon run", "credential-cache--daemon s"]
+    suspects = ["status", "commit -a", "gc --auto", "difftool", "my-alias", "diff", ""]
+    assert all(commands.is_harmless(commands.parse(line.split())) for line in harmless)
+    assert not any(commands.is_harmless(commands.parse(line.split())) for line in suspects)
+
+
+@pytest.mark.parametrize(
+    ("alias", "needs"),
+    [
+        ("checkout", TREE | REFS),
+        ("commit --amend", TREE),
+        ("log --format='%h %s'", 0),
+        ('log --format="a b" -3', 0),
+        ("branch", REFS),  # `git it x` is `git branch x`
+        ("!git log", 0),
+        ("!git log | cat", commands.UNKNOWN),
+        ("!make", commands.UNKNOWN),
+        ("it", commands.UNKNOWN),
+        ("other", 0),
+        ("'open", commands.UNKNOWN),
+        (None, commands.UNKNOWN),
+    ],
+)
+def test_aliases(tmp_path: Path, alias: "str | None", needs: int) -> None:
+    box = GitBox(tmp_path)
+    box.bare("config", "alias.other", "status")
+    if alias:
+        box.bare("config", "alias.it", alias)
+    command = commands.parse(["-C", str(box.repo), "it", "x"])
+    assert commands.needs(command) is None
+    assert aliases.needs(GIT, command, box.env) == needs
+
+
+def test_an_alias_of_the_command_line(tmp_path: Path) -> None:
+    box = GitBox(tmp_path)
+    command = commands.parse(["-C", str(box.repo), "-c", "alias.it=add", "it", "x"])
+    assert aliases.needs(GIT, command, box.env) == TREE
+
+
+def test_a_ring_of_aliases_ends(tmp_path: Path) -> None:
+    box = GitBox(tmp_path)
+    for number in range(30):
+        box.bare("config", f"alias.a{number}", f"a{number + 1}")
+    command = commands.parse(["-C", str(box.repo), "a0"])
+    assert aliases.needs(GIT, command, box.env) == commands.UNKNOWN
