@@ -103,7 +103,7 @@ class Monitor:
         self.tick = SHORTEST
         self.known: set[int] = set()
         """Every process seen, for the segments that outlive those who made them."""
-        self._kept: dict[int, tuple[int, int, int, float]] = {}
+        self._kept: dict[int, tuple[int, int, int, int, float]] = {}
 
     def is_due(self, now: float) -> bool:
         """Whether it is time for a look, or the host's memory says that something grows."""
@@ -154,7 +154,7 @@ class Monitor:
                 return most
         own = mapped = 0
         for pid, rss in sizes.items():
-            pss, shmem = self._pss(pid, rss, now)
+            pss, shmem = self._pss(pid, rss, members[pid].start, now)
             own += pss - shmem
             mapped += shmem
         if grown <= 0:
@@ -163,17 +163,17 @@ class Monitor:
         # What is both mapped and held was counted twice, but not above what the host has more.
         return own + max(mapped, min(held, grown))
 
-    def _pss(self, pid: int, rss: int, now: float) -> "tuple[int, int]":
-        """PSS, and how much of it is shared memory."""
+    def _pss(self, pid: int, rss: int, start: int, now: float) -> "tuple[int, int]":
+        """PSS, and how much of it is shared memory; `start` tells a process from its pid's next."""
         kept = self._kept.get(pid)
-        if kept and kept[0] == rss and now - kept[3] < _PSS_KEPT:
-            return kept[1], kept[2]
+        if kept and kept[:2] == (start, rss) and now - kept[4] < _PSS_KEPT:
+            return kept[2], kept[3]
         try:
             rollup = kernel.read(f"/proc/{pid}/smaps_rollup")
             pss, shmem = _field(rollup, b"\nPss:"), _field(rollup, b"\nPss_Shmem:")
         except OSError:  # another user's process, or gone
             pss, shmem = rss, 0
-        self._kept[pid] = (rss, pss, shmem, now)
+        self._kept[pid] = (start, rss, pss, shmem, now)
         return pss, shmem
 
 
