@@ -121,13 +121,13 @@ def test_between_looks_the_hosts_memory_calls_for_one() -> None:
     assert not reckoned.is_due(now)
     host.available -= 150 * MIB
     assert reckoned.is_due(now)
-    assert reckoned.due(now) <= monitor.LONGEST_TICK
+    assert reckoned.due(now) <= monitor.SHORTEST  # it grows: no more waiting
 
 
 def test_a_dear_look_is_rarer() -> None:
     reckoned = reckoner(2048 * MIB, 2000 * MIB)
     reckoned._plan(time.monotonic(), 0.0, 0.02)
-    assert until_look(reckoned) > 0.5
+    assert until_look(reckoned) > 2
 
 
 def test_pss_is_not_asked_again_for_what_did_not_change() -> None:
