@@ -13,7 +13,8 @@ import os
 
 from sandrun import kernel, project
 from sandrun.model import SandrunError
-from sandrun.queue import Queue, Ticket
+from sandrun.queue import Queue
+from sandrun.ticket import Ticket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,8 +5,9 @@ import time
 
 from sandrun import kernel, project
 from sandrun.model import SandrunError, size_text, span_text
-from sandrun.queue import Queue, Ticket
+from sandrun.queue import Queue
 from sandrun.runlock import each_slot
+from sandrun.ticket import Ticket
 
 
 def open_queue(path: str) -> "Queue | None":

@@ -19,7 +19,8 @@ import os
 
 from sandrun import messages, project
 from sandrun.model import MIB, size_text
-from sandrun.queue import Queue, StateGone, Ticket, is_stopped
+from sandrun.queue import Queue, StateGone
+from sandrun.ticket import Ticket, is_stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ import select
 import time
 
 from sandrun.model import EXIT_GAVE_UP, SandrunError, span_text
-from sandrun.queue import CANCEL, Queue, Ticket
+from sandrun.queue import CANCEL, Queue
 from sandrun.runlock import RunLock, read_line
+from sandrun.ticket import Ticket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,9 +104,9 @@ class Patience:
         except BlockingIOError:
             pass
 
-    def sleep(self, hangups: "list[int]", bell: int) -> None:
+    def sleep(self, hangups: "list[int]", bell: int) -> bool:
         """Sleep until one of `hangups` is hung up, the bell rings, a signal comes, or it is time
-        to look around or to say something.
+        to look around or to say something. True: only the first.
 
         Raises Left, and SandrunError when the deadline is over or the ticket was cancelled.
         """
@@ -121,6 +122,7 @@ class Patience:
             raise _cancelled()
         if time.monotonic() >= self.deadline:
             raise gave_up(f"gave up after waiting {span_text(time.monotonic() - self.began)}")
+        return bool(events) and all(fd in hangups for fd, _ in events)
 
 
 def _noted(signum: int, frame: object) -> None:
@@ -139,24 +141,28 @@ def wait_turn(
     `check` raises when the wait would never end. Raises what Patience.sleep does, StateGone, and
     Inside when the holder is a run around us.
     """
+    turn = False
     while True:
-        nearest = queue.ahead(ticket, lock.slots)
-        try:
-            if len(nearest) == lock.slots:
-                lock.unlock()
-                check()
-                patience.feedback.show(nearest)
-                patience.sleep([t.fd for t in nearest], ticket.fd)
-                continue
-        finally:
-            for other in nearest:
-                other.close()
+        if not turn:
+            nearest = queue.ahead(ticket, lock.slots)
+            try:
+                if len(nearest) == lock.slots:
+                    lock.unlock()
+                    check()
+                    patience.feedback.show(nearest)
+                    hung_up = patience.sleep([t.fd for t in nearest], ticket.fd)
+                    turn = lock.slots == 1 and hung_up and nearest[0].ran()
+                    continue
+            finally:
+                for other in nearest:
+                    other.close()
         if queue.paused:
             lock.unlock()
             patience.feedback.paused()
             patience.sleep([], ticket.fd)
-        elif lock.try_take() or _await_lock(queue, ticket, lock, patience):
+        elif lock.try_take() or (not turn and _await_lock(queue, ticket, lock, patience)):
             return
+        turn = False
 
 
 def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -> None:
