@@ -188,7 +188,7 @@ def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience)
     if second:
         from sandrun import nesting
 
-        holder = nesting.lock_holder(os.fstat(second.fd).st_ino)
+        holder = nesting.lock_holder(os.fstat(second.fd))
         if holder and nesting.is_ancestor(holder):
             lock.skip_second()
             return False
