@@ -5,9 +5,9 @@ Imported only by a run that has to wait. Invariants
   stay ignored. They arrive through a pipe that poll(2) watches too, so none can fall between a
   look and a sleep. Stops (Ctrl-Z) are left to the kernel.
 - A stopped waiter must not stall those behind it, and the kernel tells nobody of a stop. Who
-  leaves the queue rings the others if the next one is stopped; for one that stops between being
-  woken and starting, every waiter looks around each LOOK seconds. It is passed by in the order
-  only; the run lock still excludes.
+  leaves the queue rings the first that is not stopped; for one that stops between being woken and
+  starting, every waiter looks around each LOOK seconds. It is passed by in the order only; the
+  run lock still excludes.
 - Where the head finds the run lock held though nobody is ahead (the tree of a killed supervisor,
   another user of the checkout), a child blocks in flock(2) on the same open file. What it is
   granted belongs to that file, thus to us; its end is what we poll for. It dies with us.
@@ -44,10 +44,6 @@ class Left(Exception):
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
-
-
-class Inside(Exception):
-    """What we wait for is the run that we are in."""
 
 
 class GaveUp(SandrunError):
@@ -138,8 +134,7 @@ def wait_turn(
 ) -> None:
     """Return when a slot of `lock` is ours and fewer than all slots are ahead of `ticket`.
 
-    `check` raises when the wait would never end. Raises what Patience.sleep does, StateGone, and
-    Inside when the holder is a run around us.
+    `check` raises when the wait would never end. Raises what Patience.sleep does, and StateGone.
     """
     turn = False
     while True:
