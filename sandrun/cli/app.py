@@ -16,7 +16,8 @@ from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandrun.queue import Queue, Ticket
+    from sandrun.queue import Queue
+    from sandrun.ticket import Ticket
 
 _EPILOG = """\b
 Exit codes:
