@@ -234,7 +234,7 @@ def test_other_machines_cannot_be_seen(
     assert blind == ([reason] if reason else [])
 
 
-@pytest.mark.parametrize("worktree", ["main", "linked"])
+@pytest.mark.parametrize("worktree", ["main", "linked", "submodule"])
 def test_a_commit_inside_of_a_container_is_never_robbed(box: GitBox, worktree: str) -> None:
     """It has the repository at another path, and we are outside."""
     unshare = shutil.which("unshare")
@@ -244,21 +244,24 @@ def test_a_commit_inside_of_a_container_is_never_robbed(box: GitBox, worktree: s
     if worktree == "linked":
         place = box.root / "linked"
         box.bare("worktree", "add", "-q", place, "-b", "side")
+    if worktree == "submodule":
+        place = box.repo / "sub"
+        box.bare("submodule", "--quiet", "add", box.make(box.root / "library"), "sub")
     for repo in (place, box.make(box.root / "other")):
         (repo / "a").write_text("two\n")
     inside = box.root / "inside"
     inside.mkdir()
-    script = f"mount --bind {place} {inside} && cd {inside} && {GIT} commit -a"
+    script = f"mount --bind {box.root} {inside} && cd {inside / place.relative_to(box.root)}"
+    script += f" && exec {GIT} commit -a"
     box.start(unshare, "--mount", "sh", "-c", script, GIT_EDITOR=box.editor("one"))
     box.reached("one")
     lock = Path(box.bare("rev-parse", "--absolute-git-dir", cwd=place).strip()) / "index.lock"
     assert lock.exists()
     code, said = box.git("unlock", "--force", cwd=place)
     assert (code, lock.exists()) == (1, True), said
-    if worktree == "main":  # a linked worktree cannot be told from others: doubt leaves all alone
-        other = box.root / "other/.git/index.lock"
-        other.touch()
-        assert box.git("unlock", cwd=box.root / "other")[0] == 0
+    other = box.root / "other/.git/index.lock"
+    other.touch()
+    assert box.git("unlock", cwd=box.root / "other")[0] == 0, "it is told from another repository"
 
 
 def test_in_a_container_only_by_force(box: GitBox) -> None:
