@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sandrun import kernel
 from tests.gitbox import GIT, GitBox, heard, is_free, is_queued, wait_for, watches
 
 
@@ -133,6 +134,25 @@ def test_first_come_first_served(box: GitBox) -> None:
     assert [box.end(process)[0] for process in [holder, *waiters]] == [0] * 7
     subjects = box.bare("log", "--reverse", "--format=%s").split()
     assert subjects == ["first", "edited", *(f"w{number}" for number in range(6))]
+
+
+def _wake_ups(pid: int) -> str:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return status.partition("\nvoluntary_ctxt_switches:")[2]
+
+
+def test_saying_so_does_not_cost_the_place(box: GitBox) -> None:
+    """Who leaves the kernel's queue to speak comes back as the last: so it must not wake up."""
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    waiter = box.guarded("add", "a")
+    wait_for(lambda: is_queued(waiter), "the waiter queues")
+    wait_for(lambda: kernel.Stat(waiter.pid).state == "S", "and sleeps")
+    before = _wake_ups(waiter.pid)
+    assert "waiting for" in heard(waiter)
+    assert _wake_ups(waiter.pid) == before != ""
+    box.let("one")
+    assert [box.end(process)[0] for process in (holder, waiter)] == [0, 0]
 
 
 def test_a_stopped_waiter_stalls_nobody(box: GitBox) -> None:
