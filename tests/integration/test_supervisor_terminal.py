@@ -266,9 +266,8 @@ def _pending(pid: int) -> int:
 
 def test_the_terminals_signal_before_the_command_exists_ends_the_wait(place: Box) -> None:
     """Ctrl-C while the git guard waits: the command did not exist when the terminal sent it."""
-    git = place.project / ".git"
-    git.mkdir()
-    (git / "index.lock").touch()
+    place.run("init", "-q", argv=["git"])
+    (place.project / ".git/index.lock").touch()
     terminal = Terminal(place, "sh", "-c", 'trap : INT; "$@"; echo code $?', "", *launcher(),
                         "--git-wait", "1h", "--", "sleep", "1000")  # fmt: skip
     try:
