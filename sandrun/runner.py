@@ -46,6 +46,7 @@ class Run:
         self.state = projects.state_path(project, settings.queue)
         self.around = os.environ.get(RUNS_VARIABLE, "")
         self.place = Place()
+        self.log: history.Log | None = None
         self.keeper: Keeper | None = None
         self.record: dict[str, object] = {
             "id": self.id,
@@ -81,6 +82,10 @@ def run(
     outcome = Outcome("failed", 125)
     try:
         _guard_git(this)
+        try:
+            this.log = history.Log(this.state)
+        except OSError:
+            pass  # said when there is a record
         outcome = _contained(this)
         if outcome.reason in _KILLED and not outcome.undead and _all_dead(this):
             gitguard.heal_after(project, since, this.id)
@@ -185,6 +190,6 @@ def _record(this: Run, outcome: Outcome, wall: float) -> None:
     cpu = outcome.usage.cpu
     this.record["cpu"] = times.children_user + times.children_system if cpu is None else cpu
     try:
-        history.append(this.record, this.state)
+        history.append(this.record, this.state, this.log)
     except OSError as error:
         messages.decision(f"cannot record the run: {error}")
