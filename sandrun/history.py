@@ -54,14 +54,16 @@ class Log:
     """The file that a record goes to, opened before there is one: the next run waits until the
     record of this one is written, but not for finding the file.
 
-    The user's, or one in the directory `fallback` where that cannot be written. Raises OSError
-    when neither can.
+    The user's, or one in the directory `fallback`, if given, where that cannot be written. Raises
+    OSError when neither can.
     """
 
-    def __init__(self, fallback: str) -> None:
+    def __init__(self, fallback: str = "") -> None:
         try:
             self.fd = _open(path())
         except OSError:
+            if not fallback:
+                raise
             self.fd = _open(os.path.join(fallback, "history.jsonl"))
 
     def append(self, record: "dict[str, object]") -> bool:

@@ -75,6 +75,10 @@ def run(
     """
     this = Run(command, settings, project, heritage)
     began = time.time()
+    try:
+        this.log = history.Log()  # before the wait, so that no hand-off waits for it
+    except OSError:
+        pass  # the record will go to the state directory
     this.place = take(this)
     this.record["limit"] = settings.memory  # a small pool shrinks the default
     this.record["since"] = since = time.time()
@@ -82,10 +86,6 @@ def run(
     outcome = Outcome("failed", 125)
     try:
         _guard_git(this)
-        try:
-            this.log = history.Log(this.state)
-        except OSError:
-            pass  # said when there is a record
         outcome = _contained(this)
         if outcome.reason in _KILLED and not outcome.undead and _all_dead(this):
             gitguard.heal_after(project, since, this.id)
