@@ -20,16 +20,18 @@ from sandrun import kernel
 
 SHORTEST = 0.01
 """Seconds between two readings at the least."""
-LONGEST_TICK = 0.1
-FASTEST = 4 << 30
-"""Bytes per second that a tree is taken to be able to write: about what one core can."""
+SHORTEST_TICK, LONGEST_TICK = 0.04, 0.1
+"""The same while nothing grows on the host."""
+FASTEST = 1 << 30
+"""Bytes per second that may take a quarter of the head room between two readings; the first that
+sees less memory makes the next ones follow at once, so that what is faster is caught as well."""
 _EXPECTED = 256 << 20
 """Bytes per second against which head room is held while nothing grows: the readings of the
 host's memory see what is faster, unless somebody else frees as much at the same time."""
 _LEAST_SLACK = 2 << 20
-_COST_SHARE, _COST_SHARE_URGENT = 50, 4
+_COST_SHARE, _COST_SHARE_URGENT = 200, 4
 """A look may take one part in so many of a core's time."""
-_PSS_KEPT = 1.0
+_PSS_KEPT = 5.0
 """Seconds for which a PSS holds if the RSS does not change: others may share its pages no more."""
 
 
@@ -101,21 +103,24 @@ class Monitor:
         self.looked = time.monotonic()
         self.look_at = self.earliest = 0.0
         self.tick = SHORTEST
+        self.grows = False
         self.known: set[int] = set()
         """Every process seen, for the segments that outlive those who made them."""
-        self._kept: dict[int, tuple[int, int, int, float]] = {}
+        self._kept: dict[int, tuple[int, int, int, int, float]] = {}
 
     def is_due(self, now: float) -> bool:
         """Whether it is time for a look, or the host's memory says that something grows."""
         if now >= self.look_at:
             return True
+        before = self.host.available
         self.host.read()
+        self.grows = before - self.host.available > _LEAST_SLACK
         self.level = max(self.level, self.host.available)
         return now >= self.earliest and self.level - self.host.available > self.slack
 
     def due(self, now: float) -> float:
         """Seconds until `is_due` is to be asked again."""
-        return max(0.0, min(self.look_at - now, self.tick))
+        return max(0.0, min(self.look_at - now, SHORTEST if self.grows else self.tick))
 
     def look(self, members: "dict[int, kernel.Stat]", now: float) -> int:
         """Measure the tree, and settle when to look again."""
@@ -139,7 +144,8 @@ class Monitor:
         half = self.limit // 2 - self.current
         slack = min(room // 4, half) if half > 0 else room // 4
         self.slack = max(slack, _LEAST_SLACK)
-        self.tick = min(LONGEST_TICK, max(SHORTEST, self.slack / FASTEST))
+        self.tick = min(LONGEST_TICK, max(SHORTEST_TICK, self.slack / FASTEST))
+        self.grows = growth * self.tick > _LEAST_SLACK
         self.level = self.host.available
 
     def _measure(self, members: "dict[int, kernel.Stat]", now: float) -> int:
@@ -154,7 +160,7 @@ class Monitor:
                 return most
         own = mapped = 0
         for pid, rss in sizes.items():
-            pss, shmem = self._pss(pid, rss, now)
+            pss, shmem = self._pss(pid, rss, members[pid].start, now)
             own += pss - shmem
             mapped += shmem
         if grown <= 0:
@@ -163,17 +169,17 @@ class Monitor:
         # What is both mapped and held was counted twice, but not above what the host has more.
         return own + max(mapped, min(held, grown))
 
-    def _pss(self, pid: int, rss: int, now: float) -> "tuple[int, int]":
-        """PSS, and how much of it is shared memory."""
+    def _pss(self, pid: int, rss: int, start: int, now: float) -> "tuple[int, int]":
+        """PSS, and how much of it is shared memory; `start` tells a process from its pid's next."""
         kept = self._kept.get(pid)
-        if kept and kept[0] == rss and now - kept[3] < _PSS_KEPT:
-            return kept[1], kept[2]
+        if kept and kept[:2] == (start, rss) and now - kept[4] < _PSS_KEPT:
+            return kept[2], kept[3]
         try:
             rollup = kernel.read(f"/proc/{pid}/smaps_rollup")
             pss, shmem = _field(rollup, b"\nPss:"), _field(rollup, b"\nPss_Shmem:")
         except OSError:  # another user's process, or gone
             pss, shmem = rss, 0
-        self._kept[pid] = (rss, pss, shmem, now)
+        self._kept[pid] = (start, rss, pss, shmem, now)
         return pss, shmem
 
 

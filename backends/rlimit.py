@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 KILL_SECONDS = 5.0
 """Seconds without progress after which a tree is taken for one that does not die."""
 _REFUSED_SECONDS = 1.0
+_CHASE_SECONDS = 60.0
+"""Seconds for which new processes count as progress."""
 _MARK_BYTES = 1 << 24
 _BEYOND = frozenset(
     ("cpus", "cpu_weight", "pids", "io_weight")
@@ -112,7 +114,8 @@ class RlimitContainer:
         return [pid for pid in live if pid != os.getpid()]
 
     def kill(self) -> None:
-        deadline = time.monotonic() + KILL_SECONDS
+        began = time.monotonic()
+        deadline = began + KILL_SECONDS
         before: list[int] = []
         while pids := self.pids():
             refused = [pid for pid in reversed(pids) if not _kill(pid)]
@@ -123,7 +126,7 @@ class RlimitContainer:
             if set(pids) <= set(before):  # else they fork: be faster
                 time.sleep(0.002)
             if pids != before and refused != pids[::-1]:
-                deadline = time.monotonic() + KILL_SECONDS
+                deadline = min(time.monotonic(), began + _CHASE_SECONDS) + KILL_SECONDS
             before = pids
 
     def leave(self) -> None:

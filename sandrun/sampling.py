@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 SHORTEST = 0.01
 """Seconds between two looks at the least: below it the looking itself would cost a core's 1 %."""
+CALM = 0.05
+"""The same for a tree that does not grow."""
 LONGEST = 1.0
 FASTEST_LEAK = 4 << 30
 """Bytes per second that a tree is taken to be able to write: about what one core can."""
@@ -25,6 +27,7 @@ class Sampler:
     def __init__(self, limit: int, longest: float = LONGEST) -> None:
         self.limit = limit
         self.longest = longest
+        self.last = 0
         self.named_at = 0
         self.largest: dict[int, Process] = {}
 
@@ -37,7 +40,9 @@ class Sampler:
         if not self.limit:
             return None
         room = max(0, self.limit - current) / FASTEST_LEAK
-        return min(self.longest, max(SHORTEST, room / 2))
+        grew = current - self.last > self.limit // 256
+        self.last = current
+        return min(self.longest, max(SHORTEST if grew else CALM, room / 2))
 
     def look(self, current: int, pids: "Callable[[], list[int]]") -> None:
         """Note who uses the memory, when more than half of the limit is in use and it grew."""

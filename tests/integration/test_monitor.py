@@ -1,0 +1,186 @@
+"""The polling monitor against what is hard for one: speed, numbers, hiding, sharing."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sandrun import kernel
+from tests.harness import SCALE, Box, wait_for
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def place(make_box: "Callable[[str], Box]") -> Box:
+    return make_box("rlimit")
+
+
+def python(text: str, *args: "str | int | Path") -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", text, *map(str, args)]
+
+
+# Grows at a given rate by `take`, and notes how far it came in a file that outlives it.
+LEAK = """
+import mmap, os, signal, sys, time
+rate, note = int(sys.argv[1]) << 20, sys.argv[2]
+if sys.argv[3] == "stubborn": signal.signal(signal.SIGTERM, signal.SIG_IGN)
+fd = os.open(note, os.O_RDWR | os.O_CREAT)
+STEP = 4 << 20
+data = b"x" * STEP
+kept, done, began = [], 0, time.monotonic()
+TAKE
+while done < 1200 << 20:
+    take(data)
+    done += STEP
+    os.pwrite(fd, b"%10d" % (done >> 20), 0)
+    ahead = done / rate - (time.monotonic() - began)
+    if ahead > 0: time.sleep(ahead)
+os._exit(77)
+"""
+TAKES = {
+    "private": "take = lambda data: kept.append(bytearray(data))",
+    "shared mapping": """
+def take(data):
+    m = mmap.mmap(-1, len(data)); m[:] = data; kept.append(m)""",
+    "memfd, not mapped": """
+memory = os.memfd_create("leak")
+take = lambda data: os.write(memory, data)""",
+    "unlinked file on a tmpfs": """
+name = f"/dev/shm/leak-{os.getpid()}"
+memory = os.open(name, os.O_RDWR | os.O_CREAT)
+os.unlink(name)
+take = lambda data: os.write(memory, data)""",
+    "System V segments": """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True); libc.shmat.restype = ctypes.c_void_p
+def take(data):
+    i = libc.shmget(0, len(data), 0o1600); p = libc.shmat(i, None, 0)
+    libc.shmctl(i, 0, None)
+    ctypes.memmove(ctypes.c_void_p(p), data, len(data))""",
+}
+
+
+@pytest.mark.parametrize("kind", TAKES)
+def test_a_leak_of_a_gigabyte_a_second(place: Box, kind: str) -> None:
+    """Stopped within 10 % of the limit or what 100 ms bring, whichever is more; by a limit of
+    400 MiB, far below the backstop."""
+    note = place.root / "note"
+    if not os.access("/dev/shm", os.W_OK):
+        pytest.skip("no /dev/shm here")
+    command = python(LEAK.replace("TAKE", TAKES[kind]), 1000, note, "plain")
+    done = place.run("-m", "400M", "--grace", "0.2", "--", *command)
+    reached = int(note.read_text())
+    assert done.returncode == 137, f"{done.stderr} at {reached} MiB"
+    assert "memory limit of 400 MiB reached" in done.stderr
+    assert 390 <= reached <= 400 + 100 * SCALE
+    record = place.records()[-1]["peak"]
+    assert isinstance(record, int)
+    assert record > 350 * MIB
+
+
+def test_a_leak_that_ignores_the_first_signal(place: Box) -> None:
+    note = place.root / "note"
+    command = python(LEAK.replace("TAKE", TAKES["shared mapping"]), 500, note, "stubborn")
+    done = place.run("-m", "200M", "--grace", "3", "--", *command)
+    assert done.returncode == 137
+    assert int(note.read_text()) <= 200 + 100 * SCALE  # long before the grace was over
+
+
+def test_warned_once_at_half(place: Box) -> None:
+    note = place.root / "note"
+    command = python(LEAK.replace("TAKE", TAKES["private"]), 300, note, "plain")
+    done = place.run("-m", "300M", "--", *command)
+    (warning,) = [line for line in done.stderr.splitlines() if "MiB in use" in line]
+    assert "MiB of 300 MiB in use (" in warning
+    assert "most by" in warning
+
+
+def test_many_small_processes_that_share_are_counted_once(place: Box) -> None:
+    """500 forks of one that has 20 MiB: 10 GiB of summed RSS, and 60 MiB of memory or so."""
+    text = """
+import os, sys, time
+kept = bytearray(b"x") * (20 << 20)
+for i in range(500):
+    if not os.fork(): time.sleep(2); os._exit(0)
+for i in range(500): os.wait()
+"""
+    done = place.run("-m", "400M", "--", *python(text), seconds=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_many_small_processes_that_do_not_share_are_too_many(place: Box) -> None:
+    text = """
+import os, time
+for i in range(500):
+    if not os.fork():
+        kept = bytearray(b"x") * (1 << 20)
+        time.sleep(1000)
+time.sleep(1000)
+"""
+    done = place.run("-m", "300M", "--grace", "0.5", "--", *python(text), seconds=60)
+    assert done.returncode == 137, done.stderr
+    wait_for(lambda: not place.leftovers(), 5, "all 500 are gone")
+
+
+CHAIN = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if os.fork(): time.sleep(0.2); os._exit(3)
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    if os.fork(): os._exit(0)
+    os.setsid()
+"""
+
+
+def test_a_chain_of_forks_and_exits_is_caught(place: Box) -> None:
+    """It changes its pid faster than anybody can look, and ignores the first signal."""
+    done = place.run("--grace", "0.2", "--", *python(CHAIN), seconds=30)
+    assert done.returncode == 3
+    wait_for(lambda: not place.leftovers(), 2, "nothing is left")
+
+
+def test_several_chains_at_once_at_a_timeout(place: Box) -> None:
+    text = f"import os\nfor i in range(3):\n  if not os.fork():\n    exec({CHAIN!r})\n"
+    text += "import time; time.sleep(1000)"
+    done = place.run("-t", "1", "--grace", "0.2", "--", *python(text), seconds=60)
+    assert done.returncode == 124
+    wait_for(lambda: not place.leftovers(), 2, "nothing is left")
+
+
+def test_after_sigkill_of_the_supervisor_a_chain_is_caught(place: Box) -> None:
+    run = place.start("--", *python(CHAIN + "time.sleep(1000)"))
+    wait_for(lambda: len(kernel.descendants(run.pid)) > 1, 10)
+    time.sleep(0.4)
+    run.kill()
+    run.wait()
+    wait_for(lambda: not place.leftovers(), 5, "nothing is left")
+
+
+def test_the_monitor_costs_little(place: Box) -> None:
+    """A hundredth of a core, here with 200 other processes; tests/bench/contain.py has 2,000."""
+    others = [subprocess.Popen(["sleep", "1000"]) for _ in range(200)]
+    text = "import time; kept = bytearray(b'x') * (300 << 20); print(flush=True); time.sleep(1000)"
+    try:
+        run = place.start("-m", "512M", "--", *python(text))
+        assert run.stdout
+        run.stdout.readline()
+        time.sleep(1)
+        start = _own_cpu(run.pid)
+        time.sleep(3)
+        share = (_own_cpu(run.pid) - start) / 3
+        assert share < 0.02 * SCALE, f"{share:.1%} of a core"
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def _own_cpu(pid: int) -> float:
+    fields = kernel.read(f"/proc/{pid}/schedstat").split()
+    return int(fields[0]) / 1e9

@@ -1,0 +1,161 @@
+"""The monitor's own reckoning: what a look costs, when the next is due, what memory is."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from sandrun import kernel
+from sandrun.backends import monitor
+from tests.harness import wait_for
+
+MIB = 1 << 20
+SLEEP = ["sleep", "1000"]
+TREE = ["sh", "-c", "sleep 1000 & sleep 1000 & sh -c 'sleep 1000 & wait' & wait"]
+
+
+@pytest.fixture
+def tree() -> "Iterator[int]":
+    """A tree of six processes; its root's pid."""
+    process = subprocess.Popen(TREE, start_new_session=True)
+    wait_for(lambda: len(monitor.walk(process.pid)) == 4, 10, "the tree is up")
+    yield process.pid
+    os.killpg(process.pid, 9)
+    process.wait()
+
+
+_opened: "list[str] | None" = None
+
+
+def _audit(event: str, args: "tuple[object, ...]") -> None:
+    if _opened is not None and event in ("open", "os.listdir", "os.scandir"):
+        _opened.append(str(args[0]))
+
+
+sys.addaudithook(_audit)
+
+
+def opened_by_a_walk(root: int) -> list[str]:
+    global _opened
+    _opened = []
+    try:
+        monitor.walk(root)
+        return _opened
+    finally:
+        _opened = None
+
+
+def test_a_look_costs_what_the_tree_is_whatever_else_lives(tree: int) -> None:
+    alone = opened_by_a_walk(tree)
+    others = [subprocess.Popen(SLEEP) for _ in range(100)]
+    try:
+        assert opened_by_a_walk(tree) == alone
+        assert len(alone) <= 2 * len(monitor.walk(tree)) + 1
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_parents_come_before_children(tree: int) -> None:
+    members = monitor.walk(tree)
+    order = [tree, *members]
+    assert all(order.index(info.parent) < order.index(pid) for pid, info in members.items())
+
+
+def test_the_sum_of_the_tree_is_what_psutil_finds(tree: int) -> None:
+    import psutil
+
+    expected = {child.pid for child in psutil.Process(tree).children(recursive=True)}
+    assert set(monitor.walk(tree)) == expected
+    assert set(monitor._portable(tree)) == expected
+
+
+class Still(monitor.Host):
+    """A host whose memory does what the test says."""
+
+    def __init__(self) -> None:
+        self.available = 8 << 30
+        self.shmem = 0
+
+    def read(self) -> None:
+        pass
+
+
+def reckoner(limit: int, memory: int, growth: float = 0.0) -> monitor.Monitor:
+    """A monitor that has just seen `memory`, growing by so many bytes a second."""
+    reckoned = monitor.Monitor(limit, 5.0)
+    reckoned.host = Still()
+    reckoned.current = memory
+    reckoned._plan(time.monotonic(), growth, 0.0001)
+    return reckoned
+
+
+def until_look(reckoned: monitor.Monitor) -> float:
+    return reckoned.look_at - time.monotonic()
+
+
+def test_the_interval_follows_head_room_and_growth() -> None:
+    limit = 2048 * MIB
+    calm = until_look(reckoner(limit, 50 * MIB))
+    half = until_look(reckoner(limit, limit // 2))
+    close = until_look(reckoner(limit, limit - 20 * MIB))
+    assert calm > half > close
+    assert close < 0.1
+    assert until_look(reckoner(limit, limit // 2, growth=1 << 30)) < half
+    assert until_look(reckoner(limit, limit, growth=1 << 30)) <= monitor.SHORTEST
+    assert until_look(reckoner(100 << 30, 0)) == pytest.approx(5.0, abs=0.1)  # CHECK_INTERVAL
+
+
+def test_between_looks_the_hosts_memory_calls_for_one() -> None:
+    reckoned = reckoner(2048 * MIB, 1500 * MIB)
+    now = time.monotonic() + 0.01
+    host = reckoned.host
+    assert not reckoned.is_due(now)
+    host.available -= 100 * MIB
+    assert not reckoned.is_due(now)
+    host.available += 400 * MIB  # somebody else gives back, then ours takes as much
+    assert not reckoned.is_due(now)
+    host.available -= 150 * MIB
+    assert reckoned.is_due(now)
+    assert reckoned.due(now) <= monitor.SHORTEST  # it grows: no more waiting
+
+
+def test_a_dear_look_is_rarer() -> None:
+    reckoned = reckoner(2048 * MIB, 2000 * MIB)
+    reckoned._plan(time.monotonic(), 0.0, 0.02)
+    assert until_look(reckoned) > 2
+
+
+def test_pss_is_not_asked_again_for_what_did_not_change() -> None:
+    reckoned = reckoner(64 * MIB, 0)
+    now = time.monotonic()
+    first = reckoned._pss(os.getpid(), 12345, 1, now)
+    global _opened
+    _opened = []
+    try:
+        assert reckoned._pss(os.getpid(), 12345, 1, now + 0.5) == first
+        assert not _opened
+        reckoned._pss(os.getpid(), 12345, 2, now + 0.5)  # the pid of another process by now
+        assert len(_opened) == 1
+        reckoned._pss(os.getpid(), 12346, 2, now + 0.5)
+        assert len(_opened) == 2
+    finally:
+        _opened = None
+
+
+def test_stat_reads_any_name() -> None:
+    program = "import sys, time; open('/proc/self/comm', 'w').write(') R 1 (x'); print(flush=True)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program + "; time.sleep(1000)"], stdout=subprocess.PIPE
+    )
+    assert process.stdout
+    process.stdout.readline()
+    info = kernel.Stat(process.pid)
+    assert (info.name, info.parent, info.threads) == (") R 1 (x", os.getpid(), 1)
+    assert info.rss > MIB
+    process.kill()
+    process.communicate()
