@@ -304,7 +304,9 @@ OPTIONS = (
     ),
 )
 
-SUBCOMMANDS = frozenset({"config", "doctor", "git", "kill", "pause", "queue", "resume", "status"})
+SUBCOMMANDS = frozenset(
+    {"config", "doctor", "git", "kill", "make-again", "pause", "queue", "resume", "status"}
+)
 
 _BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
 _HELP = ("-h", "--help", "--version")

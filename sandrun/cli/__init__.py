@@ -34,6 +34,10 @@ def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
         from sandrun.gitguard import command
 
         return command.main(parsed.arguments, parsed.flags, heritage)
+    if parsed.subcommand == "make-again":
+        from sandrun.entry import again
+
+        return again.main(parsed.flags, heritage)
     if parsed.subcommand:
         from sandrun.cli import app
 
