@@ -305,7 +305,8 @@ OPTIONS = (
 )
 
 SUBCOMMANDS = frozenset(
-    {"config", "doctor", "git", "kill", "make-again", "pause", "queue", "resume", "status"}
+    {"completions", "config", "doctor", "git", "init", "kill", "make-again", "make-include", "man"}
+    | {"pause", "queue", "resume", "shims", "status"}
 )
 
 _BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}

@@ -102,6 +102,7 @@ echo >&2 "sandrun: hint: install it and say: sandrun shims add {tool}; or remove
 exec "$real" "$@"
 """
 
+
 def directory() -> str:
     """The folder of the shims: $XDG_DATA_HOME/sandrun/shims."""
     home = os.environ.get("XDG_DATA_HOME") or ""
