@@ -81,6 +81,7 @@ def run(
     """
     this = Run(command, settings, project, heritage)
     began = time.time()
+    messages.tell("queued", {"id": this.id})
     this.place = take(this)
     this.record["limit"] = settings.memory  # a small pool shrinks the default
     this.record["since"] = since = time.time()
@@ -195,3 +196,4 @@ def _record(this: Run, outcome: Outcome, wall: float) -> None:
         history.append(this.record, this.state)
     except OSError as error:
         messages.decision(f"cannot record the run: {error}")
+    messages.tell("ended", this.record)

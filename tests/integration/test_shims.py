@@ -11,7 +11,7 @@ from sandrun.entry import shims
 from tests.entering import put_on_path, said, witnessed
 from tests.harness import Box
 
-TOOL = "#!/bin/sh\necho \"tool $0 [$*] ${SANDRUN_RUNS:+in a run}\"\nexit ${EXIT-0}\n"
+TOOL = '#!/bin/sh\necho "tool $0 [$*] ${SANDRUN_RUNS:+in a run}"\nexit ${EXIT-0}\n'
 
 
 @pytest.fixture

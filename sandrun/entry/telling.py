@@ -3,13 +3,12 @@
 It hands down a descriptor and names it in SANDRUN_TELL. Neither reaches the command, so a sandrun
 inside of it tells its own caller or nobody. A caller that stopped listening never fails a run.
 
-Events: `queued` (with the run's id), `ended` (with its record), `failed` (what sandrun said and
-the exit code, when no record is to come).
+The events are those of `messages.tell`.
 """
 
 import os
 
-from sandrun import history
+from sandrun import history, messages
 
 VARIABLE = "SANDRUN_TELL"
 VERSION = 1
@@ -20,18 +19,16 @@ _fd = -1
 def take() -> None:
     """Take what the caller handed down, out of the environment and out of the command's sight."""
     global _fd
-    text = os.environ.pop(VARIABLE, "")
     try:
-        _fd = int(text)
+        _fd = int(os.environ.pop(VARIABLE, ""))
         os.set_inheritable(_fd, False)
+        messages.listeners.append(tell)
     except (ValueError, OSError):
-        _fd = -1
+        _fd = -1  # it is from another process, whose descriptors we do not have
 
 
 def tell(event: str, facts: "dict[str, object]") -> None:
-    """Tell the caller, if there is one who asked for it."""
-    if _fd < 0:
-        return
+    """Tell the caller."""
     line = history.encode({"v": VERSION, "event": event, **facts}) + "\n"
     try:
         os.write(_fd, line.encode())
