@@ -25,7 +25,9 @@ endif
 
 ifneq ($(origin sandrun.mk),file)
 sandrun.mk := $(lastword $(MAKEFILE_LIST))
-sandrun.command := $(firstword $(wildcard $(addsuffix /sandrun,$(subst :, ,$(PATH)))))
+# cron's PATH, and many an IDE's, has not what a login shell's has.
+sandrun.command := $(firstword $(wildcard $(addsuffix /sandrun,$(subst :, ,$(PATH)) ~/.local/bin \
+    /usr/local/bin)))
 
 # By a pattern, so that a Makefile that has its own goes first.
 kill-al%:
@@ -54,7 +56,7 @@ endif
 
 ifeq ($(sandrun.plain),)
 ifeq ($(sandrun.command),)
-$(warning sandrun: not found on PATH; going on without queue and memory limit)
+$(warning sandrun: not found; going on without queue and memory limit)
 else ifneq ($(filter 3.%,$(MAKE_VERSION)),)
 $(error sandrun.mk needs GNU make 4; SANDRUN_MAKE=off does without sandrun)
 else
