@@ -5,7 +5,7 @@
 Each run has a process of its own (`python -m sandrun`), because its supervisor takes all signals
 and reaps all children of the process that it lives in. What became of the run comes back over an
 inherited descriptor (`sandrun.entry.telling`), never by reading what people read. Thus any thread
-may run and cancel anything, and a program that is killed leaves a run that ends by itself.
+may run and cancel anything. A program that is killed takes its runs with it, unless `detach`.
 
 Settings are those of the command line and of sandrun.toml (README, Configuration), by the same
 names and with the same texts; what is not given is settled as there.
@@ -35,6 +35,10 @@ class Settings(TypedDict, total=False):
 
     memory: str | int
     timeout: str | float
+    cpu_time: str | float
+    idle_timeout: str | float
+    kill_signal: str | int
+    detach: bool
     grace: str | float
     check_interval: str | float
     backend: str
@@ -72,8 +76,9 @@ class Outcome:
     """How a run ended. Sizes in bytes, times in seconds; None: not known.
 
     `code` is what `sandrun` exited with: the command's own code, 128+n for signal n, 124, 137.
-    `reason` is `exit`, `signal`, `memory`, `outer-memory`, `timeout`, `not-started`, or `lost` when
-    somebody killed sandrun itself (`sandrun kill` does so when the grace is over).
+    `reason` is `exit`, `signal`, `memory`, `outer-memory`, `timeout`, `cpu-time`, `idle`, `parent`,
+    `not-started`, or `lost` when sandrun itself was killed (`sandrun kill` does so when the grace
+    is over).
     """
 
     command: tuple[str, ...]
@@ -154,7 +159,7 @@ class Run:
             raise kind(text, str(self._failed.get("hint") or ""), code)
         if facts["reason"] == "failed":
             raise SandrunError(f"sandrun failed: {' '.join(self.command)}", "see its stderr", code)
-        return _outcome(self.command, code, facts, self._output)
+        return _outcome(self.command, int(str(facts["exit"])), facts, self._output)
 
     def cancel(self) -> None:
         """End it: the whole tree, with SIGTERM and after the grace with SIGKILL; or leave the

@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
 import sandrun
 from tests.harness import Box, launcher
 
@@ -54,6 +56,13 @@ def witnessed(box: Box) -> "list[str]":
     for (begin, one), (end, other) in zip(events[::2], events[1::2], strict=True):
         assert (begin, end, one) == ("begin", "end", other), events
     return [name for what, name in events if what == "begin"]
+
+
+def need(*programs: str) -> None:
+    """Skip a test, by name, where a program is missing that tests/setup would have installed."""
+    for name in programs:
+        if not shutil.which(name):
+            pytest.skip(f"needs {name}")
 
 
 PLAIN: "Mapping[str, str]" = {"SANDRUN_MAKE": "off"}

@@ -39,10 +39,12 @@ def main(flags: "dict[str, object]", heritage: spawn.Heritage) -> int:
         return notes.take()
     from sandrun import runner
 
-    code = runner.run(command, chosen, root, heritage).code
-    if code:
-        notes.leave(code)
-    return code
+    outcome = runner.run(command, chosen, root, heritage)
+    if outcome.code:
+        notes.leave(outcome.code)
+    if outcome.interrupted:
+        spawn.die(outcome.signal)
+    return outcome.code
 
 
 class _Notes:

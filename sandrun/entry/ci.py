@@ -23,6 +23,8 @@ _STRUCK = {
     "memory": "memory limit reached",
     "outer-memory": "out of memory around the run",
     "timeout": "wall time limit reached",
+    "cpu-time": "CPU time limit reached",
+    "idle": "idle for too long",
 }
 
 

@@ -200,5 +200,5 @@ def activation(shell: str) -> str:
     """What puts the shims first on PATH in bash, zsh or fish; said twice it does it once."""
     folder = command_text([directory()])
     if shell == "fish":
-        return f"contains -- {folder} $PATH; or set -gx PATH {folder} $PATH"
+        return f"if not contains -- {folder} $PATH; set -gx PATH {folder} $PATH; end"
     return f'case ":$PATH:" in *:{folder}:*) ;; *) export PATH={folder}:"$PATH" ;; esac'

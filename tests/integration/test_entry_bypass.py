@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.entering import INCLUDE, job_recipe, put_on_path, witnessed
+from tests.entering import INCLUDE, job_recipe, need, put_on_path, witnessed
 from tests.harness import Box, wait_for
 
 SANDBOX = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
@@ -80,6 +80,7 @@ def can_sandbox() -> bool:
 
 
 def test_thirteen_ways_at_once_and_no_two_ran_together(crowd: Box) -> None:
+    need("zsh", "fish")
     ways: Mapping[str, tuple[str, ...]] = WAYS
     jobs = JOBS
     if not can_sandbox():  # then the laboratory's container tests are the witness for that way

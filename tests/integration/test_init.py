@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sandrun import options
-from tests.entering import INCLUDE, put_on_path
-from tests.harness import ROOT, Box
+from tests.entering import INCLUDE, need, put_on_path
+from tests.harness import ROOT, SCALE, Box
 
 MAKEFILE = "all: ; @echo all $${SANDRUN_RUNS:+in a run}\n"
 HOOK = '#!/usr/bin/env bash\n# mine\nset -e\necho "hook ${SANDRUN_RUNS:+in a run} $*"\n'
@@ -208,6 +208,7 @@ end
 
 @pytest.mark.parametrize("shell", COMPLETE)
 def test_completions(project: Box, shell: str) -> None:
+    need(shell)
     words = ["bash", "--norc", "-c"] if shell == "bash" else ["fish", "--no-config", "-c"]
     done = project.run(COMPLETE[shell], argv=words)
     assert (done.returncode, done.stderr) == (0, "")
@@ -246,14 +247,14 @@ for line, mark in ((b"sandrun sta\t", b"status"), (b"sandrun --backend cgro\t\t"
 os.write(fd, b"exit\n")
 print("completed")
 """
-    from tests.harness import SCALE
-
+    need("zsh")
     words = [sys.executable, "-c", script, str(20 * SCALE)]
     done = project.run(argv=words, seconds=90, env={"TERM": "xterm"})
     assert (done.returncode, done.stdout) == (0, "completed\n"), done.stderr
 
 
 def test_the_manual_page_is_well_formed_and_tells_everything(project: Box) -> None:
+    need("mandoc")
     page = project.root / "sandrun.1"
     page.write_text(project.run("man").stdout)
     lint = project.run("-T", "lint", "-W", "warning", str(page), argv=["mandoc"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sandrun.entry import shims
-from tests.entering import put_on_path, said, witnessed
+from tests.entering import need, put_on_path, said, witnessed
 from tests.harness import Box
 
 TOOL = '#!/bin/sh\necho "tool $0 [$*] ${SANDRUN_RUNS:+in a run}"\nexit ${EXIT-0}\n'
@@ -217,6 +217,7 @@ def test_without_sandrun_it_says_so_and_runs_the_tool(shimbox: Box, how: str) ->
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_activates_it_once(shimbox: Box, shell: str) -> None:
+    need(shell)
     shimbox.env["PATH"] = shimbox.env["PATH"].removeprefix(f"{folder(shimbox)}:")
     words = {"bash": ["bash", "--norc", "-c"], "zsh": ["zsh", "-f", "-c"],
              "fish": ["fish", "--no-config", "-c"]}[shell]  # fmt: skip
@@ -232,6 +233,7 @@ def test_each_shell_activates_it_once(shimbox: Box, shell: str) -> None:
 
 
 def test_it_is_posix_sh_for_every_tool_and_shell(shimbox: Box) -> None:
+    need("dash", "bash", "zsh")
     for name in ("make", "ninja", "cmake", "pytest", "npm", "cargo", "go", "git", "mytool"):
         add(shimbox, name)
         for shell in ("dash", "bash", "zsh"):
