@@ -12,8 +12,9 @@ import time
 
 from sandrun import nesting, overview, project, recovery
 from sandrun.model import SandrunError
-from sandrun.queue import CANCEL, Queue, Ticket
+from sandrun.queue import CANCEL, Queue
 from sandrun.runlock import each_slot
+from sandrun.ticket import Ticket
 
 
 def end(state: str, run: "str | None", everything: bool, grace: float) -> "list[str]":

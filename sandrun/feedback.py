@@ -9,7 +9,8 @@ import time
 
 from sandrun import messages
 from sandrun.model import size_text, span_text
-from sandrun.queue import Queue, Ticket, shown
+from sandrun.queue import Queue
+from sandrun.ticket import Ticket, shown
 
 
 def _seconds(name: str, default: float) -> float:

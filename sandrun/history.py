@@ -50,31 +50,47 @@ def path() -> str:
     return os.path.join(home, "sandrun", "history.jsonl")
 
 
-def append(record: "dict[str, object]", fallback: str) -> None:
-    """Append a record; to the directory `fallback` where the user's folder cannot be written.
+class Log:
+    """The file that a record goes to, opened before there is one: the next run waits until the
+    record of this one is written, but not for finding the file.
 
-    Raises OSError when neither can.
+    The user's, or one in the directory `fallback`, if given, where that cannot be written. Raises
+    OSError when neither can.
     """
-    line = (encode({"v": VERSION, **record}) + "\n").encode()
-    try:
-        _append(path(), line)
-    except OSError:
-        _append(os.path.join(fallback, "history.jsonl"), line)
+
+    def __init__(self, fallback: str = "") -> None:
+        try:
+            self.fd = _open(path())
+        except OSError:
+            if not fallback:
+                raise
+            self.fd = _open(os.path.join(fallback, "history.jsonl"))
+
+    def append(self, record: "dict[str, object]") -> bool:
+        """Append a record and close; False: the file was removed meanwhile. Raises OSError."""
+        line = (encode({"v": VERSION, **record}) + "\n").encode()
+        try:
+            info = os.fstat(self.fd)
+            torn = info.st_size > 0 and os.pread(self.fd, 1, info.st_size - 1) != b"\n"
+            os.write(self.fd, b"\n" + line if torn else line)
+            return info.st_nlink > 0
+        finally:
+            os.close(self.fd)
 
 
-def _append(file: str, line: bytes) -> None:
+def _open(file: str) -> int:
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        fd = os.open(file, flags, 0o600)
+        return os.open(file, flags, 0o600)
     except FileNotFoundError:
         os.makedirs(os.path.dirname(file), 0o700, exist_ok=True)
-        fd = os.open(file, flags, 0o600)
-    try:
-        size = os.fstat(fd).st_size
-        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        os.write(fd, b"\n" + line if torn else line)
-    finally:
-        os.close(fd)
+        return os.open(file, flags, 0o600)
+
+
+def append(record: "dict[str, object]", fallback: str, log: "Log | None" = None) -> None:
+    """Append a record to `log`, or to the file that `Log` would open. Raises OSError."""
+    if log is None or not log.append(record):
+        Log(fallback).append(record)
 
 
 def read() -> "Iterator[dict[str, object]]":

@@ -3,13 +3,28 @@
 Levels: -2 silent (`-qq`), -1 results only (`-q`), 0 normal, 1 decisions (`-v`), 2 every write to
 a control file (`-vv`). A stderr that is closed or full never fails a run: what cannot be said
 is dropped.
+
+Programs are told by `tell`, in events and facts instead of sentences, whatever the level.
 """
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 level = 0
 _color: "bool | None" = None
 _color_wish = "auto"
+listeners: "list[Callable[[str, dict[str, object]], None]]" = []
+"""Who is told what becomes of the run: `queued` (its id), `ended` (its record), `failed` (what
+was said and the exit code, when there is no record)."""
+
+
+def tell(event: str, facts: "dict[str, object]") -> None:
+    """Tell an event to all that listen."""
+    for listener in listeners:
+        listener(event, facts)
 
 
 def setup(verbose: int, quiet: int, color: str) -> None:

@@ -13,7 +13,8 @@ import os
 
 from sandrun import kernel, project
 from sandrun.model import SandrunError
-from sandrun.queue import Queue, Ticket
+from sandrun.queue import Queue
+from sandrun.ticket import Ticket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,10 +54,10 @@ def _contains(queue: Queue, ticket: Ticket) -> bool:
 def ticket_holder(queue: Queue, ticket: Ticket) -> int:
     """The process that locked a live ticket, as our pid namespace has it; 0: none of ours."""
     try:
-        inode = os.stat(ticket.name, dir_fd=queue.dir, follow_symlinks=False).st_ino
+        file = os.stat(ticket.name, dir_fd=queue.dir, follow_symlinks=False)
     except OSError:
         return 0
-    return lock_holder(inode, ticket.pid)
+    return lock_holder(file, ticket.pid)
 
 
 def is_ancestor(pid: int) -> bool:
@@ -71,22 +72,29 @@ def _in_group(run_id: str) -> bool:
         return False
 
 
-def lock_holder(inode: int, otherwise: int = 0) -> int:
-    """The process that locked a file with flock(2), by its inode; 0: nobody that we can see.
+def lock_holder(file: os.stat_result, told: int = 0) -> int:
+    """The process that locked a file with flock(2); 0: nobody that we can see.
 
-    From /proc/locks (proc(5)), which tells pids as our namespace has them: the pid in a ticket's
-    name may be another container's. `otherwise` where there is no such file.
+    From /proc/locks (proc(5)), which tells pids as our namespace has them: the pid that was `told`
+    in a ticket's name may be another container's. It must agree where the device does not (btrfs
+    and overlays show another one to stat(2)), and is believed where there is no such file.
     """
     try:
         lines = kernel.read("/proc/locks").split(b"\n")
     except OSError:
-        return otherwise
-    end = b":%d" % inode
+        return told
+    device = b"%02x:%02x" % (os.major(file.st_dev), os.minor(file.st_dev))
+    found = 0
     for line in lines:
         words = line.split()
-        if len(words) > 5 and words[1:4:2] == [b"FLOCK", b"WRITE"] and words[5].endswith(end):
-            return int(words[4])
-    return 0
+        if len(words) > 5 and words[1:4:2] == [b"FLOCK", b"WRITE"]:
+            where, _, inode = words[5].rpartition(b":")
+            if int(inode) == file.st_ino:
+                if where == device:
+                    return int(words[4])
+                if told in (0, int(words[4])):
+                    found = int(words[4])
+    return found
 
 
 def _runs(around: str) -> "Iterator[tuple[str, str]]":

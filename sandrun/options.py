@@ -304,7 +304,10 @@ OPTIONS = (
     ),
 )
 
-SUBCOMMANDS = frozenset({"config", "doctor", "git", "kill", "pause", "queue", "resume", "status"})
+SUBCOMMANDS = frozenset(
+    {"completions", "config", "doctor", "git", "init", "kill", "make-again", "make-include", "man"}
+    | {"pause", "queue", "resume", "shims", "status"}
+)
 
 _BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
 _HELP = ("-h", "--help", "--version")

@@ -5,8 +5,9 @@ import time
 
 from sandrun import kernel, project
 from sandrun.model import SandrunError, size_text, span_text
-from sandrun.queue import Queue, Ticket
+from sandrun.queue import Queue
 from sandrun.runlock import each_slot
+from sandrun.ticket import Ticket
 
 
 def open_queue(path: str) -> "Queue | None":
@@ -17,9 +18,12 @@ def open_queue(path: str) -> "Queue | None":
 def waiting_for_memory() -> "set[str]":
     """The ids of the runs that the pool has not let in yet."""
     path = project.pool_path()
-    if not os.path.isdir(path):
+    try:
+        queue = open_queue(path)
+    except SandrunError:
+        queue = None
+    if queue is None:
         return set()
-    queue = Queue(path)
     try:
         return {ticket.id for ticket in queue.tickets() if not ticket.running}
     finally:

@@ -12,8 +12,9 @@ import time
 
 from sandrun import backends, messages
 from sandrun.model import EXIT_GAVE_UP
-from sandrun.queue import Queue, StateGone, Ticket, head_key
+from sandrun.queue import Queue, StateGone
 from sandrun.runlock import RunLock
+from sandrun.ticket import Ticket, head_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _at_once(place: Place) -> bool:
     """Take the run lock if that needs no waiting."""
     queue, ticket, lock = place.queue, place.ticket, place.lock
     assert queue and ticket and lock
-    nearest = queue.ahead(ticket, lock.slots)
+    nearest = queue.ahead(ticket, lock.slots, new=True)
     for other in nearest:
         other.close()
     return len(nearest) < lock.slots and not queue.paused and lock.try_take()

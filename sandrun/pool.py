@@ -18,8 +18,9 @@ A ticket is locked by its run's supervisor and keeper, so its share is free when
 import os
 
 from sandrun import messages, project
-from sandrun.model import MIB, size_text
-from sandrun.queue import Queue, StateGone, Ticket, is_stopped
+from sandrun.model import MIB, SandrunError, size_text
+from sandrun.queue import Queue, StateGone
+from sandrun.ticket import Ticket, is_stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -151,7 +152,11 @@ def enter(run_id: str, command: "list[str]", settings: "Settings") -> "Share | N
         return None
     size = settle_limit(settings, total)
     while True:
-        queue = Queue(project.pool_path())
+        try:
+            queue = Queue(project.pool_path())
+        except SandrunError as error:  # laid by somebody else: it must not stop our runs
+            messages.warn(f"going on without the pool; {error.text}", error.hint)
+            return None
         try:
             return Share(queue, queue.enqueue(run_id, command, size), total)
         except StateGone:

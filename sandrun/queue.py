@@ -17,9 +17,12 @@ Invariants
   c - S + 1 of them to go, so at least one of any S of them: watching the S nearest misses no turn.
 - The order of names decides only who waits for whom. Exclusion is the run lock's alone
   (`sandrun.runlock`): a listing that misses a name mid-rename costs a wake-up, never a second run.
+- A ticket that comes to stand ahead of others rings the one behind it, and a ticket that runs says
+  so in its own FIFO. So a waiter that sees the one ahead end, says-it-ran read and no ring pending,
+  is the head without another look at a long queue.
 - A priority is a head start in time and part of the key, so a ticket is overtaken only by those
   that came within the difference of head starts after it: nobody starves.
-- Whoever renames another's ticket (`move`) or lifts a pause rings every waiter afterwards. If it
+- Whoever renames another's ticket (`move`), pauses or resumes rings every waiter afterwards. If it
   is killed in between, the waiters' own look around (`waiting.LOOK`) mends it.
 
 Left to others: when to wait and what to say meanwhile (`sandrun.waiting`).
@@ -31,94 +34,20 @@ import time
 
 from sandrun import project
 from sandrun.model import SandrunError, command_text
+from sandrun.ticket import RUNS, SECOND, Ticket, escape, head_key, is_stopped, unescape
 
-KEEP_SECONDS = 120
+KEEPSECONDS = 120
 """How long the place of one that gave up waiting is kept for its coming back."""
 CANCEL = b"c"
 """What is written into a ticket that has to leave the queue; any other byte: look again."""
 
 _VIEW = "queue.txt"
 _PAUSED = "paused"
-# Keys are nanoseconds of CLOCK_MONOTONIC plus this, so that a head start taken off soon after a
-# boot still leaves a positive number of 20 digits.
-_KEY_BASE = 10**19
-_SECOND = 10**9
 _ID_AT = 22  # where the id starts in a name: after the order, 20 digits and a dot
-_COMMAND_BYTES = 120  # names end at 255 bytes
 
 
 class StateGone(Exception):
     """The state directory was removed under us; enqueue again in a new one."""
-
-
-class Ticket:
-    """A run's place in the queue, as its file name tells: no file is read to show a queue.
-
-    `<w|r><key>.<id>.<pid>.<epoch seconds>.<extra>.<command>`: r (running) sorts before w
-    (waiting); the time is when it began to run or to wait; `extra` is the head start in seconds,
-    in the pool the run's memory in bytes. `pid` is for people, and for signals after the lock
-    proved it alive.
-    """
-
-    __slots__ = ("command", "extra", "fd", "id", "key", "name", "pid", "running", "since")
-
-    def __init__(self, name: str, fd: int = -1) -> None:
-        self.fd = fd
-        self.rename(name)
-
-    def rename(self, name: str) -> None:
-        self.name = name
-        order, self.id, pid, since, extra, command = name.split(".", 5)
-        self.running = order[0] == "r"
-        self.key = int(order[1:])
-        self.pid = int(pid)
-        self.since = int(since)
-        self.extra = int(extra)
-        self.command = _unescape(command)
-
-    def close(self) -> None:
-        os.close(self.fd)
-        self.fd = -1
-
-
-def _escape(text: str) -> str:
-    """A command as part of a file name: no slash, nothing unprintable, short."""
-    raw = os.fsencode(text)[:_COMMAND_BYTES]
-    return "".join(chr(c) if 32 <= c < 127 and c not in b"/%" else f"%{c:02X}" for c in raw)[:160]
-
-
-def _unescape(text: str) -> str:
-    if "%" not in text:
-        return text
-    first, *rest = text.split("%")
-    raw = first.encode("latin-1")
-    for part in rest:
-        try:
-            raw += bytes((int(part[:2], 16),)) + part[2:].encode("latin-1")
-        except ValueError:  # cut in the middle of an escape
-            break
-    shown = raw.decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else "?" for c in shown)
-
-
-def shown(command: "list[str]") -> str:
-    """A command as its ticket shows it."""
-    return _unescape(_escape(command_text(command)))
-
-
-def is_stopped(pid: int) -> bool:
-    """Whether the process is stopped (Ctrl-Z, a debugger)."""
-    from sandrun import kernel
-
-    try:
-        return kernel.Stat(pid).state in "Tt"
-    except OSError:
-        return False
-
-
-def head_key(head_start: int) -> int:
-    """The key of who comes now with a head start in seconds."""
-    return _KEY_BASE + time.monotonic_ns() - head_start * _SECOND
 
 
 class Queue:
@@ -138,7 +67,7 @@ class Queue:
 
         Raises StateGone, or SandrunError when the file system refuses.
         """
-        tail = f"{os.getpid()}.{int(time.time())}.{extra}.{_escape(command_text(command))}"
+        tail = f"{os.getpid()}.{int(time.time())}.{extra}.{escape(command_text(command))}"
         name = f"w{key or head_key(0):020}.{run_id}.{tail}"
         private = f".{run_id}"
         while True:
@@ -185,14 +114,18 @@ class Queue:
                 return index
         raise StateGone
 
-    def ahead(self, ticket: Ticket, most: int = 1) -> "list[Ticket]":
+    def ahead(self, ticket: Ticket, most: int = 1, new: bool = False) -> "list[Ticket]":
         """The nearest live tickets ahead of `ticket`, at most `most`, opened for watching.
 
-        Waiters that are stopped are passed by. Raises StateGone like `find`.
+        Waiters that are stopped are passed by. A `new` one makes itself known to the one behind.
+        Raises StateGone like `find`.
         """
         names = self.names()
+        at = self.find(ticket, names)
+        if new and at + 1 < len(names):
+            self._ring_next(names[at + 1 :])
         found: list[Ticket] = []
-        for name in reversed(names[: self.find(ticket, names)]):
+        for name in reversed(names[:at]):
             fd = self._open_live(name)
             if fd is None:
                 continue
@@ -249,6 +182,8 @@ class Queue:
             try:
                 os.rename(ticket.name, name, src_dir_fd=self.dir, dst_dir_fd=self.dir)
                 ticket.rename(name)
+                if running:
+                    os.write(ticket.fd, RUNS)
                 return
             except OSError:
                 try:
@@ -262,22 +197,21 @@ class Queue:
         ticket.close()
         try:
             names = self.names()
-            self._ring_past_stopped(names)
-            if self.paused or not ticket.running or not any(n[0] == "w" for n in names):
+            waiting = [name for name in names if name[0] == "w"]
+            # The one that was just woken will not come, and those behind it do not know.
+            if waiting and is_stopped(Ticket(waiting[0]).pid):
+                self._ring_next(waiting)
+            if self.paused or not ticket.running or not waiting:
                 self.write_view()  # else the next one writes it
         except OSError:
             pass
 
-    def _ring_past_stopped(self, names: "list[str]") -> None:
-        """The one that was just woken may be stopped, and the one behind it does not know."""
-        stalled = False
+    def _ring_next(self, names: "list[str]") -> None:
+        """Ring at the first of these waiters that is not stopped, and at those before it."""
         for name in names:
-            if name[0] == "w" and self.is_live(name):
-                if not is_stopped(Ticket(name).pid):
-                    if stalled:
-                        self.ring(name)
-                    return
-                stalled = True
+            self.ring(name)
+            if self.is_live(name) and not is_stopped(Ticket(name).pid):
+                return
 
     def ring(self, name: str, byte: bytes = b"?") -> None:
         """Ring at a ticket's owner: it looks again, or leaves if `byte` is CANCEL."""
@@ -301,7 +235,7 @@ class Queue:
 
     def move(self, ticket: Ticket, head_start: int) -> bool:
         """Give a waiting ticket another head start; False: it waits no more."""
-        key = ticket.key + (ticket.extra - head_start) * _SECOND
+        key = ticket.key + (ticket.extra - head_start) * SECOND
         _, run_id, pid, since, _, command = ticket.name.split(".", 5)
         name = f"w{key:020}.{run_id}.{pid}.{since}.{head_start}.{command}"
         try:
@@ -317,9 +251,10 @@ class Queue:
         try:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             os.close(os.open(_PAUSED, flags, 0o600, dir_fd=self.dir))
-            return True
         except FileExistsError:
             return False
+        self.ring_waiters()
+        return True
 
     def resume(self) -> bool:
         """Lift a pause; False: there was none."""
@@ -332,7 +267,7 @@ class Queue:
 
     def keep(self, ticket: Ticket, owner: str) -> None:
         """Keep the place of one that gave up, for its coming back as the same `owner`."""
-        expiry = time.monotonic_ns() + KEEP_SECONDS * _SECOND
+        expiry = time.monotonic_ns() + KEEPSECONDS * SECOND
         self._remove(f"kept.{owner}")
         try:
             os.symlink(f"{ticket.key}.{ticket.extra}.{expiry}", f"kept.{owner}", dir_fd=self.dir)
@@ -391,10 +326,10 @@ class Queue:
 
 
 def _is_fresh(expiry: int) -> bool:
-    # More than KEEP_SECONDS ahead of us: it was kept before the last boot.
-    return 0 <= expiry - time.monotonic_ns() <= KEEP_SECONDS * _SECOND
+    # More than KEEPSECONDS ahead of us: it was kept before the last boot.
+    return 0 <= expiry - time.monotonic_ns() <= KEEPSECONDS * SECOND
 
 
 def _line(name: str) -> str:
     _, _, pid, since, _, command = name.split(".", 5)
-    return f"{pid}:{since}:{_unescape(command)}\n"
+    return f"{pid}:{since}:{unescape(command)}\n"

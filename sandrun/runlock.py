@@ -179,6 +179,7 @@ class RunLock:
             return project.open_state(path), path, os.path.basename(self.queue.path), 0o600
         except SandrunError as error:
             self.note = error.text
+            messages.decision(f"no second home for the run lock: {self.note}")
             return None
 
     def _slot_files(self, slot: int) -> "list[_File]":

@@ -31,6 +31,10 @@ first, separated by colons. A hint for finding them, never a proof."""
 _KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory")
 """Ends that may leave git's locks behind: the run's processes had no time to clean up."""
 
+PROJECT_VARIABLE = "SANDRUN_PROJECT"
+"""In the command's environment: the project whose queue the innermost such run has joined. With
+the former it tells a shim or a Makefile, without a start of sandrun, that it need not queue."""
+
 
 class Run:
     """One run: what was asked, its place in the queue, and the record that it will leave."""
@@ -46,6 +50,7 @@ class Run:
         self.state = projects.state_path(project, settings.queue)
         self.around = os.environ.get(RUNS_VARIABLE, "")
         self.place = Place()
+        self.log: history.Log | None = None
         self.keeper: Keeper | None = None
         self.record: dict[str, object] = {
             "id": self.id,
@@ -58,7 +63,10 @@ class Run:
     def environment(self) -> "dict[str, str]":
         """The command's environment: the caller's, and the mark of this run."""
         mark = f"{self.state}/{self.id}"
-        env = spawn.environment({RUNS_VARIABLE: f"{self.around}:{mark}" if self.around else mark})
+        marks = {RUNS_VARIABLE: f"{self.around}:{mark}" if self.around else mark}
+        if not self.settings.source["queue"].startswith("-"):  # a flag's queue is not the project's
+            marks[PROJECT_VARIABLE] = self.project
+        env = spawn.environment(marks)
         for name in gitguard.LOCAL_VARIABLES if self.settings.clean_git_env else ():
             env.pop(name, None)
         return env
@@ -74,6 +82,11 @@ def run(
     """
     this = Run(command, settings, project, heritage)
     began = time.time()
+    try:
+        this.log = history.Log()  # before the wait, so that no hand-off waits for it
+    except OSError:
+        pass  # the record will go to the state directory
+    messages.tell("queued", {"id": this.id})
     this.place = take(this)
     this.record["limit"] = settings.memory  # a small pool shrinks the default
     this.record["since"] = since = time.time()
@@ -185,6 +198,7 @@ def _record(this: Run, outcome: Outcome, wall: float) -> None:
     cpu = outcome.usage.cpu
     this.record["cpu"] = times.children_user + times.children_system if cpu is None else cpu
     try:
-        history.append(this.record, this.state)
+        history.append(this.record, this.state, this.log)
     except OSError as error:
         messages.decision(f"cannot record the run: {error}")
+    messages.tell("ended", this.record)

@@ -5,9 +5,9 @@ Imported only by a run that has to wait. Invariants
   stay ignored. They arrive through a pipe that poll(2) watches too, so none can fall between a
   look and a sleep. Stops (Ctrl-Z) are left to the kernel.
 - A stopped waiter must not stall those behind it, and the kernel tells nobody of a stop. Who
-  leaves the queue rings the others if the next one is stopped; for one that stops between being
-  woken and starting, every waiter looks around each LOOK seconds. It is passed by in the order
-  only; the run lock still excludes.
+  leaves the queue rings the first that is not stopped; for one that stops between being woken and
+  starting, every waiter looks around each LOOK seconds. It is passed by in the order only; the
+  run lock still excludes.
 - Where the head finds the run lock held though nobody is ahead (the tree of a killed supervisor,
   another user of the checkout), a child blocks in flock(2) on the same open file. What it is
   granted belongs to that file, thus to us; its end is what we poll for. It dies with us.
@@ -20,8 +20,9 @@ import select
 import time
 
 from sandrun.model import EXIT_GAVE_UP, SandrunError, span_text
-from sandrun.queue import CANCEL, Queue, Ticket
+from sandrun.queue import CANCEL, Queue
 from sandrun.runlock import RunLock, read_line
+from sandrun.ticket import Ticket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,10 +44,6 @@ class Left(Exception):
     def __init__(self, signum: int) -> None:
         super().__init__(signum)
         self.signum = signum
-
-
-class Inside(Exception):
-    """What we wait for is the run that we are in."""
 
 
 class GaveUp(SandrunError):
@@ -103,9 +100,9 @@ class Patience:
         except BlockingIOError:
             pass
 
-    def sleep(self, hangups: "list[int]", bell: int) -> None:
+    def sleep(self, hangups: "list[int]", bell: int) -> bool:
         """Sleep until one of `hangups` is hung up, the bell rings, a signal comes, or it is time
-        to look around or to say something.
+        to look around or to say something. True: only the first.
 
         Raises Left, and SandrunError when the deadline is over or the ticket was cancelled.
         """
@@ -121,6 +118,7 @@ class Patience:
             raise _cancelled()
         if time.monotonic() >= self.deadline:
             raise gave_up(f"gave up after waiting {span_text(time.monotonic() - self.began)}")
+        return bool(events) and all(fd in hangups for fd, _ in events)
 
 
 def _noted(signum: int, frame: object) -> None:
@@ -136,27 +134,30 @@ def wait_turn(
 ) -> None:
     """Return when a slot of `lock` is ours and fewer than all slots are ahead of `ticket`.
 
-    `check` raises when the wait would never end. Raises what Patience.sleep does, StateGone, and
-    Inside when the holder is a run around us.
+    `check` raises when the wait would never end. Raises what Patience.sleep does, and StateGone.
     """
+    turn = False
     while True:
-        nearest = queue.ahead(ticket, lock.slots)
-        try:
-            if len(nearest) == lock.slots:
-                lock.unlock()
-                check()
-                patience.feedback.show(nearest)
-                patience.sleep([t.fd for t in nearest], ticket.fd)
-                continue
-        finally:
-            for other in nearest:
-                other.close()
+        if not turn:
+            nearest = queue.ahead(ticket, lock.slots)
+            try:
+                if len(nearest) == lock.slots:
+                    lock.unlock()
+                    check()
+                    patience.feedback.show(nearest)
+                    hung_up = patience.sleep([t.fd for t in nearest], ticket.fd)
+                    turn = lock.slots == 1 and hung_up and nearest[0].ran()
+                    continue
+            finally:
+                for other in nearest:
+                    other.close()
         if queue.paused:
             lock.unlock()
             patience.feedback.paused()
             patience.sleep([], ticket.fd)
-        elif lock.try_take() or _await_lock(queue, ticket, lock, patience):
+        elif lock.try_take() or (not turn and _await_lock(queue, ticket, lock, patience)):
             return
+        turn = False
 
 
 def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -> None:
@@ -182,7 +183,7 @@ def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience)
     if second:
         from sandrun import nesting
 
-        holder = nesting.lock_holder(os.fstat(second.fd).st_ino)
+        holder = nesting.lock_holder(os.fstat(second.fd))
         if holder and nesting.is_ancestor(holder):
             lock.skip_second()
             return False

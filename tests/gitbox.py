@@ -1,8 +1,7 @@
 """What the tests of the git guard share: a place with real repositories, and gates instead of naps.
 
 Each `GitBox` has its own home, git configuration and state; nothing of the host's is read. What
-it starts runs in sessions of its own and is ended by `close`, nothing else is. A deadline is
-multiplied by SANDRUN_TEST_SCALE.
+it starts is ended by `close`, nothing else is. A deadline is multiplied by SANDRUN_TEST_SCALE.
 """
 
 import errno
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from sandrun import kernel
 from sandrun.gitguard import shim as shims
 from tests import harness
 from tests.harness import ROOT, SCALE
@@ -90,6 +90,10 @@ class GitBox:
             "TERM": "dumb",
         }
         self.started: list[subprocess.Popen[str]] = []
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            # A shell that runs the tests in its background wants that, for what we start too.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.before = set(kernel.descendants(os.getpid()))
         self.make(self.repo)
 
     def make(self, path: Path, *options: str) -> Path:
@@ -199,12 +203,17 @@ class GitBox:
         return f"{sys.executable} -m sandrun"
 
     def close(self) -> None:
-        """End what was started and still runs."""
+        """End what was started and still runs, also what detached itself (see tests.conftest)."""
+
+        def ended() -> bool:
+            left = set(kernel.descendants(os.getpid())) - self.before
+            alive = [pid for pid in left if not kernel.is_zombie(pid)]
+            for pid in alive:
+                os.kill(pid, signal.SIGKILL)
+            return not alive
+
+        wait_for(ended, "what the test started is ended")
         for process in self.started:
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             process.wait()
             if process.stdout:
                 process.stdout.close()

@@ -8,6 +8,7 @@ from sandrun.model import EXIT_SANDRUN, SandrunError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import NoReturn
 
 
@@ -19,13 +20,27 @@ def main() -> "NoReturn":
     """
     heritage = spawn.take()
     try:
+        _listen(os.environ)
         code = _main(sys.argv[1:], heritage)
     except SandrunError as error:
         messages.error(error.text, error.hint)
         code = error.exit_code
+        messages.tell("failed", {"text": error.text, "hint": error.hint, "exit": code})
     except BaseException as error:
         code = _surprise(error)
     os._exit(code)
+
+
+def _listen(env: "Mapping[str, str]") -> None:
+    """Find the programs that want to know: our caller from Python, a CI's log and summary."""
+    if "SANDRUN_TELL" in env:
+        from sandrun.entry import telling
+
+        telling.take()
+    if ("GITHUB_ACTIONS" in env or "GITLAB_CI" in env) and "SANDRUN_RUNS" not in env:
+        from sandrun.entry import ci
+
+        messages.listeners.append(ci.report)
 
 
 def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
@@ -34,6 +49,10 @@ def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
         from sandrun.gitguard import command
 
         return command.main(parsed.arguments, parsed.flags, heritage)
+    if parsed.subcommand == "make-again":
+        from sandrun.entry import again
+
+        return again.main(parsed.flags, heritage)
     if parsed.subcommand:
         from sandrun.cli import app
 

@@ -12,11 +12,13 @@ from collections.abc import Callable
 import click
 
 from sandrun import __version__, messages, options, project, settings, spawn
+from sandrun.cli import entries
 from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandrun.queue import Queue, Ticket
+    from sandrun.queue import Queue
+    from sandrun.ticket import Ticket
 
 _EPILOG = """\b
 Exit codes:
@@ -270,6 +272,10 @@ def doctor(as_json: bool) -> None:
 def git(arguments: "tuple[str, ...]") -> None:
     """Run git when it is its turn in the repository; `git unlock` moves stale locks aside."""
     raise AssertionError("handled before click is loaded")  # listed here for --help only
+
+
+for _command in entries.ALL:
+    cli.add_command(_command)
 
 
 def main(argv: "list[str]", heritage: spawn.Heritage) -> int:

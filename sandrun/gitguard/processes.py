@@ -62,16 +62,21 @@ def _works_in(pid: int, repo: repository.Repository, reads_count: bool) -> bool:
 def _shares_files(pid: int, repo: repository.Repository) -> bool:
     """The same for a git in a container, whose paths mean nothing here: by what they lead to.
 
-    git stands at the root of its worktree. Only a main worktree that is another one says no.
+    git stands at the root of its worktree. Yes, too, where nothing there leads to a git dir.
     """
     here = f"/proc/{pid}/cwd"
-    ours = [os.stat(path) for path in (repo.top, repo.git_dir, repo.common_dir)]
-    for path in (here, here + "/.git"):
-        info = os.stat(path)
-        if any((info.st_ino, info.st_dev) == (our.st_ino, our.st_dev) for our in ours):
-            return True
+    git_dir = here + "/.git"
+    followed = repository.follow(git_dir)
+    # The kernel, not we, walks from the other's root.
+    git_dir = followed if followed.startswith(here) else f"/proc/{pid}/root{followed}"
+    found = [git_dir] if os.path.isdir(git_dir) else [here]
+    # The common dir of a linked worktree (`worktrees/NAME`) is two above.
+    infos = [os.stat(path) for path in (*found, found[0] + "/../..")]
+    ours = [os.stat(path) for path in (repo.git_dir, repo.common_dir)]
+    if any((one.st_ino, one.st_dev) == (our.st_ino, our.st_dev) for one in infos for our in ours):
+        return True
     named = b"GIT_DIR=" in kernel.read(f"/proc/{pid}/environ")
-    return named or not os.path.isdir(here + "/.git")
+    return named or found == [here]
 
 
 def _same(found: "repository.Repository | None", repo: repository.Repository) -> bool:

@@ -35,7 +35,7 @@ def find(cwd: str, env: "Mapping[str, str]") -> "Repository | None":
     """The repository of a git that starts in `cwd` with the environment `env`; None: none."""
     named = env.get("GIT_DIR", "")
     if named:
-        git_dir = _follow(os.path.join(cwd, named))
+        git_dir = follow(os.path.join(cwd, named))
         if not _is_git_dir(git_dir, env):
             return None
         top = _named_top(cwd, env) or cwd
@@ -68,7 +68,7 @@ def _discover(cwd: str, env: "Mapping[str, str]") -> "tuple[str, str]":
     device = _device(here) if not env.get("GIT_DISCOVERY_ACROSS_FILESYSTEM") else None
     while True:
         dot_git = os.path.join(here, ".git")
-        git_dir = _follow(dot_git)
+        git_dir = follow(dot_git)
         if _is_git_dir(git_dir, env):
             return git_dir, here
         if git_dir != dot_git:  # git refuses a .git file that leads nowhere
@@ -90,7 +90,7 @@ def _device(path: str) -> "int | None":
         return None
 
 
-def _follow(path: str) -> str:
+def follow(path: str) -> str:
     """Where a `.git` file leads (`gitdir: PATH`, relative to the file); else `path` itself."""
     line = _first_line(path) if os.path.isfile(path) else ""
     if line.startswith("gitdir: "):

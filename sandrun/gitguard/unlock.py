@@ -70,7 +70,11 @@ def _unlock_one(repo: Repository, lock: str, busy: "list[int]", force: bool, dry
     if dry:
         messages.status(f"{shown}: no git is at work; would be moved aside")
         return False
-    aside = stale.move_aside(repo, lock)
+    try:
+        aside = stale.move_aside(repo, lock)
+    except SandrunError as error:
+        messages.error(error.text, error.hint)
+        return False
     stamp = os.path.relpath(aside, os.path.join(repo.common_dir, stale.HOME)).split("/")[0]
     messages.status(f"{shown}: no git is at work; moved to {aside}")
     messages.status(f"hint: to put it back: sandrun git unlock --restore {stamp}")

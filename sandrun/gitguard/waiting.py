@@ -69,13 +69,12 @@ class Wait:
         if pid and pid in kernel.ancestors(os.getpid()):
             messages.decision(f"{self.repo.top}: inside of {processes.text([pid])}: not waiting")
             return False
-        if self._lock(fd, operation, byte, min(self.deadline, time.monotonic() + locks.SILENCE)):
-            return True
-        if time.monotonic() < self.deadline:
-            who = _text(turn.holder(fd, operation, byte))
-            messages.status(f"{self.repo.top}: waiting for {who}")
-            if self._lock(fd, operation, byte, self.deadline):
+        speaker = self._speak_later(fd, operation, byte) if self.patience > locks.SILENCE else 0
+        try:
+            if self._lock(fd, operation, byte):
                 return True
+        finally:
+            _end(speaker)
         if self.patience:
             messages.warn(
                 f"{self.repo.top}: waited {span_text(self.patience)} for "
@@ -83,12 +82,29 @@ class Wait:
             )
         return False
 
-    def _lock(self, fd: int, operation: int, byte: int, until: float) -> bool:
-        """Block in fcntl(2) until the lock is ours or it is `until`."""
+    def _speak_later(self, fd: int, operation: int, byte: int) -> int:
+        """Have a child say whom we wait for; its pid. The wait itself must not be interrupted to
+        say it: who leaves fcntl(2) comes back as the last in the kernel's queue."""
+        waiter = os.getpid()
+        pid = os.fork()
+        if pid:
+            return pid
+        try:
+            for number in _LEAVING:
+                _signal.signal(number, _signal.SIG_DFL)
+            time.sleep(locks.SILENCE)
+            holder = turn.holder(fd, operation, byte)
+            if os.getppid() == waiter != holder:
+                messages.status(f"{self.repo.top}: waiting for {_text(holder)}")
+        finally:
+            os._exit(0)
+
+    def _lock(self, fd: int, operation: int, byte: int) -> bool:
+        """Block in fcntl(2) until the lock is ours or the deadline is over."""
         handler = _signal.signal(_signal.SIGALRM, self._alarm)
         mask = _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGALRM})
         # Repeats, because the first may come in the instant before fcntl(2) blocks.
-        _signal.setitimer(_signal.ITIMER_REAL, max(until - time.monotonic(), 0.001), 0.05)
+        _signal.setitimer(_signal.ITIMER_REAL, max(self.deadline - time.monotonic(), 0.001), 0.05)
         try:
             self.blocked = True
             fcntl.lockf(fd, operation, 1, byte)
@@ -127,6 +143,15 @@ class Wait:
                 self.turn(fd, fcntl.LOCK_SH, turn.TREE_BYTE)
             os.close(fd)
         self.locks(commands.TREE)
+
+
+def _end(child: int) -> None:
+    if child:
+        os.kill(child, _signal.SIGKILL)
+        try:
+            os.waitpid(child, 0)
+        except ChildProcessError:  # our caller ignores SIGCHLD, and so do we
+            pass
 
 
 def _text(pid: int) -> str:

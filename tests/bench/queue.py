@@ -1,4 +1,7 @@
-"""The queue's numbers beside its peers': `python -m tests.bench.queue [--quick]`.
+"""The queue's numbers beside its peers': `python -m tests.bench.queue [--quick] [--realtime]`.
+
+--realtime (root) gives all contenders alike a real-time priority, for a machine that does other
+things meanwhile: a waiter is many more instructions than flock(1), thus more often interrupted.
 
 Prints ratios measured in one run, the contenders interleaved, so that a noisy machine hits all of
 them. Peers that are not installed are left out and named: flock(1) (util-linux), nq, tsp (Debian's
@@ -207,10 +210,8 @@ def idle(contender: Contender, waiters: int, seconds: float) -> None:
 def main() -> None:
     """Run all and print the table."""
     quick = "--quick" in sys.argv
-    try:
-        os.nice(-19)  # for all contenders alike: what else the machine does falls out
-    except PermissionError:
-        pass
+    if "--realtime" in sys.argv:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(10))
     adopt_orphans()
     with tempfile.TemporaryDirectory(prefix="bench-") as scratch:
         job = Path(scratch) / "job"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Box, launcher, wait_for
+from tests.harness import SCALE, Box, launcher, wait_for
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_kill_ends_a_stopped_run_that_ignores_sigterm(box: Box) -> None:
     stubborn.send_signal(signal.SIGSTOP)
     done = box.run("--grace", "0.2", "kill", "--all")
     assert "ended run" in done.stdout
-    assert stubborn.wait(20) != 0
+    assert stubborn.wait(20 * SCALE) != 0
 
 
 def test_doctor_names_the_backend_in_force(box: Box) -> None:

@@ -1,18 +1,15 @@
-"""`sandrun git`: waiting for each other, for foreign locks, for nobody; and being git itself."""
+"""`sandrun git`: waiting for each other, for foreign locks, and for nobody."""
 
 import hashlib
 import os
-import pty
 import signal
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sandrun import kernel
 from tests.gitbox import GIT, GitBox, heard, is_free, is_queued, wait_for, watches
-from tests.harness import SCALE
 
 
 @pytest.fixture
@@ -137,6 +134,25 @@ def test_first_come_first_served(box: GitBox) -> None:
     assert [box.end(process)[0] for process in [holder, *waiters]] == [0] * 7
     subjects = box.bare("log", "--reverse", "--format=%s").split()
     assert subjects == ["first", "edited", *(f"w{number}" for number in range(6))]
+
+
+def _wake_ups(pid: int) -> str:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return status.partition("\nvoluntary_ctxt_switches:")[2]
+
+
+def test_saying_so_does_not_cost_the_place(box: GitBox) -> None:
+    """Who leaves the kernel's queue to speak comes back as the last: so it must not wake up."""
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    waiter = box.guarded("add", "a")
+    wait_for(lambda: is_queued(waiter), "the waiter queues")
+    wait_for(lambda: kernel.Stat(waiter.pid).state == "S", "and sleeps")
+    before = _wake_ups(waiter.pid)
+    assert "waiting for" in heard(waiter)
+    assert _wake_ups(waiter.pid) == before != ""
+    box.let("one")
+    assert [box.end(process)[0] for process in (holder, waiter)] == [0, 0]
 
 
 def test_a_stopped_waiter_stalls_nobody(box: GitBox) -> None:
@@ -304,260 +320,3 @@ def test_fetching_does_not_hold_up_commits(box: GitBox) -> None:
     wait_for(lambda: is_queued(second), "a second fetch takes turns with the first")
     fetching.kill()
     assert box.end(second)[0] == 0
-
-
-# Inside of a git
-
-
-HOOKS = {
-    "plain": "{sandrun} git tag inside",
-    # Proved by who our ancestors are: nothing in the environment tells.
-    "clean": "env -i PATH={path} PYTHONPATH={root} {sandrun} git tag inside",
-    "shim": "PATH={shims}:$PATH; git tag inside",
-    "detour": "sh -c 'nice {sandrun} git tag inside; exit $?'",
-    "stash": "{sandrun} git tag inside && {sandrun} git stash list",
-}
-
-
-@pytest.mark.parametrize("outer", ["guarded", "bare"])
-@pytest.mark.parametrize("inner", HOOKS)
-def test_a_hook_goes_straight_through(box: GitBox, inner: str, outer: str) -> None:
-    text = HOOKS[inner].format(
-        sandrun=box.sandrun_text(),
-        path=box.env["PATH"],
-        root=box.env["PYTHONPATH"],
-        shims=box.shims,
-    )
-    box.hook("pre-commit", text)
-    (box.repo / "a").write_text("two\n")
-    command = ["commit", "-q", "-a", "-m", "x"]
-    began = time.monotonic()
-    process = box.guarded(*command) if outer == "guarded" else box.start(GIT, *command)
-    code, said = box.end(process)
-    assert (code, said) == (0, "")
-    assert time.monotonic() - began < 30 * SCALE, "half of git_wait"
-    assert box.bare("tag").split() == ["inside"]
-
-
-@pytest.mark.parametrize("outer", ["guarded", "bare"])
-def test_the_lock_of_an_ancestor_is_not_waited_for(box: GitBox, outer: str) -> None:
-    """A hook that forgets the commit's index: git refuses at once, as it does without us."""
-    clean = f"env -i PATH={box.env['PATH']} PYTHONPATH={box.env['PYTHONPATH']}"
-    inner = f"{clean} {box.sandrun_text()} git add a >{box.root}/said 2>&1"
-    box.hook("pre-commit", f"test -e .git/index.lock || exit 3; {inner}; test $? = 128")
-    (box.repo / "a").write_text("two\n")
-    command = ["commit", "-q", "-a", "-m", "x"]
-    process = box.guarded(*command) if outer == "guarded" else box.start(GIT, *command)
-    assert box.end(process) == (0, "")
-    said = (box.root / "said").read_text()
-    assert said.startswith("fatal: Unable to create")
-    assert "sandrun" not in said
-
-
-def test_add_and_stash_inside_of_a_commit(box: GitBox) -> None:
-    """What a fixing hook does; the index it sees is the commit's."""
-    sandrun = box.sandrun_text()
-    box.hook("pre-commit", f"echo fixed >a && {sandrun} git add a && {sandrun} git stash list")
-    (box.repo / "a").write_text("two\n")
-    assert box.git("commit", "-q", "-a", "-m", "x") == (0, "")
-    assert box.bare("show", "HEAD:a") == "fixed\n"
-
-
-def test_siblings_inside_of_a_git_take_turns(box: GitBox) -> None:
-    """`config` has no patience of its own: without turns, some of these fail."""
-    sandrun = box.sandrun_text()
-    loop = " ".join(f"{number}" for number in range(12))
-    each = f"{sandrun} git config s.v$n $n || echo $n >>{box.root}/failed"
-    box.hook("pre-commit", f"for n in {loop}; do ({each}) & done; wait")
-    assert box.git("commit", "-q", "--allow-empty", "-m", "x")[0] == 0
-    assert not (box.root / "failed").exists()
-    assert len(box.bare("config", "--get-regexp", "^s[.]v").splitlines()) == 12
-
-
-def test_an_ancestor_in_another_repository_is_no_excuse(box: GitBox) -> None:
-    other = box.make(box.root / "other")
-    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
-    box.reached("one")
-    inner = f"env -u GIT_DIR -u GIT_PREFIX {box.sandrun_text()} git -C {box.repo} add a"
-    process = box.start(
-        GIT, "-c", f"alias.x=!echo $$ >{box.root}/pid; exec {inner}", "x", cwd=other
-    )
-    wait_for((box.root / "pid").exists, "the inner git starts")
-    wait_for(lambda: _is_queued_in_session(process.pid), "the inner git waits")
-    box.let("one")
-    assert box.end(holder)[0] == 0
-    assert box.end(process)[0] == 0
-
-
-def _is_queued_in_session(session: int) -> bool:
-    with open("/proc/locks") as file:
-        rows = [row.split() for row in file if "-> POSIX" in row]
-    return any(os.getsid(int(row[row.index("->") + 4])) == session for row in rows)
-
-
-def test_a_reading_ancestor_is_no_excuse(box: GitBox) -> None:
-    """From the pager of `git log`, say."""
-    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
-    box.reached("one")
-    process = box.start(
-        GIT, "grep", f"-O{box.sandrun_text()} git add #", "one", GIT_PAGER_IN_USE="1"
-    )
-    wait_for(lambda: _is_queued_in_session(process.pid), "the inner git waits")
-    box.let("one")
-    assert box.end(holder)[0] == 0
-    box.end(process)
-
-
-# Being git
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "diff --exit-code HEAD~0",
-        "rev-parse nothing",
-        "commit --no-such-option",
-        "no-such-command",
-        "config a.b.c",
-        "-C /nowhere status",
-        "add nothing",
-        "--version",
-        "",
-        "-c alias.x=!exit\\ 42 x",
-    ],
-)
-def test_exit_codes_and_words_are_git_s(box: GitBox, line: str) -> None:
-    (box.repo / "a").write_text("two\n")
-    words = line.replace("\\ ", "\0").split()
-    words = [word.replace("\0", " ") for word in words]
-    assert box.git(*words) == box.end(box.start(GIT, *words))
-
-
-def _on_a_terminal(box: GitBox, *argv: str) -> str:
-    pid, master = pty.fork()
-    if pid == 0:
-        os.chdir(box.repo)
-        os.execve(argv[0], list(argv), {**box.env, "TERM": "xterm"})
-    out = b""
-    while True:
-        try:
-            part = os.read(master, 65536)
-        except OSError:
-            break
-        if not part:
-            break
-        out += part
-    os.close(master)
-    os.waitpid(pid, 0)
-    return out.decode()
-
-
-def test_the_terminal_is_git_s(box: GitBox) -> None:
-    (box.repo / "a").write_text("two\n")
-    ours = _on_a_terminal(box, sys.executable, "-m", "sandrun", "git", "--no-pager", "diff")
-    assert ours == _on_a_terminal(box, GIT, "--no-pager", "diff")
-    assert "\x1b[" in ours
-
-
-def _echo_git(box: GitBox) -> dict[str, str]:
-    fake = box.root / "fake"
-    fake.mkdir()
-    (fake / "git").write_text('#!/bin/sh\necho "locks=$GIT_OPTIONAL_LOCKS"\n')
-    (fake / "git").chmod(0o755)
-    return {"PATH": f"{box.shims}:{fake}:{box.env['PATH']}"}
-
-
-def test_background_reading_takes_no_optional_locks(box: GitBox) -> None:
-    env = _echo_git(box)
-    assert box.git("status", **env) == (0, "locks=0\n")
-    assert box.git("status", GIT_OPTIONAL_LOCKS="1", **env) == (0, "locks=1\n")
-    assert box.git("commit", **env) == (0, "locks=\n")
-    box.env |= env
-    assert _on_a_terminal(box, sys.executable, "-m", "sandrun", "git", "status") == "locks=\r\n"
-
-
-def test_a_background_status_leaves_the_index_alone(box: GitBox) -> None:
-    os.utime(box.repo / "a", (1, 1))
-    before = (box.repo / ".git/index").stat().st_mtime_ns
-    assert box.git("status", "--short") == (0, "")
-    assert (box.repo / ".git/index").stat().st_mtime_ns == before
-
-
-def test_a_shim_in_front_is_passed_by(box: GitBox) -> None:
-    path = f"{box.shims}:{box.shims}:{box.env['PATH']}"
-    shim = box.shims / "git"
-    (box.repo / "b").write_text("b")
-    assert box.end(box.start(shim, "add", "b", PATH=path)) == (0, "")
-    assert box.end(box.start(shim, "ls-files", PATH=path)) == (0, "a\nb\n")
-
-
-def test_no_git_at_all(box: GitBox) -> None:
-    code, said = box.git("status", PATH=str(box.shims))
-    assert code == 127
-    assert said.startswith("sandrun: git: command not found\n")
-
-
-# Places
-
-
-def test_not_in_a_repository(box: GitBox) -> None:
-    empty = box.root / "empty"
-    empty.mkdir()
-    assert box.git("add", "x", cwd=empty)[0] == 128
-    assert box.git("init", "-q", cwd=empty) == (0, "")
-    assert (empty / ".git/HEAD").exists()
-    assert box.git("clone", "-q", str(box.repo), "copy", cwd=empty) == (0, "")
-
-
-def test_the_guard_file_has_the_directory_s_owner_and_permissions(box: GitBox) -> None:
-    if os.geteuid():
-        pytest.skip("needs root to make files of two users")
-    git_dir = box.repo / ".git"
-    os.chown(git_dir, 12345, 23456)
-    os.chmod(git_dir, 0o2770)
-    box.bare("config", "--global", "safe.directory", "*")
-    assert box.git("add", "a")[0] == 0
-    info = (git_dir / "sandrun-guard").stat()
-    assert (info.st_uid, info.st_gid, info.st_mode & 0o777) == (12345, 23456, 0o660)
-
-
-def test_two_users_take_turns(box: GitBox) -> None:
-    if os.geteuid():
-        pytest.skip("needs root to be two users")
-    os.chmod(box.root, 0o755)
-    for folder in [box.repo, *box.repo.rglob("*"), box.root / "state", box.root / "home"]:
-        os.chmod(folder, 0o777 if folder.is_dir() else 0o666)
-    box.bare("config", "--global", "safe.directory", "*")
-    os.chmod(box.root / "gitconfig", 0o644)
-    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
-    box.reached("one")
-    parents = [path for path in box.root.parents if not path.stat().st_mode & 0o005]
-    for path in parents:
-        path.chmod(path.stat().st_mode | 0o011)
-    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
-    state = box.root / "their-state"
-    state.mkdir(mode=0o777)
-    state.chmod(0o777)
-    env = {"SANDRUN_STATE_DIR": str(state), "HOME": str(state)}
-    other = box.start(*argv, "-m", "sandrun", "git", "add", "a", **env)
-    wait_for(lambda: is_queued(other), "the other user's git queues")
-    box.let("one")
-    assert box.end(holder)[0] == 0
-    code, said = box.end(other)
-    assert code == 0, said
-
-
-def test_a_hostile_guard_file_blocks_nobody(box: GitBox) -> None:
-    guard = box.repo / ".git/sandrun-guard"
-    os.mkfifo(guard)
-    assert box.git("add", "a") == (0, "")
-    guard.unlink()
-    guard.symlink_to("/etc/passwd")
-    assert box.git("add", "a") == (0, "")
-
-
-def test_a_repository_that_cannot_be_written(box: GitBox) -> None:
-    """Root can write anywhere: the file system must say no."""
-    guard = box.repo / ".git/sandrun-guard"
-    guard.mkdir()
-    assert box.git("add", "a") == (0, "")

@@ -36,11 +36,11 @@ def test_the_wheel_holds_every_module_once(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     modules = {
         str(path.relative_to(ROOT))
-        for top in ("sandrun", "sandrun/cli", "sandrun/gitguard")
+        for top in ("sandrun", "sandrun/cli", "sandrun/entry", "sandrun/gitguard")
         for path in (ROOT / top).glob("*.py")
     } | {f"sandrun/backends/{path.name}" for path in (ROOT / "backends").glob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
-    assert "sandrun/py.typed" in names
+    assert {"sandrun/py.typed", "sandrun/entry/sandrun.mk"} <= set(names)
 
 
 def test_nothing_else_is_installed_at_the_top(wheel: Path) -> None:

@@ -106,6 +106,21 @@ def test_two_users_do_not_see_or_touch_each_others_queue(open_box: Box) -> None:
     assert open_box.finish(first).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("sandrun-pool", "going on without the pool"), ("sandrun-locks", "no second home")],
+)
+def test_what_is_only_a_net_cannot_be_used_to_block_us(open_box: Box, name: str, said: str) -> None:
+    """Another user laid our pool, or our second home: the run goes on and says so."""
+    lay_directory(open_box.state / f"{name}-{USER}", open_box.root)
+    env = {"SANDRUN_BACKEND": "rlimit"}
+    done = open_box.run("-v", "--", "echo", "ran", user=USER, env=env)
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+    assert said in done.stderr
+    assert f"belongs to uid {OTHER}" in done.stderr
+    assert open_box.run("status", user=USER).stdout.endswith("empty\n")
+
+
 @pytest.mark.parametrize("name", ["executor.lock", "queue.txt"])
 @pytest.mark.parametrize("kind", ["fifo", "link", "hardlink", "directory"])
 def test_odd_things_in_place_of_our_files_do_no_harm(box: Box, name: str, kind: str) -> None:

@@ -16,7 +16,7 @@ OURS = {
     "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.cli", "sandrun.gitguard",
     "sandrun.history", "sandrun.messages", "sandrun.model", "sandrun.options",
     "sandrun.place", "sandrun.project", "sandrun.queue", "sandrun.runlock", "sandrun.runner",
-    "sandrun.settings", "sandrun.spawn", "sandrun.supervisor", "sandrun.values",
+    "sandrun.settings", "sandrun.spawn", "sandrun.supervisor", "sandrun.ticket", "sandrun.values",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ Not applicable, and why:
 import re
 import subprocess
 
-from tests.harness import Box, launcher, wait_for
+from tests.harness import SCALE, Box, launcher, wait_for
 
 
 def running(box: Box) -> list[str]:
@@ -24,7 +24,7 @@ def running(box: Box) -> list[str]:
 def kill_run(box: Box, process: "subprocess.Popen[str]") -> None:
     """As `kill ${f##*.}`: nq's file names end in the pid."""
     process.terminate()
-    process.wait(20)
+    process.wait(20 * SCALE)
 
 
 def test_without_arguments_it_fails(box: Box) -> None:

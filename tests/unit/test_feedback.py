@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from sandrun import feedback
-from sandrun.queue import Queue, Ticket
+from sandrun.queue import Queue
+from sandrun.ticket import Ticket
 
 
 class Clock:

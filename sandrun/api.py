@@ -1,0 +1,324 @@
+"""`import sandrun`: runs from Python, with everything that `sandrun --` promises.
+
+    outcome = sandrun.run(["make", "test"], memory="2G", timeout="10m")
+
+Each run has a process of its own (`python -m sandrun`), because its supervisor takes all signals
+and reaps all children of the process that it lives in. What became of the run comes back over an
+inherited descriptor (`sandrun.entry.telling`), never by reading what people read. Thus any thread
+may run and cancel anything. A program that is killed takes its runs with it, unless `detach`.
+
+Settings are those of the command line and of sandrun.toml (README, Configuration), by the same
+names and with the same texts; what is not given is settled as there.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, TypedDict, Unpack
+
+from sandrun import options
+from sandrun.model import EXIT_GAVE_UP, EXIT_MEMORY, SandrunError
+
+__all__ = ["GaveUp", "Outcome", "Run", "SandrunError", "Settings", "run", "run_async", "start"]
+
+_File = int | IO[str] | IO[bytes] | None
+
+
+class Settings(TypedDict, total=False):
+    """The settings of a run, each with the meaning and the texts of its flag."""
+
+    memory: str | int
+    timeout: str | float
+    cpu_time: str | float
+    idle_timeout: str | float
+    kill_signal: str | int
+    detach: bool
+    grace: str | float
+    check_interval: str | float
+    backend: str
+    require: str
+    swap: str | int
+    pids: str | int
+    cpus: str | float
+    cpu_weight: str | int
+    io_read_bps: str | int
+    io_write_bps: str | int
+    io_read_iops: str | int
+    io_write_iops: str | int
+    io_weight: str | int
+    leftovers: str
+    priority: str | int
+    slots: str | int
+    pool: str | int
+    no_wait: bool
+    wait_timeout: str | float
+    git_wait: str | float
+    clean_git_env: bool
+    project: str
+    queue: str
+    color: str
+    verbose: int
+    quiet: int
+
+
+class GaveUp(SandrunError):
+    """It did not get its turn in the time that was allowed (`no_wait`, `wait_timeout`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. Sizes in bytes, times in seconds; None: not known.
+
+    `code` is what `sandrun` exited with: the command's own code, 128+n for signal n, 124, 137.
+    `reason` is `exit`, `signal`, `memory`, `outer-memory`, `timeout`, `cpu-time`, `idle`, `parent`,
+    `not-started`, or `lost` when sandrun itself was killed (`sandrun kill` does so when the grace
+    is over).
+    """
+
+    command: tuple[str, ...]
+    code: int
+    reason: str
+    id: str
+    backend: str
+    wait: float
+    wall: float
+    cpu: float
+    peak: int | None
+    limit: int
+    stdout: str | None = None
+    stderr: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the command ended by itself, with 0."""
+        return self.reason == "exit" and self.code == 0
+
+
+class Run:
+    """A run that was started. Any thread may wait for it or cancel it, any number of times."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        process: "subprocess.Popen[str]",
+        env: Mapping[str, str],
+        settings: Settings,
+        ear: int,
+    ) -> None:
+        self.command = tuple(command)
+        self._env = env
+        self._grace = ["--grace", str(settings["grace"])] if "grace" in settings else []
+        self.pid = process.pid
+        self.id = ""
+        self._process = process
+        self._cancelled = False
+        self._ended: dict[str, object] = {}
+        self._failed: dict[str, object] = {}
+        self._output: tuple[str | None, str | None] = (None, None)
+        self._queued = threading.Event()
+        self._over = threading.Event()
+        self._listener = threading.Thread(target=self._listen, args=(ear,), daemon=True)
+        self._listener.start()
+
+    def _listen(self, ear: int) -> None:
+        # Not until the end of the file: a run's keeper may hold the other end a moment longer.
+        with open(ear, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                facts = json.loads(line)
+                if facts["event"] == "queued":
+                    self.id = facts["id"]
+                    self._queued.set()
+                    continue
+                if facts["event"] == "ended":
+                    self._ended = facts
+                else:
+                    self._failed = facts
+                break
+        self._output = self._process.communicate()
+        self._queued.set()
+        self._over.set()
+
+    def wait(self, timeout: float | None = None) -> Outcome:
+        """Wait for the end. Raises TimeoutError when it is not over by then (the run goes on),
+        GaveUp, and SandrunError when sandrun itself failed and the command was not started."""
+        if not self._over.wait(timeout):
+            raise TimeoutError(f"not over after {timeout} s: {self.command}")
+        facts, code = self._ended, self._process.returncode
+        if not facts and code == -signal.SIGKILL:
+            facts = {"reason": "lost", "id": self.id}
+            return _outcome(self.command, EXIT_MEMORY, facts, self._output)
+        if not facts:
+            text = str(self._failed.get("text") or f"sandrun ended with {code}")
+            kind = GaveUp if code == EXIT_GAVE_UP or self._cancelled else SandrunError
+            raise kind(text, str(self._failed.get("hint") or ""), code)
+        if facts["reason"] == "failed":
+            raise SandrunError(f"sandrun failed: {' '.join(self.command)}", "see its stderr", code)
+        return _outcome(self.command, int(str(facts["exit"])), facts, self._output)
+
+    def cancel(self) -> None:
+        """End it: the whole tree, with SIGTERM and after the grace with SIGKILL; or leave the
+        queue. Returns at once; `wait` tells how it ended, or raises GaveUp if it never began."""
+        self._cancelled = True
+        threading.Thread(target=self._cancel, daemon=True).start()
+
+    def _cancel(self) -> None:
+        self._queued.wait()
+        kill = [*_launcher(), "-qq", *self._grace, "kill", self.id]
+        silent = subprocess.DEVNULL
+        if self._over.is_set():
+            return
+        done = subprocess.run(kill, env=self._env, stdout=silent, stderr=silent, check=False)
+        if done.returncode:  # a run inside a run of the same queue has no place of its own
+            self._process.terminate()
+
+
+def _outcome(
+    command: tuple[str, ...],
+    code: int,
+    facts: "dict[str, object]",
+    output: "tuple[str | None, str | None]",
+) -> Outcome:
+    def number(key: str) -> float:
+        value = facts.get(key)
+        return value if isinstance(value, int | float) else 0.0
+
+    peak = facts.get("peak")
+    return Outcome(
+        command=command,
+        code=code,
+        reason=str(facts["reason"]),
+        id=str(facts["id"]),
+        backend=str(facts.get("backend", "")),
+        wait=number("wait"),
+        wall=number("wall"),
+        cpu=number("cpu"),
+        peak=peak if isinstance(peak, int) else None,
+        limit=int(number("limit")),
+        stdout=output[0],
+        stderr=output[1],
+    )
+
+
+def _launcher() -> list[str]:
+    """This very sandrun: no other on PATH, in the current directory or in PYTHONPATH."""
+    library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    code = f"import sys; sys.path.insert(0, {library!r}); from sandrun.cli import main; main()"
+    return [sys.executable, "-P", "-c", code]
+
+
+def _flags(settings: Settings) -> list[str]:
+    by_key = {option.key: option for option in options.OPTIONS}
+    words: list[str] = []
+    for key, value in settings.items():
+        option = by_key.get(key)
+        if option is None:
+            raise TypeError(f"no such setting: {key}")
+        if option.kind == "count":
+            words += [option.flags[-1]] * int(str(int(bool(value)) if value is True else value))
+        else:
+            words += [option.flags[-1], str(value)]
+    return words
+
+
+def start(
+    command: Sequence[str],
+    *,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: _File = None,
+    stdout: _File = None,
+    stderr: _File = None,
+    **settings: Unpack[Settings],
+) -> Run:
+    """Start a run, or its wait for a turn, and return at once.
+
+    `cwd`, `env` and the streams are subprocess.Popen's; with subprocess.PIPE for `stdout` or
+    `stderr` the text is in the outcome (stderr has sandrun's own lines as well).
+    """
+    if isinstance(command, str) or not command:
+        raise TypeError("a command is a list of words that is not empty")
+    ear, mouth = os.pipe()
+    around = dict(os.environ if env is None else env)
+    try:
+        process = subprocess.Popen(
+            [*_launcher(), *_flags(settings), "--", *command],
+            cwd=cwd,
+            env={**around, "SANDRUN_TELL": str(mouth)},
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=[mouth],
+            text=True,
+        )
+    except BaseException:
+        os.close(ear)
+        raise
+    finally:
+        os.close(mouth)
+    return Run(command, process, around, settings, ear)
+
+
+def run(
+    command: Sequence[str],
+    *,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: _File = None,
+    stdout: _File = None,
+    stderr: _File = None,
+    **settings: Unpack[Settings],
+) -> Outcome:
+    """Run a command in its turn and inside its limits; how it ended. Raises as `Run.wait` does.
+
+    An exception in the waiting thread (Ctrl-C) cancels the run.
+    """
+    started = start(
+        command, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, **settings
+    )
+    try:
+        return started.wait()
+    except SandrunError:
+        raise
+    except BaseException:
+        started.cancel()
+        raise
+
+
+async def run_async(
+    command: Sequence[str],
+    *,
+    cwd: str | os.PathLike[str] | None = None,
+    env: Mapping[str, str] | None = None,
+    stdin: _File = None,
+    stdout: _File = None,
+    stderr: _File = None,
+    **settings: Unpack[Settings],
+) -> Outcome:
+    """`run` for asyncio; cancelling the task cancels the run."""
+    loop = asyncio.get_running_loop()
+    started = start(
+        command, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, **settings
+    )
+    over = asyncio.Event()
+
+    def notify() -> None:
+        started._over.wait()
+        try:
+            loop.call_soon_threadsafe(over.set)
+        except RuntimeError:
+            pass  # the loop is closed: nobody waits any more
+
+    # A thread of its own each: the loop's executor has few, and a queue may be long.
+    threading.Thread(target=notify, daemon=True).start()
+    try:
+        await over.wait()
+    except asyncio.CancelledError:
+        started.cancel()
+        raise
+    return started.wait()

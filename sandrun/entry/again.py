@@ -1,0 +1,177 @@
+"""`sandrun make-again`: the make that called us, started once more, inside a run (see sandrun.mk).
+
+Promises that it gets the same words and the same environment as the first, so that whatever make
+does with options, variables and a jobserver it does by itself. The words are the kernel's account
+of the first make, not what make made of them: `MAKEFLAGS` knows no -f, -o or -W.
+
+The first make may start itself anew when an included file has changed meanwhile; it must neither
+run twice nor forget a failure, so a failure is left in a link named after that make.
+"""
+
+import os
+
+from sandrun import kernel, project, settings, spawn
+from sandrun.model import UsageError
+
+MARK = "SANDRUN_MAKE"
+"""In the environment of the make inside: the directory in which it need not queue again."""
+
+_WITH_VALUE = "CIEfoW"  # short options whose value may be the next word
+_LONG_DIRECTORY = "--directory"
+
+
+def main(flags: "dict[str, object]", heritage: spawn.Heritage) -> int:
+    """Run the make that is our parent through the queue; the exit code. Raises SandrunError."""
+    make = os.getppid()
+    words, env = _account(make) if "MAKELEVEL" in os.environ else ([], {})
+    if not words:
+        raise UsageError("make-again is for sandrun.mk only", "include sandrun.mk in the Makefile")
+    command = [_program(words[0], make), *_stay_here(words[1:])]
+    _close_jobserver(env)
+    restarted = env.pop("MAKE_RESTARTS", "")
+    here = project.working_directory()
+    os.environ.clear()
+    os.environ.update({**env, MARK: os.path.realpath(here)})
+    root = project.find(here)
+    chosen = settings.resolve(flags, root)
+    notes = _Notes(project.state_path(root, chosen.queue), make)
+    if restarted:
+        return notes.take()
+    from sandrun import runner
+
+    outcome = runner.run(command, chosen, root, heritage)
+    if outcome.code:
+        notes.leave(outcome.code)
+    if outcome.interrupted:
+        spawn.die(outcome.signal)
+    return outcome.code
+
+
+class _Notes:
+    """How the run of a make failed, for that make only: a link in the queue's directory."""
+
+    def __init__(self, state: str, make: int) -> None:
+        self.state = state
+        self.name = _note(make)
+
+    def leave(self, code: int) -> None:
+        for name in os.listdir(self.state):
+            if name.startswith("made.") and name != _note(int(name.split(".")[1])):
+                os.unlink(os.path.join(self.state, name))  # that make is over
+        os.symlink(str(code), os.path.join(self.state, self.name))
+
+    def take(self) -> int:
+        path = os.path.join(self.state, self.name)
+        try:
+            code = int(os.readlink(path))
+        except FileNotFoundError:
+            return 0
+        os.unlink(path)
+        return code
+
+
+def _note(pid: int) -> str:
+    """A name that no other process, before or after, has."""
+    try:
+        return f"made.{pid}.{kernel.Stat(pid).start}"
+    except OSError:
+        return f"made.{pid}.gone"
+
+
+def _account(pid: int) -> "tuple[list[str], dict[str, str]]":
+    """The words and the environment with which a process was started."""
+    try:
+        words = os.fsdecode(kernel.read(f"/proc/{pid}/cmdline")).split("\0")[:-1]
+        environ = os.fsdecode(kernel.read(f"/proc/{pid}/environ")).split("\0")[:-1]
+    except FileNotFoundError:
+        import psutil
+
+        process = psutil.Process(pid)
+        return process.cmdline(), process.environ()
+    pairs = (entry.partition("=") for entry in environ)
+    return words, {name: value for name, _, value in pairs if name}
+
+
+def _program(name: str, pid: int) -> str:
+    if "/" not in name or name[0] == "/":
+        return name
+    try:
+        return os.readlink(f"/proc/{pid}/exe")  # its name was relative to where it was before -C
+    except OSError:
+        return name
+
+
+def _stay_here(words: "list[str]") -> "list[str]":
+    """The words of a make that is where its -C options led: each becomes `-C .`."""
+    kept: list[str] = []
+    value_of = ""
+    for at, word in enumerate(words):
+        if value_of:
+            kept.append("." if value_of == "C" else word)
+            if value_of == "f" and word == "-":
+                raise _no_stdin()
+            value_of = ""
+        elif word == "--":
+            return kept + words[at:]
+        elif word.startswith("--d") and _LONG_DIRECTORY.startswith(word.partition("=")[0]):
+            kept.append(word.partition("=")[0] + "=." if "=" in word else word)
+            value_of = "" if "=" in word else "C"
+        elif word.startswith("--"):
+            kept.append(word)
+            value_of = _long_value(word)
+        elif word[:1] == "-":
+            short, value_of = _short(word)
+            kept.append(short)
+        else:
+            kept.append(word)
+    return kept
+
+
+def _long_value(word: str) -> str:
+    """The short form of a long option whose value is the next word; '' for all others."""
+    name, given, value = word.partition("=")
+    forms = {"--file": "f", "--makefile": "f", "--include-dir": "I", "--eval": "E",
+             "--old-file": "o", "--assume-old": "o", "--what-if": "W", "--new-file": "W",
+             "--assume-new": "W"}  # fmt: skip
+    found = {form for long, form in forms.items() if len(name) > 3 and long.startswith(name)}
+    if given:
+        if found == {"f"} and value == "-":
+            raise _no_stdin()
+        return ""
+    return found.pop() if len(found) == 1 else ""
+
+
+def _short(word: str) -> "tuple[str, str]":
+    """A bundle of short options, and the letter whose value is the next word."""
+    for at, letter in enumerate(word[1:], 1):
+        if letter in "jlO":  # takes the rest of the word, if there is one
+            break
+        if letter in _WITH_VALUE:
+            value = word[at + 1 :]
+            if not value:
+                return word, letter
+            if letter == "f" and value == "-":
+                raise _no_stdin()
+            return (word[: at + 1] + ".", "") if letter == "C" else (word, "")
+    return word, ""
+
+
+def _no_stdin() -> UsageError:
+    return UsageError("a makefile on standard input cannot be queued", "sandrun -- make -f - ...")
+
+
+def _close_jobserver(env: "dict[str, str]") -> None:
+    """Let the jobserver that the first make has made for itself end with it.
+
+    One that it has from its parent is left: then its environment names it.
+    """
+    _, _, rest = os.environ.get("MAKEFLAGS", "").partition("--jobserver-auth=")
+    auth = rest.partition(" ")[0]
+    if not auth or f"--jobserver-auth={auth}" in env.get("MAKEFLAGS", ""):
+        return
+    for text in auth.split(","):  # two descriptors; fifo:PATH since make 4.4
+        if text.isdigit():
+            try:
+                os.set_inheritable(int(text), False)
+            except OSError:
+                pass  # closed already

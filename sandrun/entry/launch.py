@@ -1,0 +1,21 @@
+"""What a shim starts: sandrun if it can be imported, else the tool itself, which is then said.
+
+Usage: python -I launch.py -- /path/to/tool ARGUMENTS. -I: nothing of the user's may get in here.
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    try:
+        from sandrun.cli import main
+    except Exception as error:
+        tool = os.path.basename(sys.argv[2])
+        os.write(
+            2,
+            f"sandrun: {tool} runs without queue and memory limit: sandrun is broken: {error}\n"
+            "sandrun: hint: install it anew\n".encode(),
+        )
+        os.execv(sys.argv[2], sys.argv[2:])
+    main()

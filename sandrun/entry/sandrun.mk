@@ -1,0 +1,90 @@
+# sandrun.mk: every goal of a Makefile that says `include sandrun.mk` goes through sandrun's queue.
+#
+# Promises
+# - `make ANYTHING` takes its turn as `sandrun -- make ANYTHING`, whoever starts it and how. Inside
+#   a run of the same queue nothing happens, and that costs no process: recursion is free.
+# - Options, goals, variables, the environment, standard input, exit codes and the jobserver are
+#   plain make's, because the make that does the work gets the very words and environment of this one.
+# - -n, -q and -t run nothing and are not queued. SANDRUN_MAKE=off does without sandrun; so does a
+#   machine that has no sandrun, which is said.
+# - `make kill-all` ends every run and waiter of yours at once.
+#
+# How: GNU make remakes the files that it included before it looks at the goals. Outside of a run we
+# include one file that is never there for each goal, and the recipe for the first of them is the
+# run. Each is made by a pattern rule that makes two targets, that file and its goal, so make holds
+# that the goals are done, or have failed, and ends. What the recipes of other included files (such
+# as *.d) would do is left to the make inside, by a shell that does nothing.
+#
+# Left to others: the run (`sandrun make-again`). A Makefile is read twice, so what it prints while
+# it is read (not in recipes) is printed twice.
+
+# Another make than GNU's stops at the second line; GNU make skips it, as it skips all of ifdef.
+ifdef :
+.error sandrun.mk needs GNU make 4 (gmake); to do without sandrun, leave its include line out
+endif
+
+ifneq ($(origin sandrun.mk),file)
+sandrun.mk := $(lastword $(MAKEFILE_LIST))
+# cron's PATH, and many an IDE's, has not what a login shell's has.
+sandrun.command := $(firstword $(wildcard $(addsuffix /sandrun,$(subst :, ,$(PATH)) ~/.local/bin \
+    /usr/local/bin)))
+
+# By a pattern, so that a Makefile that has its own goes first.
+kill-al%:
+	@$(or $(sandrun.command),sandrun) kill --all || [ $$? = 1 ]
+
+# What says that we are in a run of this queue: a live ticket of a run around us, and no other
+# project between here and that run's. (A guess that fails costs a start of sandrun, which knows.)
+sandrun.live = $(foreach run,$(subst :, ,$(SANDRUN_RUNS)),\
+    $(wildcard $(dir $(run))r*.$(notdir $(run)).*))
+sandrun.up = $(if $(filter-out $(SANDRUN_PROJECT),$1),$1 $(call sandrun.up,$(patsubst %/,%,$(dir $1))))
+sandrun.marks = $(if $(wildcard $(SANDRUN_PROJECT)/.git),.git,.git sandrun.toml pyproject.toml)
+sandrun.below = $(if $(filter $(SANDRUN_PROJECT)/%,$(CURDIR)),$(if $(strip \
+    $(wildcard $(addprefix $(SANDRUN_PROJECT)/,$(sandrun.marks)))),$(if $(strip \
+    $(wildcard $(foreach d,$(call sandrun.up,$(CURDIR)),$(addprefix $d/,$(sandrun.marks))))),,below)))
+sandrun.inside = $(and $(SANDRUN_RUNS),$(SANDRUN_PROJECT),$(if $(word 2,$(CURDIR)),,one word),\
+    $(strip $(sandrun.live)),$(or $(filter $(SANDRUN_PROJECT),$(CURDIR)),$(sandrun.below)))
+
+# Flags are the first word of MAKEFLAGS; with only long ones it is empty or starts with --.
+sandrun.flags := $(filter-out --%,$(firstword -$(MAKEFLAGS)))
+sandrun.plain := $(or $(filter off $(CURDIR),$(SANDRUN_MAKE)),$(findstring n,$(sandrun.flags)),\
+    $(findstring q,$(sandrun.flags)),$(findstring t,$(sandrun.flags)),\
+    $(filter kill-all,$(MAKECMDGOALS)),$(sandrun.inside))
+ifneq ($(SANDRUN_MAKE),off)
+unexport SANDRUN_MAKE
+endif
+
+ifeq ($(sandrun.plain),)
+ifeq ($(sandrun.command),)
+$(warning sandrun: not found; going on without queue and memory limit)
+else ifneq ($(filter 3.%,$(MAKE_VERSION)),)
+$(error sandrun.mk needs GNU make 4; SANDRUN_MAKE=off does without sandrun)
+else
+sandrun.goals := $(sort $(MAKECMDGOALS))
+ifeq ($(sandrun.goals),)
+sandrun.goals := .sandrun.default
+override .DEFAULT_GOAL := .sandrun.default
+.sandrun.default: ;
+endif
+sandrun.gates := $(sandrun.goals:%=.sandrun.gate/%)
+
+% .sandrun.gate/%:: .sandrun.goal/%
+	+@$(if $(filter $@,$(firstword $(sandrun.gates))),exec $(sandrun.command) make-again,:)
+# The run comes last, and its goal alone fails when it fails: that is enough, also with -k.
+$(firstword $(sandrun.gates)): | $(wordlist 2,$(words $(sandrun.gates)),$(sandrun.gates))
+$(sandrun.goals:%=.sandrun.goal/%): ;
+-include $(sandrun.gates)
+
+# Nobody but a gate does or says anything here. The make inside does not get these flags: -O, which
+# takes hold from -j2 on, keeps this one from saying "Entering directory" as well.
+%: override SHELL := $(firstword $(wildcard /bin/true /usr/bin/true))
+.sandrun.gate/%: override SHELL := /bin/sh
+.sandrun.gate/%: override .SHELLFLAGS := -c
+# A jobserver of a make around is in that variable of the environment alone while make 4.3 reads.
+sandrun.jobs := $(if $(findstring --jobserver,$(if $(filter-out 0,$(MAKELEVEL)),\
+    $(shell echo "$$MAKEFLAGS"))),,-j2)
+override MAKEFLAGS += -s -Otarget $(sandrun.jobs)
+.NOTPARALLEL:
+endif
+endif
+endif

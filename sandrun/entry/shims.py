@@ -1,0 +1,204 @@
+"""Shims: small programs in a folder of the PATH that stand before the tools they are named after.
+
+Promises, of a shim for TOOL
+- It runs the first TOOL on PATH behind it, through `sandrun --`. Inside a run of the same queue,
+  and for questions that run nothing (`--version`, `make -n`, `go env`), it becomes that tool at
+  once: one exec of a POSIX sh and no other process.
+- It never starts itself again. No folder of shims is ever searched for the tool (the file
+  `.sandrun-shims` marks them), and when what it found was another's shim (pyenv, asdf, ...) that
+  comes back by way of the PATH, the search goes on behind that one: so it ends.
+- If sandrun is gone or broken it says so and runs the tool.
+
+What says that it is inside is the same as in sandrun.mk: a live ticket of a run around us, and no
+other project between here and that run's. A guess that fails costs a start of sandrun, which knows.
+
+Left to others: `git`, which has a shim of its own (`sandrun.gitguard.shim`).
+"""
+
+import os
+import sys
+
+from sandrun.model import SandrunError, command_text
+
+MARK = ".sandrun-shims"
+_FIRST_LINE = "# sandrun shim for {tool}"
+
+# What runs nothing worth a turn, as patterns of sh: for the first word, and for any word.
+_FIRST_WORDS = {
+    "": "--version|-V|--help|-h|version|help",
+    "cargo": "metadata|tree|locate-project|search|--list",
+    "go": "env|list|doc",
+    "npm": "-v|ls|root|prefix|bin|config|view",
+    "cmake": "--help-*",
+}
+_ANY_WORDS = {
+    "make": "--just-print|--dry-run|--question|--touch",
+    "ninja": "-n|-h",
+    "pytest": "--co|--collect-only",
+}
+# make's flags may be bundled. `-fbuild/not.mk` has an n, but is no bundle of flags.
+_BUNDLES = {"make": ("-*[!bBdeiklLmnpqrRsStvw]*", "-*[nqt]*")}
+
+_TEXT = """#!/bin/sh
+{first_line}: {tool} takes its turn in the project's queue (sandrun shims)
+real=
+passed=${{SANDRUN_SHIM-}}
+case $passed in
+"$$:{tool}:"*|"$PPID:{tool}:"*) passed=${{passed#*:*:}} ;; # from there it came back to us
+*) passed= ;;
+esac
+search() {{
+	set -f
+	IFS=:
+	for directory in $PATH; do
+		if [ -x "$directory/{tool}" ] && [ ! -d "$directory/{tool}" ] &&
+			[ ! -e "$directory/{mark}" ]; then
+			real=$directory/{tool}
+			[ "$passed" ] || break
+			[ "$real" != "$passed" ] || passed=
+			real=
+		fi
+	done
+	unset IFS
+	set +f
+}}
+search
+[ "$real" ] || [ -z "$passed" ] || {{ passed=; search; }} # it took its own folder off the PATH
+if [ -z "$real" ]; then
+	echo >&2 "sandrun: {tool}: command not found"
+	exit 127
+fi
+export SANDRUN_SHIM="$$:{tool}:$real"
+
+case ${{1-}} in {first}) exec "$real" "$@" ;; esac
+{any}inside() {{
+	[ "${{SANDRUN_RUNS-}}" ] && [ "${{SANDRUN_PROJECT-}}" ] || return
+	here=$PWD
+	marks=".git sandrun.toml pyproject.toml"
+	[ ! -e "$SANDRUN_PROJECT/.git" ] || marks=.git
+	while [ "$here" != "$SANDRUN_PROJECT" ]; do
+		[ "$here" ] && [ ! -L "$here" ] || return
+		for name in $marks; do [ ! -e "$here/$name" ] || return; done
+		here=${{here%/*}}
+	done
+	if [ "$PWD" != "$here" ]; then
+		for name in $marks; do [ -e "$here/$name" ] && break; done || return
+	fi
+	IFS=:
+	for run in $SANDRUN_RUNS; do
+		for ticket in "${{run%/*}}"/r*."${{run##*/}}".*; do
+			[ ! -e "$ticket" ] || {{ unset IFS; return 0; }}
+		done
+	done
+	unset IFS
+	return 1
+}}
+if inside; then exec "$real" "$@"; fi
+if [ -x {python} ] && [ -e {launch} ]; then
+	exec {python} -I {launch} -- "$real" "$@"
+fi
+echo >&2 "sandrun: {tool} runs without queue and memory limit: sandrun is not where it was"
+echo >&2 "sandrun: hint: install it and say: sandrun shims add {tool}; or remove $0"
+exec "$real" "$@"
+"""
+
+
+def directory() -> str:
+    """The folder of the shims: $XDG_DATA_HOME/sandrun/shims."""
+    home = os.environ.get("XDG_DATA_HOME") or ""
+    if not home.startswith("/"):
+        home = os.path.join(os.path.expanduser("~"), ".local", "share")
+    return os.path.join(home, "sandrun", "shims")
+
+
+def text(tool: str) -> str:
+    """The shim for a tool, with this very sandrun in it."""
+    library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    if tool == "git":
+        from sandrun.gitguard import shim
+
+        return shim.text(shim.launch(sys.executable, library))
+    first = "|".join(filter(None, (_FIRST_WORDS[""], _FIRST_WORDS.get(tool))))
+    return _TEXT.format(
+        tool=tool,
+        first_line=_FIRST_LINE.format(tool=tool),
+        mark=MARK,
+        first=first,
+        any=_any_word(tool),
+        python=command_text([sys.executable]),
+        launch=command_text([os.path.join(library, "sandrun", "entry", "launch.py")]),
+    )
+
+
+def _any_word(tool: str) -> str:
+    at_once = '{}) exec "$real" "$@" ;;'
+    arms = ["--) break ;;"]
+    if tool in _ANY_WORDS:
+        arms.append(at_once.format(_ANY_WORDS[tool]))
+    if tool in _BUNDLES:
+        other, bundle = _BUNDLES[tool]
+        arms += [f"{other}) ;;", at_once.format(bundle)]
+    return f"for word; do case $word in {' '.join(arms)} esac; done\n" if len(arms) > 1 else ""
+
+
+def add(tool: str) -> str:
+    """Write the shim for a tool; its path. Raises SandrunError for a name that cannot be one."""
+    if not tool or not set(tool) <= _NAME or tool[0] in "-.":
+        raise SandrunError(f"{tool!r} cannot be the name of a tool", "sandrun shims add make")
+    if tool in ("sandrun", "sh", "env", "python", "python3"):
+        raise SandrunError(f"a shim for {tool} would stand in the way of the shims themselves")
+    folder = directory()
+    os.makedirs(folder, exist_ok=True)
+    open(os.path.join(folder, MARK), "a").close()
+    path = os.path.join(folder, tool)
+    if os.path.lexists(path) and tool not in installed():
+        raise SandrunError(f"{path} is not a shim of sandrun's", "move it away")
+    private = f"{path}.{os.getpid()}"
+    with open(private, "w") as file:
+        file.write(text(tool))
+        os.fchmod(file.fileno(), 0o755)
+    os.replace(private, path)  # a shell that is reading the old one must not read half of this
+    return path
+
+
+_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.+-")
+
+
+def remove(tool: str) -> str:
+    """Remove the shim for a tool; its path. Raises SandrunError if there is none."""
+    if tool not in installed():
+        raise SandrunError(f"there is no shim for {tool}", "sandrun shims list")
+    path = os.path.join(directory(), tool)
+    os.unlink(path)
+    return path
+
+
+def installed() -> "list[str]":
+    """The tools that have a shim."""
+    folder = directory()
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    return [name for name in names if _is_shim(os.path.join(folder, name), name)]
+
+
+def _is_shim(path: str, tool: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return _FIRST_LINE.format(tool=tool).encode() in file.read(200)
+    except OSError:
+        return False
+
+
+def active() -> bool:
+    """Whether the folder of the shims is on PATH."""
+    return directory() in os.environ.get("PATH", "").split(":")
+
+
+def activation(shell: str) -> str:
+    """What puts the shims first on PATH in bash, zsh or fish; said twice it does it once."""
+    folder = command_text([directory()])
+    if shell == "fish":
+        return f"if not contains -- {folder} $PATH; set -gx PATH {folder} $PATH; end"
+    return f'case ":$PATH:" in *:{folder}:*) ;; *) export PATH={folder}:"$PATH" ;; esac'

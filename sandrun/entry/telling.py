@@ -1,0 +1,36 @@
+"""Telling the program that started us what happens to the run: one line of JSON for each event.
+
+It hands down a descriptor and names it in SANDRUN_TELL. Neither reaches the command, so a sandrun
+inside of it tells its own caller or nobody. A caller that stopped listening never fails a run.
+
+The events are those of `messages.tell`.
+"""
+
+import os
+
+from sandrun import history, messages
+
+VARIABLE = "SANDRUN_TELL"
+VERSION = 1
+
+_fd = -1
+
+
+def take() -> None:
+    """Take what the caller handed down, out of the environment and out of the command's sight."""
+    global _fd
+    try:
+        _fd = int(os.environ.pop(VARIABLE, ""))
+        os.set_inheritable(_fd, False)
+        messages.listeners.append(tell)
+    except (ValueError, OSError):
+        _fd = -1  # it is from another process, whose descriptors we do not have
+
+
+def tell(event: str, facts: "dict[str, object]") -> None:
+    """Tell the caller."""
+    line = history.encode({"v": VERSION, "event": event, **facts}) + "\n"
+    try:
+        os.write(_fd, line.encode())
+    except OSError:
+        pass

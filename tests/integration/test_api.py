@@ -1,0 +1,173 @@
+"""Runs from Python: outcomes, threads, cancelling, asyncio; in the process of the tests itself."""
+
+import asyncio
+import itertools
+import signal
+import subprocess
+import sys
+import threading
+import typing
+
+import pytest
+
+import sandrun
+from sandrun import api, options
+from tests.harness import SCALE, Box, wait_for
+
+
+@pytest.fixture
+def here(box: Box, monkeypatch: pytest.MonkeyPatch) -> Box:
+    """The box as this process's own place."""
+    for key, value in box.env.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(box.project)
+    return box
+
+
+def quiet(**more: typing.Any) -> "dict[str, typing.Any]":
+    return {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        **more,
+    }
+
+
+def test_the_outcome_of_a_command(here: Box) -> None:
+    done = sandrun.run(["sh", "-c", "echo out; echo err >&2; exit 3"], memory="300M", **quiet())
+    assert (done.code, done.reason, done.ok) == (3, "exit", False)
+    assert (done.stdout, done.stderr) == ("out\n", "err\n")
+    assert (done.limit, done.backend) == (300 << 20, "none")
+    (record,) = here.records()
+    assert (record["id"], record["wall"], record["command"]) == (
+        done.id,
+        done.wall,
+        list(done.command),
+    )
+    assert sandrun.run(["true"]).ok
+
+
+def test_a_signal_a_timeout_and_a_limit_are_told_apart(here: Box) -> None:
+    killed = sandrun.run(["sh", "-c", "kill -KILL $$"])
+    assert (killed.reason, killed.code) == ("signal", 137)
+    late = sandrun.run(["sleep", "1000"], timeout="100ms", **quiet())
+    assert (late.reason, late.code) == ("timeout", 124)
+    hog = "kept = [bytearray(b'x') * (1 << 20) for step in range(300)]"
+    full = sandrun.run([sys.executable, "-c", hog], memory="50M", backend="rlimit", **quiet())
+    assert (full.reason, full.code) == ("memory", 137)
+    assert full.peak is not None
+    assert full.peak > 25 << 20
+
+
+def test_what_cannot_start_is_told_as_by_a_shell(here: Box) -> None:
+    missing = sandrun.run(["nonesuch"], **quiet())
+    assert (missing.code, missing.reason) == (127, "not-started")
+
+
+def test_failures_are_exceptions_with_a_hint(here: Box) -> None:
+    with pytest.raises(sandrun.SandrunError, match="no such directory") as caught:
+        sandrun.run(["true"], project="/nonesuch", **quiet())
+    assert caught.value.exit_code == 125
+    with pytest.raises(sandrun.SandrunError, match="expected a size") as caught:
+        sandrun.run(["true"], memory="lots", **quiet())
+    holder = here.hold("one")
+    with pytest.raises(sandrun.GaveUp):
+        sandrun.run(["true"], no_wait=True, **quiet())
+    here.let("one")
+    here.finish(holder)
+    for wrong in ("true", [], ["true"]):
+        with pytest.raises(TypeError):
+            sandrun.run(wrong, **({"nonesuch": 1} if wrong == ["true"] else {}))  # type: ignore[arg-type]
+
+
+def test_many_threads_run_one_at_a_time(here: Box) -> None:
+    outcomes: list[sandrun.Outcome] = []
+
+    def exits(code: int) -> None:
+        outcomes.append(sandrun.run(["sh", "-c", f"exit {code}"], **quiet()))
+
+    threads = [threading.Thread(target=exits, args=(code,)) for code in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60 * SCALE)
+    assert sorted(outcome.code for outcome in outcomes) == list(range(8))
+    spans = sorted((float(str(r["since"])), float(str(r["wall"]))) for r in here.records())
+    for (since, wall), (later, _) in itertools.pairwise(spans):
+        assert later >= since + wall - 0.05
+
+
+def test_a_run_is_cancelled_from_another_thread_whole(here: Box) -> None:
+    script = "trap '' TERM; sh -c 'sleep 1000' & echo $$ >begun; sleep 1000"
+    run = sandrun.start(["sh", "-c", script], grace="100ms", backend="rlimit", **quiet())
+    wait_for((here.project / "begun").exists, 20)
+    with pytest.raises(TimeoutError):
+        run.wait(0)
+    run.cancel()
+    outcome = run.wait(30 * SCALE)
+    assert (outcome.code, outcome.reason) == (128 + signal.SIGKILL, "lost")
+    assert run.wait() == outcome
+    run.cancel()
+    wait_for(lambda: not here.leftovers(), 20)
+
+
+def test_a_waiter_is_cancelled_and_leaves_the_queue(here: Box) -> None:
+    holder = here.hold("one")
+    run = sandrun.start(["true"], **quiet())
+    wait_for(lambda: len(here.view()) == 2, 20)
+    run.cancel()
+    with pytest.raises(sandrun.GaveUp):
+        run.wait(30 * SCALE)
+    assert [line.split(" job ")[-1].split()[0] for line in here.view()] == ["one"]
+    here.let("one")
+    assert here.finish(holder).returncode == 0
+
+
+def test_a_run_inside_a_run_starts_at_once_and_is_cancelled_too(here: Box) -> None:
+    script = """
+import sandrun, subprocess, sys
+run = sandrun.start(["sleep", "1000"], stdout=subprocess.DEVNULL)
+assert run._queued.wait(60)
+run.cancel()
+print(run.wait(60).reason)
+"""
+    done = sandrun.run([sys.executable, "-c", script], timeout="2m", **quiet())
+    assert (done.code, done.stdout) == (0, "signal\n"), done.stderr
+
+
+def test_the_command_does_not_see_who_listens(here: Box) -> None:
+    script = "env | grep -c SANDRUN_TELL; ls /proc/self/fd | wc -l"
+    plain = here.run("--", "sh", "-c", script).stdout
+    assert sandrun.run(["sh", "-c", script], **quiet()).stdout == plain
+
+
+def test_asyncio_runs_and_cancels(here: Box) -> None:
+    async def main() -> "tuple[sandrun.Outcome, ...]":
+        task = asyncio.create_task(sandrun.run_async(["sleep", "1000"], queue="other", **quiet()))
+        outcomes = await asyncio.gather(
+            *(sandrun.run_async(["sh", "-c", f"exit {code}"], **quiet()) for code in range(4))
+        )
+        await asyncio.to_thread(wait_for, lambda: "sleep 1000" in str(here.view()), 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return tuple(outcomes)
+
+    assert [outcome.code for outcome in asyncio.run(main())] == [0, 1, 2, 3]
+    wait_for(lambda: not here.leftovers(), 20)
+
+
+def test_settings_are_those_of_the_command_line() -> None:
+    typed = typing.get_type_hints(api.Settings)
+    assert set(typed) == {option.key for option in options.OPTIONS}
+    assert api._flags({"memory": "1G", "no_wait": True, "verbose": 2, "quiet": 0}) == [
+        "--memory", "1G", "--no-wait", "--verbose", "--verbose",
+    ]  # fmt: skip
+
+
+def test_importing_the_package_is_free() -> None:
+    code = "import sys; a = set(sys.modules); import sandrun; print(*(set(sys.modules) - a))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "sandrun\n"
+    with pytest.raises(AttributeError):
+        sandrun.nonesuch  # noqa: B018

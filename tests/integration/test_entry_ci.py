@@ -1,0 +1,92 @@
+"""What the pages of a CI show: GitHub's annotations and summary, GitLab's log."""
+
+import sys
+
+import pytest
+
+from tests.harness import Box
+
+HOG = "kept = [bytearray(b'x') * (1 << 20) for step in range(300)]"
+
+
+@pytest.fixture
+def github(box: Box) -> Box:
+    box.env |= {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(box.root / "summary")}
+    return box
+
+
+def summary(box: Box) -> "list[str]":
+    return (box.root / "summary").read_text().strip().splitlines()
+
+
+def test_each_run_is_a_row_of_the_summary(github: Box) -> None:
+    github.run("--", "sh", "-c", "exit 3")
+    github.run("--", "echo", "a|b", "`c`")
+    header, rule, first, second = summary(github)
+    assert header.startswith("| sandrun | result | waited | ran | peak memory | limit |")
+    assert rule == "|---|---|---|---|---|---|---|"
+    assert first.startswith("| `sh -c 'exit 3'` | exit 3 | 0.0 s |")
+    assert second.startswith("| `echo 'a\\|b' ''c''` | exit 0 |")
+
+
+def test_other_rows_of_the_summary_are_kept(github: Box) -> None:
+    (github.root / "summary").write_text("# Mine\n")
+    github.run("--", "true")
+    assert summary(github)[0] == "# Mine"
+    assert len(summary(github)) == 5
+
+
+def test_a_limit_is_an_error_on_a_line_of_its_own(github: Box) -> None:
+    words = ["-m", "50M", "--backend", "rlimit", "--", sys.executable, "-c", HOG]
+    done = github.run(*words)
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("::error ")]
+    assert line.startswith("::error title=sandrun%3A memory limit reached::")
+    assert "of 50.0 MiB)" in line
+    assert "| memory limit reached |" in summary(github)[-1]
+    late = github.run("-t", "100ms", "--", "sh", "-c", "sleep 9 # 100%\n")
+    (line,) = [line for line in late.stderr.splitlines() if line.startswith("::error ")]
+    assert "wall time limit reached::" in line
+    assert "100%25" in line
+
+
+def test_a_failure_of_sandrun_is_an_error_too(github: Box) -> None:
+    done = github.run("--project", "/nonesuch", "--", "true")
+    assert "::error title=sandrun failed::--project /nonesuch: no such directory" in done.stderr
+
+
+def test_a_long_wait_is_a_notice(github: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sandrun.entry import ci
+
+    written: list[str] = []
+    monkeypatch.setattr("sandrun.messages.write", written.append)
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    facts: dict[str, object] = {"reason": "exit", "exit": 0, "command": ["make"], "wall": 1.0}
+    ci.report("ended", {**facts, "wait": ci.LONG_WAIT - 1})
+    ci.report("ended", {**facts, "wait": ci.LONG_WAIT})
+    assert written == ["::notice title=sandrun%3A long wait::make waited 60 s for its turn\n"]
+
+
+def test_a_run_inside_is_not_shown_again(github: Box) -> None:
+    github.run("--", "sh", "-c", 'sandrun=$0; exec "$@"', "x", *launch(github, "--", "true"))
+    assert len(summary(github)) == 3
+
+
+def launch(box: Box, *words: str) -> "list[str]":
+    from tests.harness import launcher
+
+    return [*launcher(), *words]
+
+
+def test_a_summary_that_cannot_be_written_fails_nothing(github: Box) -> None:
+    github.env["GITHUB_STEP_SUMMARY"] = "/nonesuch/summary"
+    done = github.run("--", "true")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_gitlab_has_a_line_in_its_log(box: Box) -> None:
+    done = box.run("--", "sh", "-c", "exit 3", env={"GITLAB_CI": "true"})
+    assert done.returncode == 3
+    assert done.stderr.startswith("sandrun: exit 3; waited 0.0 s; ran 0.")
+    assert box.run("-q", "--", "true", env={"GITLAB_CI": "true"}).stderr == ""
+    assert box.run("--", "true").stderr == ""

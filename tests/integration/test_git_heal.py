@@ -1,0 +1,163 @@
+"""Stale locks that are healed without being asked: only with proof, and never against evidence."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandrun.gitguard import stale
+from tests.gitbox import GIT, GitBox, wait_for
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Iterator[GitBox]:
+    made = GitBox(tmp_path)
+    yield made
+    made.close()
+
+
+def _booted_later(box: GitBox, *args: str) -> tuple[int, str]:
+    """Run `sandrun ARGS` on a machine that booted after everything in the box was made: in a
+    time namespace, whose boot the kernel itself puts there."""
+    unshare = shutil.which("unshare")
+    if os.geteuid() or not unshare:
+        pytest.skip("needs root and unshare(1) to make a time namespace")
+    with open("/proc/uptime") as file:
+        uptime = int(float(file.read().split()[0]))
+    argv = [unshare, "--time", "--fork", "--boottime", str(1 - uptime)]
+    probe = subprocess.run(
+        [*argv, "cat", "/proc/stat"], capture_output=True, text=True, check=False
+    )
+    if (
+        "btime" not in probe.stdout
+        or int(probe.stdout.split("btime ")[1].split()[0]) < time.time() - 60
+    ):
+        pytest.skip("needs time namespaces (CONFIG_TIME_NS)")
+    return box.end(box.start(*argv, sys.executable, "-m", "sandrun", *args))
+
+
+def _old(lock: Path) -> None:
+    """Wait until the lock is older than the clock's margin; its ctime cannot be set."""
+    seconds = stale._CLOCK_MARGIN + 4
+    wait_for(lambda: time.time() - lock.stat().st_ctime > seconds, "the lock is old", 30)
+
+
+def test_older_than_this_boot(box: GitBox) -> None:
+    """Healed, unless a git is there after all: then the clock or the boot time is wrong, as
+    after the restore of a virtual machine."""
+    lock = box.repo / ".git/index.lock"
+    (box.repo / "a").write_text("two\n")
+    commit = box.start(GIT, "commit", "-a", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    other = box.make(box.root / "other")
+    stale_lock = other / ".git/index.lock"
+    stale_lock.write_text("precious")
+    _old(lock)
+    _old(stale_lock)
+    code, said = _booted_later(box, "git", "-C", str(other), "add", "a")
+    assert code == 0, said
+    assert said.startswith(f"sandrun: stale lock (older than this boot): moved {stale_lock} to ")
+    assert Path(said.split(" to ")[-1].strip()).read_text() == "precious"
+    box.env["SANDRUN_GIT_WAIT"] = "0.5"
+    code, said = _booted_later(box, "git", "add", "a")
+    assert (code, lock.exists()) == (128, True), said
+    box.let("one")
+    assert box.end(commit)[0] == 0
+
+
+def test_not_older_than_this_boot(box: GitBox) -> None:
+    lock = box.repo / ".git/index.lock"
+    lock.touch()
+    assert box.git("add", "a", SANDRUN_GIT_WAIT="0.5")[0] == 128
+    assert lock.exists()
+
+
+def _dead_pid() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize(
+    ("owner", "healed"), [("dead", True), ("alive", False), ("garbage", False), ("younger", True)]
+)
+def test_core_lockfile_pid(box: GitBox, owner: str, healed: bool) -> None:
+    """The file that git 2.54 writes beside its lock; made by hand, as the git here may be older."""
+    lock = box.repo / ".git/index.lock"
+    lock.touch()
+    beside = box.repo / ".git/index~pid.lock"
+    sleeper = subprocess.Popen(["sleep", "600"])
+    try:
+        pid = {"dead": _dead_pid(), "garbage": 0}.get(owner, sleeper.pid)
+        beside.write_text(f"pid {pid}\n" if pid else "?\n")
+        if owner == "younger":  # the pid was given to somebody else since
+            os.utime(beside, (time.time() - 3600, time.time() - 3600))
+        code, said = box.git("add", "a", SANDRUN_GIT_WAIT="0.5")
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+    assert (code == 0, not lock.exists()) == (healed, healed), said
+
+
+def test_a_lock_left_by_an_ended_run(box: GitBox) -> None:
+    """A run dies in the middle of `git commit -a`; nobody needs to clean up after it."""
+    (box.repo / "a").write_text("two\n")
+    lock = box.repo / ".git/index.lock"
+    box.env["SANDRUN_BACKEND"] = "auto"  # whatever contains a run here
+    box.env["GIT_EDITOR"] = "kill -9 $PPID #"
+    crash = f"{GIT} commit -a; test -e {lock} && kill -9 $$"
+    code, said = box.end(box.sandrun("--", "sh", "-c", crash))
+    assert code == 137, said
+    assert "stale lock (left by run" in said
+    assert not lock.exists()
+    assert box.git("commit", "-qam", "x") == (0, "")
+
+
+def test_a_lock_left_by_a_lost_run(box: GitBox) -> None:
+    """The supervisor is killed, and with it everything of the run, in the middle of a commit."""
+    (box.repo / "a").write_text("two\n")
+    lock = box.repo / ".git/index.lock"
+    box.env["SANDRUN_BACKEND"] = "auto"
+    run = box.sandrun("--", GIT, "commit", "-a", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    assert lock.exists()
+    run.kill()
+    box.sandrun("--", "true")
+    wait_for(lambda: not lock.exists(), "the lock is moved aside")
+    assert box.git("commit", "-qam", "x") == (0, "")
+
+
+def test_a_lock_of_somebody_else_s_during_a_run(box: GitBox) -> None:
+    (box.repo / "a").write_text("two\n")
+    lock = box.repo / ".git/index.lock"
+    gate = box.gate("run")
+    box.env["SANDRUN_BACKEND"] = "auto"
+    run = box.sandrun("--timeout", "2", "--grace", "0", "--", "sh", "-c", gate)
+    box.reached("run")
+    commit = box.start(GIT, "commit", "-a", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    code, said = box.end(run)
+    assert code == 124
+    assert lock.exists(), said
+    box.let("one")
+    assert box.end(commit)[0] == 0
+
+
+def test_a_killed_git_s_lock_is_no_proof(box: GitBox) -> None:
+    """Outside of a run nobody can tell a dead git's lock from a hidden one's: the user decides."""
+    (box.repo / "a").write_text("two\n")
+    lock = box.repo / ".git/index.lock"
+    commit = box.guarded("commit", "-a", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    os.killpg(commit.pid, signal.SIGKILL)
+    commit.wait()
+    assert box.git("add", "a", SANDRUN_GIT_WAIT="0.5")[0] == 128
+    assert lock.exists()
+    assert box.git("unlock")[0] == 0
+    assert box.git("add", "a") == (0, "")

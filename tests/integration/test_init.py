@@ -1,0 +1,300 @@
+"""`sandrun init`, completions, the manual page: what is written, kept and undone."""
+
+import os
+import shutil
+import stat
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from sandrun import options
+from tests.entering import INCLUDE, need, put_on_path
+from tests.harness import ROOT, SCALE, Box
+
+MAKEFILE = "all: ; @echo all $${SANDRUN_RUNS:+in a run}\n"
+HOOK = '#!/usr/bin/env bash\n# mine\nset -e\necho "hook ${SANDRUN_RUNS:+in a run} $*"\n'
+
+
+@pytest.fixture
+def project(box: Box) -> Box:
+    """A box with a Make project in a repository, sandrun and the folder of shims on its PATH."""
+    put_on_path(box)
+    box.env["XDG_DATA_HOME"] = str(box.home / "data")
+    box.env |= {f"GIT_{who}_{what}": "t@example.org" for who in ("AUTHOR", "COMMITTER")
+                for what in ("NAME", "EMAIL")}  # fmt: skip
+    assert box.run("init", "-q", argv=["git"]).returncode == 0
+    (box.project / "Makefile").write_text(MAKEFILE)
+    hook = box.project / ".git/hooks/pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(HOOK)
+    hook.chmod(0o755)
+    return box
+
+
+def snapshot(box: Box) -> "dict[str, tuple[int, bytes]]":
+    """All files of the project and the home, with their modes; git's own and the state left out."""
+    return {
+        str(path.relative_to(box.root)): (stat.S_IMODE(path.stat().st_mode), path.read_bytes())
+        for top in (box.project, box.home)
+        for path in sorted(top.rglob("*"))
+        if path.is_file() and "/home/state" not in str(path)
+    }
+
+
+def init(box: Box, *options: str) -> str:
+    done = box.run("init", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_it_sets_up_says_so_and_is_undone_whole(project: Box) -> None:
+    before = snapshot(project)
+    said = init(project)
+    for name in ("sandrun.toml", "sandrun.mk", "Makefile", "pre-commit", "make", "git"):
+        assert any(name in line and not line.startswith("leave") for line in said.splitlines()), (
+            name
+        )
+    assert (project.project / "Makefile").read_text() == "-include sandrun.mk\n" + MAKEFILE
+    assert (project.project / "sandrun.mk").read_bytes() == INCLUDE.read_bytes()
+    assert init(project, "--undo").count("leave the shim for") == 2
+    assert project.run("shims", "remove", "make", "git").returncode == 0
+    (project.home / "data/sandrun/shims/.sandrun-shims").unlink()
+    assert snapshot(project) == before
+
+
+def test_what_was_set_up_takes_its_turn(project: Box) -> None:
+    init(project)
+    project.env["PATH"] = f"{project.home}/data/sandrun/shims:{project.env['PATH']}"
+    assert project.run(argv=["make"]).stdout == "all in a run\n"
+    assert project.run("add", ".", argv=["git"]).returncode == 0
+    done = project.run("commit", "-qm", "first", argv=["git"])
+    assert done.returncode == 0, done.stderr
+    assert "hook in a run" in done.stdout + done.stderr
+    commands = [record["command"] for record in project.records()]
+    assert [command[0].rpartition("/")[2] for command in commands if isinstance(command, list)] == [
+        "make",
+        "pre-commit",
+    ]
+
+
+def test_a_dry_run_changes_nothing_and_says_the_same(project: Box) -> None:
+    before = snapshot(project)
+    dry = init(project, "--dry-run")
+    assert snapshot(project) == before
+    assert dry.replace("would ", "") == init(project)
+    undone = init(project, "--undo", "--dry-run")
+    assert undone.replace("would ", "") == init(project, "--undo")
+
+
+def test_said_again_it_changes_nothing(project: Box) -> None:
+    init(project)
+    before = snapshot(project)
+    said = init(project)
+    assert snapshot(project) == before
+    assert {line.split()[0] for line in said.splitlines()} == {"keep", "shims"}
+
+
+def test_edits_are_kept_by_it_and_by_its_undoing(project: Box) -> None:
+    (project.project / "sandrun.toml").write_text('memory = "1G"\n')
+    init(project)
+    with open(project.project / "sandrun.mk", "a") as file:
+        file.write("# mine\n")
+    makefile = project.project / "Makefile"
+    makefile.write_text("X = mine\n" + makefile.read_text() + "Y = mine\n")
+    before = snapshot(project)
+    init(project)
+    assert snapshot(project) == before
+    said = init(project, "--undo")
+    assert "sandrun.toml: it was edited" in said
+    assert "sandrun.mk: it was edited" in said
+    assert (project.project / "sandrun.toml").read_text() == 'memory = "1G"\n'
+    assert (project.project / "sandrun.mk").read_text().endswith("# mine\n")
+    assert makefile.read_text() == "X = mine\n" + MAKEFILE + "Y = mine\n"
+
+
+def test_settings_in_pyproject_and_an_include_of_the_users_own_are_seen(project: Box) -> None:
+    (project.project / "pyproject.toml").write_text("[tool.sandrun]\nmemory = '1G'\n")
+    (project.project / "Makefile").write_text("include build/sandrun.mk\n")
+    said = init(project)
+    assert "pyproject.toml has the settings" in said
+    assert not (project.project / "sandrun.toml").exists()
+    assert (project.project / "Makefile").read_text() == "include build/sandrun.mk\n"
+
+
+def test_a_makefile_keeps_its_mode_its_link_and_its_bytes(project: Box) -> None:
+    real = project.project / "real.mk"
+    real.write_bytes(b"# caf\xe9\r\n" + MAKEFILE.encode())
+    real.chmod(0o640)
+    (project.project / "Makefile").unlink()
+    (project.project / "Makefile").symlink_to("real.mk")
+    init(project)
+    assert (project.project / "Makefile").is_symlink()
+    assert real.read_bytes() == b"-include sandrun.mk\n# caf\xe9\r\n" + MAKEFILE.encode()
+    assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    init(project, "--undo")
+    assert real.read_bytes() == b"# caf\xe9\r\n" + MAKEFILE.encode()
+
+
+def test_a_hook_that_is_no_shell_script_is_left(project: Box) -> None:
+    hook = project.project / ".git/hooks/pre-commit"
+    hook.write_text("#!/usr/bin/env python3\nprint('mine')\n")
+    assert "no shell script" in init(project)
+    assert hook.read_text() == "#!/usr/bin/env python3\nprint('mine')\n"
+
+
+def test_hooks_elsewhere_are_found(project: Box) -> None:
+    hooks = project.project / "my-hooks"
+    hooks.mkdir()
+    shutil.move(project.project / ".git/hooks/pre-commit", hooks)
+    project.run("config", "core.hooksPath", "my-hooks", argv=["git"])
+    init(project)
+    assert "sandrun -- " in (hooks / "pre-commit").read_text().splitlines()[1]
+
+
+def test_a_hook_without_sandrun_is_the_hook_that_it_was(project: Box) -> None:
+    init(project)
+    (project.root / "bin/sandrun").unlink()
+    hook = project.project / ".git/hooks/pre-commit"
+    done = project.run("a", "b", argv=[str(hook)], env={"PATH": "/usr/bin:/bin"})
+    assert (done.returncode, done.stdout) == (0, "hook  a b\n")
+
+
+def test_the_settings_file_lists_every_setting_as_it_is(project: Box) -> None:
+    """Uncommented it is valid, and nothing of it differs from the defaults."""
+    init(project)
+    path = project.project / "sandrun.toml"
+    text = path.read_text()
+    tomllib.loads(text)
+    assert project.run("config").stderr == ""
+    rows = [line for line in text.splitlines()[1:] if "= ..." not in line]
+    path.write_text("\n".join(row.removeprefix("#") for row in rows))
+    assert len(tomllib.loads(path.read_text())) == len(rows)
+    shown = project.run("config")
+    assert shown.stderr == ""
+    path.unlink()
+    plain = project.run("config").stdout.splitlines()
+    assert [line.split()[:2] for line in shown.stdout.splitlines()] == [
+        line.split()[:2] for line in plain
+    ]
+    for option in options.OPTIONS:
+        assert (f"#{option.key} = " in text) == (option.scope == "all")
+
+
+def test_make_include_prints_the_file(project: Box) -> None:
+    printed = project.run("make-include").stdout.strip()
+    assert Path(printed).read_bytes() == INCLUDE.read_bytes()
+
+
+COMPLETE = {
+    "bash": """
+eval "$(sandrun completions bash)"
+ask() {
+    COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _sandrun
+    printf '%s\\n' "${COMPREPLY[@]}"; echo
+}
+ask sandrun sta; ask sandrun --mem; ask sandrun --backend ""; ask sandrun kill --
+ask sandrun --memory 1G shims ""; ask sandrun -- tru
+""",
+    "fish": """
+sandrun completions fish | source
+for line in 'sta' '--mem' '--backend ' 'kill --' 'shims ' '-- tru'
+    complete -C "sandrun $line" | cut -f1; echo
+end
+""",
+}
+
+
+@pytest.mark.parametrize("shell", COMPLETE)
+def test_completions(project: Box, shell: str) -> None:
+    need(shell)
+    words = ["bash", "--norc", "-c"] if shell == "bash" else ["fish", "--no-config", "-c"]
+    done = project.run(COMPLETE[shell], argv=words)
+    assert (done.returncode, done.stderr) == (0, "")
+    answers = [answer.split() for answer in done.stdout.split("\n\n")]
+    assert "status" in answers[0]
+    assert "--memory" in answers[1]
+    assert {"auto", "cgroup2", "none"} <= set(answers[2])
+    assert "--all" in answers[3]
+    assert {"add", "list", "remove", "activate"} <= set(answers[4])
+    assert "true" in answers[5]
+
+
+def test_completions_of_zsh(project: Box) -> None:
+    """In a terminal, because zsh completes nowhere else."""
+    script = r"""
+import os, pty, select, sys, time
+def read_until(fd, mark, seconds):
+    text, end = b"", time.monotonic() + seconds
+    while mark not in text:
+        ready, _, _ = select.select([fd], [], [], max(0, end - time.monotonic()))
+        assert ready, text
+        text += os.read(fd, 65536)
+    return text
+pid, fd = pty.fork()
+if pid == 0:
+    os.execvp("zsh", ["zsh", "-f", "-i"])
+patience = float(sys.argv[1])
+os.write(fd, b"PS1='rea''dy> '; autoload -Uz compinit; compinit -u -D; unsetopt beep\n")
+os.write(fd, b"eval \"$(sandrun completions zsh)\"; echo go''on\n")
+read_until(fd, b"goon", patience)
+for line, mark in ((b"sandrun sta\t", b"status"), (b"sandrun --backend cgro\t\t", b"cgroup2"),
+                   (b"sandrun shims \t\t", b"activate")):
+    os.write(fd, line)
+    read_until(fd, mark, patience)
+    os.write(fd, b"\x15")
+os.write(fd, b"exit\n")
+print("completed")
+"""
+    need("zsh")
+    words = [sys.executable, "-c", script, str(20 * SCALE)]
+    done = project.run(argv=words, seconds=90, env={"TERM": "xterm"})
+    assert (done.returncode, done.stdout) == (0, "completed\n"), done.stderr
+
+
+def test_the_manual_page_is_well_formed_and_tells_everything(project: Box) -> None:
+    need("mandoc")
+    page = project.root / "sandrun.1"
+    page.write_text(project.run("man").stdout)
+    lint = project.run("-T", "lint", "-W", "warning", str(page), argv=["mandoc"])
+    complaints = lint.stdout.splitlines()
+    assert [line for line in complaints if "missing date" not in line] == []
+    text = project.run("-T", "ascii", str(page), argv=["mandoc"]).stdout
+    text = text.replace("_\b", "")
+    text = "".join(c for at, c in enumerate(text) if text[at + 1 : at + 2] != "\b" and c != "\b")
+    for option in options.OPTIONS:
+        assert all(flag in text for flag in option.flags), option.key
+    for name in options.SUBCOMMANDS - {"make-again"}:
+        assert f"   {name}" in text, name
+    assert "make-again" not in text
+    assert "EXIT CODES" in text
+
+
+def test_a_real_pre_commit_installs_us_as_a_repository(project: Box) -> None:
+    """From a repository with this tree, as `repo:` has it; its environment is built by pip."""
+    if not (ROOT / ".pre-commit-hooks.yaml").exists():
+        pytest.skip("the checkout is gone (an installed wheel is being tested)")
+    source = project.root / "source"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("sandrun", "backends"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", ".pre-commit-hooks.yaml"):
+        shutil.copy(ROOT / name, source)
+    git = ["git", "-C", str(source)]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        assert project.run(*words, argv=git).returncode == 0
+    config = f"repos:\n- repo: {source}\n  rev: HEAD\n  hooks:\n"
+    for hook in ("sandrun", "sandrun-files"):
+        config += f"  - id: {hook}\n    verbose: true\n"
+        config += "    args: [sh, -c, 'echo $0 $* $SANDRUN_RUNS', with]\n"
+    (project.project / ".pre-commit-config.yaml").write_text(config)
+    project.run("add", ".pre-commit-config.yaml", argv=["git"])
+    env = {"PRE_COMMIT_HOME": str(project.root / "pre-commit")}
+    env |= {key: os.environ[key] for key in os.environ if key.startswith(("PIP_", "SSL_"))}
+    done = project.run("run", argv=[sys.executable, "-m", "pre_commit"], env=env, seconds=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    mark = f"{project.state}/seq-exec-"
+    assert f"with {mark}" in done.stdout
+    assert f"with .pre-commit-config.yaml {mark}" in done.stdout
+    assert [record["reason"] for record in project.records()] == ["exit", "exit"]

@@ -1,0 +1,386 @@
+"""The make include: every goal takes its turn, and all else is as with plain make.
+
+"As with plain make" is tested by comparison: the same words with and without sandrun, the same
+output, errors, exit code and files.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+
+import pytest
+
+from tests.entering import PLAIN, job_goals, makefile, need, put_on_path, said, witnessed
+from tests.harness import Box, wait_for
+
+PROJECT = """
+X ?= unset
+CFLAGS += -O2
+export CFLAGS
+export SHELL_SEEN = $(shell echo shell)
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+all: one two ; @echo all X=$(X) CFLAGS=$(CFLAGS) level=$(MAKELEVEL) goals=[$(MAKECMDGOALS)]
+one: gen.d ; echo one $(SHELL_SEEN)
+two: ; @echo two $${BASH_VERSION:+bash}
+fails: ; @echo failing; exit 3
+colons:: ; echo first
+colons:: ; echo second
+dir/file: ; @mkdir -p dir; echo content >$@
+%.d: ; echo 'Y := generated' >$@
+include gen.d
+sees: ; @echo $(Y) [$(MAKEFLAGS)] | sed 's/ --jobserver-[a-z]*=[^] ]*//'
+reads: ; @read line; echo "read $$line"
+own-shell: SHELL := /bin/sh
+own-shell: ; echo own
+deep: ; @$(MAKE) -C sub --no-print-directory deep
+loud: ; $(MAKE) -C sub deep
+both: ; @$(MAKE) one two
+phony: | one ; @:
+stem%: ; @echo pattern $* of $@
+environ: ; @echo $${CFLAGS-none} $${X-none} $${MAKE_RESTARTS-none}; env | grep -c ^SANDRUN_MAKE=/
+old: dep ; @echo remade $@ because of $?
+dep: ; @echo dep; touch $@
+info: ; $(info told once)@:
+count: ; @echo ran >>ran
+.PHONY: all one two fails sees reads own-shell deep both phony environ info count
+"""
+SUB = """
+deep: ; @echo deep level=$(MAKELEVEL) in $(notdir $(CURDIR))
+"""
+OTHER = """
+include sandrun.mk
+first: ; @echo first of $(firstword $(MAKEFILE_LIST))
+"""
+
+SAME = [
+    [],
+    ["all"],
+    ["one", "two"],
+    ["two", "two", "one"],
+    ["fails"],
+    ["-k", "fails", "two"],
+    ["-i", "fails"],
+    ["two", "fails", "one"],
+    ["colons"],
+    ["dir/file"],
+    ["X=1"],
+    ["all", "X=a b"],
+    ["X=1", "CFLAGS=-O0", "all"],
+    ["-e", "all"],
+    ["-s", "one"],
+    ["--silent", "one"],
+    ["sees"],
+    ["-k", "sees"],
+    ["-rR", "sees", "X=1"],
+    ["-C", "sub", "deep"],
+    ["-Csub", "deep"],
+    ["--directory=sub", "deep"],
+    ["--directory", "sub", "-s", "deep"],
+    ["-sC", "sub", "deep"],
+    ["-C", ".", "-C", "sub", "deep"],
+    ["-w", "deep"],
+    ["deep"],
+    ["loud"],
+    ["-C", ".", "loud"],
+    ["both"],
+    ["-f", "other.mk"],
+    ["-fother.mk", "first"],
+    ["--file=other.mk", "first"],
+    ["--makefile", "other.mk"],
+    ["-C", "sub", "-f", "../other.mk", "-I", ".."],
+    ["-n", "one"],
+    ["-n"],
+    ["-q", "one"],
+    ["-q", "dir"],
+    ["-t", "dep"],
+    ["--dry-run", "all", "X=n"],
+    ["-B", "dep"],
+    ["old"],
+    ["-o", "dep", "old"],
+    ["-W", "dep", "old"],
+    ["nonesuch"],
+    ["-f", "nonesuch.mk"],
+    ["--nonesuch"],
+    ["phony"],
+    ["stem1", "stem2"],
+    ["environ"],
+    ["environ", "X=1"],
+    ["own-shell"],
+    ["info"],
+    ["--no-print-directory", "-C", "sub", "deep"],
+    ["--eval=more: ; @echo evaluated", "more"],
+    ["-j2", "sees"],
+    ["-j2", "--output-sync", "one"],
+    ["--version"],
+]
+
+
+@pytest.fixture
+def mkbox(box: Box) -> Box:
+    put_on_path(box)
+    return box
+
+
+def lay_out(box: Box) -> None:
+    makefile(box, PROJECT)
+    makefile(box, SUB, "sub")
+    (box.project / "other.mk").write_text(OTHER)
+    (box.project / "sandrun.toml").touch()
+
+
+def files(box: Box) -> "dict[str, str]":
+    return {
+        str(path.relative_to(box.project)): path.read_text()
+        for path in sorted(box.project.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("words", SAME, ids=" ".join)
+def test_the_same_as_plain_make(mkbox: Box, words: "list[str]") -> None:
+    seen = []
+    for env in (PLAIN, {}):
+        shutil.rmtree(mkbox.project)
+        mkbox.project.mkdir()
+        lay_out(mkbox)
+        done = mkbox.run(*words, argv=["make"], env=env)
+        seen.append((done.returncode, done.stdout, said(done.stderr), files(mkbox)))
+    assert seen[1] == seen[0]
+
+
+RUNNING = [
+    words
+    for words in SAME
+    if not {"-n", "-q", "-t", "--dry-run", "--nonesuch", "--version", "nonesuch.mk"} & set(words)
+]
+
+
+def test_and_all_that_runs_something_was_a_run(mkbox: Box) -> None:
+    lay_out(mkbox)
+    for words in SAME:
+        before = len(mkbox.records())
+        mkbox.run(*words, argv=["make"])
+        assert len(mkbox.records()) - before == (words in RUNNING), words
+    commands = [record["command"] for record in mkbox.records()]
+    assert ["make", "-k", "fails", "two"] in commands
+    assert ["make", "-C", ".", "deep"] in commands
+
+
+@pytest.mark.parametrize("include", ["include sandrun.mk", "-include sandrun.mk", "at the end"])
+def test_goals_started_at_once_run_one_at_a_time(mkbox: Box, include: str) -> None:
+    names = ["test", "lint", "format"]
+    text = job_goals(mkbox, names)
+    if include == "at the end":
+        makefile(mkbox, text + "\ninclude sandrun.mk", include="")
+    else:
+        makefile(mkbox, text, include=include)
+    script = "make test & make lint & make format & wait"
+    shell = mkbox.start("-c", script, argv=["sh"])
+    mkbox.let_all(names)
+    assert mkbox.finish(shell).returncode == 0
+    assert sorted(witnessed(mkbox)) == sorted(names)
+
+
+def test_several_goals_are_one_run_in_their_order(mkbox: Box) -> None:
+    makefile(mkbox, "a b c: ; @echo $@\n.PHONY: a b c\n")
+    done = mkbox.run("c", "a", "b", argv=["make"])
+    assert done.stdout.split() == ["c", "a", "b"]
+    (record,) = mkbox.records()
+    assert record["command"] == ["make", "c", "a", "b"]
+
+
+def test_jobs_run_side_by_side_and_the_jobserver_serves_all_levels(mkbox: Box) -> None:
+    names = ["one", "two", "three"]
+    makefile(mkbox, job_goals(mkbox, names) + "all: one two below\nbelow: ; +$(MAKE) three\n")
+    run = mkbox.start("-s", "-j3", "all", argv=["make"])
+    for name in names:
+        mkbox.begun(name)  # all three before any ends
+    for name in names:
+        mkbox.let(name)
+    done = mkbox.finish(run)
+    assert (done.returncode, said(done.stderr)) == (0, [])
+
+
+def test_a_jobserver_of_a_make_around_is_kept(mkbox: Box) -> None:
+    """A parent without the include, with -j2: this make and its jobs share the parent's two."""
+    names = ["one", "two", "three"]
+    makefile(mkbox, job_goals(mkbox, names) + "all: one two three\n", "sub")
+    (mkbox.project / "Makefile").write_text("all: ; +@$(MAKE) --no-print-directory -C sub all\n")
+    run = mkbox.start("-s", "-j2", "all", argv=["make"])
+    wait_for(lambda: len(mkbox.events()) == 2, 20)
+    assert running(mkbox) == [1, 2]
+    mkbox.let_all(names)
+    done = mkbox.finish(run)
+    assert (done.returncode, said(done.stderr)) == (0, [])
+    assert max(running(mkbox)) == 2
+    assert mkbox.records()[0]["command"][0].endswith("make")  # type: ignore[index]
+
+
+def running(box: Box) -> "list[int]":
+    """How many jobs ran after each event."""
+    count, counts = 0, []
+    for what, _ in box.events():
+        count += 1 if what == "begin" else -1
+        counts.append(count)
+    return counts
+
+
+def test_recursion_does_not_start_sandrun_again(mkbox: Box) -> None:
+    """Shown by a sandrun that can be started only once."""
+    makefile(mkbox, "top: ; @$(MAKE) -C sub deep && make -C sub deep && cd sub && make\n")
+    makefile(mkbox, SUB, "sub")
+    (mkbox.project / "sandrun.toml").touch()
+    wrapper = mkbox.root / "bin/sandrun"
+    wrapper.write_text(
+        wrapper.read_text().replace("\n", f"\nmkdir {mkbox.root}/once || exit 1\n", 1)
+    )
+    done = mkbox.run("-s", "top", argv=["make"])
+    assert (done.returncode, said(done.stderr)) == (0, [])
+    assert done.stdout.count("deep level=") == 3
+
+
+def test_another_project_below_joins_its_own_queue(mkbox: Box) -> None:
+    makefile(mkbox, "top: ; @$(MAKE) -C other deep\n")
+    makefile(mkbox, SUB, "other")
+    (mkbox.project / "sandrun.toml").touch()
+    (mkbox.project / "other/sandrun.toml").touch()
+    assert mkbox.run("-s", "top", argv=["make"]).returncode == 0
+    assert [record["project"] for record in mkbox.records()] == [
+        str(mkbox.project / "other"),
+        str(mkbox.project),
+    ]
+
+
+def test_an_environment_that_outlived_its_run_is_no_way_around_the_queue(mkbox: Box) -> None:
+    """As in a terminal multiplexer that was started inside a run."""
+    makefile(mkbox, "env: ; @env\nnext: ; @echo next\n")
+    lines = mkbox.run("-s", "env", argv=["make"]).stdout.splitlines()
+    env = dict(line.split("=", 1) for line in lines if line.startswith("SANDRUN_"))
+    assert {"SANDRUN_RUNS", "SANDRUN_PROJECT"} <= set(env)
+    assert mkbox.run("-s", "next", argv=["make"], env=env).stdout == "next\n"
+    assert len(mkbox.records()) == 2
+
+
+def test_makefiles_that_make_remakes_are_remade_in_the_run(mkbox: Box) -> None:
+    """Also when that makes the outer make start itself anew, and the run failed."""
+    text = """
+all: ; @echo all $(Y); exit 4
+gen.d: gen.in ; @cp gen.in gen.d; echo copied in $${SANDRUN_RUNS:+a run}
+-include gen.d
+"""
+    for include in ("include sandrun.mk\n{}", "{}\ninclude sandrun.mk\n"):
+        makefile(mkbox, "")
+        (mkbox.project / "Makefile").write_text(include.format(text))
+        (mkbox.project / "gen.d").write_text("Y = old\n")
+        os.utime(mkbox.project / "gen.d", (1, 1))
+        (mkbox.project / "gen.in").write_text("Y = new\n")
+        before = len(mkbox.records())
+        done = mkbox.run(argv=["make"])
+        assert done.stdout.splitlines() == ["copied in a run", "all new"]
+        assert done.returncode == 2
+        assert len(mkbox.records()) == before + 1
+
+
+def test_an_interrupt_ends_all_of_it_as_with_plain_make(mkbox: Box) -> None:
+    makefile(mkbox, job_goals(mkbox, ["one"]))
+    run = mkbox.start("one", argv=["make"], new_session=True)
+    mkbox.begun("one")
+    os.killpg(run.pid, signal.SIGINT)
+    done = mkbox.finish(run)
+    wait_for(lambda: not mkbox.leftovers(), 10)
+    # GNU make 4.3 by itself, without us, ends in the other ways once in thirty times: a race in it.
+    assert done.returncode in (-signal.SIGINT, 2)
+    assert "] Interrupt\n" in done.stderr or "wait: No child processes." in done.stderr
+
+
+def test_standard_input_reaches_the_recipe(mkbox: Box) -> None:
+    lay_out(mkbox)
+    for words in (["reads"], ["-j3", "reads"]):
+        run = mkbox.start(*words, argv=["make"], stdin=subprocess.PIPE)
+        assert mkbox.finish(run, input="hello\n").stdout.endswith("read hello\n")
+
+
+def test_a_makefile_on_standard_input_is_refused_with_what_to_do(mkbox: Box) -> None:
+    makefile(mkbox, "")
+    run = mkbox.start("-f", "-", argv=["make"], stdin=subprocess.PIPE)
+    done = mkbox.finish(run, input="include sandrun.mk\nall: ; @echo all\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "standard input" in done.stderr
+
+
+def test_a_limit_ends_make_and_is_said(mkbox: Box) -> None:
+    makefile(mkbox, "stays: ; @sleep 1000\n")
+    env = {"SANDRUN_TIMEOUT": "1", "SANDRUN_BACKEND": "rlimit"}
+    done = mkbox.run("stays", argv=["make"], env=env)
+    assert done.returncode == 2
+    assert "timeout: ended the run" in done.stderr
+    wait_for(lambda: not mkbox.leftovers(), 10)
+
+
+def test_kill_all_needs_no_turn_and_no_rule(mkbox: Box) -> None:
+    makefile(mkbox, job_goals(mkbox, ["one", "two"]))
+    first = mkbox.start("one", argv=["make"])
+    mkbox.begun("one")
+    second = mkbox.start("two", argv=["make"])
+    wait_for(lambda: len(mkbox.view()) == 2, 20)
+    done = mkbox.run("kill-all", argv=["make"])
+    assert done.returncode == 0, done.stderr
+    assert sorted(line.split()[:2] for line in done.stdout.splitlines()) == [
+        ["ended", "run"],
+        ["ended", "waiter"],
+    ]
+    assert mkbox.finish(first).returncode == 2
+    assert mkbox.finish(second).returncode == 2
+    assert mkbox.run("kill-all", argv=["make"]).returncode == 0
+    wait_for(lambda: not mkbox.leftovers(), 10)
+
+
+def test_a_kill_all_of_the_users_own_goes_first(mkbox: Box) -> None:
+    makefile(mkbox, "kill-all: ; @echo mine\n")
+    done = mkbox.run("kill-all", argv=["make"])
+    assert (done.stdout, done.stderr) == ("mine\n", "")
+
+
+def test_without_a_sandrun_it_says_so_and_is_plain_make(box: Box) -> None:
+    makefile(box, "all: ; @echo all\n")
+    bare = box.root / "bare"
+    bare.mkdir()
+    for name in ("make", "sh", "echo"):
+        (bare / name).symlink_to(str(shutil.which(name)))
+    done = box.run(argv=["make"], env={"PATH": str(bare)})
+    assert (done.returncode, done.stdout) == (0, "all\n")
+    assert "sandrun: not found; going on without" in done.stderr
+
+
+@pytest.mark.parametrize("version", ["3.82"])
+def test_an_old_make_is_told(mkbox: Box, version: str) -> None:
+    makefile(mkbox, "all: ; @echo all\n")
+    done = mkbox.run(f"MAKE_VERSION={version}", argv=["make"])
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "needs GNU make 4" in done.stderr
+
+
+def test_another_make_is_told(mkbox: Box) -> None:
+    need("bmake")
+    makefile(mkbox, "all: ; @echo all\n")
+    done = mkbox.run("all", argv=["bmake"])
+    assert done.returncode != 0
+    assert "needs GNU make 4 (gmake)" in done.stdout + done.stderr
+    assert "all\n" not in done.stdout.splitlines(keepends=True)
+
+
+def test_a_poor_path_finds_it_where_pipx_puts_it(mkbox: Box) -> None:
+    makefile(mkbox, "all: ; @echo all $${SANDRUN_RUNS:+in a run}\n")
+    local = mkbox.home / ".local/bin"
+    local.mkdir(parents=True)
+    (local / "sandrun").symlink_to(mkbox.root / "bin/sandrun")
+    done = mkbox.run(argv=["make"], env={"PATH": "/usr/bin:/bin"})
+    assert (done.returncode, done.stdout) == (0, "all in a run\n")
+
+
+def test_make_again_is_for_the_include_only(mkbox: Box) -> None:
+    done = mkbox.run("make-again")
+    assert done.returncode == 125
+    assert "for sandrun.mk only" in done.stderr

@@ -1,0 +1,285 @@
+"""PATH shims, driven by the real shells and tools that meet them."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sandrun.entry import shims
+from tests.entering import need, put_on_path, said, witnessed
+from tests.harness import Box
+
+TOOL = '#!/bin/sh\necho "tool $0 [$*] ${SANDRUN_RUNS:+in a run}"\nexit ${EXIT-0}\n'
+
+
+@pytest.fixture
+def shimbox(box: Box) -> Box:
+    """A box with a project, a tool `mytool` on the PATH, and the shims in front of it."""
+    put_on_path(box)
+    (box.project / "sandrun.toml").touch()
+    box.env["XDG_DATA_HOME"] = str(box.home / "data")
+    tool(box, "tools")
+    add(box, "mytool")
+    box.env["PATH"] = f"{folder(box)}:{box.env['PATH']}"
+    return box
+
+
+def folder(box: Box) -> Path:
+    return box.home / "data/sandrun/shims"
+
+
+def tool(box: Box, where: str, text: str = TOOL, name: str = "mytool") -> Path:
+    """A program in a directory of its own, which becomes first on PATH."""
+    directory = box.root / where
+    directory.mkdir(exist_ok=True)
+    path = directory / name
+    path.write_text(text)
+    path.chmod(0o755)
+    box.env["PATH"] = f"{directory}:{box.env['PATH']}"
+    return path
+
+
+def add(box: Box, *tools: str) -> None:
+    done = box.run("shims", "add", *tools)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(folder(box) / name) for name in tools]
+
+
+def test_the_tool_runs_in_its_turn_with_its_words_and_exit_code(shimbox: Box) -> None:
+    words = ["a b", "", "$x", "--", "-v", "*"]
+    done = shimbox.run(*words, argv=["mytool"], env={"EXIT": "7"})
+    assert done.returncode == 7
+    assert done.stdout == f"tool {shimbox.root}/tools/mytool [a b  $x -- -v *] in a run\n"
+    assert [record["command"] for record in shimbox.records()] == [
+        [f"{shimbox.root}/tools/mytool", *words]
+    ]
+
+
+def test_inside_a_run_it_is_one_exec(shimbox: Box) -> None:
+    """One process from the shim to the tool: both tell the same pid, and sandrun left no record."""
+    tool(shimbox, "tools", '#!/bin/sh\necho "$$ $PPID"\n')
+    done = shimbox.run("--", "sh", "-c", 'echo "$$"; exec mytool')
+    here, below = done.stdout.split("\n")[:2]
+    assert below.split()[0] == here
+    assert len(shimbox.records()) == 1
+
+
+def test_in_another_project_below_it_queues_there(shimbox: Box) -> None:
+    other = shimbox.project / "other"
+    other.mkdir()
+    (other / "sandrun.toml").touch()
+    (shimbox.project / "plain").mkdir()
+    script = "cd plain && mytool; cd ../other && mytool"
+    assert shimbox.run("--", "sh", "-c", script).returncode == 0
+    assert [record["project"] for record in shimbox.records()] == [
+        str(other),
+        str(shimbox.project),
+    ]
+
+
+def test_a_link_into_another_project_is_no_way_around_its_queue(shimbox: Box) -> None:
+    other = shimbox.root / "other"
+    other.mkdir()
+    (other / "sandrun.toml").touch()
+    (shimbox.project / "link").symlink_to(other)
+    assert shimbox.run("--", "sh", "-c", "cd link && mytool").returncode == 0
+    assert shimbox.records()[0]["project"] == str(other)
+
+
+def test_an_environment_that_outlived_its_run_is_no_way_around_the_queue(shimbox: Box) -> None:
+    lines = shimbox.run("--", "env").stdout.splitlines()
+    env = dict(line.split("=", 1) for line in lines if line.startswith("SANDRUN_"))
+    assert {"SANDRUN_RUNS", "SANDRUN_PROJECT"} <= set(env)
+    assert "in a run" in shimbox.run(argv=["mytool"], env=env).stdout
+    assert len(shimbox.records()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "queued"),
+    [
+        ("mytool", ["--version"], False),
+        ("mytool", ["all", "--version"], True),
+        ("make", ["-n"], False),
+        ("make", ["-kn", "all"], False),
+        ("make", ["all", "--dry-run"], False),
+        ("make", ["-fbuild/not.mk", "all"], True),
+        ("make", ["-j4", "all"], True),
+        ("make", ["--no-print-directory"], True),
+        ("make", ["--", "-n"], True),
+        ("go", ["env", "GOPATH"], False),
+        ("go", ["build"], True),
+        ("npm", ["ls"], False),
+        ("npm", ["test"], True),
+        ("pytest", ["tests", "--collect-only"], False),
+        ("pytest", ["tests"], True),
+    ],
+)
+def test_questions_do_not_wait(shimbox: Box, name: str, words: "list[str]", queued: bool) -> None:
+    if name != "mytool":
+        tool(shimbox, "tools", name=name)
+        add(shimbox, name)
+        shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
+    assert shimbox.run(*words, argv=[name]).stdout.startswith(f"tool {shimbox.root}/tools/{name} [")
+    assert len(shimbox.records()) == queued
+
+
+# What version managers put first on PATH, by how they find the real thing.
+MANAGERS = {
+    # pyenv, rbenv: their own folder taken off the search, not off the PATH
+    "searches": """#!/bin/sh
+me=$(dirname "$0"); [ $((hops += 1)) -lt 9 ] || exit 99; export hops
+IFS=:; for d in $PATH; do
+    if [ "$d" != "$me" ] && [ -x "$d/mytool" ]; then unset IFS; exec "$d/mytool" "$@"; fi
+done
+""",
+    # asdf: by way of env, with their own folder taken off the PATH
+    "strips": """#!/bin/bash
+me=$(dirname "$0"); [ $((hops += 1)) -lt 9 ] || exit 99; export hops
+exec env PATH="$(echo ":$PATH:" | sed "s|:$me:|:|; s|^:||; s|:$||")" mytool "$@"
+""",
+    # volta, nvm's and others: a child, not an exec
+    "forks": """#!/bin/sh
+me=$(dirname "$0"); [ $((hops += 1)) -lt 9 ] || exit 99; export hops
+IFS=:; for d in $PATH; do
+    if [ "$d" != "$me" ] && [ -x "$d/mytool" ]; then unset IFS; "$d/mytool" "$@"; exit; fi
+done
+""",
+}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("order", [[name] for name in MANAGERS] + [list(MANAGERS)])
+def test_it_never_recurses_whatever_stands_behind_it(
+    shimbox: Box, order: "list[str]", inside: bool
+) -> None:
+    for name in order:
+        tool(shimbox, name, MANAGERS[name])
+    shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
+    words = ["sandrun", "--", "mytool"] if inside else ["mytool"]
+    done = shimbox.run("x", argv=words, seconds=20)
+    assert (done.returncode, said(done.stderr)) == (0, [])
+    assert done.stdout == f"tool {shimbox.root}/tools/mytool [x] in a run\n"
+    assert len(shimbox.records()) == 1
+
+
+@pytest.mark.parametrize("name", MANAGERS)
+def test_one_in_front_of_it_does_not_recurse_either(shimbox: Box, name: str) -> None:
+    tool(shimbox, name, MANAGERS[name])
+    done = shimbox.run("x", argv=["mytool"], seconds=20)
+    assert (done.returncode, said(done.stderr)) == (0, [])
+    assert done.stdout.endswith("/tools/mytool [x] in a run\n")
+
+
+def test_two_folders_of_shims_on_one_path(shimbox: Box) -> None:
+    other = shimbox.root / "other-shims"
+    shutil.copytree(folder(shimbox), other)
+    shimbox.env["PATH"] = f"{other}:{shimbox.env['PATH']}"
+    done = shimbox.run(argv=["mytool"])
+    assert done.stdout.startswith(f"tool {shimbox.root}/tools/mytool")
+    assert len(shimbox.records()) == 1
+
+
+def test_a_tool_that_calls_itself_by_name_finds_itself(shimbox: Box) -> None:
+    text = '#!/bin/sh\necho "$0 $1"\n[ "$1" ] || mytool again\n'
+    tool(shimbox, "front", text)
+    shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
+    done = shimbox.run(argv=["mytool"])
+    assert [line.split("/")[-2] for line in done.stdout.splitlines()] == ["front", "front"]
+
+
+def test_a_missing_tool_is_told_as_by_a_shell(shimbox: Box) -> None:
+    add(shimbox, "nonesuch")
+    done = shimbox.run(argv=["sh", "-c", "nonesuch"])
+    assert (done.returncode, done.stderr) == (127, "sandrun: nonesuch: command not found\n")
+
+
+@pytest.mark.parametrize("how", ["gone", "no python", "broken"])
+def test_without_sandrun_it_says_so_and_runs_the_tool(shimbox: Box, how: str) -> None:
+    path = folder(shimbox) / "mytool"
+    text = path.read_text()
+    (line,) = [line for line in text.splitlines() if line.startswith("if [ -x ")]
+    python, launch = line.split()[3], line.split()[8]
+    if how == "broken":
+        copy = shimbox.root / "copy/sandrun/entry"
+        copy.mkdir(parents=True)
+        shutil.copy(launch, copy / "launch.py")
+        (copy.parent / "__init__.py").write_text("raise ImportError('half of it is missing')\n")
+        path.write_text(text.replace(launch, str(copy / "launch.py")))
+    else:
+        path.write_text(text.replace(python if how == "no python" else launch, "/nonesuch"))
+    done = shimbox.run("x", argv=["mytool"], env={"EXIT": "3"})
+    assert (done.returncode, done.stdout) == (3, f"tool {shimbox.root}/tools/mytool [x] \n")
+    assert "mytool runs without queue and memory limit: sandrun is" in done.stderr
+    assert "sandrun: hint: install it" in done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_activates_it_once(shimbox: Box, shell: str) -> None:
+    need(shell)
+    shimbox.env["PATH"] = shimbox.env["PATH"].removeprefix(f"{folder(shimbox)}:")
+    words = {"bash": ["bash", "--norc", "-c"], "zsh": ["zsh", "-f", "-c"],
+             "fish": ["fish", "--no-config", "-c"]}[shell]  # fmt: skip
+    once = {"fish": "sandrun shims activate fish | source"}.get(
+        shell, f'eval "$(sandrun shims activate {shell})"'
+    )
+    done = shimbox.run(f"{once}; {once}; env; mytool x", argv=words)
+    assert done.returncode == 0, done.stderr
+    (path,) = [line for line in done.stdout.splitlines() if line.startswith("PATH=")]
+    assert path[5:].split(":").count(str(folder(shimbox))) == 1
+    assert path[5:].startswith(f"{folder(shimbox)}:")
+    assert done.stdout.splitlines()[-1].endswith("[x] in a run")
+
+
+def test_it_is_posix_sh_for_every_tool_and_shell(shimbox: Box) -> None:
+    need("dash", "bash", "zsh")
+    for name in ("make", "ninja", "cmake", "pytest", "npm", "cargo", "go", "git", "mytool"):
+        add(shimbox, name)
+        for shell in ("dash", "bash", "zsh"):
+            subprocess.run([shell, "-n", folder(shimbox) / name], check=True)
+    listed = shimbox.run("shims", "list").stdout.split()
+    assert listed == ["cargo", "cmake", "git", "go", "make", "mytool", "ninja", "npm", "pytest"]
+    assert shimbox.run("shims", "remove", "git", "go").returncode == 0
+    assert shimbox.run("shims", "list").stdout.split() == [
+        name for name in listed if name not in ("git", "go")
+    ]
+
+
+def test_what_is_not_ours_is_not_touched(shimbox: Box) -> None:
+    mine = folder(shimbox) / "mine"
+    mine.write_text("#!/bin/sh\n")
+    for words in (["add", "mine"], ["remove", "mine"], ["add", "../up"], ["add", "sandrun"]):
+        assert shimbox.run("shims", *words).returncode == 125
+    assert mine.read_text() == "#!/bin/sh\n"
+    assert shimbox.run("shims", "list").stdout == "mytool\n"
+
+
+def test_the_git_shim_waits_for_its_turn(shimbox: Box) -> None:
+    """What it does beyond that is tested with the git guard."""
+    add(shimbox, "git")
+    done = shimbox.run("init", "-q", argv=["git"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (shimbox.project / ".git/HEAD").exists()
+
+
+def test_shims_at_once_run_one_at_a_time(shimbox: Box) -> None:
+    names = ["one", "two", "three"]
+    text = "#!/bin/sh\ncase $1 in\n"
+    for name in names:
+        *_, log, gate = shimbox.job(name)
+        text += f"{name}) echo begin {name} $$ >>{log}; read _ <{gate}; "
+        text += f"echo end {name} $$ >>{log} ;;\n"
+    tool(shimbox, "tools", text + "esac\n")
+    shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
+    runs = [shimbox.start(name, argv=["mytool"]) for name in names]
+    shimbox.let_all(names)
+    assert [shimbox.finish(run).returncode for run in runs] == [0, 0, 0]
+    assert sorted(witnessed(shimbox)) == sorted(names)
+
+
+def test_the_marks_agree_with_the_git_shims() -> None:
+    from sandrun.gitguard import shim
+
+    assert shims.MARK == shim.DIRECTORY_MARK
+    assert os.path.basename(shims.directory()) == "shims"

@@ -1,0 +1,50 @@
+"""Who holds a lock, as the kernel's list tells."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from sandrun import kernel, nesting
+
+
+def test_the_holder_is_told_by_the_kernel(tmp_path: Path) -> None:
+    with open(tmp_path / "file", "w") as file:
+        assert nesting.lock_holder(os.fstat(file.fileno())) == 0
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert nesting.lock_holder(os.fstat(file.fileno())) == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("device", "told", "holder"),
+    [
+        ("same", 0, 77),
+        ("same", 88, 77),  # the name's pid is another namespace's
+        ("other", 77, 77),  # btrfs: stat shows another device, and the name agrees
+        ("other", 88, 0),  # another file with the same inode number: not to be signalled
+        ("other", 0, 77),
+    ],
+)
+def test_an_inode_number_alone_is_no_proof(
+    monkeypatch: pytest.MonkeyPatch, device: str, told: int, holder: int
+) -> None:
+    info = os.stat(os.curdir)
+    major = os.major(info.st_dev) + (device == "other")
+    where = f"{major:02x}:{os.minor(info.st_dev):02x}:{info.st_ino}"
+    lines = (
+        f"1: POSIX  ADVISORY  WRITE 66 {where} 0 EOF\n"
+        f"2: FLOCK  ADVISORY  WRITE 77 {where} 0 EOF\n"
+        f"2: -> FLOCK  ADVISORY  WRITE 99 {where} 0 EOF\n"
+        f"3: FLOCK  ADVISORY  WRITE 55 {where}0 0 EOF\n"
+    )
+    monkeypatch.setattr(kernel, "read", lambda path: lines.encode())
+    assert nesting.lock_holder(info, told) == holder
+
+
+def test_without_the_list_the_name_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str) -> bytes:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(kernel, "read", missing)
+    assert nesting.lock_holder(os.stat(os.curdir), 77) == 77
