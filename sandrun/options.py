@@ -104,12 +104,7 @@ OPTIONS = (
         "TIME",
     ),
     Option(
-        "kill_signal",
-        ("--kill-signal",),
-        "signal",
-        15,
-        "The signal sent in place of SIGTERM wherever sandrun ends processes.",
-        "SIGNAL",
+        "kill_signal", ("--kill-signal",), "signal", 15, "What is sent in place of SIGTERM.", "SIG"
     ),
     Option(
         "detach", ("--detach",), "count", 0, "Go on when the process that started sandrun dies."
