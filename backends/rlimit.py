@@ -28,8 +28,8 @@ _REFUSED_SECONDS = 1.0
 _CHASE_SECONDS = 60.0
 """Seconds for which new processes count as progress."""
 _MARK_BYTES = 1 << 24
-_SCANS = 5
-"""Scans of the host that have to find nothing."""
+_NEWBORN_SECONDS = 0.05
+"""Seconds in which no process of the run is born, if it is over."""
 _BEYOND = frozenset(
     ("cpus", "cpu_weight", "pids", "io_weight")
     + ("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
@@ -109,13 +109,13 @@ class RlimitContainer:
                 return []
 
     def _marked(self) -> "list[int]":
+        mark = f"/{self.run_id}"
         limit = f"Max data size {self.data} " if self.data else ""
-        for _ in range(_SCANS):  # of those in such a chain, one scan sees none as often as not
-            found = kernel.marked(f"/{self.run_id}", limit)
-            below = {child: None for pid in found for child in monitor.walk(pid)}
-            live = [pid for pid in {**dict.fromkeys(found), **below} if not kernel.is_zombie(pid)]
-            if live:
-                break
+        found = kernel.marked(mark, limit)
+        below = {child: None for pid in found for child in monitor.walk(pid)}
+        live = [pid for pid in {**dict.fromkeys(found), **below} if not kernel.is_zombie(pid)]
+        # One in a chain of forks and exits is born after the scan has passed its number.
+        live = live or kernel.newborn(mark, limit, _NEWBORN_SECONDS)
         return [pid for pid in live if pid != os.getpid()]
 
     def kill(self) -> None:

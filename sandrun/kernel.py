@@ -5,6 +5,7 @@ Everything here answers "no" on a system that has no such thing.
 """
 
 import os
+import time
 
 from sandrun.model import Process
 
@@ -162,16 +163,31 @@ def marked(mark: str, limit: str) -> "list[int]":
     Sees what escaped by double fork, setsid and closed descriptors; by the limit also what cleared
     its environment, and other users' processes, whose environment is hidden from us.
     """
-    needle = os.fsencode(mark)
-    line = limit.encode()
-    found = []
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) == os.getpid():
-            continue
-        limits = b" ".join(_try_read(f"/proc/{entry}/limits").split()) if line else b""
-        if (line and line in limits) or needle in _try_read(f"/proc/{entry}/environ"):
-            found.append(int(entry))
-    return found
+    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    return [pid for pid in pids if pid != os.getpid() and _is_marked(pid, mark, limit)]
+
+
+def newborn(mark: str, limit: str, seconds: float) -> "list[int]":
+    """The same among the processes that are born within so many seconds; at the first one.
+
+    /proc/loadavg tells the number that was given last (proc(5)).
+    """
+    deadline = time.monotonic() + seconds
+    last = 0
+    while time.monotonic() < deadline:
+        words = _try_read("/proc/loadavg").split()
+        newest = int(words[4]) if words else 0
+        for pid in range(newest, max(newest - 64, min(last, newest - 1)), -1):
+            if _is_marked(pid, mark, limit) and not is_zombie(pid):
+                return [pid]
+        last = newest
+    return []
+
+
+def _is_marked(pid: int, mark: str, limit: str) -> bool:
+    if limit and limit.encode() in b" ".join(_try_read(f"/proc/{pid}/limits").split()):
+        return True
+    return os.fsencode(mark) in _try_read(f"/proc/{pid}/environ")
 
 
 def _try_read(path: str) -> bytes:
