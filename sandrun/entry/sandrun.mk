@@ -70,8 +70,6 @@ sandrun.gates := $(sandrun.goals:%=.sandrun.gate/%)
 
 % .sandrun.gate/%:: .sandrun.goal/%
 	+@$(if $(filter $@,$(firstword $(sandrun.gates))),exec $(sandrun.command) make-again,:)
-# The run comes last, and its goal alone fails when it fails: that is enough, also with -k.
-$(firstword $(sandrun.gates)): | $(wordlist 2,$(words $(sandrun.gates)),$(sandrun.gates))
 $(sandrun.goals:%=.sandrun.goal/%): ;
 -include $(sandrun.gates)
 

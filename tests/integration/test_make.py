@@ -43,6 +43,7 @@ environ: ; @echo $${CFLAGS-none} $${X-none} $${MAKE_RESTARTS-none}; env | grep -
 old: dep ; @echo remade $@ because of $?
 dep: ; @echo dep; touch $@
 info: ; $(info told once)@:
+fds: ; @ls -l /proc/self/fd | grep -c pipe:
 count: ; @echo ran >>ran
 .PHONY: all one two fails sees reads own-shell deep both phony environ info count
 """
@@ -108,6 +109,8 @@ SAME = [
     ["environ"],
     ["environ", "X=1"],
     ["own-shell"],
+    ["fds"],
+    ["-j2", "fds"],
     ["info"],
     ["--no-print-directory", "-C", "sub", "deep"],
     ["--eval=more: ; @echo evaluated", "more"],
