@@ -74,13 +74,13 @@ $(sandrun.goals:%=.sandrun.goal/%): ;
 -include $(sandrun.gates)
 
 # Nobody but a gate does or says anything here. The make inside does not get these flags: -O, which
-# takes hold from -j2 on, keeps this one from saying "Entering directory" as well.
+# takes hold with -j, keeps this one from saying "Entering directory" as well.
 %: override SHELL := $(firstword $(wildcard /bin/true /usr/bin/true))
 .sandrun.gate/%: override SHELL := /bin/sh
 .sandrun.gate/%: override .SHELLFLAGS := -c
 # A jobserver of a make around is in that variable of the environment alone while make 4.3 reads.
 sandrun.jobs := $(if $(findstring --jobserver,$(if $(filter-out 0,$(MAKELEVEL)),\
-    $(shell echo "$$MAKEFLAGS"))),,-j2)
+    $(shell echo "$$MAKEFLAGS"))),,-j)
 override MAKEFLAGS += -s -Otarget $(sandrun.jobs)
 .NOTPARALLEL:
 endif

@@ -110,7 +110,6 @@ SAME = [
     ["environ", "X=1"],
     ["own-shell"],
     ["fds"],
-    ["-j2", "fds"],
     ["info"],
     ["--no-print-directory", "-C", "sub", "deep"],
     ["--eval=more: ; @echo evaluated", "more"],
