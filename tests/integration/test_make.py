@@ -255,6 +255,15 @@ def test_another_project_below_joins_its_own_queue(mkbox: Box) -> None:
     ]
 
 
+def test_a_folder_with_spaces_is_slower_but_right(mkbox: Box) -> None:
+    makefile(mkbox, "top: ; @$(MAKE) -s below\nbelow: ; @echo below\n", "a b")
+    (mkbox.project / "sandrun.toml").touch()
+    done = mkbox.run("-s", "top", argv=["make"], cwd=mkbox.project / "a b")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "below\n", "")
+    commands = [record["command"] for record in mkbox.records()]
+    assert commands == [["make", "-s", "below"], ["make", "-s", "top"]]
+
+
 def test_an_environment_that_outlived_its_run_is_no_way_around_the_queue(mkbox: Box) -> None:
     """As in a terminal multiplexer that was started inside a run."""
     makefile(mkbox, "env: ; @env\nnext: ; @echo next\n")
