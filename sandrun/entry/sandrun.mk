@@ -16,7 +16,7 @@
 # as *.d) would do is left to the make inside, by a shell that does nothing.
 #
 # Left to others: the run (`sandrun make-again`). A Makefile is read twice, so what it prints while
-# it is read (not in recipes) is printed twice.
+# it is read (not in recipes) is printed twice, and --trace shows the gate as well.
 
 # Another make than GNU's stops at the second line; GNU make skips it, as it skips all of ifdef.
 ifdef :
