@@ -2,9 +2,10 @@
 
 - The tree is found from its root down (/proc/PID/task/*/children), so a look costs what the tree
   is, whatever else lives on the host.
-- Between two looks the host's available memory is read, which costs a hundredth of a look and
-  shows whatever grows, shared memory and tmpfs included: when a quarter of the head room is gone
-  there, a look is due at once. So looks can be rare while nothing happens.
+- Between two looks the host's own sum is read, which costs a hundredth of a look and shows
+  whatever grows, shared memory and tmpfs included: when a quarter of the head room is gone there,
+  a look is due at once. So looks can be rare while nothing happens. (Not MemAvailable: free pages
+  that a processor keeps for itself are missing there, up to 60 MiB of them.)
 - A process's own RSS is a lower bound of the tree's memory, the sum of all RSS an upper one, and
   both are nearly free; PSS, which walks page tables, is asked for only where those leave it open,
   and not again for a process whose RSS has not changed.
@@ -20,7 +21,7 @@ from sandrun import kernel
 
 SHORTEST = 0.01
 """Seconds between two readings at the least."""
-SHORTEST_TICK, LONGEST_TICK = 0.04, 0.1
+SHORTEST_TICK, LONGEST_TICK = 0.02, 0.1
 """The same while nothing grows on the host."""
 FASTEST = 1 << 30
 """Bytes per second that may take a quarter of the head room between two readings; the first that
@@ -31,8 +32,10 @@ host's memory see what is faster, unless somebody else frees as much at the same
 _LEAST_SLACK = 2 << 20
 _COST_SHARE, _COST_SHARE_URGENT = 200, 4
 """A look may take one part in so many of a core's time."""
+_SOON = 0.2
 _PSS_KEPT = 5.0
-"""Seconds for which a PSS holds if the RSS does not change: others may share its pages no more."""
+"""Seconds for which a process's PSS holds if its RSS does not change, though others in the tree
+do: they may share its pages no more."""
 
 
 def walk(root: int) -> "dict[int, kernel.Stat]":
@@ -98,7 +101,7 @@ class Monitor:
         self.peak = 0
         self.host = Host()
         self.shmem_before = self.host.shmem
-        self.level = self.host.available
+        self.level = self.host.used
         self.slack = limit // 4
         self.looked = time.monotonic()
         self.look_at = self.earliest = 0.0
@@ -106,17 +109,18 @@ class Monitor:
         self.grows = False
         self.known: set[int] = set()
         """Every process seen, for the segments that outlive those who made them."""
+        self._sizes: dict[int, int] = {}
         self._kept: dict[int, tuple[int, int, int, int, float]] = {}
 
     def is_due(self, now: float) -> bool:
         """Whether it is time for a look, or the host's memory says that something grows."""
         if now >= self.look_at:
             return True
-        before = self.host.available
+        before = self.host.used
         self.host.read()
-        self.grows = before - self.host.available > _LEAST_SLACK
-        self.level = max(self.level, self.host.available)
-        return now >= self.earliest and self.level - self.host.available > self.slack
+        self.grows = self.host.used - before > max(_LEAST_SLACK, self.slack // 4)
+        self.level = min(self.level, self.host.used)
+        return now >= self.earliest and self.host.used - self.level > self.slack
 
     def due(self, now: float) -> float:
         """Seconds until `is_due` is to be asked again."""
@@ -139,17 +143,18 @@ class Monitor:
         wait = room / max(2 * growth, _EXPECTED) / 2
         self.look_at = now + max(min(wait, self.longest), SHORTEST, cost * _COST_SHARE)
         self.earliest = now + cost * _COST_SHARE_URGENT
-        if room < self.limit // 8 and growth > 0:
+        if growth * _SOON > room:
             self.look_at = now + max(SHORTEST, cost * _COST_SHARE_URGENT)
         half = self.limit // 2 - self.current
         slack = min(room // 4, half) if half > 0 else room // 4
         self.slack = max(slack, _LEAST_SLACK)
         self.tick = min(LONGEST_TICK, max(SHORTEST_TICK, self.slack / FASTEST))
         self.grows = growth * self.tick > _LEAST_SLACK
-        self.level = self.host.available
+        self.level = self.host.used
 
     def _measure(self, members: "dict[int, kernel.Stat]", now: float) -> int:
         sizes = {pid: _rss(pid, info) for pid, info in members.items()}
+        same, self._sizes = sizes == self._sizes, sizes
         upper = sum(sizes.values())
         most = max(sizes.values(), default=0)
         grown = self.host.shmem - self.shmem_before
@@ -158,6 +163,8 @@ class Monitor:
                 return upper
             if most > self.limit:
                 return most
+            if same:
+                return self.current
         own = mapped = 0
         for pid, rss in sizes.items():
             pss, shmem = self._pss(pid, rss, members[pid].start, now)
@@ -207,7 +214,7 @@ class Host:
     """What /proc/meminfo says of the whole host, in bytes; constant zeros where there is none."""
 
     def __init__(self) -> None:
-        self.available = 0
+        self.used = 0
         self.shmem = 0
         try:
             self._fd = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -218,8 +225,8 @@ class Host:
     def read(self) -> None:
         if self._fd >= 0:
             text = os.pread(self._fd, 4096, 0)
-            self.available = _field(text, b"\nMemAvailable:")
             self.shmem = _field(text, b"\nShmem:")
+            self.used = _field(text, b"\nAnonPages:") + self.shmem
 
 
 def open_shared_memory(pids: "dict[int, int]") -> int:

@@ -28,6 +28,8 @@ _REFUSED_SECONDS = 1.0
 _CHASE_SECONDS = 60.0
 """Seconds for which new processes count as progress."""
 _MARK_BYTES = 1 << 24
+_SCANS = 5
+"""Scans of the host that have to find nothing."""
 _BEYOND = frozenset(
     ("cpus", "cpu_weight", "pids", "io_weight")
     + ("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
@@ -92,25 +94,28 @@ class RlimitContainer:
         return self.sampler.top()
 
     def pids(self) -> "list[int]":
-        if os.getpid() != self.owner:
-            return self._marked()
-        # Orphans come to us while we walk: who dies after we listed our children and before we
-        # list its own hides them. None alive, and the same again, is the truth.
-        for _ in range(100):
+        # A chain of forks and exits runs ahead of a walk. But a live descendant of a dead child
+        # is our own child: so if all our children were dead, and are the same as before we
+        # looked at them, then nothing lives. (Nobody reaps meanwhile.)
+        while True:
+            if os.getpid() != self.owner:
+                return self._marked()
             found = [pid for pid in monitor.walk(self.owner) if pid != self.keeper]
-            if found or not self._has_children():
+            if found:
                 return found
-        return []
-
-    def _has_children(self) -> bool:
-        """Whether we have a child besides the keeper that is not dead, or newly ours."""
-        children = kernel.children(self.owner)
-        return any(pid != self.keeper and not kernel.is_zombie(pid) for pid in children)
+            children = kernel.children(self.owner)
+            dead = all(pid == self.keeper or kernel.is_zombie(pid) for pid in children)
+            if dead and kernel.children(self.owner) == children:
+                return []
 
     def _marked(self) -> "list[int]":
-        found = kernel.marked(f"/{self.run_id}", f"Max data size {self.data} " if self.data else "")
-        below = {child: None for pid in found for child in monitor.walk(pid)}
-        live = [pid for pid in {**dict.fromkeys(found), **below} if not kernel.is_zombie(pid)]
+        limit = f"Max data size {self.data} " if self.data else ""
+        for _ in range(_SCANS):  # of those in such a chain, one scan sees none as often as not
+            found = kernel.marked(f"/{self.run_id}", limit)
+            below = {child: None for pid in found for child in monitor.walk(pid)}
+            live = [pid for pid in {**dict.fromkeys(found), **below} if not kernel.is_zombie(pid)]
+            if live:
+                break
         return [pid for pid in live if pid != os.getpid()]
 
     def kill(self) -> None:

@@ -359,14 +359,42 @@ def test_pkill_by_name_does_not_hit_the_keeper(place: Box) -> None:
 
 
 def test_knocks_of_dead_keepers_are_no_signals_for_the_command(place: Box) -> None:
+    """A keeper knocks, and is dead and replaced before the supervisor hears of it."""
+    heard = place.root / "heard"
+    listen = (
+        "import os, signal, sys; every = signal.valid_signals();"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, every);"
+        "file = open(sys.argv[1], 'a'); print(os.getpid(), file=file, flush=True)\n"
+        "while True: print('got', signal.sigwaitinfo(every).si_signo, file=file, flush=True)"
+    )
+    words = [*launcher(), "--grace", "1", "--", sys.executable, "-c", listen, str(heard)]
+    parent = place.start('"$@"; :', "sh", *words, argv=SH)
+    wait_for(lambda: heard.exists() and heard.read_text(), 10)
+    supervisor = kernel.Stat(int(heard.read_text())).parent
+    keeper = _keeper(supervisor)
+    os.kill(supervisor, signal.SIGSTOP)
+    parent.kill()
+    wait_for(lambda: _has_pending(supervisor, signal.SIGRTMAX), 5, "the keeper knocked")
+    os.kill(keeper, signal.SIGKILL)
+    wait_for(lambda: not alive(keeper), 5)
+    os.kill(supervisor, signal.SIGCONT)
+    gone(int(heard.read_text().split()[0]))
+    assert f"got {int(signal.SIGTERM)}" in heard.read_text()
+    assert f"got {int(signal.SIGRTMAX)}" not in heard.read_text()
+
+
+def _has_pending(pid: int, signum: int) -> bool:
+    bits = kernel.read(f"/proc/{pid}/status").partition(b"ShdPnd:\t")[2][:16]
+    return bool(int(bits, 16) >> (signum - 1) & 1)
+
+
+def test_a_killed_keeper_is_replaced_again_and_again(place: Box) -> None:
     file = place.root / "command"
     run = place.start("--", *SH, f"echo $$ >{file}; exec sleep 1000")
     command = pid_in(file)
-    for _ in range(10):
+    for _ in range(5):
         first = _keeper(run.pid)
-        os.kill(run.pid, signal.SIGSTOP)
         os.kill(first, signal.SIGKILL)
-        os.kill(run.pid, signal.SIGCONT)
         wait_for(partial(_another, run.pid, first), 5, "a new keeper")
     assert alive(command)
     run.terminate()

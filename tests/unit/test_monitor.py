@@ -78,11 +78,11 @@ class Still(monitor.Host):
     """A host whose memory does what the test says."""
 
     def __init__(self) -> None:
-        self.available = 8 << 30
+        self.used = self.next = 8 << 30
         self.shmem = 0
 
     def read(self) -> None:
-        pass
+        self.used = self.next
 
 
 def reckoner(limit: int, memory: int, growth: float = 0.0) -> monitor.Monitor:
@@ -114,12 +114,13 @@ def test_between_looks_the_hosts_memory_calls_for_one() -> None:
     reckoned = reckoner(2048 * MIB, 1500 * MIB)
     now = time.monotonic() + 0.01
     host = reckoned.host
+    assert isinstance(host, Still)
     assert not reckoned.is_due(now)
-    host.available -= 100 * MIB
+    host.next += 100 * MIB
     assert not reckoned.is_due(now)
-    host.available += 400 * MIB  # somebody else gives back, then ours takes as much
+    host.next -= 400 * MIB  # somebody else gives back, then ours takes as much
     assert not reckoned.is_due(now)
-    host.available -= 150 * MIB
+    host.next += 150 * MIB
     assert reckoned.is_due(now)
     assert reckoned.due(now) <= monitor.SHORTEST  # it grows: no more waiting
 
