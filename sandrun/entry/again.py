@@ -4,6 +4,9 @@ Promises that it gets the same words and the same environment as the first, so t
 does with options, variables and a jobserver it does by itself. The words are the kernel's account
 of the first make, not what make made of them: `MAKEFLAGS` knows no -f, -o or -W.
 
+With -jN the two ends of the jobserver's pipe that the first make has made for itself stay open;
+nobody uses them.
+
 The first make may start itself anew when an included file has changed meanwhile; it must neither
 run twice nor forget a failure, so a failure is left in a link named after that make.
 """
@@ -27,7 +30,6 @@ def main(flags: "dict[str, object]", heritage: spawn.Heritage) -> int:
     if not words:
         raise UsageError("make-again is for sandrun.mk only", "include sandrun.mk in the Makefile")
     command = [_program(words[0], make), *_stay_here(words[1:])]
-    _close_jobserver(env)
     restarted = env.pop("MAKE_RESTARTS", "")
     here = project.working_directory()
     os.environ.clear()
@@ -158,20 +160,3 @@ def _short(word: str) -> "tuple[str, str]":
 
 def _no_stdin() -> UsageError:
     return UsageError("a makefile on standard input cannot be queued", "sandrun -- make -f - ...")
-
-
-def _close_jobserver(env: "dict[str, str]") -> None:
-    """Let the jobserver that the first make has made for itself end with it.
-
-    One that it has from its parent is left: then its environment names it.
-    """
-    _, _, rest = os.environ.get("MAKEFLAGS", "").partition("--jobserver-auth=")
-    auth = rest.partition(" ")[0]
-    if not auth or f"--jobserver-auth={auth}" in env.get("MAKEFLAGS", ""):
-        return
-    for text in auth.split(","):  # two descriptors; fifo:PATH since make 4.4
-        if text.isdigit():
-            try:
-                os.set_inheritable(int(text), False)
-            except OSError:
-                pass  # closed already

@@ -16,7 +16,7 @@
 # as *.d) would do is left to the make inside, by a shell that does nothing.
 #
 # Left to others: the run (`sandrun make-again`). A Makefile is read twice, so what it prints while
-# it is read (not in recipes) is printed twice.
+# it is read (not in recipes) is printed twice, and --trace shows the gate as well.
 
 # Another make than GNU's stops at the second line; GNU make skips it, as it skips all of ifdef.
 ifdef :
@@ -70,19 +70,17 @@ sandrun.gates := $(sandrun.goals:%=.sandrun.gate/%)
 
 % .sandrun.gate/%:: .sandrun.goal/%
 	+@$(if $(filter $@,$(firstword $(sandrun.gates))),exec $(sandrun.command) make-again,:)
-# The run comes last, and its goal alone fails when it fails: that is enough, also with -k.
-$(firstword $(sandrun.gates)): | $(wordlist 2,$(words $(sandrun.gates)),$(sandrun.gates))
 $(sandrun.goals:%=.sandrun.goal/%): ;
 -include $(sandrun.gates)
 
 # Nobody but a gate does or says anything here. The make inside does not get these flags: -O, which
-# takes hold from -j2 on, keeps this one from saying "Entering directory" as well.
+# takes hold with -j, keeps this one from saying "Entering directory" as well.
 %: override SHELL := $(firstword $(wildcard /bin/true /usr/bin/true))
 .sandrun.gate/%: override SHELL := /bin/sh
 .sandrun.gate/%: override .SHELLFLAGS := -c
 # A jobserver of a make around is in that variable of the environment alone while make 4.3 reads.
 sandrun.jobs := $(if $(findstring --jobserver,$(if $(filter-out 0,$(MAKELEVEL)),\
-    $(shell echo "$$MAKEFLAGS"))),,-j2)
+    $(shell echo "$$MAKEFLAGS"))),,-j)
 override MAKEFLAGS += -s -Otarget $(sandrun.jobs)
 .NOTPARALLEL:
 endif

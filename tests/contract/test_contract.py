@@ -99,12 +99,15 @@ def launch(place: Box) -> list[str]:
 
 
 def test_the_tree_dies_at_the_limit_and_is_named(place: Box, backend: str) -> None:
-    done = place.run("-m", "64M", "--", "sh", "-c", '"$@"; echo "went on"', "sh", *hog(600))
+    # At most 130 MB/s, so that even polling sees it between 50 and 100 %.
+    greedy = hog(600, 0.03)
+    done = place.run("-m", "64M", "--", "sh", "-c", '"$@"; echo "went on"', "sh", *greedy)
     assert done.returncode == 137
     assert done.stdout == ""
     assert "memory limit of 64.0 MiB reached" in done.stderr
     assert "allow more: --memory 128M" in done.stderr
-    assert re.search(rf"[5-9]\d(\.\d)? MiB +pid \d+ +{re.escape(sys.executable)}", done.stderr)
+    # As last seen: a fast one grows between the last look and its end.
+    assert re.search(rf"[3-9]\d(\.\d)? MiB +pid \d+ +{re.escape(sys.executable)}", done.stderr)
     assert len(re.findall(r"memory: .* of 64.0 MiB in use", done.stderr)) == 1
     record = place.records()[-1]
     assert record["reason"] == "memory"

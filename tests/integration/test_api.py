@@ -60,7 +60,7 @@ def test_a_signal_a_timeout_and_a_limit_are_told_apart(here: Box) -> None:
 
 
 def test_what_cannot_start_is_told_as_by_a_shell(here: Box) -> None:
-    missing = sandrun.run(["nonesuch"], **quiet())
+    missing = sandrun.run(["/nonesuch"], **quiet())
     assert (missing.code, missing.reason) == (127, "not-started")
 
 

@@ -43,7 +43,7 @@ def test_a_limit_is_an_error_on_a_line_of_its_own(github: Box) -> None:
     assert line.startswith("::error title=sandrun%3A memory limit reached::")
     assert "of 50.0 MiB)" in line
     assert "| memory limit reached |" in summary(github)[-1]
-    late = github.run("-t", "100ms", "--", "sh", "-c", "sleep 9 # 100%\n")
+    late = github.run("-t", "100ms", "--", "sh", "-c", "exec sleep 9 # 100%\n")
     (line,) = [line for line in late.stderr.splitlines() if line.startswith("::error ")]
     assert "wall time limit reached::" in line
     assert "100%25" in line

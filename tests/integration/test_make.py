@@ -43,6 +43,7 @@ environ: ; @echo $${CFLAGS-none} $${X-none} $${MAKE_RESTARTS-none}; env | grep -
 old: dep ; @echo remade $@ because of $?
 dep: ; @echo dep; touch $@
 info: ; $(info told once)@:
+fds: ; @ls -l /proc/self/fd | grep -c pipe:
 count: ; @echo ran >>ran
 .PHONY: all one two fails sees reads own-shell deep both phony environ info count
 """
@@ -108,6 +109,7 @@ SAME = [
     ["environ"],
     ["environ", "X=1"],
     ["own-shell"],
+    ["fds"],
     ["info"],
     ["--no-print-directory", "-C", "sub", "deep"],
     ["--eval=more: ; @echo evaluated", "more"],
@@ -251,6 +253,15 @@ def test_another_project_below_joins_its_own_queue(mkbox: Box) -> None:
         str(mkbox.project / "other"),
         str(mkbox.project),
     ]
+
+
+def test_a_folder_with_spaces_is_slower_but_right(mkbox: Box) -> None:
+    makefile(mkbox, "top: ; @$(MAKE) -s below\nbelow: ; @echo below\n", "a b")
+    (mkbox.project / "sandrun.toml").touch()
+    done = mkbox.run("-s", "top", argv=["make"], cwd=mkbox.project / "a b")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "below\n", "")
+    commands = [record["command"] for record in mkbox.records()]
+    assert commands == [["make", "-s", "below"], ["make", "-s", "top"]]
 
 
 def test_an_environment_that_outlived_its_run_is_no_way_around_the_queue(mkbox: Box) -> None:

@@ -81,9 +81,9 @@ def test_in_another_project_below_it_queues_there(shimbox: Box) -> None:
 
 def test_a_link_into_another_project_is_no_way_around_its_queue(shimbox: Box) -> None:
     other = shimbox.root / "other"
-    other.mkdir()
+    (other / "below").mkdir(parents=True)
     (other / "sandrun.toml").touch()
-    (shimbox.project / "link").symlink_to(other)
+    (shimbox.project / "link").symlink_to(other / "below")
     assert shimbox.run("--", "sh", "-c", "cd link && mytool").returncode == 0
     assert shimbox.records()[0]["project"] == str(other)
 

@@ -81,8 +81,13 @@ def test_the_limit_holds_inside(options: "tuple[str, ...]") -> None:
 
 
 def test_the_containers_own_limit_is_told_from_the_runs() -> None:
-    done = entry(("-m", "100m", *WRITABLE), "-m", "1G", "--", "python3", "-c", HOG)
-    assert done.returncode == 137
+    # User Mode Linux has no OOM reaper to speak of: while the hog still dies, the kernel may take
+    # a second victim, and outside the run's group that is sandrun itself.
+    for _ in range(5):
+        done = entry(("-m", "100m", *WRITABLE), "--pool=off", "-m1G", "--", "python3", "-c", HOG)
+        assert done.returncode == 137
+        if "struck" in done.stderr:
+            break
     assert "a memory limit around the run struck, not its own" in done.stderr
     assert re.search(r"MiB +pid \d+ +python3 -c", done.stderr)
 

@@ -1,0 +1,107 @@
+"""The entry points of a container: PID 1 and its signals, and a checkout that it shares.
+
+Runs in the laboratory: vagrant/lab run --containers [--user] -- pytest ... (see test_container).
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sandrun
+from tests.vm.test_container import READ_ONLY, ROOTFS, SCALE, WRITABLE, detached, podman
+
+pytestmark = [
+    pytest.mark.vm,
+    pytest.mark.skipif(not ROOTFS, reason="runs inside vagrant/lab run --containers"),
+]
+
+FORWARDED = ["HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "WINCH", "TERM"]
+INCLUDE = Path(sandrun.__file__).with_name("entry") / "sandrun.mk"
+
+
+@pytest.fixture
+def name() -> "Iterator[str]":
+    """The name of a container that is removed at the end."""
+    name = f"sandrun-entry-{os.getpid()}-{time.monotonic_ns()}"
+    yield name
+    podman("rm", "-f", "-t", "0", name)
+
+
+def until_logged(name: str, text: str, seconds: float = 20) -> str:
+    deadline = time.monotonic() + seconds * SCALE
+    while True:
+        logs = podman("logs", name)
+        if text in logs.stdout + logs.stderr:
+            return logs.stdout + logs.stderr
+        assert time.monotonic() < deadline, (text, logs)
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("options", [READ_ONLY, WRITABLE])
+def test_every_signal_reaches_the_command(name: str, options: "tuple[str, ...]") -> None:
+    """PID 1 has no default actions: what it does not pass on is lost."""
+    traps = "".join(f"trap 'echo got {text}.' {text}; " for text in FORWARDED[:-1])
+    script = f"{traps} trap 'exit 33' TERM; echo ready; while :; do sleep 0.1; done"
+    detached(name, options, "--", "sh", "-c", script)
+    for text in FORWARDED[:-1]:
+        assert podman("kill", "-s", text, name).returncode == 0
+        until_logged(name, f"got {text}.")
+    assert podman("stop", "-t", "60", name).returncode == 0
+    assert podman("inspect", "-f", "{{.State.ExitCode}}", name).stdout.strip() == "33"
+
+
+def test_a_command_without_handlers_ends_by_the_signal(name: str) -> None:
+    detached(name, READ_ONLY, "--", "sh", "-c", "echo ready; exec sleep 1000")
+    began = time.monotonic()
+    assert podman("stop", "-t", "60", name).returncode == 0
+    assert time.monotonic() - began < 20 * SCALE
+    code = podman("inspect", "-f", "{{.State.ExitCode}}", name).stdout.strip()
+    assert code == str(128 + signal.SIGTERM)
+
+
+def test_a_checkout_that_a_container_shares_is_one_queue(name: str, tmp_path: Path) -> None:
+    """A make outside, by the include; one inside waits, though neither sees the other's pids."""
+    project = tmp_path / "project"
+    (project / ".git").mkdir(parents=True)
+    (project / ".git/HEAD").write_text("ref: refs/heads/main\n")
+    shutil.copy(INCLUDE, project)
+    goal = "goal: ; @echo begin $(JOB) >>log; read _ <gate; echo end $(JOB) >>log\n"
+    (project / "Makefile").write_text("include sandrun.mk\n" + goal)
+    os.mkfifo(project / "gate")
+    outside = subprocess.Popen(["make", "goal", "JOB=outside"], cwd=project)
+    try:
+        log = project / "log"
+        deadline = time.monotonic() + 20 * SCALE
+        while not log.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        words = ["-v", f"{project}:/mnt", "-w", "/mnt", "--rootfs", ROOTFS]
+        started = podman(
+            "run", "-d", "--name", name, "--network=none", *words, "make", "goal", "JOB=inside"
+        )
+        assert started.returncode == 0, started.stderr
+        until_logged(name, "sandrun: waiting")
+        assert log.read_text() == "begin outside\n"
+        (project / "gate").write_text("\n")
+        assert outside.wait(20 * SCALE) == 0
+        (project / "gate").write_text("\n")
+    finally:
+        outside.kill()
+        outside.wait()
+    assert podman("wait", name).stdout.strip() == "0"
+    assert log.read_text().split() == [
+        "begin",
+        "outside",
+        "end",
+        "outside",
+        "begin",
+        "inside",
+        "end",
+        "inside",
+    ]
