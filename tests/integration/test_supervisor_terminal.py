@@ -155,14 +155,23 @@ def test_bg_and_kill_of_the_job(shell: Terminal) -> None:
 def test_a_reader_in_the_background_is_stopped_by_the_terminal(shell: Terminal) -> None:
     shell.send("s -- cat &\n")
     shell.expect(r"Stopped.*\n|ready> ")
-    wait_for(lambda: [p for p in _running("cat", shell.pid) if kernel.Stat(p).state == "T"], 10)
+    wait_for(lambda: _running("cat", shell.pid), 10)
+    # The shell tells at its next prompt, once the whole job is stopped, sandrun last.
+    wait_for(lambda: _all_stopped(shell.pid), 10, "the job is stopped")
     shell.send("\n")
-    shell.expect(r"Stopped")
+    shell.expect(r"Stopped.*\n.*ready> ")
     shell.send("fg\n")
+    (cat,) = _running("cat", shell.pid)
+    wait_for(lambda: kernel.Stat(cat).state == "S", 5, "it reads")
     shell.send("words\n")
     shell.expect("words\n")
     shell.send("\x04")
     shell.expect("ready> ")
+
+
+def _all_stopped(root: int) -> bool:
+    job = [kernel.Stat(pid) for pid in kernel.descendants(root)]
+    return all(info.state == "T" for info in job if "keeper" not in info.name)
 
 
 def test_an_interactive_shell_inside_has_the_terminal(shell: Terminal) -> None:
