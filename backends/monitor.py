@@ -30,7 +30,7 @@ _EXPECTED = 256 << 20
 """Bytes per second against which head room is held while nothing grows: the readings of the
 host's memory see what is faster, unless somebody else frees as much at the same time."""
 _LEAST_SLACK = 2 << 20
-_COST_SHARE, _COST_SHARE_URGENT = 200, 4
+_COST_SHARE, _COST_SHARE_URGENT = 500, 4
 """A look may take one part in so many of a core's time."""
 _SOON = 0.2
 _PSS_KEPT = 5.0
@@ -141,7 +141,7 @@ class Monitor:
     def _plan(self, now: float, growth: float, cost: float) -> None:
         room = max(0, self.limit - self.current)
         wait = room / max(2 * growth, _EXPECTED) / 2
-        self.look_at = now + max(min(wait, self.longest), SHORTEST, cost * _COST_SHARE)
+        self.look_at = now + min(max(wait, SHORTEST, cost * _COST_SHARE), self.longest)
         self.earliest = now + cost * _COST_SHARE_URGENT
         if growth * _SOON > room:
             self.look_at = now + max(SHORTEST, cost * _COST_SHARE_URGENT)
@@ -165,6 +165,17 @@ class Monitor:
                 return most
             if same:
                 return self.current
+        if self._kept.keys() != sizes.keys():
+            self._kept.clear()  # who is new shares pages of those whose PSS we know
+        memory = self._exact(members, sizes, grown, now)
+        if memory > self.limit and self._kept:  # no verdict on what was measured earlier
+            self._kept.clear()
+            memory = self._exact(members, sizes, grown, now)
+        return memory
+
+    def _exact(
+        self, members: "dict[int, kernel.Stat]", sizes: "dict[int, int]", grown: int, now: float
+    ) -> int:
         own = mapped = 0
         for pid, rss in sizes.items():
             pss, shmem = self._pss(pid, rss, members[pid].start, now)
@@ -184,8 +195,10 @@ class Monitor:
         try:
             rollup = kernel.read(f"/proc/{pid}/smaps_rollup")
             pss, shmem = _field(rollup, b"\nPss:"), _field(rollup, b"\nPss_Shmem:")
-        except OSError:  # another user's process, or gone
+        except PermissionError:  # another user's process
             pss, shmem = rss, 0
+        except OSError:  # gone
+            pss, shmem = 0, 0
         self._kept[pid] = (start, rss, pss, shmem, now)
         return pss, shmem
 

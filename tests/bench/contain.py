@@ -100,7 +100,7 @@ def cost(argv: "list[str]", seconds: float, env: "dict[str, str]") -> str:
     )
     assert guard.stdout
     guard.stdout.readline()
-    time.sleep(1)
+    time.sleep(3)
     before = cpu(guard.pid)
     time.sleep(seconds)
     share = (cpu(guard.pid) - before) / seconds

@@ -160,3 +160,38 @@ def test_stat_reads_any_name() -> None:
     assert info.rss > MIB
     process.kill()
     process.communicate()
+
+
+FORKER = """
+import os, sys, time
+kept = bytearray(b"x") * (60 << 20)
+for line in sys.stdin:
+    for i in range(int(line)):
+        if not os.fork(): time.sleep(1000)
+    print(flush=True)
+"""
+
+
+def test_new_sharers_of_what_was_measured_are_counted_once() -> None:
+    """What a process had alone before it forked is its children's too, and no more memory."""
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", FORKER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdin
+    assert process.stdout
+    reckoned = monitor.Monitor(100 * MIB, 5.0)
+    reckoned.host = Still()
+    try:
+        for children in (2, 8):
+            process.stdin.write(b"%d\n" % children)
+            process.stdin.flush()
+            process.stdout.readline()
+            members = {process.pid: kernel.Stat(process.pid), **monitor.walk(process.pid)}
+            memory = reckoned.look(members, time.monotonic())
+            assert 60 * MIB < memory < 85 * MIB
+    finally:
+        os.killpg(process.pid, 9)
+        process.communicate()
