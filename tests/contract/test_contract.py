@@ -2,14 +2,11 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-import pytest
 
 from sandrun import kernel
 from tests.harness import SCALE, Box, alive, wait_for
@@ -305,7 +302,6 @@ def test_require_kernel(place: Box, backend: str) -> None:
         assert (done.returncode, done.stdout) == (0, "ran\n")
 
 
-@pytest.mark.skipif(not shutil.which("script"), reason="script(1) is not installed")
 def test_ctrl_c_reaches_the_command_once(place: Box) -> None:
     import pty
 
