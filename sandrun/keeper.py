@@ -7,8 +7,14 @@ It is forked before the command, sits in a session of its own (a signal to the w
 or a hang-up does not reach it), blocks every signal that can be blocked, and sleeps in poll(2) on
 a pipe whose only other end is the supervisor's: end of file is the supervisor's death. It shares
 the run lock's open file, so the lock is held until it is done. If it is killed alone, the
-supervisor starts another; if both are killed, the next run of the queue does its work
-(`sandrun.recovery`).
+supervisor starts another.
+
+If both are killed together, a second keeper does its work. The first one starts it, when the run
+has lasted an instant, as an orphan: whoever walks down the tree of processes with SIGKILL (CI
+agents do) does not meet it. It sleeps in read(2), first on the supervisor's end, then on the first
+keeper's, and a dismissed one is gone before its keeper is. Only where it would stay as a zombie,
+because nobody reaps orphans here, is it the keeper's child. If all three are killed, the next run
+of the queue does their work (`sandrun.recovery`).
 
 It also watches the container's events and the supervisor's parent, for the supervisor waits for
 signals and can wait for nothing else: an event becomes a knock, a real-time signal, which the
@@ -23,10 +29,13 @@ survives that is the one who cleans up.
 import _signal
 import os
 
+from sandrun import kernel
 from sandrun.supervisor import KNOCK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sandrun.protocol import Container
     from sandrun.runlock import RunLock
 
@@ -37,7 +46,7 @@ _NAME = b"run-keeper"
 class Keeper:
     """A running keeper; `pid` is its process, a child of the supervisor."""
 
-    __slots__ = ("_close", "_container", "_line", "_lock", "_pipe", "parent", "pid", "pids")
+    __slots__ = ("_close", "_container", "_line", "_lock", "_pipe", "_two", "parent", "pid", "pids")
 
     def __init__(
         self,
@@ -46,12 +55,15 @@ class Keeper:
         lock: "RunLock | None",
         line: bytes,
         parent: int,
+        two: bool,
     ) -> None:
         """Start a keeper. `close`: descriptors that must not live on in it; `line`: what the
         run lock's file says of the run (a nested run has no `lock` of its own); `parent`: the
-        supervisor's, whose death is an event as well (0: not).
+        supervisor's, whose death is an event as well (0: not); `two`: there is to be a second
+        one (a supervisor that adopts orphans would take it for one of the run's processes).
         """
         self.parent = parent
+        self._two = two
         self.pids: set[int] = set()
         """All that there were: a knock may arrive after the death of who sent it."""
         self._container = container
@@ -74,16 +86,16 @@ class Keeper:
         self._container.keeper = self.pid
 
     def replace(self) -> None:
-        """It was killed and reaped: start another, so that only both at once can be missed."""
-        os.close(self._pipe)
+        """It was killed and reaped: start another, which starts a second one of its own."""
+        self.dismiss()
         self._start()
 
     def dismiss(self) -> None:
-        """The run is over and its container closed: the keeper has nothing left to do."""
+        """The run is over and its container closed: the keepers have nothing left to do."""
         try:
-            os.write(self._pipe, b".")
+            os.write(self._pipe, b"..")  # each reads one
         except OSError:
-            pass  # it was killed; nothing is left for it anyway
+            pass  # they were killed; nothing is left for them anyway
         os.close(self._pipe)
 
     def reap(self) -> None:
@@ -96,23 +108,23 @@ class Keeper:
     def keep(self, pipe: int) -> None:
         """What the keeper's own process does."""
         supervisor = os.getppid()
-        os.setsid()
-        _rename()
-        null = os.open("/dev/null", os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        for fd in self._close:
-            os.close(fd)
-        os.chdir("/")
-        if not self._supervisor_died(pipe, supervisor):
-            return
+        _detach(self._close)
+        second = _Second(pipe, self._finish)
+        if not self._supervisor_died(pipe, supervisor, second):
+            second.await_end()
+        elif self._finish():
+            # In this order: it must not act on a lock that is somebody else's by then.
+            second.dismiss()
+            if self._lock:
+                self._lock.release()
+
+    def _finish(self) -> bool:
         from sandrun import recovery
 
         # Where a process does not die the lock stays held, by the file that process inherited.
-        if recovery.finish(self._container, self._line) and self._lock:
-            self._lock.release()
+        return recovery.finish(self._container, self._line)
 
-    def _supervisor_died(self, pipe: int, supervisor: int) -> bool:
+    def _supervisor_died(self, pipe: int, supervisor: int, second: "_Second") -> bool:
         """Sleep until the pipe tells the end: True at its end of file, False at a dismissal."""
         import select
 
@@ -124,10 +136,21 @@ class Keeper:
         parent = _open_process(self.parent)
         if parent >= 0:
             waiter.register(parent, select.POLLIN)
+        # A PID 1 takes all with it.
+        wanted = self._two and supervisor != 1
+        patience = _INSTANT
         while True:
-            ready = dict(waiter.poll())
+            ready = dict(waiter.poll(patience if wanted and second.process < 0 else None))
             if pipe in ready:
                 return not os.read(pipe, 1)
+            if not ready or second.process in ready:
+                if ready:
+                    waiter.unregister(second.process)
+                second.start()
+                if second.process >= 0:
+                    waiter.register(second.process, select.POLLIN)
+                patience *= 2  # where it cannot be had it is asked for ever more rarely
+                continue
             _knock(supervisor)
             if parent in ready:
                 waiter.unregister(parent)
@@ -135,6 +158,108 @@ class Keeper:
                 os.pread(events, 4096, 0)  # kernfs reports a change until the file is read again
             elif events in ready:
                 waiter.unregister(events)  # an eventfd, left for the supervisor to read
+
+
+def _detach(close: "list[int]") -> None:
+    """Out of reach of what is meant for the supervisor's session, name, descriptors, directory."""
+    os.setsid()
+    _rename()
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    for fd in close:
+        os.close(fd)
+    os.chdir("/")
+
+
+class _Second:
+    """The keeper's keeper. `pipe`: the supervisor's end is its death for this one too; `finish`:
+    what to do then, if the keeper died as well."""
+
+    __slots__ = ("_finish", "_link", "_pipe", "pid", "process")
+
+    def __init__(self, pipe: int, finish: "Callable[[], bool]") -> None:
+        self._pipe = pipe
+        self._finish = finish
+        self._link = -1
+        self.pid = 0
+        self.process = -1
+        """A pidfd of it; -1: there is none."""
+
+    def start(self) -> None:
+        """Start it, or another if it was killed. `process` tells whether that went well: not at
+        a limit on processes or files, nor before Linux 5.3, where its end could not be seen."""
+        self._forget()
+        try:
+            link, self._link = os.pipe()
+            said, say = os.pipe()
+        except OSError:
+            return
+        orphan = _orphans_are_reaped()
+        try:
+            child = os.fork()
+            if child == 0:
+                self._begin(orphan, link, say)
+            if orphan:
+                os.waitpid(child, 0)
+        except OSError:
+            pass
+        os.close(link)
+        os.close(say)
+        self.pid = int(os.read(said, 20) or 0)
+        os.close(said)
+        self.process = _open_process(self.pid)
+
+    def _begin(self, orphan: bool, link: int, say: int) -> None:
+        try:
+            if not orphan or os.fork() == 0:
+                os.write(say, b"%d" % os.getpid())
+                os.close(say)
+                os.close(self._link)
+                os.setsid()
+                self._keep(link)
+        finally:
+            os._exit(0)
+
+    def _keep(self, link: int) -> None:
+        if not os.read(self._pipe, 1) and not os.read(link, 1):
+            self._finish()  # its exit frees the lock, and the next run reads that this one ended
+
+    def dismiss(self) -> None:
+        """The keeper's work is done."""
+        if self.process >= 0:
+            os.write(self._link, b".")
+
+    def await_end(self) -> None:
+        """It was dismissed by the supervisor: return when it is gone."""
+        if self.process >= 0:
+            import select
+
+            waiter = select.poll()
+            waiter.register(self.process, select.POLLIN)
+            waiter.poll()
+            self._forget()
+
+    def _forget(self) -> None:
+        """Close what there was for one that is dead."""
+        for fd in (self.process, self._link):
+            if fd >= 0:
+                os.close(fd)
+        self.process = self._link = -1
+        try:
+            os.waitpid(self.pid, os.WNOHANG)
+        except ChildProcessError:
+            pass  # an orphan
+
+
+_INSTANT = 20
+"""Milliseconds that a run lasts before it gets a second keeper: most that end sooner never pay."""
+
+
+def _orphans_are_reaped() -> bool:
+    """Whether the init of our pid namespace reaps what it adopts: it has no dead child now. Many a
+    container's first process (cat, a server) does not; one zombie of ours would stay for good."""
+    return not any(map(kernel.is_zombie, kernel.children(1)))
 
 
 def _knock(supervisor: int) -> None:

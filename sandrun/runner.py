@@ -152,7 +152,9 @@ def _contained(this: Run) -> Outcome:
             from sandrun.keeper import Keeper
 
             parent = 0 if settings.detach else this.heritage.parent
-            keeper = Keeper(container, place.descriptors(), place.lock, line, parent)
+            keeper = Keeper(
+                container, place.descriptors(), place.lock, line, parent, backend.kernel
+            )
         outcome = _supervised(this, backend, container, keeper)
         if outcome.reason not in ("exit", "signal") or outcome.leftovers or outcome.undead:
             from sandrun import report

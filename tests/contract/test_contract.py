@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from sandrun import kernel
@@ -210,12 +211,57 @@ def test_after_sigkill_of_the_whole_process_group_nothing_lives(place: Box, back
     assert place.run("--", "true").returncode == 0
 
 
-def test_supervisor_and_keeper_killed_together_the_next_run_cleans_up(place: Box) -> None:
+def _keepers() -> "list[int]":
+    """Every keeper below this test, an orphan too: the tests are a subreaper."""
+    return [p for p in kernel.descendants(os.getpid()) if alive(p) and _is_keeper(p)]
+
+
+def _is_keeper(pid: int) -> bool:
+    try:
+        return "keeper" in kernel.Stat(pid).name
+    except OSError:
+        return False
+
+
+def _kill_at_once(pids: "list[int]") -> None:
+    """Nobody among them gets to act on the death of another."""
+    for signum in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, signum)
+
+
+def test_supervisor_and_keeper_killed_together_nothing_lives(kernel_place: Box) -> None:
+    run, pids = _tree(kernel_place)
+    wait_for(lambda: len(_keepers()) == 2, 5, "a second keeper")
+    below = [pid for pid in kernel.children(run.pid) if _is_keeper(pid)]
+    _kill_at_once([run.pid, *below])
+    wait_for(lambda: not any(map(alive, pids)), 1, "the tree is dead")
+    run.wait()
+    wait_for(lambda: not _keepers(), 5, "the second keeper ends")
+    nothing_left(kernel_place)
+    assert [record["reason"] for record in kernel_place.records()] == ["lost"]
+    assert kernel_place.run("-q", "--", "true").stderr == ""
+
+
+def test_a_killed_second_keeper_is_replaced(kernel_place: Box) -> None:
+    run = kernel_place.hold("job")
+    for _ in range(3):
+        wait_for(lambda: len(_keepers()) == 2, 5, "two keepers")
+        (second,) = set(_keepers()) - set(kernel.children(run.pid))
+        os.kill(second, signal.SIGKILL)
+        wait_for(partial(kernel.is_zombie, second), 5, "it is dead")
+    wait_for(lambda: len(_keepers()) == 2, 5, "two keepers")
+    first = [pid for pid in kernel.children(run.pid) if _is_keeper(pid)]
+    os.kill(first[0], signal.SIGKILL)
+    wait_for(lambda: first[0] not in _keepers() and len(_keepers()) == 2, 5, "two new keepers")
+    run.terminate()
+    assert kernel_place.finish(run).returncode == 143
+    assert not _keepers()  # the end of sandrun is the end of all
+
+
+def test_supervisor_and_keepers_killed_together_the_next_run_cleans_up(place: Box) -> None:
     run, pids = _tree(place)
-    keeper = _keeper(run.pid)
-    os.kill(run.pid, signal.SIGSTOP)
-    os.kill(keeper, signal.SIGKILL)
-    os.kill(run.pid, signal.SIGKILL)
+    _kill_at_once([run.pid, *_keepers()])
     run.wait()
     # What the next run sees when it starts: gone, or dead and unreaped by this test.
     script = 'for p; do [ ! -e /proc/$p ] || grep "^State" /proc/$p/status; done'
