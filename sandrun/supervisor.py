@@ -142,7 +142,9 @@ class Supervisor:
         if signum == KNOCK and self.keeper and sender in self.keeper.pids:
             self.look_at = 0.0
             return
-        if signum == _signal.SIGCHLD:
+        # From ourselves: a write of ours to a closed pipe. The kernel queues what is blocked even
+        # if it is ignored, and the command has nothing to do with it.
+        if signum == _signal.SIGCHLD or sender == os.getpid():
             return
         from_kernel = code > _SI_USER_MAX
         if from_kernel and signum == _signal.SIGINT:

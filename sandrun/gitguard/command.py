@@ -3,6 +3,7 @@
 command line -> which locks -> (none: exec) -> repository -> turn -> git's locks -> exec
 """
 
+import _signal
 import os
 
 from sandrun import messages, spawn
@@ -24,6 +25,8 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.
     """Become git with `arguments`, when nothing is in its way; returns only from `unlock`."""
     # From here on a signal acts on us as it would on git: nothing needs to be undone.
     spawn.restore(heritage)
+    # But what we say into a closed pipe must not end us: git may have nothing to say.
+    pipe = _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
     wish = {name: int(str(flags.get(name, 0))) for name in ("verbose", "quiet")}
     messages.setup(wish["verbose"], wish["quiet"], str(flags.get("color", "auto")))
     command = commands.parse(arguments)
@@ -43,6 +46,7 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.
     elif not any(map(_is_terminal, (0, 1, 2))):
         # Nobody is looking: a background `git status` shall not lock the index to refresh it.
         env.setdefault("GIT_OPTIONAL_LOCKS", "0")
+    _signal.signal(_signal.SIGPIPE, pipe)
     return _become(git, arguments, env)
 
 

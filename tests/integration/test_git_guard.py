@@ -10,6 +10,7 @@ import pytest
 
 from sandrun import kernel
 from tests.gitbox import GIT, GitBox, heard, is_free, is_queued, wait_for, watches
+from tests.harness import SCALE
 
 
 @pytest.fixture
@@ -153,6 +154,19 @@ def test_saying_so_does_not_cost_the_place(box: GitBox) -> None:
     assert _wake_ups(waiter.pid) == before != ""
     box.let("one")
     assert [box.end(process)[0] for process in (holder, waiter)] == [0, 0]
+
+
+def test_what_nobody_reads_does_not_keep_git_from_running(box: GitBox) -> None:
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    (box.repo / "new").touch()
+    waiter = box.sandrun("--git-wait", "0.3", "git", "add", "new")
+    assert waiter.stdout
+    waiter.stdout.close()
+    assert waiter.wait(30 * SCALE) == 0  # having said to a closed pipe that it waited in vain
+    assert "new" in box.bare("ls-files")
+    box.let("one")
+    assert box.end(holder)[0] == 0
 
 
 def test_a_stopped_waiter_stalls_nobody(box: GitBox) -> None:

@@ -125,6 +125,18 @@ def test_the_exit_is_its_own_whatever_cannot_be_said(place: Box) -> None:
             assert done.returncode == code
 
 
+def test_a_warning_that_nobody_reads_does_not_end_the_command(place: Box) -> None:
+    """Our own write to a closed pipe leaves us a SIGPIPE, which is none of the command's."""
+    script = '{ { "$@"; echo $? >&3; } 2>&1 >/dev/null | :; } 3>&1'
+    grow = (
+        "import signal, time; signal.signal(signal.SIGPIPE, signal.SIG_DFL);"
+        "x = b'x' * (40 << 20); time.sleep(0.5)"
+    )
+    words = [*launcher(), "-m", "64M", "--", sys.executable, "-c", grow]
+    done = place.run(script, "sh", *words, argv=["sh", "-c"])
+    assert done.stdout == "0\n"
+
+
 def test_a_script_without_an_interpreter_line(place: Box, tmp_path: Path) -> None:
     """As execvp(3) has it, with what the caller ignored."""
     script = tmp_path / "script"
