@@ -9,6 +9,8 @@
 - A process's own RSS is a lower bound of the tree's memory, the sum of all RSS an upper one, and
   both are nearly free; PSS, which walks page tables, is asked for only where those leave it open,
   and not again for a process whose RSS has not changed.
+- Processes in one address space (CLONE_VM, or vfork for an instant) count once, as long as the
+  one that made the other lives and kcmp(2) may be asked.
 - Shared memory counts once: mapped, or only open (memfd, files on a tmpfs), or a System V segment
   made by the tree. Not seen: files on a tmpfs that no process holds open.
 """
@@ -82,7 +84,7 @@ def _portable(root: int) -> "dict[int, kernel.Stat]":
                 continue
             info = kernel.Stat.__new__(kernel.Stat)
             info.name, info.state, info.parent = child.name(), "S", child.ppid()
-            info.threads, info.rss = 1, child.memory_info().rss
+            info.threads, info.stack, info.rss = 1, 0, child.memory_info().rss
             info.start = int(child.create_time() * 100)
             info.cpu = sum(child.cpu_times()[:4])
             found[child.pid] = info
@@ -154,6 +156,9 @@ class Monitor:
 
     def _measure(self, members: "dict[int, kernel.Stat]", now: float) -> int:
         sizes = {pid: _rss(pid, info) for pid, info in members.items()}
+        if sum(sizes.values()) > self.limit // 2:
+            for pid in _in_one_memory(members):
+                del sizes[pid]
         same, self._sizes = sizes == self._sizes, sizes
         upper = sum(sizes.values())
         most = max(sizes.values(), default=0)
@@ -201,6 +206,17 @@ class Monitor:
             pss, shmem = 0, 0
         self._kept[pid] = (start, rss, pss, shmem, now)
         return pss, shmem
+
+
+def _in_one_memory(members: "dict[int, kernel.Stat]") -> "list[int]":
+    """Those that live in the address space of their parent, which is a member too."""
+    return [
+        pid
+        for pid, info in members.items()
+        if (parent := members.get(info.parent))
+        and info.stack == parent.stack != 0
+        and kernel.share_memory(pid, info.parent)
+    ]
 
 
 def _field(text: bytes, name: bytes) -> int:

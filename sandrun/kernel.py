@@ -71,6 +71,23 @@ def clone_into(group: int) -> int:
     return int(pid)
 
 
+_KCMP = {"x86_64": 312, "i686": 349, "ppc64le": 354, "s390x": 343, "aarch64": 272, "riscv64": 272}
+_KCMP_VM = 1
+
+
+def share_memory(one: int, other: int) -> bool:
+    """Whether two processes live in one address space (clone(2) with CLONE_VM, vfork(2)).
+
+    kcmp(2); False where it may not be asked: another user's process, many a container.
+    """
+    number = _KCMP.get(os.uname().machine)
+    if number is None:
+        return False
+    import ctypes
+
+    return bool(ctypes.CDLL(None).syscall(number, one, other, _KCMP_VM, 0, 0) == 0)
+
+
 def prctl_provider() -> str:
     """Who makes prctl calls here, for `sandrun doctor`."""
     try:
@@ -99,9 +116,10 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 
 class Stat:
     """What /proc/PID/stat tells (proc(5)): identity, state, parent, start in clock ticks; `cpu` in
-    seconds, that of reaped children included; `rss` in bytes."""
+    seconds, that of reaped children included; `rss` in bytes; `stack`: the address where its stack
+    starts, 0 for another user's."""
 
-    __slots__ = ("cpu", "name", "parent", "rss", "start", "state", "threads")
+    __slots__ = ("cpu", "name", "parent", "rss", "stack", "start", "state", "threads")
 
     def __init__(self, pid: int) -> None:
         head, _, tail = read(f"/proc/{pid}/stat").rpartition(b")")
@@ -113,6 +131,7 @@ class Stat:
         self.threads = int(fields[17])
         self.start = int(fields[19])
         self.rss = int(fields[21]) * _PAGE
+        self.stack = int(fields[25])
 
 
 def is_zombie(pid: int) -> bool:

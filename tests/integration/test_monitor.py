@@ -113,6 +113,27 @@ for i in range(500): os.wait()
     assert done.returncode == 0, done.stderr
 
 
+def test_processes_in_one_address_space_are_counted_once(place: Box) -> None:
+    """vfork(2), by a compiler of whatever size: the child that waits to exec is its parent."""
+    text = """
+import ctypes, os, time
+kept = bytearray(b"x") * (150 << 20)
+libc, made = ctypes.CDLL(None), []
+vm, chld, size = 0x100, 17, 1 << 16
+stacks = [ctypes.create_string_buffer(size) for _ in range(4)]
+for stack in stacks:
+    top = (ctypes.addressof(stack) + size) & ~15
+    made.append(libc.clone(libc.pause, ctypes.c_void_p(top), vm | chld, None))
+time.sleep(1)
+for pid in made: os.kill(pid, 9); os.waitpid(pid, 0)
+"""
+    done = place.run("-m", "400M", "--", *python(text))
+    assert done.returncode == 0, done.stderr
+    peak = place.records()[-1]["peak"]
+    assert isinstance(peak, int)
+    assert 150 << 20 < peak < 250 << 20
+
+
 def test_many_small_processes_that_do_not_share_are_too_many(place: Box) -> None:
     text = """
 import os, time

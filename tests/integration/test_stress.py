@@ -26,8 +26,7 @@ HUNGRY: dict[str, list[str]] = {
 MODEST: dict[str, list[str]] = {
     "fork": ["--fork-max", "8"],
     "vfork": [],
-    # Few: the monitor counts processes that share one address space (CLONE_VM) once each.
-    "clone": ["--clone-max", "8"],
+    "clone": ["--clone-max", "64"],  # many of them in one address space (CLONE_VM)
     "daemon": [],
     "zombie": ["--zombie-max", "64"],
     "pthread": ["--pthread-max", "64"],
