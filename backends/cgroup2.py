@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LEAF = "sandrun.leaf"
 """The group that takes the processes of a group that we use; not a run's name: never collected."""
-DELEGATE = (
+_DELEGATE = (
     "as root: systemctl edit user@.service, add [Service] Delegate=cpu cpuset io memory pids, "
     "then log in again"
 )
@@ -130,7 +130,7 @@ def _drain(own: str, needed: "dict[str, bool]") -> None:
     """Move every process of `own` into a leaf, so that it may hand out its controllers."""
     available = kernel.read(own + "/cgroup.controllers").split()
     if b"memory" not in available:
-        raise Unusable(f"the memory controller is not available in {own}", DELEGATE)
+        raise Unusable(f"the memory controller is not available in {own}", delegation_hint())
     leaf = f"{own}/{LEAF}"
 
     def move_all() -> None:
@@ -186,7 +186,7 @@ def enable(parent: str, needed: "dict[str, bool]", patience: float = 0.0) -> Non
                 raise Unusable(
                     f"the {name} controller is not available in {parent} (it has: "
                     f"{' '.join(available) or 'none'})",
-                    DELEGATE,
+                    delegation_hint(),
                 )
             continue
         _enable_one(parent, name, must, time.monotonic() + patience)
@@ -211,6 +211,11 @@ def _enable_one(parent: str, name: str, must: bool, deadline: float) -> None:
                     f"cannot enable the {name} controller in {parent}: {error.strerror}"
                 ) from None
             return
+
+
+def delegation_hint() -> str:
+    """How to get controllers from systemd; '' where it is not the one that has them."""
+    return _DELEGATE if os.path.isdir("/run/systemd/system") else ""
 
 
 def guarded(work: "Callable[[], None]", what: str) -> None:

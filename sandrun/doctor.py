@@ -110,7 +110,8 @@ def _hierarchy() -> Line:
     if not missing:
         return Line("cgroups", PASS, text)
     text += f"; not delegated to us: {' '.join(missing)}"
-    return Line("cgroups", FAIL if "memory" in missing else CAUTION, text, cgroup2.DELEGATE)
+    status = FAIL if "memory" in missing else CAUTION
+    return Line("cgroups", status, text, cgroup2.delegation_hint())
 
 
 def _is_v1(controller: str) -> bool:

@@ -8,6 +8,9 @@ from sandrun.model import MIB
 
 MEMORY_FLOOR = MIB
 """Below this the kernel kills a command before its first instruction (64 KiB killed `true`)."""
+_CEILING = 1 << 60
+"""No quantity is larger: kernels take them as signed 64-bit numbers, and some add a few up."""
+_LONGEST = 10 * 365 * 86400.0
 
 
 def _number(text: str) -> float:
@@ -26,8 +29,8 @@ def parse_size(text: str) -> int:
         word = word[:-1]
     scale = {"B": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}.get(word[-1:])
     size = _number(word[:-1]) * scale if scale else _number(word) * MIB
-    if size < MEMORY_FLOOR:
-        raise ValueError("at least 1M")
+    if not MEMORY_FLOOR <= size <= _CEILING:
+        raise ValueError("at least 1M and at most 1048576T")
     return int(size)
 
 
@@ -41,8 +44,8 @@ def parse_rate(text: str) -> int:
     word = text.strip().upper()
     scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(word[-1:], 1)
     rate = int(_number(word[:-1] if scale > 1 else word) * scale)
-    if rate < 1:
-        raise ValueError("at least 1")
+    if not 1 <= rate <= _CEILING:
+        raise ValueError("at least 1 and at most 1073741824G")
     return rate
 
 
@@ -71,12 +74,13 @@ def parse_tasks(text: str) -> int:
 
 
 def parse_span(text: str) -> float:
-    """`90`, `1.5s`, `200ms`, `10m`, `2h`, `1d` as seconds. Raises ValueError."""
+    """`90`, `1.5s`, `200ms`, `10m`, `2h`, `1d` as seconds, ten years at the most (what comes later
+    is never). Raises ValueError."""
     word = text.strip().lower()
     for unit, scale in (("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)):
         if word.endswith(unit):
-            return _number(word[: -len(unit)]) * scale
-    return _number(word)
+            return min(_number(word[: -len(unit)]) * scale, _LONGEST)
+    return min(_number(word), _LONGEST)
 
 
 def parse_interval(text: str) -> float:

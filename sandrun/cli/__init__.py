@@ -1,5 +1,6 @@
 """The command line: `main` takes the hot path to a run itself, and loads click for the rest."""
 
+import errno
 import os
 import sys
 
@@ -10,6 +11,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
+
+
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT)
 
 
 def main() -> "NoReturn":
@@ -82,6 +86,11 @@ def _surprise(error: BaseException) -> int:
         import traceback
 
         traceback.print_exception(error)
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        messages.error(
+            f"the system refuses: {error.strerror}", "ulimit -a shows what this shell may have"
+        )
+        return EXIT_SANDRUN
     messages.error(
         f"internal error: {type(error).__name__}: {error}",
         "this is a bug; SANDRUN_DEBUG=1 shows where",

@@ -78,6 +78,8 @@ def test_a_signals_end_is_128_and_its_number(box: Box, signum: signal.Signals) -
         ),
         (["--no-such", "--", "true"], 125, "no such option: --no-such"),
         (["--memory", "lots", "--", "true"], 125, "--memory 'lots': expected a size"),
+        (["--memory", "99999999999G", "--", "true"], 125, "at least 1M and at most 1048576T"),
+        (["--timeout", "9999999999d", "--", "sh", "-c", "exit 3"], 3, ""),
         (["--memory"], 125, "option --memory needs a value"),
         (["--project", "/nonexistent/dir", "--", "true"], 125, "no such directory"),
         (["--", "/etc/passwd"], 126, "/etc/passwd: Permission denied"),
@@ -92,6 +94,17 @@ def test_exit_codes_of_what_went_wrong(box: Box, words: "list[str]", code: int, 
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert all(line.startswith("sandrun: ") for line in done.stderr.splitlines())
+
+
+def test_what_the_system_refuses_is_no_bug_of_ours(box: Box) -> None:
+    codes = set()
+    for files in range(6, 24):  # Python itself starts with five
+        script = f'ulimit -n {files}; exec "$@"'
+        done = box.run(script, "sh", *launcher(), "-q", "--", "true", argv=["sh", "-c"])
+        assert "internal error" not in done.stderr and "Traceback" not in done.stderr
+        assert ("Too many open files" in done.stderr) == (done.returncode == 125)
+        codes.add(done.returncode)
+    assert codes == {0, 125}
 
 
 def test_the_command_sees_descriptors_and_directory_of_its_caller(box: Box) -> None:

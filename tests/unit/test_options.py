@@ -116,7 +116,9 @@ def test_sizes(text: str, size: int) -> None:
     assert values.parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "G", "-1", "0", "nan", "inf", "1e30", "64K", "4 G B", "0x10"])
+@pytest.mark.parametrize(
+    "text", ["", "G", "-1", "0", "nan", "inf", "1e30", "64K", "4 GB B", "2e6T"]
+)
 def test_what_is_no_size(text: str) -> None:
     with pytest.raises(ValueError):
         values.parse_size(text)
@@ -124,7 +126,15 @@ def test_what_is_no_size(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("200ms", 0.2), ("1.5s", 1.5), ("10m", 600), ("2h", 7200), ("1d", 86400)],
+    [
+        ("90", 90),
+        ("200ms", 0.2),
+        ("1.5s", 1.5),
+        ("10m", 600),
+        ("2h", 7200),
+        ("1d", 86400),
+        ("1e15d", 10 * 365 * 86400),
+    ],
 )
 def test_spans(text: str, seconds: float) -> None:
     assert values.parse_span(text) == seconds
