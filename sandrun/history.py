@@ -7,6 +7,8 @@ command lines can hold secrets.
 
 import os
 
+from sandrun.project import home
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,11 +45,14 @@ def encode(value: object) -> str:
 
 
 def path() -> str:
-    """`$XDG_STATE_HOME/sandrun/history.jsonl`, by default below ~/.local/state."""
-    home = os.environ.get("XDG_STATE_HOME") or ""
-    if not home.startswith("/"):  # the XDG base directory specification: ignore relative ones
-        home = os.path.join(os.path.expanduser("~"), ".local", "state")
-    return os.path.join(home, "sandrun", "history.jsonl")
+    """`$XDG_STATE_HOME/sandrun/history.jsonl`, by default below ~/.local/state; '' for who has no
+    home."""
+    state = os.environ.get("XDG_STATE_HOME") or ""
+    if not state.startswith("/"):  # the XDG base directory specification: ignore relative ones
+        if not home():
+            return ""
+        state = os.path.join(home(), ".local", "state")
+    return os.path.join(state, "sandrun", "history.jsonl")
 
 
 class Log:

@@ -23,7 +23,8 @@ def find(start: str) -> str:
     while True:
         # A worktree has a .git directory with a HEAD, or a .git file that names one.
         git = os.path.join(here, ".git")
-        if os.path.isfile(git) or os.path.isfile(os.path.join(git, "HEAD")):
+        found = os.path.isfile(git) or os.path.isfile(os.path.join(git, "HEAD"))
+        if found and is_trusted(here, ".git"):
             return here
         if not marked and _is_marked(here):
             marked = here
@@ -35,10 +36,24 @@ def find(start: str) -> str:
 
 def _is_marked(directory: str) -> bool:
     if os.path.isfile(os.path.join(directory, "sandrun.toml")):
-        return True
+        return is_trusted(directory, "sandrun.toml")
     try:
         with open(os.path.join(directory, "pyproject.toml"), "rb") as file:
-            return b"[tool.sandrun]" in file.read()
+            return b"[tool.sandrun]" in file.read() and is_trusted(directory, "pyproject.toml")
+    except OSError:
+        return False
+
+
+def is_trusted(directory: str, name: str) -> bool:
+    """Whether `name`, if it is there, may speak for `directory` and all below it.
+
+    Where everybody may make files (/tmp: writable by all, sticky) anybody could have laid it to
+    choose our settings, or to hold our run lock: there it counts only if it is ours or root's.
+    """
+    try:
+        if os.stat(directory).st_mode & 0o1002 != 0o1002:
+            return True
+        return os.lstat(os.path.join(directory, name)).st_uid in (0, os.geteuid())
     except OSError:
         return False
 
@@ -81,6 +96,8 @@ def git_directory(root: str) -> str:
     `.git` is that directory, or a file that names it (a linked worktree, a submodule).
     """
     path = os.path.join(root, ".git")
+    if not is_trusted(root, ".git"):
+        return ""
     try:
         with open(path, "rb") as file:
             line = file.read(4096)
@@ -92,6 +109,12 @@ def git_directory(root: str) -> str:
         return ""
     named = os.fsdecode(line[7:].split(b"\n")[0].strip())
     return os.path.normpath(os.path.join(root, named))
+
+
+def home() -> str:
+    """The user's home directory; '' if there is none (no HOME, and a uid without an account)."""
+    found = os.path.expanduser("~")
+    return found if found.startswith("/") else ""
 
 
 def lock_root() -> str:

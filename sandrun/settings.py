@@ -11,6 +11,7 @@ import os
 from sandrun import messages
 from sandrun.model import Limits
 from sandrun.options import OPTIONS, Option
+from sandrun.project import home, is_trusted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,12 +131,12 @@ def _as_text(value: object) -> str:
 def _project_file(root: str) -> "list[tuple[str, dict[str, object]]]":
     path = os.path.join(root, "sandrun.toml")
     text = _read(path)
-    if text is not None:
+    if text is not None and is_trusted(root, "sandrun.toml"):
         return [(path, _table(path, text))]
     path = os.path.join(root, "pyproject.toml")
     text = _read(path)
     # Looking for the table before parsing spares the import of tomllib to most projects.
-    if text is not None and "[tool.sandrun]" in text:
+    if text and "[tool.sandrun]" in text and is_trusted(root, "pyproject.toml"):
         tool = _table(path, text).get("tool")
         table = tool.get("sandrun") if isinstance(tool, dict) else None
         if isinstance(table, dict):
@@ -144,8 +145,12 @@ def _project_file(root: str) -> "list[tuple[str, dict[str, object]]]":
 
 
 def _user_file() -> "list[tuple[str, dict[str, object]]]":
-    home = os.environ.get("XDG_CONFIG_HOME") or os.path.join(os.environ.get("HOME", "/"), ".config")
-    path = os.path.join(home, "sandrun", "config.toml")
+    config = os.environ.get("XDG_CONFIG_HOME") or ""
+    if not config.startswith("/"):
+        if not home():
+            return []
+        config = os.path.join(home(), ".config")
+    path = os.path.join(config, "sandrun", "config.toml")
     text = _read(path)
     return [] if text is None else [(path, _table(path, text))]
 

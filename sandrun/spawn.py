@@ -29,12 +29,13 @@ ALL_SIGNALS = _signal.valid_signals()
 class Heritage:
     """What the caller handed down, taken by `take` before anything changes it."""
 
-    __slots__ = ("errors", "ignored", "mask", "parent")
+    __slots__ = ("errors", "ignored", "mask", "parent", "umask")
 
     def __init__(self, mask: "set[int]", ignored: "frozenset[int]" = frozenset()) -> None:
         self.mask = mask
         self.ignored = ignored
         """Signals that the caller ignored and we (or Python) must not."""
+        self.umask = 0o022
         self.parent = 0
         """The process whose death ends the run; 0: none."""
         self.errors = -1
@@ -58,10 +59,18 @@ def take() -> Heritage:
             # finds it closed as its caller left it.
             os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     heritage = Heritage({int(number) for number in mask}, frozenset(ignored))
+    heritage.umask = os.umask(0o077)
+    _own_umask(heritage)
     # Who ignores a hang-up (nohup) has said that the run outlives its parent.
     if parent > 1 and _signal.getsignal(_signal.SIGHUP) != _signal.SIG_IGN:
         heritage.parent = parent
     return heritage
+
+
+def _own_umask(heritage: Heritage) -> None:
+    """The caller's umask for our own files, but with all rights for their owner: what it takes
+    away from the command (umask 777), we and later runs need."""
+    os.umask(heritage.umask & 0o077)
 
 
 _PYTHONS = (_signal.SIGPIPE, _signal.SIGXFSZ)
@@ -128,6 +137,7 @@ def direct(
     """
     try:
         _moved(enter)
+        os.umask(heritage.umask)
         # posix_spawn can reset a disposition but not ignore a signal (SIGPIPE and SIGXFSZ are
         # ignored already); Python's refuses an empty name.
         if _signal.SIGCHLD in heritage.ignored or not argv[0]:
@@ -139,6 +149,7 @@ def direct(
                 raise
         return fork(argv, env, heritage, _nothing)
     finally:
+        _own_umask(heritage)
         _moved(leave)
 
 
@@ -209,11 +220,12 @@ def _child(
 
 
 def restore(heritage: Heritage) -> None:
-    """Give this process, about to become the command, the caller's signals back.
+    """Give this process, about to become the command, the caller's signals and umask back.
 
     Reset before unblocking: a signal that is already pending must act on the command, not on a
     handler of ours that exec is about to drop.
     """
+    os.umask(heritage.umask)
     for signum in _to_default(heritage):
         _signal.signal(signum, _signal.SIG_DFL)
     if _signal.SIGCHLD in heritage.ignored:

@@ -19,6 +19,7 @@ import os
 import sys
 
 from sandrun.model import SandrunError, command_text
+from sandrun.project import home
 
 MARK = ".sandrun-shims"
 _FIRST_LINE = "# sandrun shim for {tool}"
@@ -105,10 +106,12 @@ exec "$real" "$@"
 
 def directory() -> str:
     """The folder of the shims: $XDG_DATA_HOME/sandrun/shims."""
-    home = os.environ.get("XDG_DATA_HOME") or ""
-    if not home.startswith("/"):
-        home = os.path.join(os.path.expanduser("~"), ".local", "share")
-    return os.path.join(home, "sandrun", "shims")
+    data = os.environ.get("XDG_DATA_HOME") or ""
+    if not data.startswith("/"):
+        if not home():
+            raise SandrunError("there is no home directory for the shims", "set HOME")
+        data = os.path.join(home(), ".local", "share")
+    return os.path.join(data, "sandrun", "shims")
 
 
 def text(tool: str) -> str:
