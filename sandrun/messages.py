@@ -1,8 +1,8 @@
 """What sandrun says to people: stderr only, each line prefixed, a `hint:` line that mends it.
 
 Levels: -2 silent (`-qq`), -1 results only (`-q`), 0 normal, 1 decisions (`-v`), 2 every write to
-a control file (`-vv`). A stderr that is closed or full never fails a run: what cannot be said
-is dropped.
+a control file (`-vv`). A stderr that is closed or full (a reader that stands still, a terminal
+after Ctrl-S) never fails a run nor holds it up: what cannot be said soon is dropped.
 
 Programs are told by `tell`, in events and facts instead of sentences, whatever the level.
 """
@@ -59,34 +59,43 @@ def is_terminal() -> bool:
         return False
 
 
-def write(text: str) -> None:
-    """Write raw text to stderr, whole or not at all."""
+_PATIENCE, _LAST_WORDS = 100, 2000
+"""Milliseconds to wait for room: limits, signals and the queue's next wait as long."""
+_ROOM = 4096
+"""Bytes that fit where poll(2) says that there is room: PIPE_BUF (pipe(7))."""
+
+
+def write(text: str, patience: int = _PATIENCE) -> bool:
+    """Write raw text to stderr; False: there was no room for it within `patience` milliseconds."""
+    import select
+
+    data = os.fsencode(text)
+    waiter = select.poll()
+    waiter.register(2, select.POLLOUT)
     try:
-        os.write(2, os.fsencode(text))
+        while data and waiter.poll(patience):
+            data = data[os.write(2, data[:_ROOM]) :]
     except OSError:
-        pass
+        return False
+    return not data
 
 
-def _line(text: str, code: str = "") -> None:
+def _line(text: str, code: str = "", patience: int = _PATIENCE) -> bool:
     prefix = f"\x1b[{code}msandrun:\x1b[0m" if code and colored() else "sandrun:"
     # One write per line, so that lines of several sandruns on one terminal never mix.
-    write("".join(f"{prefix} {part}\n" for part in text.split("\n")))
+    return write("".join(f"{prefix} {part}\n" for part in text.split("\n")), patience)
 
 
 def error(text: str, hint: str = "") -> None:
-    """Something failed."""
-    if level > -2:
-        _line(text, "31")
-        if hint:
-            _line("hint: " + hint, "36")
+    """Something failed: mostly our last words, worth some waiting for a slow reader."""
+    if level > -2 and _line(text, "31", _LAST_WORDS) and hint:
+        _line("hint: " + hint, "36", _LAST_WORDS)
 
 
 def warn(text: str, hint: str = "") -> None:
     """Something the user should know though the run goes on."""
-    if level > -2:
-        _line(text, "33")
-        if hint:
-            _line("hint: " + hint, "36")
+    if level > -2 and _line(text, "33") and hint:
+        _line("hint: " + hint, "36")
 
 
 def status(text: str) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 KNOCK = getattr(_signal, "SIGRTMAX", _signal.SIGCHLD)
 """What the keeper sends: look around."""
 _JOB_STOPS = (_signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU)
-_SI_USER_MAX = 0  # si_code > 0: sent by the kernel (sigaction(2)), so the whole group has it
+_SI_USER_MAX = 0  # si_code > 0: sent by the kernel (sigaction(2))
 _FIRST_LOOK = 0.01
 _LOOK_SHARE = 20
 """A look at a kernel's container may take one part in so many of our time; the limit does not
@@ -146,7 +146,9 @@ class Supervisor:
         # if it is ignored, and the command has nothing to do with it.
         if signum == _signal.SIGCHLD or sender == os.getpid():
             return
-        from_kernel = code > _SI_USER_MAX
+        # The kernel sends what the terminal says to the whole group, and an alarm(2) that our
+        # caller set before its exec to us alone.
+        from_kernel = code > _SI_USER_MAX and signum != _signal.SIGALRM
         if from_kernel and signum == _signal.SIGINT:
             self.interrupted = True
         if self.status is not None:
