@@ -21,6 +21,10 @@ import time
 
 from sandrun import kernel
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 SHORTEST = 0.01
 """Seconds between two readings at the least."""
 SHORTEST_TICK, LONGEST_TICK = 0.02, 0.1
@@ -40,8 +44,9 @@ _PSS_KEPT = 5.0
 do: they may share its pages no more."""
 
 
-def walk(root: int) -> "dict[int, kernel.Stat]":
-    """The live descendants of `root`, parents before children; zombies left out.
+def walk(root: int, without: "Mapping[int, int] | None" = None) -> "dict[int, kernel.Stat]":
+    """The live descendants of `root`, parents before children; zombies left out, and `without`
+    those (their starts by pid) and what is below them.
 
     Orphans are among them only if `root` is a subreaper. Who dies after its parent was read and
     before it was read itself hides its children from this look.
@@ -49,13 +54,14 @@ def walk(root: int) -> "dict[int, kernel.Stat]":
     if not os.path.exists("/proc/self/stat"):
         return _portable(root)
     found: dict[int, kernel.Stat] = {}
+    without = without or {}
     frontier = _children(root, 1)
     for pid in frontier:
         try:
             info = kernel.Stat(pid)
         except OSError:
             continue
-        if info.state not in "ZX" or info.threads > 1:
+        if (info.state not in "ZX" or info.threads > 1) and without.get(pid) != info.start:
             found[pid] = info
             frontier += _children(pid, info.threads)
     return found
@@ -229,7 +235,11 @@ def _rss(pid: int, info: kernel.Stat) -> int:
     """The resident memory; of a leader that is dead while its threads live, through one of them."""
     if info.state not in "ZX":
         return info.rss
-    for task in os.listdir(f"/proc/{pid}/task")[::-1]:
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+    except OSError:  # the last thread ended, and the parent has reaped it
+        return 0
+    for task in tasks[::-1]:
         try:
             rss = int(kernel.read(f"/proc/{pid}/task/{task}/statm").split()[1])
         except (OSError, IndexError):

@@ -50,6 +50,7 @@ class RlimitContainer:
         self.events = (-1, 0)
         self.struck = ""
         self.owner = os.getpid() if limits else 0
+        self.strangers: dict[int, int] = {}
         self.before = resource.getrlimit(resource.RLIMIT_DATA)
         self.monitor = monitor.Monitor(
             limits.memory if limits else 0, limits.check_interval if limits else 1.0
@@ -59,6 +60,8 @@ class RlimitContainer:
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         if not kernel.become_subreaper():
             messages.decision("no subreaper here: a daemon of the command may escape")
+        # Whoever became us by exec may have had children already.
+        self.strangers = {pid: info.start for pid, info in monitor.walk(self.owner).items()}
         return spawn.direct(argv, env, heritage, self._enter, self._leave)
 
     def _enter(self) -> None:
@@ -78,14 +81,22 @@ class RlimitContainer:
         assert self.limits
         now = time.monotonic()
         if self.monitor.is_due(now):
-            members = monitor.walk(self.owner)
-            members.pop(self.keeper, None)
+            members = self._members()
             current = self.monitor.look(members, now)
             most = sorted(members, key=lambda pid: -members[pid].rss)[: 2 * sampling.TOP]
             self.sampler.look(current, lambda: most)
             if current > self.limits.memory:
                 self.struck = "own"
         return self.monitor.due(now)
+
+    def _members(self) -> "dict[int, kernel.Stat]":
+        members = monitor.walk(self.owner, self.strangers)
+        members.pop(self.keeper, None)
+        return members
+
+    def _is_other(self, pid: int) -> bool:
+        """Whether a child of ours is no process of the run."""
+        return pid == self.keeper or self.strangers.get(pid, -1) == kernel.start(pid)
 
     def usage(self) -> Usage:
         return Usage(self.monitor.current, self.monitor.peak, sampled=True)
@@ -100,11 +111,11 @@ class RlimitContainer:
         while True:
             if os.getpid() != self.owner:
                 return self._marked()
-            found = [pid for pid in monitor.walk(self.owner) if pid != self.keeper]
+            found = self._members()
             if found:
-                return found
+                return list(found)
             children = kernel.children(self.owner)
-            dead = all(pid == self.keeper or kernel.is_zombie(pid) for pid in children)
+            dead = all(self._is_other(pid) or kernel.is_zombie(pid) for pid in children)
             if dead and kernel.children(self.owner) == children:
                 return []
 
@@ -178,6 +189,8 @@ class RlimitBackend:
         beyond = sorted(limits.asked & _BEYOND)
         if beyond:
             raise Unusable(f"only a kernel's container limits {', '.join(beyond)}")
+        if os.uname().sysname == "Linux" and not os.path.exists("/proc/self/stat"):
+            raise Unusable("there is no /proc to find processes in", "mount -t proc proc /proc")
         return RlimitContainer(run_id, limits, _data_limit(run_id, limits))
 
     def attach(self, token: str) -> RlimitContainer:

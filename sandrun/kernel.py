@@ -143,6 +143,14 @@ def is_zombie(pid: int) -> bool:
         return True
 
 
+def start(pid: int) -> int:
+    """When the process started, in clock ticks after boot; 0: it is gone."""
+    try:
+        return Stat(pid).start
+    except OSError:
+        return 0
+
+
 def ancestors(pid: int) -> "list[int]":
     """The chain of parents of `pid`, nearest first."""
     chain: list[int] = []

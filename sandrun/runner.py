@@ -14,7 +14,7 @@ import time
 from sandrun import backends, gitguard, history, messages, spawn
 from sandrun import project as projects
 from sandrun import settings as settled
-from sandrun.model import Outcome
+from sandrun.model import EXIT_HANGUP, Outcome
 from sandrun.place import Place, take
 from sandrun.supervisor import Supervisor
 
@@ -94,7 +94,7 @@ def run(
     outcome = Outcome("failed", 125)
     try:
         _guard_git(this)
-        outcome = _contained(this)
+        outcome = _contained(this) if _is_wanted(this) else Outcome("parent", EXIT_HANGUP)
         if outcome.reason in _KILLED and not outcome.undead and _all_dead(this):
             gitguard.heal_after(project, since, this.id)
     finally:
@@ -104,6 +104,15 @@ def run(
         if this.keeper:
             this.keeper.reap()
     return outcome
+
+
+def _is_wanted(this: Run) -> bool:
+    """Whether the process whose death ends the run still lives, now that it is our turn."""
+    parent = 0 if this.settings.detach else this.heritage.parent
+    if parent in (0, os.getppid()):
+        return True
+    messages.status("left the queue: the process that had started sandrun died")
+    return False
 
 
 def _guard_git(this: Run) -> None:
@@ -119,7 +128,7 @@ def _guard_git(this: Run) -> None:
 
 def _all_dead(this: Run) -> bool:
     """Whether the closed container proves that no process of the run lives."""
-    return this.settings.leftovers != "leave" and this.record["backend"] != "none"
+    return this.settings.leftovers != "leave" and this.record.get("backend", "none") != "none"
 
 
 def _contained(this: Run) -> Outcome:

@@ -162,6 +162,22 @@ def test_stat_reads_any_name() -> None:
     process.communicate()
 
 
+def test_a_leader_that_vanishes_under_a_look_weighs_nothing() -> None:
+    """A dead leader whose threads lived when the tree was listed, reaped before its own look."""
+    program = (
+        "import ctypes, os, threading, time; threading.Thread(target=time.sleep, args=(1000,))."
+        "start(); ctypes.CDLL(None).syscall(60 if os.uname().machine == 'x86_64' else 93, 0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program])
+    wait_for(lambda: kernel.Stat(process.pid).state == "Z", 10, "the leader is dead")
+    info = kernel.Stat(process.pid)
+    assert info.threads == 2
+    process.kill()
+    process.wait()
+    assert monitor._rss(process.pid, info) == 0
+    assert monitor.Monitor(MIB, 5.0).look({process.pid: info}, time.monotonic()) == 0
+
+
 FORKER = """
 import os, sys, time
 kept = bytearray(b"x") * (60 << 20)

@@ -1,0 +1,150 @@
+"""Odd places to be started in: shared directories, no home, no /proc, an umask of 777, children of
+our own, a parent that is gone, a stderr that nobody reads, an alarm that is about to ring.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.harness import Box, alive, launcher, wait_for
+
+OTHER = 65534
+USER = 12345
+ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="makes users and mounts: runs as root")
+SH = ["sh", "-c"]
+
+
+@pytest.fixture(params=["rlimit", "auto"])
+def place(make_box: "Callable[[str], Box]", request: pytest.FixtureRequest) -> Box:
+    return make_box(request.param)
+
+
+@pytest.mark.parametrize("name", [".git", "sandrun.toml", "pyproject.toml"])
+def test_marks_that_anybody_could_lay_choose_nothing(open_box: Box, name: str) -> None:
+    """In a sticky directory above the project, as in /tmp: neither settings nor the run lock."""
+    shared = open_box.root / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    mark = shared / name
+    if name == ".git":
+        mark.mkdir()
+        (mark / "HEAD").write_text("ref: refs/heads/main\n")
+        mark.chmod(0o777)
+    else:
+        table = "[tool.sandrun]\n" if name == "pyproject.toml" else ""
+        mark.write_text(f'{table}leftovers = "leave"\n')
+    os.chown(mark, OTHER, OTHER)
+    mine = shared / "mine"
+    mine.mkdir()
+    for place in (mine, shared):
+        done = open_box.run("--", "sh", "-c", "echo $SANDRUN_PROJECT", cwd=place, user=USER)
+        assert done.stdout == f"{place}\n", done.stderr
+        chosen = open_box.run("config", cwd=place, user=USER).stdout
+        assert next(w.split()[1] for w in chosen.splitlines() if "leftovers" in w) == "kill"
+    assert not (shared / ".git" / "sandrun.lock").exists()
+    os.chown(mark, USER, USER)
+    done = open_box.run("--", "sh", "-c", "echo $SANDRUN_PROJECT", cwd=mine, user=USER)
+    assert done.stdout == f"{shared}\n", done.stderr
+
+
+def test_an_umask_that_takes_everything_is_the_commands_alone(open_box: Box) -> None:
+    """What sandrun makes under it must be usable, by us and by the next run."""
+    home = open_box.root / "own"
+    home.mkdir()
+    os.chown(home, USER, USER)
+    open_box.env["HOME"] = str(home)
+    del open_box.env["XDG_STATE_HOME"]
+    words = ["sh", "sh", *launcher(), "--", "sh", "-c", "umask"]
+    for backend in ("none", "rlimit"):
+        done = open_box.run(
+            "-c", 'umask 777; exec "$@"', *words[1:], argv=words[:1], user=USER,
+            env={"SANDRUN_BACKEND": backend},
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, "0777\n"), done.stderr
+        assert done.stderr == ""
+    history = home / ".local/state/sandrun/history.jsonl"
+    assert len(history.read_text().splitlines()) == 2
+    assert not history.stat().st_mode & 0o077
+
+
+def test_no_home_is_no_folder_of_that_name(open_box: Box) -> None:
+    """A uid without an account, and no HOME: `~` stands for nothing."""
+    open_box.project.chmod(0o777)
+    for name in ("HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        del open_box.env[name]
+    done = open_box.run("--", "true", user=USER)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(open_box.project.iterdir()) == []
+    (state,) = open_box.directories()
+    assert (state / "history.jsonl").exists()
+    done = open_box.run("shims", "add", "make", user=USER)
+    assert done.returncode == 125
+    assert "there is no home directory" in done.stderr
+    assert list(open_box.project.iterdir()) == []
+
+
+@ROOT_ONLY
+def test_without_proc_nothing_starts_that_polling_could_not_end(
+    make_box: "Callable[[str], Box]",
+) -> None:
+    place = make_box("rlimit")
+    script = 'mount -t tmpfs none /proc && exec "$@"'
+    words = ["-m", "sh", "-c", script, "sh", *launcher(), "--", "touch", "ran"]
+    done = place.run(*words, argv=["unshare"])
+    assert done.returncode == 125
+    assert "there is no /proc" in done.stderr
+    assert "internal" not in done.stderr
+    assert not (place.project / "ran").exists()
+
+
+def test_children_from_before_are_not_the_commands(place: Box) -> None:
+    """Whoever became sandrun by exec may have had children: no leftovers, and they live on."""
+    file = place.root / "stranger"
+    before = f'sh -c "sleep 1000 & echo \\$! >{file}; wait" >/dev/null &'
+    script = f"{before} while [ ! -s {file} ]; do :; done"
+    done = place.run(f'{script}; exec "$@"', "sh", *launcher(), "--", "true", argv=SH)
+    assert (done.returncode, done.stderr.count("left behind")) == (0, 0), done.stderr
+    assert alive(int(file.read_text()))
+
+
+def test_a_waiter_whose_parent_died_runs_nothing(place: Box) -> None:
+    place.hold("first")
+    parent = place.start('"$@"; :', "sh", *launcher(), "--", *place.job("second"), argv=SH)
+    wait_for(lambda: any(" second " in line for line in place.view()), 20, "it waits")
+    parent.kill()
+    parent.wait()
+    place.let("first")
+    wait_for(lambda: len(place.records()) == 2, 20, "both are over")
+    assert [record["reason"] for record in place.records()] == ["exit", "parent"]
+    assert ("begin", "second") not in place.events()
+
+
+def test_an_alarm_set_before_us_rings_for_the_command(place: Box) -> None:
+    """alarm(2) outlives exec: `perl -e 'alarm 5; exec @ARGV' COMMAND` is an old timeout."""
+    before = "import os, signal, sys; signal.alarm(1); os.execv(sys.argv[1], sys.argv[1:])"
+    done = place.run(
+        *launcher(), "--", "sleep", "1000", argv=[sys.executable, "-c", before], seconds=20
+    )
+    assert done.returncode == 128 + signal.SIGALRM
+
+
+def test_a_reader_that_stands_still_suspends_no_limit(place: Box) -> None:
+    """Our own lines into a full pipe: what cannot be said must not keep us from acting."""
+    unread, full = os.pipe()
+    os.set_blocking(full, False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            os.write(full, bytes(512))
+    os.set_blocking(full, True)
+    try:
+        grow = "import time; x = b'x' * (40 << 20); time.sleep(1000)"
+        run = place.start("-t", "1", "-m", "64M", "--", sys.executable, "-c", grow, stderr=full)
+        waiter = place.start("--wait-timeout", "0.2", "--", "true", stderr=full)
+        assert place.finish(waiter, 15).returncode in (0, 75)
+        assert place.finish(run, 15).returncode == 124
+    finally:
+        os.close(unread)
+        os.close(full)
