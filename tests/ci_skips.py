@@ -1,26 +1,30 @@
 """The verdict of a whole CI run: `ci_skips.py PLACE FAILED-STAGES JUNIT-FILE...`.
 
-Promises: a skip that nobody expected at PLACE fails the run, and so does a run of no tests. The
-last line printed is `ci: N passed, N failed, N skipped`, where every test counts once and a failed
-stage counts as a failure. An expected failure (xfail) is no skip: the test ran, and said so.
+Promises: a skip that nobody expected at PLACE (for `fresh.xml`: in the clean root) fails the run,
+and so does a run of no tests. The last line printed is `ci: N passed, N failed, N skipped`, where
+every test counts once and a failed stage counts as a failure. An expected failure (xfail) is no
+skip: the test ran, and said so.
 """
 
 import re
 import sys
 from xml.etree import ElementTree
 
+_CONTAINER = (
+    "(cgroup2|systemd) is not to be had here: .*",  # in the laboratory: tests/contract/in-lab
+    "runs inside vagrant/lab( run --containers)?",
+    # In the laboratory itself: each is run at another of in-lab's places.
+    "makes users and mounts: runs as root",
+    "about cgroup v2",
+    "about the freezer of cgroup v1",
+    "about root's controllers: runs as root",
+    "about a user's controllers",
+)
 EXPECTED: dict[str, tuple[str, ...]] = {
     # A root shell in a container: cgroup v1 controllers, no systemd, no virtual machine.
-    "container": (
-        "(cgroup2|systemd) is not to be had here: .*",  # in the laboratory: tests/contract/in-lab
-        "runs inside vagrant/lab( run --containers)?",
-        # In the laboratory itself: each is run at another of in-lab's places.
-        "makes users and mounts: runs as root",
-        "about cgroup v2",
-        "about the freezer of cgroup v1",
-        "about root's controllers: runs as root",
-        "about a user's controllers",
-    ),
+    "container": _CONTAINER,
+    # The clean root of tests/fresh, in a pid namespace of its own.
+    "fresh": (*_CONTAINER, "in a pid namespace nobody knows that a lock's owner is dead"),
     # A virtual machine of GitHub's: cgroup v2 under systemd, root through sudo.
     "github": ("about the freezer of cgroup v1",),
 }
@@ -30,14 +34,13 @@ EXPECTED: dict[str, tuple[str, ...]] = {
 class Tally:
     """What the JUnit files say. `unexpected` holds one line for each skip to explain."""
 
-    def __init__(self, place: str) -> None:
-        self.patterns = [re.compile(pattern) for pattern in EXPECTED[place]]
+    def __init__(self) -> None:
         self.passed = 0
         self.failed = 0
         self.skipped = 0
         self.unexpected: list[str] = []
 
-    def add(self, case: ElementTree.Element) -> None:
+    def add(self, case: ElementTree.Element, place: str) -> None:
         name = f"{case.get('classname')}::{case.get('name')}"
         if case.find("failure") is not None or case.find("error") is not None:
             self.failed += 1
@@ -48,17 +51,18 @@ class Tally:
             return
         self.skipped += 1
         reason = skip.get("message") or ""
-        if not any(pattern.fullmatch(reason) for pattern in self.patterns):
-            self.unexpected.append(f"{name}: {reason}")
+        if not any(re.fullmatch(pattern, reason) for pattern in EXPECTED[place]):
+            self.unexpected.append(f"at {place}: {name}: {reason}")
 
 
 def main(place: str, failed_stages: str, *files: str) -> int:
-    tally = Tally(place)
+    tally = Tally()
     for file in files:
+        where = "fresh" if file.endswith("/fresh.xml") else place
         for case in ElementTree.parse(file).iter("testcase"):
-            tally.add(case)
+            tally.add(case, where)
     for line in tally.unexpected:
-        print(f"skipped, and not expected at {place}: {line}")
+        print(f"skipped, and not expected {line}")
     if not tally.passed:
         print("no test passed: something is wrong with the run itself")
     # A stage that fails because of its tests is counted by those.

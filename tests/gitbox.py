@@ -15,8 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
 from sandrun import kernel
 from sandrun.gitguard import shim as shims
+from sandrun.gitguard import stale
 from tests import harness
 from tests.harness import ROOT, SCALE
 
@@ -31,6 +34,13 @@ allow = always
 detachedHead = false
 """
 T = TypeVar("T")
+
+whole_host = pytest.mark.skipif(
+    not Path("/proc/self/ns/pid").is_symlink()
+    or os.readlink("/proc/self/ns/pid") != stale.INITIAL_PID_NAMESPACE,
+    reason="in a pid namespace nobody knows that a lock's owner is dead",
+)
+"""For tests of what is proved by seeing every process: not in a container, nor a clean root."""
 
 
 def wait_for(condition: Callable[[], T], what: str, seconds: float = 20) -> T:

@@ -24,7 +24,7 @@ from sandrun.model import SandrunError
 
 HOME = "sandrun-unlocked"
 _CLOCK_MARGIN = 5.0  # btime of /proc/stat has whole seconds and follows clock adjustments
-_INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, <linux/proc_ns.h>
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, <linux/proc_ns.h>
 _LOCAL = (
     *("bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "jfs", "ntfs3"),
     *("overlay", "ramfs", "reiserfs", "tmpfs", "vfat", "xfs", "zfs"),
@@ -105,7 +105,7 @@ def blind_spots(lock: str) -> "list[str]":
     """Why an owner of the lock could be out of our sight; empty: it could not."""
     reasons = []
     try:
-        if os.readlink("/proc/self/ns/pid") != _INITIAL_PID_NAMESPACE:
+        if os.readlink("/proc/self/ns/pid") != INITIAL_PID_NAMESPACE:
             reasons.append("processes outside this container cannot be seen")
         kind = _file_system(lock)
         if kind not in _LOCAL:

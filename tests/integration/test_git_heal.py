@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sandrun.gitguard import stale
-from tests.gitbox import GIT, GitBox, wait_for
+from tests.gitbox import GIT, GitBox, wait_for, whole_host
 
 
 @pytest.fixture
@@ -48,6 +48,7 @@ def _old(lock: Path) -> None:
     wait_for(lambda: time.time() - lock.stat().st_ctime > seconds, "the lock is old", 30)
 
 
+@whole_host
 def test_older_than_this_boot(box: GitBox) -> None:
     """Healed, unless a git is there after all: then the clock or the boot time is wrong, as
     after the restore of a virtual machine."""
@@ -84,6 +85,7 @@ def _dead_pid() -> int:
     return process.pid
 
 
+@whole_host
 @pytest.mark.parametrize(
     ("owner", "healed"), [("dead", True), ("alive", False), ("garbage", False), ("younger", True)]
 )
@@ -105,6 +107,7 @@ def test_core_lockfile_pid(box: GitBox, owner: str, healed: bool) -> None:
     assert (code == 0, not lock.exists()) == (healed, healed), said
 
 
+@whole_host
 def test_a_lock_left_by_an_ended_run(box: GitBox) -> None:
     """A run dies in the middle of `git commit -a`; nobody needs to clean up after it."""
     (box.repo / "a").write_text("two\n")
@@ -119,6 +122,7 @@ def test_a_lock_left_by_an_ended_run(box: GitBox) -> None:
     assert box.git("commit", "-qam", "x") == (0, "")
 
 
+@whole_host
 def test_a_lock_left_by_a_lost_run(box: GitBox) -> None:
     """The supervisor is killed, and with it everything of the run, in the middle of a commit."""
     (box.repo / "a").write_text("two\n")
@@ -149,6 +153,7 @@ def test_a_lock_of_somebody_else_s_during_a_run(box: GitBox) -> None:
     assert box.end(commit)[0] == 0
 
 
+@whole_host
 def test_a_killed_git_s_lock_is_no_proof(box: GitBox) -> None:
     """Outside of a run nobody can tell a dead git's lock from a hidden one's: the user decides."""
     (box.repo / "a").write_text("two\n")

@@ -12,7 +12,7 @@ import pytest
 from sandrun import kernel
 from sandrun.gitguard import processes, repository, stale
 from sandrun.model import SandrunError
-from tests.gitbox import GIT, GitBox
+from tests.gitbox import GIT, GitBox, whole_host
 
 
 @pytest.fixture
@@ -70,6 +70,7 @@ def test_a_commit_in_its_editor_is_never_robbed(box: GitBox, how: str) -> None:
     box.bare("fsck", "--strict")
 
 
+@whole_host
 def test_a_stale_lock_is_moved_aside_and_can_come_back(box: GitBox) -> None:
     lock = box.repo / ".git/index.lock"
     lock.write_text("precious")
@@ -92,6 +93,7 @@ def test_a_stale_lock_is_moved_aside_and_can_come_back(box: GitBox) -> None:
     assert box.git("unlock", "--restore", stamp)[0] == 1
 
 
+@whole_host
 def test_every_kind_of_lock(box: GitBox) -> None:
     names = "HEAD.lock config.lock index.lock objects/info/x.lock packed-refs.lock"
     git_dir = box.repo / ".git"
@@ -107,6 +109,7 @@ def test_every_kind_of_lock(box: GitBox) -> None:
     box.bare("fsck", "--strict")
 
 
+@whole_host
 def test_a_linked_worktree(box: GitBox) -> None:
     other = box.root / "other"
     box.bare("worktree", "add", "-q", other, "-b", "side")
@@ -120,6 +123,7 @@ def test_a_linked_worktree(box: GitBox) -> None:
     assert lock.exists()
 
 
+@whole_host
 def test_an_open_file_is_an_owner(box: GitBox) -> None:
     """JGit and libgit2 are no git processes."""
     lock = box.repo / ".git/index.lock"
@@ -130,6 +134,7 @@ def test_an_open_file_is_an_owner(box: GitBox) -> None:
     assert box.git("unlock")[0] == 0
 
 
+@whole_host
 def test_a_guarded_git_is_an_owner(box: GitBox) -> None:
     commit = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
     box.reached("one")
@@ -140,6 +145,7 @@ def test_a_guarded_git_is_an_owner(box: GitBox) -> None:
     assert box.git("unlock")[0] == 0
 
 
+@whole_host
 def test_gits_elsewhere_and_readers_own_nothing(box: GitBox) -> None:
     other = box.make(box.root / "other")
     (other / "a").write_text("two\n")
@@ -234,6 +240,7 @@ def test_other_machines_cannot_be_seen(
     assert blind == ([reason] if reason else [])
 
 
+@whole_host
 @pytest.mark.parametrize("worktree", ["main", "linked", "submodule"])
 def test_a_commit_inside_of_a_container_is_never_robbed(box: GitBox, worktree: str) -> None:
     """It has the repository at another path, and we are outside."""
