@@ -201,7 +201,7 @@ class Group1:
             shmem = stat.get("total_shmem", 0)
             cache = stat.get("total_cache", 0)
             self.kinds = {"anon": stat.get("total_rss", 0), "file": cache - shmem, "shmem": shmem}
-        self.sampler.look(current, self.pids)
+        self.sampler.look(current, lambda: groups.few(self.paths["memory"]))
         return self.sampler.due(current)
 
     def _who_struck(self) -> str:
@@ -250,6 +250,9 @@ class Group1:
 
     def pids(self) -> "list[int]":
         return groups.pids(self.paths["memory"])
+
+    def is_crowd(self) -> bool:
+        return groups.is_crowd(self.paths["memory"])
 
     def kill(self) -> None:
         if self.beside:

@@ -166,7 +166,7 @@ class Group2:
         if current > self.sampler.limit // 2:
             stat = self._stat()
             self.kinds = {kind: stat.get(kind, 0) for kind in ("anon", "file", "shmem")}
-        self.sampler.look(current, self.pids)
+        self.sampler.look(current, lambda: groups.few(self.token))
         return self.sampler.due(current)
 
     def _look_for_oom(self) -> None:
@@ -215,6 +215,9 @@ class Group2:
 
     def pids(self) -> "list[int]":
         return groups.pids(self.token)
+
+    def is_crowd(self) -> bool:
+        return groups.is_crowd(self.token)
 
     def kill(self) -> None:
         if not os.path.isdir(self.token):

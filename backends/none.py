@@ -34,6 +34,9 @@ class NoContainer:
     def pids(self) -> "list[int]":
         return []
 
+    def is_crowd(self) -> bool:
+        return False
+
     def kill(self) -> None:
         pass
 

@@ -75,6 +75,12 @@ _KCMP = {"x86_64": 312, "i686": 349, "ppc64le": 354, "s390x": 343, "aarch64": 27
 _KCMP_VM = 1
 
 
+def tasks() -> int:
+    """How many threads there are on this host (proc(5): loadavg); 0 where that is not told."""
+    words = _try_read("/proc/loadavg").split()
+    return int(words[3].partition(b"/")[2]) if words else 0
+
+
 def share_memory(one: int, other: int) -> bool:
     """Whether two processes live in one address space (clone(2) with CLONE_VM, vfork(2)).
 

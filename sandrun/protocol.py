@@ -51,6 +51,9 @@ class Container(Protocol):
     def pids(self) -> "list[int]":
         """The live processes inside, parents before children; zombies left out."""
 
+    def is_crowd(self) -> bool:
+        """Whether there are too many processes to tell each to end (cheap; a guess may do)."""
+
     def kill(self) -> None:
         """SIGKILL every process inside, also those forked meanwhile; return when none is left.
 

@@ -99,11 +99,14 @@ class Supervisor:
             self._wait(None)
         self._look()  # the last word about whose limit struck
         outcome = self._outcome(self.status)
+        if self.leftovers == "kill" and self.container.is_crowd():
+            self._kill()
         if not self.killed and self._lasts(_SETTLE):
             outcome = self._end_leftovers(outcome, self.status)
         outcome.usage = self.container.usage()
         outcome.top = self.container.top()
         outcome.undead = self.undead
+        self._reap()  # what was adopted and killed: who reaps it after us may take its time
         return outcome
 
     def _wait(self, until: "float | None") -> None:
@@ -253,8 +256,12 @@ class Supervisor:
             report.half(current, self.limit, self.container.top())
 
     def _stop(self, reason: str) -> None:
-        """The kill signal to the whole tree, children first, and SIGKILL after the grace."""
+        """The kill signal to the whole tree, children first, and SIGKILL after the grace; a fork
+        bomb is killed at once."""
         self.reason = self.reason or reason
+        if self.container.is_crowd():
+            self._kill()
+            return
         self.kill_at = time.monotonic() + self.grace
         pids = self.container.pids()
         if self.status is None and self.child not in pids:
