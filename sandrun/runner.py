@@ -190,8 +190,10 @@ def _supervised(
     except OSError as error:
         stage, number = "X", error.errno or 0
     else:
+        # First of all: from now on what the terminal sends reaches the command without us.
+        supervisor = Supervisor(child, container, this.settings, backend.kernel, keeper)
         this.place.show()
-        outcome = Supervisor(child, container, this.settings, backend.kernel, keeper).run()
+        outcome = supervisor.run()
         stage, number = spawn.failure(this.heritage)
     if stage:
         from sandrun import report
