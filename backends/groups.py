@@ -21,7 +21,8 @@ PREFIX = "sandrun-"
 MAIN = "main"
 """The group inside a v2 run's group that holds its processes; nested runs are made beside it."""
 KILL_SECONDS = 10.0
-CROWD = 1000
+CROWD = 2000
+"""So many processes are no build: they are killed, not told to end."""
 PAGE = os.sysconf("SC_PAGESIZE")
 
 
