@@ -14,6 +14,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "container": (
         "(cgroup2|systemd) is not to be had here: .*",  # in the laboratory: tests/contract/in-lab
         "runs inside vagrant/lab( run --containers)?",
+        "not on macOS: .*",  # in the stage that pretends to be there
         # In the laboratory itself: each is run at another of in-lab's places.
         "makes users and mounts: runs as root",
         "about cgroup v2",
@@ -22,7 +23,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         "about a user's controllers",
     ),
     # A virtual machine of GitHub's: cgroup v2 under systemd, root through sudo.
-    "github": ("about the freezer of cgroup v1",),
+    "github": ("about the freezer of cgroup v1", "not on macOS: .*"),
 }
 """For each place the skip reasons that are right there, as patterns of the whole reason."""
 
