@@ -4,14 +4,14 @@
 of asking first: an attempt costs less than a check and cannot be out of date.
 """
 
-from sandrun.model import SandrunError, Unusable
+from sandrun.model import DARWIN, SandrunError, Unusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandrun.model import Limits
     from sandrun.protocol import Backend, Container
 
-ORDER = ("cgroup2", "systemd", "cgroup1", "rlimit")
+ORDER = ("rlimit",) if DARWIN else ("cgroup2", "systemd", "cgroup1", "rlimit")
 """The candidates of `auto`, best first."""
 
 
@@ -33,6 +33,10 @@ def named(name: str) -> "Backend":
         from sandrun.backends import cgroup1
 
         return cgroup1.Cgroup1Backend()
+    if DARWIN:
+        from sandrun.backends import darwin
+
+        return darwin.DarwinBackend()
     from sandrun.backends import rlimit
 
     return rlimit.RlimitBackend()

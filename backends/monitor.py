@@ -20,6 +20,7 @@ import stat
 import time
 
 from sandrun import kernel
+from sandrun.model import DARWIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,12 +33,9 @@ SHORTEST_TICK, LONGEST_TICK = 0.02, 0.1
 FASTEST = 1 << 30
 """Bytes per second that may take a quarter of the head room between two readings; the first that
 sees less memory makes the next ones follow at once, so that what is faster is caught as well."""
-_EXPECTED = 256 << 20
-"""Bytes per second against which head room is held while nothing grows: the readings of the
-host's memory see what is faster, unless somebody else frees as much at the same time."""
 _LEAST_SLACK = 2 << 20
-_COST_SHARE, _COST_SHARE_URGENT = 500, 4
-"""A look may take one part in so many of a core's time."""
+_SHARE_URGENT = 4
+"""The share of looks while the limit is near."""
 _SOON = 0.2
 _PSS_KEPT = 5.0
 """Seconds for which a process's PSS holds if its RSS does not change, though others in the tree
@@ -51,17 +49,20 @@ def walk(root: int, without: "Mapping[int, int] | None" = None) -> "dict[int, ke
     Orphans are among them only if `root` is a subreaper. Who dies after its parent was read and
     before it was read itself hides its children from this look.
     """
-    if not os.path.exists("/proc/self/stat"):
-        return _portable(root)
+    return tree(_children(root, 1), without or {})
+
+
+def tree(frontier: "list[int]", without: "Mapping[int, int]") -> "dict[int, kernel.Stat]":
+    """The same of these processes and all their descendants."""
     found: dict[int, kernel.Stat] = {}
-    without = without or {}
-    frontier = _children(root, 1)
     for pid in frontier:
         try:
             info = kernel.Stat(pid)
         except OSError:
             continue
-        if (info.state not in "ZX" or info.threads > 1) and without.get(pid) != info.start:
+        if pid in found or without.get(pid) == info.start:
+            continue
+        if info.state not in "ZX" or info.threads > 1:
             found[pid] = info
             frontier += _children(pid, info.threads)
     return found
@@ -69,6 +70,8 @@ def walk(root: int, without: "Mapping[int, int] | None" = None) -> "dict[int, ke
 
 def _children(pid: int, threads: int) -> "list[int]":
     """The children that each thread has (CONFIG_PROC_CHILDREN)."""
+    if DARWIN:
+        return kernel.children(pid)
     found: list[int] = []
     try:
         tasks = [str(pid)] if threads == 1 else os.listdir(f"/proc/{pid}/task")
@@ -79,28 +82,14 @@ def _children(pid: int, threads: int) -> "list[int]":
     return found
 
 
-def _portable(root: int) -> "dict[int, kernel.Stat]":
-    """The same where there is no /proc, by psutil."""
-    import psutil
-
-    found: dict[int, kernel.Stat] = {}
-    for child in psutil.Process(root).children(recursive=True):
-        try:
-            if child.status() == psutil.STATUS_ZOMBIE:
-                continue
-            info = kernel.Stat.__new__(kernel.Stat)
-            info.name, info.state, info.parent = child.name(), "S", child.ppid()
-            info.threads, info.stack, info.rss = 1, 0, child.memory_info().rss
-            info.start = int(child.create_time() * 100)
-            info.cpu = sum(child.cpu_times()[:4])
-            found[child.pid] = info
-        except psutil.Error:
-            continue
-    return found
-
-
 class Monitor:
     """Looks at a tree as often as its growth and head room demand, and no oftener."""
+
+    expected = 256 << 20
+    """Bytes per second against which head room is held while nothing grows: the readings of the
+    host's memory see what is faster, unless somebody else frees as much at the same time."""
+    share = 500
+    """A look may take one part in so many of a core's time."""
 
     def __init__(self, limit: int, longest: float) -> None:
         self.limit = limit
@@ -148,11 +137,11 @@ class Monitor:
 
     def _plan(self, now: float, growth: float, cost: float) -> None:
         room = max(0, self.limit - self.current)
-        wait = room / max(2 * growth, _EXPECTED) / 2
-        self.look_at = now + min(max(wait, SHORTEST, cost * _COST_SHARE), self.longest)
-        self.earliest = now + cost * _COST_SHARE_URGENT
+        wait = room / max(2 * growth, self.expected) / 2
+        self.look_at = now + min(max(wait, SHORTEST, cost * self.share), self.longest)
+        self.earliest = now + cost * _SHARE_URGENT
         if growth * _SOON > room:
-            self.look_at = now + max(SHORTEST, cost * _COST_SHARE_URGENT)
+            self.look_at = now + max(SHORTEST, cost * _SHARE_URGENT)
         half = self.limit // 2 - self.current
         slack = min(room // 4, half) if half > 0 else room // 4
         self.slack = max(slack, _LEAST_SLACK)

@@ -16,7 +16,7 @@ import time
 
 from sandrun import kernel, messages, sampling, spawn
 from sandrun.backends import groups, monitor
-from sandrun.model import MIB, Limits, Process, Unusable, Usage
+from sandrun.model import DARWIN, MIB, Limits, Process, Unusable, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class RlimitContainer:
     """See `sandrun.protocol.Container`. `limits` is None in a container that was attached;
     `data`: the RLIMIT_DATA of the run's processes, 0 if that could not be set."""
 
+    kind = resource.RLIMIT_DATA
+
     def __init__(self, run_id: str, limits: "Limits | None" = None, data: int = 0) -> None:
         self.run_id = run_id
         self.limits = limits
@@ -52,7 +54,7 @@ class RlimitContainer:
         self.owner = os.getpid() if limits else 0
         self.strangers: dict[int, int] = {}
         self.tasks = kernel.tasks()
-        self.before = resource.getrlimit(resource.RLIMIT_DATA)
+        self.before = resource.getrlimit(self.kind)
         self.monitor = monitor.Monitor(
             limits.memory if limits else 0, limits.check_interval if limits else 1.0
         )
@@ -67,16 +69,19 @@ class RlimitContainer:
 
     def _enter(self) -> None:
         # The soft one only, so that we can take ours back after the spawn.
-        self._set(self.data or self.before[0])
+        try:
+            self._set(self.data or self.before[0])
+        except (OSError, ValueError) as error:  # EINVAL is a ValueError
+            messages.decision(
+                f"the monitor stands alone: the kernel refuses an rlimit of {self.data} ({error}); "
+                "macOS takes none below what a process maps already"
+            )
 
     def _leave(self) -> None:
         self._set(self.before[0])
 
     def _set(self, soft: int) -> None:
-        try:
-            resource.setrlimit(resource.RLIMIT_DATA, (soft, self.before[1]))
-        except (OSError, ValueError):
-            pass  # macOS refuses limits below the current map; the monitor is what counts
+        resource.setrlimit(self.kind, (soft, self.before[1]))
 
     def poll(self) -> "float | None":
         assert self.limits
@@ -91,6 +96,7 @@ class RlimitContainer:
         return self.monitor.due(now)
 
     def _members(self) -> "dict[int, kernel.Stat]":
+        """What lives of the run, parents before children."""
         members = monitor.walk(self.owner, self.strangers)
         members.pop(self.keeper, None)
         return members
@@ -185,12 +191,12 @@ def _kill(pid: int) -> bool:
     return True
 
 
-def _data_limit(run_id: str, limits: Limits) -> int:
-    """The soft RLIMIT_DATA of a run; odd in its last bytes, by the run's id."""
+def _data_limit(run_id: str, limits: Limits, kind: int) -> int:
+    """The soft limit of that `kind` for a run; odd in its last bytes, by the run's id."""
     odd = int.from_bytes(run_id.encode(), "big") % (_MARK_BYTES - 3)  # a prime: every byte counts
     backstop = limits.memory + limits.memory // 4 + 64 * MIB
     backstop += -backstop % _MARK_BYTES + odd
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    soft, hard = resource.getrlimit(kind)
     lowest = min(v for v in (backstop, soft, hard) if v != resource.RLIM_INFINITY)
     if lowest == backstop:
         return backstop
@@ -203,15 +209,17 @@ class RlimitBackend:
 
     name = "rlimit"
     kernel = False
+    container = RlimitContainer
 
     def open(self, run_id: str, limits: Limits) -> RlimitContainer:
         beyond = sorted(limits.asked & _BEYOND)
         if beyond:
             raise Unusable(f"only a kernel's container limits {', '.join(beyond)}")
-        if os.uname().sysname == "Linux" and not os.path.exists("/proc/self/stat"):
+        if not DARWIN and not os.path.exists("/proc/self/stat"):
             raise Unusable("there is no /proc to find processes in", "mount -t proc proc /proc")
-        return RlimitContainer(run_id, limits, _data_limit(run_id, limits))
+        kind = self.container.kind
+        return self.container(run_id, limits, _data_limit(run_id, limits, kind))
 
     def attach(self, token: str) -> RlimitContainer:
         run_id, _, data = token.partition(":")
-        return RlimitContainer(run_id, None, int(data or "0"))
+        return self.container(run_id, None, int(data or "0"))

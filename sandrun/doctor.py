@@ -24,7 +24,7 @@ from sandrun import (
     spawn,
 )
 from sandrun.backends import cgroup2, groups
-from sandrun.model import MIB, SandrunError, Unusable, size_text
+from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
 from sandrun.queue import Queue
 from sandrun.runlock import RunLock
 
@@ -192,13 +192,13 @@ def _git() -> Line:
 
 def examine() -> "list[Line]":
     """All checks in order."""
-    versions = f"Python {sys.version.split()[0]}, sandrun {__version__}, Linux {os.uname().release}"
+    host = os.uname()
+    versions = f"Python {sys.version.split()[0]}, sandrun {__version__}"
     return [
-        Line("versions", PASS, versions),
-        _hierarchy(),
-        *_features(),
+        Line("versions", PASS, f"{versions}, {host.sysname} {host.release}"),
+        *([] if DARWIN else [_hierarchy(), *_features()]),
         *_backends(),
-        _prctl(),
+        *([] if DARWIN else [_prctl()]),
         _state(),
         _second_home(),
         _git(),

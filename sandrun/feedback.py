@@ -161,7 +161,9 @@ class Feedback:
 
 
 def _where(pid: int) -> str:
+    from sandrun import kernel
+
     try:
-        return f", in {os.readlink(f'/proc/{pid}/cwd')}"
+        return f", in {kernel.directory(pid)}"
     except OSError:
         return ""

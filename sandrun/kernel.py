@@ -1,13 +1,14 @@
-"""Small facts and calls of the Linux kernel that Python's standard library lacks.
+"""Small facts and calls of the kernel that Python's standard library lacks.
 
 prctl(2) comes from python-prctl where that is installed (1 ms to import), else from ctypes (2 ms).
-Everything here answers "no" on a system that has no such thing.
+Everything here answers "no" on a system that has no such thing; on macOS what /proc tells comes
+from `sandrun.darwin`, under the same names.
 """
 
 import os
 import time
 
-from sandrun.model import Process
+from sandrun.model import DARWIN, Process
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
 
@@ -140,6 +141,28 @@ class Stat:
         self.stack = int(fields[25])
 
 
+def arguments(pid: int) -> "list[str]":
+    """The command line. Raises OSError."""
+    return [os.fsdecode(word) for word in read(f"/proc/{pid}/cmdline").split(b"\0")[:-1]]
+
+
+def environ(pid: int) -> "dict[str, str]":
+    """The environment with which its program was started. Raises OSError."""
+    entries = read(f"/proc/{pid}/environ").split(b"\0")
+    pairs = (os.fsdecode(entry).partition("=") for entry in entries)
+    return {name: value for name, _, value in pairs if name}
+
+
+def directory(pid: int) -> str:
+    """Where it is. Raises OSError."""
+    return os.readlink(f"/proc/{pid}/cwd")
+
+
+def owner(pid: int) -> int:
+    """The uid it runs as. Raises OSError."""
+    return os.stat(f"/proc/{pid}").st_uid
+
+
 def is_zombie(pid: int) -> bool:
     """Whether the process is dead, reaped or not; a zombie leader with live threads is not."""
     try:
@@ -240,3 +263,9 @@ def describe(pid: int, memory: "int | None" = None) -> "Process | None":
         return Process(pid, memory, text[:200] or f"[{Stat(pid).name}]")
     except (OSError, IndexError):
         return None
+
+
+if DARWIN:
+    from sandrun import darwin
+
+    globals().update({name: getattr(darwin, name) for name in darwin.STAND_INS})

@@ -1,10 +1,16 @@
 """The words of the design as values: errors, limits, usage, outcome.
 
-Everything else imports this module and it imports nothing, because it is on the path of every run.
-`sandrun.protocol` holds the types that only a type checker needs.
+Everything else imports this module and it imports nothing that costs, because it is on the path
+of every run. `sandrun.protocol` holds the types that only a type checker needs.
 """
 
+import sys
+
 MIB = 1 << 20
+
+DARWIN = sys.platform == "darwin"
+"""Whether the kernel is that of macOS: the one place that asks (tests pretend it, see
+tests/harness/portable)."""
 
 EXIT_GAVE_UP = 75
 """Waited as long as the user allowed for a turn (EX_TEMPFAIL of sysexits.h)."""

@@ -70,7 +70,7 @@ def _row(ticket: Ticket, poor: bool) -> "dict[str, object]":
 
 def _cwd(pid: int) -> str:
     try:
-        return os.readlink(f"/proc/{pid}/cwd")
+        return kernel.directory(pid)
     except OSError:
         return ""
 

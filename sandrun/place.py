@@ -10,7 +10,7 @@ What a free queue does not need is imported only by those that have to wait.
 import os
 import time
 
-from sandrun import backends, messages
+from sandrun import backends, messages, project
 from sandrun.model import EXIT_GAVE_UP
 from sandrun.queue import Queue, StateGone
 from sandrun.runlock import RunLock
@@ -97,10 +97,8 @@ def _inside() -> Place:
 
 def _owner(this: "Run") -> str:
     """Who a kept place is for: the same command, from the same directory."""
-    from _sha1 import sha1
-
     words = [str(this.record["cwd"]), *this.command]
-    return str(sha1("\0".join(words).encode("utf-8", "surrogateescape")).hexdigest())[:16]
+    return project.sha1("\0".join(words).encode("utf-8", "surrogateescape"))[:16]
 
 
 def _kept(queue: Queue, this: "Run") -> int:
@@ -157,7 +155,7 @@ def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
     def wait(patience: "Patience", check: "Callable[[], None]") -> None:
         waiting.wait_turn(queue, ticket, lock, patience, check)
 
-    _wait(this, queue, ticket, nesting.proved(this.around), deadline, wait)
+    _wait(this, queue, ticket, nesting.proved(this.around), deadline, [ticket.fd], wait)
     return True
 
 
@@ -189,7 +187,8 @@ def _wait_room(this: "Run", place: Place, share: "Share", deadline: float) -> No
     # Inside our own run too: those who wait for it wait for the pool through us.
     around = f"{nesting.proved(this.around)}:{this.state}/{this.id}"
     try:
-        _wait(this, share.queue, share.ticket, around, deadline, wait)
+        private = [*place.descriptors(), share.ticket.fd]
+        _wait(this, share.queue, share.ticket, around, deadline, private, wait)
     except nesting.Circle as error:
         messages.warn(f"going on without the pool; {error.text}")
         share.leave()
@@ -202,6 +201,7 @@ def _wait(
     ticket: Ticket,
     around: str,
     deadline: float,
+    private: "list[int]",
     wait: "Callable[[Patience, Callable[[], None]], None]",
 ) -> None:
     """Wait in `queue`, telling others in which runs we are so that a circle is seen."""
@@ -214,7 +214,7 @@ def _wait(
         nesting.announce(queue, ticket, around)
     feedback = Feedback(queue, ticket, str(this.record["project"]))
     try:
-        with waiting.Patience(this.heritage.mask, deadline, feedback) as patience:
+        with waiting.Patience(this.heritage.mask, deadline, feedback, private) as patience:
             wait(patience, lambda: nesting.check_circle(queue, ticket, around))
     finally:
         feedback.end()

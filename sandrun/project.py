@@ -82,12 +82,19 @@ def state_path(project: str, queue: str = "") -> str:
     `/tmp/seq-exec-<hash>-<uid>`, where <hash> is what `pwd | shasum | head -c 8` prints in the
     project; SANDRUN_STATE_DIR replaces /tmp.
     """
-    from _sha1 import sha1  # hashlib would load OpenSSL: 3 ms
-
     # A name can never equal a path: a real path starts with a slash.
     identity = f"queue {queue}" if queue else project
-    digest = sha1(os.fsencode(identity) + b"\n").hexdigest()[:8]
+    digest = sha1(os.fsencode(identity) + b"\n")[:8]
     return os.path.join(state_root(), f"seq-exec-{digest}-{os.geteuid()}")
+
+
+def sha1(text: bytes) -> str:
+    """The SHA-1 of `text` in hexadecimal."""
+    try:
+        from _sha1 import sha1 as digest  # hashlib would load OpenSSL: 3 ms
+    except ImportError:  # an interpreter that was built without it
+        from hashlib import sha1 as digest
+    return str(digest(text).hexdigest())
 
 
 def git_directory(root: str) -> str:

@@ -10,6 +10,9 @@ Invariants
 - A ticket is a FIFO that its owner alone holds open for writing. The kernel hangs up those who
   watch it when the owner ends, however it ends. A byte written into it is a ring at its owner's
   door: look again. Neither needs a pid, so both work across pid namespaces.
+- On macOS, which refuses flock(2) on a FIFO (VNOP_ADVLOCK, XNU's bsd/vfs/kpi_vfs.c) and does not
+  tell poll(2) of its hang-up, a ticket is a regular file: those who watch it have a child blocked
+  in flock(2) on it (`sandrun.waiting`), and a ring is a byte and a SIGURG, ignored by default.
 - A ticket appears under its name already locked (made under a private name, locked, then
   renamed), hence an unlocked ticket is dead, and anybody may remove it. No lock guards the
   registration, so no stopped process can hold one.
@@ -28,19 +31,22 @@ Invariants
 Left to others: when to wait and what to say meanwhile (`sandrun.waiting`).
 """
 
+import _signal
 import fcntl
 import os
 import time
 
 from sandrun import project
-from sandrun.model import SandrunError, command_text
+from sandrun.model import DARWIN, SandrunError, command_text
 from sandrun.ticket import RUNS, SECOND, Ticket, escape, head_key, is_stopped, unescape
 
 KEEPSECONDS = 120
 """How long the place of one that gave up waiting is kept for its coming back."""
 CANCEL = b"c"
 """What is written into a ticket that has to leave the queue; any other byte: look again."""
+BELL = _signal.SIGURG
 
+_MADE = os.O_CREAT | os.O_EXCL | os.O_APPEND if DARWIN else 0
 _VIEW = "queue.txt"
 _PAUSED = "paused"
 _ID_AT = 22  # where the id starts in a name: after the order, 20 digits and a dot
@@ -73,9 +79,10 @@ class Queue:
         while True:
             fd = -1
             try:
-                os.mkfifo(private, 0o600, dir_fd=self.dir)
-                flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-                fd = os.open(private, flags, dir_fd=self.dir)
+                if not DARWIN:
+                    os.mkfifo(private, 0o600, dir_fd=self.dir)
+                flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | _MADE
+                fd = os.open(private, flags, 0o600, dir_fd=self.dir)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Fails if a sweep took the file for a dead one before it was locked.
                 os.rename(private, name, src_dir_fd=self.dir, dst_dir_fd=self.dir)
@@ -182,14 +189,17 @@ class Queue:
             try:
                 os.rename(ticket.name, name, src_dir_fd=self.dir, dst_dir_fd=self.dir)
                 ticket.rename(name)
-                if running:
-                    os.write(ticket.fd, RUNS)
-                return
+                break
             except OSError:
                 try:
                     self.find(ticket, self.names())  # somebody moved it an instant ago
                 except (StateGone, OSError):
                     return  # the directory was removed: the run lock, held, is what counts
+        if running:
+            try:
+                os.write(ticket.fd, RUNS)
+            except OSError:
+                pass  # a full disk, or rings enough: it only spares a look
 
     def leave(self, ticket: Ticket) -> None:
         """Give the place up; wakes whoever watches it."""
@@ -215,7 +225,7 @@ class Queue:
 
     def ring(self, name: str, byte: bytes = b"?") -> None:
         """Ring at a ticket's owner: it looks again, or leaves if `byte` is CANCEL."""
-        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_APPEND
         try:
             fd = os.open(name, flags, dir_fd=self.dir)
         except OSError:  # ENXIO: it is dead
@@ -226,6 +236,11 @@ class Queue:
             pass
         finally:
             os.close(fd)
+        if DARWIN and self.is_live(name):
+            try:
+                os.kill(Ticket(name).pid, BELL)
+            except OSError:
+                pass  # it ended just now
 
     def ring_waiters(self) -> None:
         """Have every waiter look again."""

@@ -76,7 +76,7 @@ def _describe_undead(pid: int) -> str:
     """A process that survived SIGKILL, and why it could."""
     try:
         stat = kernel.Stat(pid)
-        owner = os.stat(f"/proc/{pid}").st_uid
+        owner = kernel.owner(pid)
     except OSError:
         return f"pid {pid} in time; it is gone now"
     if os.geteuid() not in (0, owner):

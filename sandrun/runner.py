@@ -143,7 +143,7 @@ def _contained(this: Run) -> Outcome:
     messages.decision(
         f"backend {backend.name}" + (f" (not {'; not '.join(refused)})" if refused else "")
     )
-    if backend.name == "rlimit" and settings.backend == "auto" and not this.around:
+    if refused and not backend.kernel and not this.around:
         messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
     this.record["backend"] = backend.name
     more = {

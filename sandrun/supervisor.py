@@ -22,6 +22,11 @@ import time
 from sandrun import spawn
 from sandrun.model import EXIT_HANGUP, EXIT_MEMORY, EXIT_TIMEOUT, Outcome
 
+try:
+    from _signal import sigtimedwait, sigwaitinfo
+except ImportError:  # macOS
+    from sandrun.signals import sigtimedwait, sigwaitinfo
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandrun.clocks import Clocks
@@ -116,9 +121,9 @@ class Supervisor:
             dues.append(self.clocks.due)
         times = [due for due in dues if due is not None]
         if times:
-            info = _signal.sigtimedwait(spawn.ALL_SIGNALS, max(0.0, min(times) - time.monotonic()))
+            info = sigtimedwait(spawn.ALL_SIGNALS, max(0.0, min(times) - time.monotonic()))
         else:
-            info = _signal.sigwaitinfo(spawn.ALL_SIGNALS)
+            info = sigwaitinfo(spawn.ALL_SIGNALS)
         if info is not None:
             self._take_signal(info.si_signo, info.si_code, info.si_pid)
         self._reap()
@@ -217,12 +222,12 @@ class Supervisor:
         """Stop by `signum`; returns when continued. Our own SIGCONT is used up: who continued
         only us meant the command as well, and who continued the group has told it."""
         # The terminal's own is pending still: left there, it would stop us a second time.
-        while _signal.sigtimedwait((signum,), 0) is not None:
+        while sigtimedwait((signum,), 0) is not None:
             pass
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (signum,))
         os.kill(os.getpid(), signum)
         _signal.pthread_sigmask(_signal.SIG_BLOCK, (signum,))
-        _signal.sigtimedwait((_signal.SIGCONT,), 0)
+        sigtimedwait((_signal.SIGCONT,), 0)
         if self.clocks:
             self.clocks.resume(time.monotonic())
 

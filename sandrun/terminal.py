@@ -24,6 +24,19 @@ def foreground(command: int) -> int:
         os.close(fd)
 
 
+def is_ours() -> "bool | None":
+    """Whether our process group has our terminal; None: there is no terminal (any more)."""
+    fd = _open()
+    if fd < 0:
+        return None
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
 def hand_to(group: int) -> None:
     """Give the terminal to the group that had it, if a shell has given it to us since.
 

@@ -1,5 +1,7 @@
 """Waiting for a turn: asleep in poll(2) on the tickets ahead, the own ticket's bell, and signals.
 
+On macOS (see `sandrun.queue`) a child that is blocked in flock(2) stands for each ticket ahead.
+
 Imported only by a run that has to wait. Invariants
 - A waiter's signals act at once: they leave the queue (exit 128+n); those that the caller ignored
   stay ignored. They arrive through a pipe that poll(2) watches too, so none can fall between a
@@ -19,8 +21,8 @@ import os
 import select
 import time
 
-from sandrun.model import EXIT_GAVE_UP, SandrunError, span_text
-from sandrun.queue import CANCEL, Queue
+from sandrun.model import DARWIN, EXIT_GAVE_UP, SandrunError, span_text
+from sandrun.queue import BELL, CANCEL, Queue
 from sandrun.runlock import RunLock, read_line
 from sandrun.ticket import Ticket
 
@@ -35,7 +37,12 @@ LOOK = 15.0
 """Seconds between two looks around that nothing asked for: only for what the kernel tells nobody
 (a stop) and for a ring that was lost because its sender was killed."""
 
+_WATCHED = 8
+"""Tickets that a waiter watches by a child each, where it needs those: of more the foremost, which
+run or are next to; the look around finds out about the others."""
 _LEAVING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
+
+_RUNG = (BELL,) if DARWIN else ()
 
 
 class Left(Exception):
@@ -63,20 +70,28 @@ def _cancelled() -> GaveUp:
 
 
 class Patience:
-    """Sleeping with the caller's signal mask, until `deadline`; restores what was there."""
+    """Sleeping with the caller's signal mask, until `deadline`; restores what was there.
 
-    def __init__(self, mask: "set[int]", deadline: float, feedback: "Feedback") -> None:
+    `private`: the descriptors of the waiter's own tickets, which no child of it may hold open.
+    """
+
+    def __init__(
+        self, mask: "set[int]", deadline: float, feedback: "Feedback", private: "list[int]"
+    ) -> None:
         self.mask = mask
         self.deadline = deadline
         self.feedback = feedback
+        self.private = private
         self.began = time.monotonic()
 
     def __enter__(self) -> "Patience":
-        self.pipe, self._end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.pipe, self._end = os.pipe()
+        for fd in (self.pipe, self._end):
+            os.set_blocking(fd, False)
         self._wakeup = _signal.set_wakeup_fd(self._end, warn_on_full_buffer=False)
         signals = [s for s in _LEAVING if _signal.getsignal(s) != _signal.SIG_IGN]
         # Being continued may mean that the turn came meanwhile.
-        self.handlers = {s: _signal.signal(s, _noted) for s in (*signals, _signal.SIGCONT)}
+        self.handlers = {s: _signal.signal(s, _noted) for s in (*signals, _signal.SIGCONT, *_RUNG)}
         self.before = _signal.pthread_sigmask(_signal.SIG_SETMASK, self.mask)
         return self
 
@@ -100,6 +115,21 @@ class Patience:
         except BlockingIOError:
             pass
 
+    def watch(self, tickets: "list[Ticket]", bell: int) -> bool:
+        """`sleep` until one of these open tickets ends."""
+        if not DARWIN:
+            return self.sleep([ticket.fd for ticket in tickets], bell)
+        return self.await_locks([t.fd for t in tickets[-_WATCHED:]], fcntl.LOCK_SH, bell)
+
+    def await_locks(self, files: "list[int]", operation: int, bell: int) -> bool:
+        """`sleep` until one of these open files is locked, for it."""
+        helpers = [_Helper(fd, operation, [*self.private, self.pipe]) for fd in files]
+        try:
+            return self.sleep([helper.pipe for helper in helpers], bell)
+        finally:
+            for helper in helpers:
+                helper.end()
+
     def sleep(self, hangups: "list[int]", bell: int) -> bool:
         """Sleep until one of `hangups` is hung up, the bell rings, a signal comes, or it is time
         to look around or to say something. True: only the first.
@@ -108,17 +138,25 @@ class Patience:
         """
         poll = select.poll()
         for fd in hangups:
-            poll.register(fd, 0)
+            # Nobody reads what is in a FIFO but its owner. Of a pipe macOS tells only who reads.
+            poll.register(fd, select.POLLIN if DARWIN else 0)
         poll.register(self.pipe, select.POLLIN)
-        poll.register(bell, select.POLLIN)
+        if DARWIN:
+            self._answer(bell)
+        else:
+            poll.register(bell, select.POLLIN)
         seconds = min(self.feedback.due(LOOK), self.deadline - time.monotonic())
         events = poll.poll(max(0.0, seconds) * 1000 + 1)
         self._take_signals()
-        if any(fd == bell for fd, _ in events) and CANCEL in os.read(bell, 4096):
-            raise _cancelled()
+        if DARWIN or any(fd == bell for fd, _ in events):
+            self._answer(bell)
         if time.monotonic() >= self.deadline:
             raise gave_up(f"gave up after waiting {span_text(time.monotonic() - self.began)}")
         return bool(events) and all(fd in hangups for fd, _ in events)
+
+    def _answer(self, bell: int) -> None:
+        if CANCEL in os.read(bell, 4096):
+            raise _cancelled()
 
 
 def _noted(signum: int, frame: object) -> None:
@@ -145,7 +183,7 @@ def wait_turn(
                     lock.unlock()
                     check()
                     patience.feedback.show(nearest)
-                    hung_up = patience.sleep([t.fd for t in nearest], ticket.fd)
+                    hung_up = patience.watch(nearest, ticket.fd)
                     turn = lock.slots == 1 and hung_up and nearest[0].ran()
                     continue
             finally:
@@ -171,7 +209,7 @@ def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -
             patience.feedback.room(pool.explain(share, ahead[::-1]), [t.id for t in ahead])
             # Any of them may make room; when none is left it is there already.
             if ahead:
-                patience.sleep([t.fd for t in ahead], share.ticket.fd)
+                patience.watch(ahead, share.ticket.fd)
         finally:
             for other in ahead:
                 other.close()
@@ -192,12 +230,7 @@ def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience)
         if max([_end_orphans(queue, fd) for fd in lock.blocked]) and lock.try_take():
             return True
         patience.feedback.orphans()
-    helpers = [_Helper(fd, [ticket.fd, patience.pipe]) for fd in lock.blocked]
-    try:
-        patience.sleep([helper.pipe for helper in helpers], ticket.fd)
-    finally:
-        for helper in helpers:
-            helper.end()
+    patience.await_locks(lock.blocked, fcntl.LOCK_EX, ticket.fd)
     return False
 
 
@@ -213,11 +246,11 @@ def _end_orphans(queue: Queue, fd: int) -> bool:
 class _Helper:
     """A child that blocks in flock(2) for us; `pipe` is hung up when it is done."""
 
-    def __init__(self, fd: int, close: "list[int]") -> None:
+    def __init__(self, fd: int, operation: int, close: "list[int]") -> None:
         from sandrun import kernel
 
         parent = os.getpid()
-        self.pipe, end = os.pipe2(os.O_CLOEXEC)
+        self.pipe, end = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             try:
@@ -229,7 +262,7 @@ class _Helper:
                 for signum in _LEAVING:
                     if _signal.getsignal(signum) == _noted:
                         _signal.signal(signum, _signal.SIG_DFL)
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                fcntl.flock(fd, operation)
             finally:
                 os._exit(0)
         os.close(end)

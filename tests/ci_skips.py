@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 _CONTAINER = (
     "(cgroup2|systemd) is not to be had here: .*",  # in the laboratory: tests/contract/in-lab
     "runs inside vagrant/lab( run --containers)?",
+    "not on macOS: .*",  # in the stage that pretends to be there
     # In the laboratory itself: each is run at another of in-lab's places.
     "makes users and mounts: runs as root",
     "about cgroup v2",
@@ -26,7 +27,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     # The clean root of tests/fresh, in a pid namespace of its own.
     "fresh": (*_CONTAINER, "in a pid namespace nobody knows that a lock's owner is dead"),
     # A virtual machine of GitHub's: cgroup v2 under systemd, root through sudo.
-    "github": ("about the freezer of cgroup v1",),
+    "github": ("about the freezer of cgroup v1", "not on macOS: .*"),
 }
 """For each place the skip reasons that are right there, as patterns of the whole reason."""
 

@@ -1,15 +1,43 @@
 """Fixtures: `box`, an isolated place to run sandrun in (see `tests.harness`)."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.harness import Box, adopt_orphans
+from tests.harness import ON_MACOS, Box, adopt_orphans
 
 adopt_orphans()
+
+NOT_ON_MACOS = {
+    r"the_first_instruction_already_runs_inside": "no process's limits can be read",
+    r"(a_checkout_shared_by_two|a_run_inside_a_run_with_another_state)":
+        "no list of who locks what",
+    r"(shared_memory_counts_once|many_small_processes|processes_in_one_address_space)":
+        "a footprint counts shared memory in each process",
+    r"a_leak_of_a_gigabyte_a_second\[(memfd|unlinked)": "no memfd, no tmpfs",
+    r"output_or_work_is_not_idleness.*end=": "no count of what a process writes",
+    r"a_zombie_leader_with_live_threads": "no first thread ends alone",
+    r"what_cannot_die_is_reported": "no freezer",
+    r"pkill_by_name_does_not_hit": "no process renames itself",
+    r"knocks_of_dead_keepers": "no real-time signals, no events",
+    r"an_orphan_without_environment_and_desc": "the known gap: see backends/darwin.py",
+    r"several_chains_at_once": "no subreaper: see backends/darwin.py",
+    r"the_monitor_costs_little": "the stand-in for libproc costs more than libproc",
+    r"every_signal_is_passed_on": "no SIGALRM, SIGPIPE, SIGXFSZ",
+    r"a_script_without_an_interpreter_line": "what a shell ignores cannot be read",
+}  # fmt: skip
+"""Tests, by the start of their names, of what macOS lacks, and what that is."""
+
+
+def pytest_collection_modifyitems(items: "list[pytest.Item]") -> None:
+    for item in items if ON_MACOS else ():
+        for pattern, lack in NOT_ON_MACOS.items():
+            if re.match(f"test_{pattern}", item.name):
+                item.add_marker(pytest.mark.skip(reason=f"not on macOS: {lack}"))
 
 
 @pytest.fixture

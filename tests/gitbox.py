@@ -21,7 +21,7 @@ from sandrun import kernel
 from sandrun.gitguard import shim as shims
 from sandrun.gitguard import stale
 from tests import harness
-from tests.harness import ROOT, SCALE
+from tests.harness import ROOT, SCALE, pretending
 
 CONFIG = """[user]
 name = Test
@@ -82,7 +82,7 @@ class GitBox:
         shim.chmod(0o755)
         (self.shims / shims.DIRECTORY_MARK).touch()
         (root / "gitconfig").write_text(CONFIG)
-        self.env = {
+        self.env = pretending({
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(root / "home"),
             "XDG_CONFIG_HOME": str(root / "home/config"),
@@ -98,7 +98,7 @@ class GitBox:
             "PYTHONPATH": str(ROOT),
             "LC_ALL": "C",
             "TERM": "dumb",
-        }
+        })  # fmt: skip
         self.started: list[subprocess.Popen[str]] = []
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             # A shell that runs the tests in its background wants that, for what we start too.

@@ -82,16 +82,7 @@ def _note(pid: int) -> str:
 
 def _account(pid: int) -> "tuple[list[str], dict[str, str]]":
     """The words and the environment with which a process was started."""
-    try:
-        words = os.fsdecode(kernel.read(f"/proc/{pid}/cmdline")).split("\0")[:-1]
-        environ = os.fsdecode(kernel.read(f"/proc/{pid}/environ")).split("\0")[:-1]
-    except FileNotFoundError:
-        import psutil
-
-        process = psutil.Process(pid)
-        return process.cmdline(), process.environ()
-    pairs = (entry.partition("=") for entry in environ)
-    return words, {name: value for name, _, value in pairs if name}
+    return kernel.arguments(pid), kernel.environ(pid)
 
 
 def _program(name: str, pid: int) -> str:

@@ -9,6 +9,7 @@ import os
 
 from sandrun import kernel
 from sandrun.gitguard import commands, repository
+from sandrun.model import DARWIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,13 +43,13 @@ def ancestor(repo: repository.Repository) -> int:
 def _works_in(pid: int, repo: repository.Repository, reads_count: bool) -> bool:
     """Whether the git `pid` works in `repo` or a worktree of it; yes if it cannot be read."""
     try:
-        words = kernel.read(f"/proc/{pid}/cmdline").split(b"\0")[:-1]
+        words = kernel.arguments(pid)
         if not words:  # a zombie, or a kernel thread
             return False
-        command = commands.parse([os.fsdecode(word) for word in words[1:]])
+        command = commands.parse(words[1:])
         if commands.is_harmless(command) if reads_count else commands.needs(command) == 0:
             return False
-        if os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+        if not DARWIN and os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
             return _shares_files(pid, repo)
         return any(_same(found, repo) for found in _repositories(pid, command))
     except FileNotFoundError:
@@ -91,9 +92,8 @@ def _repositories(
     git has gone to the worktree's root by now, while relative names in its command line and
     first environment count from where it started: what it says of that is only PWD.
     """
-    entries = kernel.read(f"/proc/{pid}/environ").split(b"\0")
-    env = dict(os.fsdecode(entry).partition("=")[::2] for entry in entries if b"=" in entry)
-    here = os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")
+    env = kernel.environ(pid)
+    here = kernel.directory(pid).removesuffix(" (deleted)")
     start = os.path.join(env.get("PWD", here), *command.directories)
     env = {**env, **command.variables}
     named = env.get("GIT_DIR", "")

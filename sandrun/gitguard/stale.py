@@ -84,16 +84,18 @@ def _owner_is_dead(lock: str) -> str:
         pid = int(said[1])
     except (OSError, ValueError, IndexError):
         return ""
+    dead = f"its git, pid {pid}, is dead"
     try:
         started = kernel.Stat(pid).start / os.sysconf("SC_CLK_TCK")
-        uptime = float(kernel.read("/proc/uptime").split()[0])
-        if time.time() - uptime + started <= written + _CLOCK_MARGIN:
-            return ""
-    except FileNotFoundError:
-        pass
+    except (FileNotFoundError, ProcessLookupError):
+        return dead
     except OSError:
         return ""
-    return f"its git, pid {pid}, is dead"
+    try:
+        uptime = float(kernel.read("/proc/uptime").split()[0])
+    except OSError:  # macOS: whether the pid has a new owner cannot be told
+        return ""
+    return dead if time.time() - uptime + started > written + _CLOCK_MARGIN else ""
 
 
 def owners(repo: Repository, lock: str) -> "list[int]":

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from sandrun import kernel
-from tests.harness import SCALE, Box, alive, wait_for
+from tests.harness import SCALE, Box, alive, is_keeper, wait_for
 
 MIB = 1 << 20
 # Grows by 4 MiB a step and touches every page; prints how far it came.
@@ -186,7 +186,7 @@ def _tree(place: Box) -> "tuple[subprocess.Popen[str], list[int]]":
 
 
 def _keeper(supervisor: int) -> int:
-    return next(p for p in kernel.descendants(supervisor) if "keeper" in kernel.Stat(p).name)
+    return next(filter(is_keeper, kernel.descendants(supervisor)))
 
 
 def test_after_sigkill_of_the_supervisor_nothing_lives(place: Box, backend: str) -> None:

@@ -23,8 +23,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from sandrun import kernel
+from sandrun.model import DARWIN
 
 SCALE = float(os.environ.get("SANDRUN_TEST_SCALE") or "1")
+PROFILE = os.environ.get("SANDRUN_TEST_PROFILE", "")
+ON_MACOS = PROFILE == "darwin" or DARWIN
 ROOT = Path(__file__).resolve().parents[2]
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
@@ -43,13 +46,20 @@ def wait_for(condition: Callable[[], T], seconds: float = 10, what: str = "") ->
 
 
 def adopt_orphans() -> None:
-    """Make this process the subreaper of all that the tests start."""
-    ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    """Make this process the subreaper of all that the tests start (macOS has no such thing)."""
+    if not DARWIN:
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
 
 def alive(pid: int) -> bool:
     """Whether the process runs (a zombie does not)."""
     return not kernel.is_zombie(pid)
+
+
+def is_keeper(pid: int) -> bool:
+    """Whether a process below sandrun is its keeper: by its name, or, where it cannot change that,
+    as the leader of a session."""
+    return os.getsid(pid) == pid if ON_MACOS else "keeper" in kernel.Stat(pid).name
 
 
 def launcher() -> list[str]:
@@ -62,8 +72,17 @@ def launcher() -> list[str]:
 def installed_env(env: dict[str, str]) -> dict[str, str]:
     """`env` in which the tested package is found: the installed one, or the checkout's."""
     if ROOT in Path(kernel.__file__).parents:
-        return {**env, "PYTHONPATH": str(ROOT)}
-    return env
+        env = {**env, "PYTHONPATH": str(ROOT)}
+    return pretending(env)
+
+
+def pretending(env: dict[str, str], profile: str = PROFILE) -> dict[str, str]:
+    """`env` in which sandrun takes this for macOS if `profile` is `darwin` (see `portable`)."""
+    if not profile:
+        return env
+    paths = [str(ROOT / "tests/harness/portable"), env.get("PYTHONPATH", "")]
+    mark = {"SANDRUN_TEST_PROFILE": profile, "SANDRUN_TEST_REAPER": str(os.getpid())}
+    return {**env, **mark, "PYTHONPATH": ":".join(filter(None, paths))}
 
 
 class Box:

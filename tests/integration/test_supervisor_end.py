@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sandrun import kernel
-from tests.harness import SCALE, Box, alive, launcher, wait_for
+from tests.harness import SCALE, Box, alive, is_keeper, launcher, wait_for
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="makes users and mounts: runs as root")
 SH = ["sh", "-c"]
@@ -340,7 +340,7 @@ def test_a_setuid_child_is_reported_and_not_waited_for_long(open_box: Box) -> No
 
 
 def _keeper(supervisor: int) -> int:
-    return next(p for p in kernel.children(supervisor) if "keeper" in kernel.Stat(p).name)
+    return next(filter(is_keeper, kernel.children(supervisor)))
 
 
 def _is_called(pid: int, name: str, word: bytes) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from sandrun import kernel
-from tests.harness import SCALE, Box, alive, launcher, wait_for
+from tests.harness import SCALE, Box, alive, is_keeper, launcher, wait_for
 
 
 class Terminal:
@@ -170,8 +170,8 @@ def test_a_reader_in_the_background_is_stopped_by_the_terminal(shell: Terminal) 
 
 
 def _all_stopped(root: int) -> bool:
-    job = [kernel.Stat(pid) for pid in kernel.descendants(root)]
-    return all(info.state == "T" for info in job if "keeper" not in info.name)
+    job = [pid for pid in kernel.descendants(root) if not is_keeper(pid)]
+    return all(kernel.Stat(pid).state == "T" for pid in job)
 
 
 def test_an_interactive_shell_inside_has_the_terminal(shell: Terminal) -> None:

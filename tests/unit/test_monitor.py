@@ -71,7 +71,6 @@ def test_the_sum_of_the_tree_is_what_psutil_finds(tree: int) -> None:
 
     expected = {child.pid for child in psutil.Process(tree).children(recursive=True)}
     assert set(monitor.walk(tree)) == expected
-    assert set(monitor._portable(tree)) == expected
 
 
 class Still(monitor.Host):

@@ -1,0 +1,226 @@
+"""What the macOS kernel tells of processes, by libproc: stands in for /proc in `sandrun.kernel`.
+
+The functions are in every process (libSystem), the structures are those of <sys/proc_info.h> and
+<sys/resource.h>; tests/layout.py compares them with the Darwin headers. Of another user's process
+only name, state and parent are told: its memory, time and start are zero then.
+
+What libproc lacks (command lines, environments, directories: sysctl KERN_PROCARGS2) psutil knows.
+Apple's own programs, which System Integrity Protection guards, hide their environment.
+"""
+
+import _signal
+import ctypes
+import errno
+import os
+
+from sandrun.model import Process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_PPID_ONLY, _UID_ONLY = 6, 4  # PROC_PPID_ONLY, PROC_UID_ONLY of proc_listpids
+_SHORTBSDINFO = 13  # PROC_PIDT_SHORTBSDINFO
+_RUSAGE_V4 = 4  # RUSAGE_INFO_V4, macOS 10.13
+_STATES = "?IRSTZ"  # SIDL 1, SRUN 2, SSLEEP 3, SSTOP 4, SZOMB 5 (<sys/proc.h>)
+_ROOM = 512
+_LOOK = 5.0
+"""Seconds until a process that should die with its parent does."""
+
+
+class ProcBsdShortInfo(ctypes.Structure):
+    """struct proc_bsdshortinfo."""
+
+    _fields_ = (
+        *((f"pbsi_{name}", ctypes.c_uint32) for name in ("pid", "ppid", "pgid", "status")),
+        ("pbsi_comm", ctypes.c_char * 16),
+        *(
+            (f"pbsi_{name}", ctypes.c_uint32)
+            for name in ("flags", "uid", "gid", "ruid", "rgid", "svuid", "svgid", "rfu")
+        ),
+    )
+
+
+class RusageInfoV4(ctypes.Structure):
+    """struct rusage_info_v4. Times, and the start, in the units of mach_absolute_time."""
+
+    _fields_ = (
+        ("ri_uuid", ctypes.c_uint8 * 16),
+        *(
+            (f"ri_{name}", ctypes.c_uint64)
+            for name in (
+                "user_time", "system_time", "pkg_idle_wkups", "interrupt_wkups", "pageins",
+                "wired_size", "resident_size", "phys_footprint", "proc_start_abstime",
+                "proc_exit_abstime", "child_user_time", "child_system_time",
+                "child_pkg_idle_wkups", "child_interrupt_wkups", "child_pageins",
+                "child_elapsed_abstime", "diskio_bytesread", "diskio_byteswritten",
+                "cpu_time_qos_default", "cpu_time_qos_maintenance", "cpu_time_qos_background",
+                "cpu_time_qos_utility", "cpu_time_qos_legacy", "cpu_time_qos_user_initiated",
+                "cpu_time_qos_user_interactive", "billed_system_time", "serviced_system_time",
+                "logical_writes", "lifetime_max_phys_footprint", "instructions", "cycles",
+                "billed_energy", "serviced_energy", "interval_max_phys_footprint",
+                "runnable_time",
+            )
+        ),
+    )  # fmt: skip
+
+
+class Timebase(ctypes.Structure):
+    """struct mach_timebase_info: nanoseconds are units times numer over denom."""
+
+    _fields_ = (("numer", ctypes.c_uint32), ("denom", ctypes.c_uint32))
+
+
+_VOID = ctypes.c_void_p
+PROTOTYPES = {
+    "proc_listpids": (ctypes.c_uint32, ctypes.c_uint32, _VOID, ctypes.c_int),
+    "proc_pidinfo": (ctypes.c_int, ctypes.c_int, ctypes.c_uint64, _VOID, ctypes.c_int),
+    "proc_pid_rusage": (ctypes.c_int, ctypes.c_int, _VOID),
+    "mach_timebase_info": (_VOID,),
+}
+"""The arguments of every function that is called; each returns an int."""
+
+_libc = ctypes.CDLL(None)
+for _name, _arguments in PROTOTYPES.items():
+    getattr(_libc, _name).argtypes = _arguments
+
+_timebase = Timebase()
+_libc.mach_timebase_info(ctypes.byref(_timebase))
+_UNIT = _timebase.numer / _timebase.denom / 1e9
+"""Seconds."""
+
+
+STAND_INS = (
+    *("Stat", "arguments", "children", "describe", "die_with", "directory", "environ"),
+    *("marked", "newborn", "owner"),
+)
+"""What `sandrun.kernel` takes from here."""
+
+
+def _short_info(pid: int) -> ProcBsdShortInfo:
+    info = ProcBsdShortInfo()
+    size = ctypes.sizeof(info)
+    if _libc.proc_pidinfo(pid, _SHORTBSDINFO, 0, ctypes.byref(info), size) != size:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
+    return info
+
+
+def owner(pid: int) -> int:
+    """The uid it runs as. Raises OSError."""
+    return int(_short_info(pid).pbsi_uid)
+
+
+class Stat:
+    """The same facts as `kernel.Stat`; `rss` is the footprint in bytes (what the tree would free
+    by its end, compressed pages included), `start` is in units of its own, and
+    `threads` and `stack` are not told."""
+
+    __slots__ = ("cpu", "name", "parent", "rss", "stack", "start", "state", "threads")
+
+    def __init__(self, pid: int) -> None:
+        info = _short_info(pid)
+        usage = RusageInfoV4()
+        if _libc.proc_pid_rusage(pid, _RUSAGE_V4, ctypes.byref(usage)):
+            usage = RusageInfoV4()
+        self.name = info.pbsi_comm.decode("utf-8", "replace")
+        self.state = _STATES[info.pbsi_status] if info.pbsi_status < len(_STATES) else "?"
+        self.parent = int(info.pbsi_ppid)
+        self.threads = 1
+        self.stack = 0
+        self.start = int(usage.ri_proc_start_abstime)
+        self.rss = int(usage.ri_phys_footprint)
+        times = usage.ri_user_time + usage.ri_system_time
+        times += usage.ri_child_user_time + usage.ri_child_system_time
+        self.cpu = times * _UNIT
+
+
+def _list(kind: int, of: int) -> "list[int]":
+    room = _ROOM
+    while True:
+        pids = (ctypes.c_int * room)()
+        length = _libc.proc_listpids(kind, of, ctypes.byref(pids), ctypes.sizeof(pids))
+        count = max(0, length) // ctypes.sizeof(ctypes.c_int)
+        if count < room:
+            return [pid for pid in pids[:count] if pid > 0]
+        room *= 2  # a full buffer may have been too small
+
+
+def children(pid: int) -> "list[int]":
+    """The children of `pid`; of 1 all orphans too."""
+    return _list(_PPID_ONLY, pid)
+
+
+def _processes() -> "list[int]":
+    return _list(_UID_ONLY, os.geteuid())
+
+
+def _asked(pid: int, what: str) -> "Any":
+    import psutil
+
+    try:
+        return getattr(psutil.Process(pid), what)()
+    except psutil.NoSuchProcess:
+        raise ProcessLookupError(pid) from None
+    except psutil.AccessDenied:
+        raise PermissionError(pid) from None
+
+
+def arguments(pid: int) -> "list[str]":
+    """The command line. Raises OSError."""
+    return list(_asked(pid, "cmdline"))
+
+
+def environ(pid: int) -> "dict[str, str]":
+    """The environment with which its program was started. Raises OSError."""
+    return dict(_asked(pid, "environ"))
+
+
+def directory(pid: int) -> str:
+    """Where it is. Raises OSError."""
+    return str(_asked(pid, "cwd"))
+
+
+def is_marked(pid: int, mark: str) -> bool:
+    """Whether the process was started with `mark` in its environment, as far as we may look."""
+    try:
+        return any(mark in value for value in environ(pid).values())
+    except OSError:
+        return False
+
+
+def marked(mark: str, limit: str) -> "list[int]":
+    """Our processes that were started with `mark` in their environment; ourselves left out.
+    (Nobody can read another's limits here.)"""
+    return [pid for pid in _processes() if pid != os.getpid() and is_marked(pid, mark)]
+
+
+def newborn(mark: str, limit: str, seconds: float) -> "list[int]":
+    """None: numbers are not given in order here, so another scan would be no better."""
+    return []
+
+
+def describe(pid: int, memory: "int | None" = None) -> "Process | None":
+    """A process as people know it; memory is its footprint unless given. None: it is gone."""
+    try:
+        stat = Stat(pid)
+        try:
+            words = " ".join(arguments(pid))
+        except OSError:
+            words = ""
+    except OSError:
+        return None
+    text = "".join(c if c.isprintable() else "?" for c in words)
+    return Process(pid, stat.rss if memory is None else memory, text[:200] or f"[{stat.name}]")
+
+
+def die_with(parent: int) -> None:
+    """No such wish is heard here: look at the parent now and then."""
+
+    def look(*_: object) -> None:
+        if os.getppid() != parent:
+            os._exit(0)
+
+    _signal.signal(_signal.SIGALRM, look)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGALRM})
+    _signal.setitimer(_signal.ITIMER_REAL, _LOOK, _LOOK)
+    look()
