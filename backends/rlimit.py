@@ -2,7 +2,8 @@
 
 Promises less than the others, and says so: a tree may pass the limit between two looks
 (`sandrun.backends.monitor`). Each process gets RLIMIT_DATA a quarter above the limit, so that one
-process that grows faster than any poll fails to allocate.
+process that grows faster than any poll fails to allocate; and RLIMIT_NPROC, so that a fork bomb of
+a plain user's (root has no such limit) leaves the host its process numbers.
 
 Processes are the supervisor's descendants (it becomes a subreaper). Once the supervisor is dead
 they are those that carry the run's mark, and all below them: its name in the environment, or its
@@ -34,7 +35,8 @@ _BEYOND = frozenset(
     ("cpus", "cpu_weight", "pids", "io_weight")
     + ("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
 )
-"""Settings that no rlimit stands for (RLIMIT_NPROC counts all processes of the user)."""
+"""Settings that no rlimit stands for (RLIMIT_NPROC counts all tasks of the user, so it is set to
+what there are on the whole host and the run's own on top)."""
 
 
 class RlimitContainer:
@@ -55,6 +57,7 @@ class RlimitContainer:
         self.strangers: dict[int, int] = {}
         self.tasks = kernel.tasks()
         self.before = resource.getrlimit(self.kind)
+        self.tasks_before = resource.getrlimit(resource.RLIMIT_NPROC)
         self.monitor = monitor.Monitor(
             limits.memory if limits else 0, limits.check_interval if limits else 1.0
         )
@@ -68,7 +71,11 @@ class RlimitContainer:
         return spawn.direct(argv, env, heritage, self._enter, self._leave)
 
     def _enter(self) -> None:
-        # The soft one only, so that we can take ours back after the spawn.
+        # The soft ones only, so that we can take ours back after the spawn.
+        soft, hard = self.tasks_before
+        most = self.tasks + self.limits.pids if self.limits and self.tasks else soft
+        if soft == resource.RLIM_INFINITY or most < soft:
+            resource.setrlimit(resource.RLIMIT_NPROC, (most, hard))
         try:
             self._set(self.data or self.before[0])
         except (OSError, ValueError) as error:  # EINVAL is a ValueError
@@ -79,6 +86,7 @@ class RlimitContainer:
 
     def _leave(self) -> None:
         self._set(self.before[0])
+        resource.setrlimit(resource.RLIMIT_NPROC, self.tasks_before)
 
     def _set(self, soft: int) -> None:
         resource.setrlimit(self.kind, (soft, self.before[1]))
@@ -174,6 +182,7 @@ class RlimitContainer:
         for pid in self.pids():
             try:
                 resource.prlimit(pid, resource.RLIMIT_DATA, self.before)
+                resource.prlimit(pid, resource.RLIMIT_NPROC, self.tasks_before)
             except OSError:
                 continue
 

@@ -148,6 +148,22 @@ time.sleep(1000)
     wait_for(lambda: not place.leftovers(), 5, "all 500 are gone")
 
 
+def test_processes_are_bounded_above_what_the_host_has(place: Box) -> None:
+    """By the kernel, though not for root; and our own limit comes back."""
+    run = place.start("--", "sh", "-c", "grep processes /proc/self/limits; exec sleep 1000")
+    before = kernel.tasks()
+    assert run.stdout
+    soft = int(run.stdout.readline().split()[2])
+    assert 8192 < soft < 8192 + 2 * before + 1000
+    ours = next(
+        line for line in kernel.read(f"/proc/{run.pid}/limits").decode().splitlines()
+        if line.startswith("Max processes")
+    )  # fmt: skip
+    assert ours.split()[2] != str(soft)
+    run.terminate()
+    run.wait(20 * SCALE)
+
+
 # Ends by itself after a while, should it ever get away from the tests too.
 CHAIN = """
 import os, signal, time

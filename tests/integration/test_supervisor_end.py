@@ -133,6 +133,9 @@ def test_leftovers_that_are_left_live_on_without_our_limits(place: Box) -> None:
     assert kernel.read(f"/proc/{pid}/cgroup") == before
     limits = kernel.read(f"/proc/{pid}/limits").decode()
     assert "Max data size             unlimited            unlimited" in limits
+    mine = kernel.read("/proc/self/limits").decode()
+    (most,) = [row for row in mine.splitlines() if row.startswith("Max processes")]
+    assert most in limits
     # It holds no lock, is nobody's to clean up, and outlives the next run.
     assert place.run("--", "true", seconds=10).returncode == 0
     assert alive(pid)

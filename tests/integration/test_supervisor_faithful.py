@@ -32,7 +32,7 @@ seen = {
     "descriptors": {fd: link(fd) for fd in range(100)},
     "group": os.getpgrp(), "session": os.getsid(0),
     "limits": {n: resource.getrlimit(getattr(resource, n)) for n in dir(resource)
-               if n.startswith("RLIMIT_") and n != "RLIMIT_DATA"},
+               if n.startswith("RLIMIT_") and n not in ("RLIMIT_DATA", "RLIMIT_NPROC")},
     "affinity": sorted(os.sched_getaffinity(0)), "policy": os.sched_getscheduler(0),
     "adjustment": read("/proc/self/oom_score_adj"), "slack": read("/proc/self/timerslack_ns"),
     "ids": os.getresuid() + os.getresgid(), "privileges": status["NoNewPrivs"],
