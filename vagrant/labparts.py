@@ -8,6 +8,7 @@ the Debian packages of `need_tools`; nothing is ever written into the checkout.
 Leaves to others: what an image holds (image.sh), how a kernel is made (kernel.sh, uml.config).
 """
 
+import argparse
 import contextlib
 import fcntl
 import hashlib
@@ -21,11 +22,13 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
+LAB_FAILED = 125
 GUEST_PYTHON = "3.11"  # Debian 12's, where image.sh comes from
 PACKAGES = f"lib/python{GUEST_PYTHON}/dist-packages"
 DEBIAN_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
@@ -72,9 +75,33 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
             yield True
 
 
+def machines_folder() -> Path:
+    """Memory and copy-on-write files live here: memory-backed, or the machine crawls."""
+    named = os.environ.get("TMPDIR")
+    return Path(named) if named and Path(named) != Path("/tmp") else Path("/dev/shm")
+
+
+def sweep() -> None:
+    """Remove the folders of labs that were killed."""
+    for folder in machines_folder().glob("sandrun-lab.*"):
+        with contextlib.suppress(OSError), locked(folder / "lock", wait=False) as free:
+            if free:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def machine_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="sandrun-lab.", dir=machines_folder()))
+    try:
+        with locked(folder / "lock"):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def empty_cache() -> None:
     """Ours only: the folder may be shared."""
-    for pattern in ("root-*", "packages-*", "kernel-*", "build-tools", "part.*", "locks"):
+    for pattern in ("root-*", "wine-*", "packages-*", "kernel-*", "build-tools", "part.*", "locks"):
         for path in cache().glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -129,10 +156,10 @@ def call(*argv: str | Path, env: dict[str, str] | None = None) -> None:
 # --- what a machine is made of ---------------------------------------------------------------
 
 
-def need_tools() -> None:
+def need_tools(tools: Mapping[str, str] = DEBIAN_TOOLS) -> None:
     """Debian's tools for the images; installed when we may, else the line that does it."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"
-    missing = sorted({package for tool, package in DEBIAN_TOOLS.items() if not shutil.which(tool)})
+    missing = sorted({package for tool, package in tools.items() if not shutil.which(tool)})
     if not DEBIAN_KEYS.exists():
         missing.append("debian-archive-keyring")
     if os.geteuid() and not shutil.which("fakeroot"):
@@ -251,3 +278,27 @@ def copy_checkout(out: Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.suppress(FileNotFoundError):
                 shutil.copy2(source, copy, follow_symlinks=False)
+
+
+# --- the command line ------------------------------------------------------------------------
+
+
+def stop(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)  # through every `finally`: the machine and its folder go
+
+
+def obey(options: argparse.Namespace) -> int:
+    """Do what the command line asked for (`options.do`); the laboratory's own failure is 125."""
+    if options.verb == "run" and options.command[:1] == ["--"]:
+        del options.command[0]
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, stop)
+    try:
+        return int(options.do(options))
+    except LabError as error:
+        say(str(error))
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+    except OSError as error:
+        say(f"{error.strerror} ({error.filename}, errno {error.errno})")
+    return LAB_FAILED
