@@ -4,6 +4,8 @@
 of asking first: an attempt costs less than a check and cannot be out of date.
 """
 
+import sys
+
 from sandrun.model import DARWIN, SandrunError, Unusable
 
 TYPE_CHECKING = False
@@ -11,12 +13,16 @@ if TYPE_CHECKING:
     from sandrun.model import Limits
     from sandrun.protocol import Backend, Container
 
-ORDER = ("rlimit",) if DARWIN else ("cgroup2", "systemd", "cgroup1", "rlimit")
+ORDER: "tuple[str, ...]" = ("rlimit",) if DARWIN else ("cgroup2", "systemd", "cgroup1", "rlimit")
 """The candidates of `auto`, best first."""
+if sys.platform == "win32":
+    ORDER = ("job-object",)
 
 
 def named(name: str) -> "Backend":
-    """The backend of that name."""
+    """The backend of that name. Raises Unusable for one of another system."""
+    if (name == "job-object") != (sys.platform == "win32") and name != "none":
+        raise Unusable(f"there is no {name} on this system")
     if name == "none":
         from sandrun.backends import none
 
@@ -33,6 +39,10 @@ def named(name: str) -> "Backend":
         from sandrun.backends import cgroup1
 
         return cgroup1.Cgroup1Backend()
+    if name == "job-object":
+        from sandrun.backends import job
+
+        return job.JobBackend()
     if DARWIN:
         from sandrun.backends import darwin
 
@@ -51,11 +61,10 @@ def choose(
     """
     refused: list[tuple[str, str, str]] = []
     for name in ORDER if wish == "auto" else (wish,):
-        backend = named(name)
-        if kernel_only and not backend.kernel:
-            refused.append((name, "not a kernel's container, and --require kernel", ""))
-            continue
         try:
+            backend = named(name)
+            if kernel_only and not backend.kernel:
+                raise Unusable("not a kernel's container, and --require kernel")
             return backend, backend.open(run_id, limits), [f"{n}: {text}" for n, text, _ in refused]
         except Unusable as error:
             refused.append((name, error.text, error.hint))

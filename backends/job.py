@@ -1,0 +1,349 @@
+"""Windows: one Job Object for each run.
+
+Promises
+- The command is created suspended inside the job and resumed only when it is proved to be there,
+  so no instruction of it runs outside; nothing can break away.
+- The job dies with its last handle, which only the supervisor has: however that ends, the kernel
+  ends the tree.
+- Each limit is read back. Memory is a commit limit of the whole tree: an allocation beyond it
+  fails. Nothing is killed by that, so the message about it makes `struck` say `own`, and whoever
+  supervises ends the run, as it would have ended on Linux.
+- `kill` returns when the job is empty by its completion port AND by its list of processes: until
+  then files of the dead may still be open.
+
+Messages are no proof (the system may lose some, and sends those of a job inside ours as well): each
+makes `poll` look, and whose limit struck is found out there. Births, ends and peaks are polled
+besides; of an allocation that failed only the message tells: should it be lost, the run ends as the
+command makes of its failure.
+
+Left to others: what a name on the command line means (`sandrun.windows.spawn`). No job limits io
+(any more), or gives weights of a processor that a share may stand beside.
+Source: "Job Objects" and "Nested Jobs" of Microsoft's documentation.
+"""
+
+import ctypes
+import os
+import threading
+import time
+
+from sandrun import messages, sampling
+from sandrun.model import Limits, Process, Unusable, Usage
+from sandrun.windows import api, calling, creation, spawn
+from sandrun.windows.api import calls, code
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandrun.spawn import Heritage
+
+KILL_SECONDS = 5.0
+"""Seconds after which a process that was terminated is taken for one that does not end."""
+_LOST_SECONDS = 0.1
+"""Seconds to wait for a message before the job itself is asked."""
+_KILLED = 128 + 9
+_STOP = 0xFFFFFFFF
+"""Tells the reader of a port to end; no message of a job has that number."""
+_TICK = 1e-7
+"""Seconds in a unit of the kernel's times."""
+_PAGE = 4096
+_ATTACH = api.JOB_OBJECT_QUERY | api.JOB_OBJECT_TERMINATE | api.JOB_OBJECT_SET_ATTRIBUTES
+_BEYOND = frozenset(
+    ("cpu_weight", "io_weight", "io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
+)
+"""Settings that no job limits."""
+_MEMORY = (api.JOB_OBJECT_MSG_JOB_MEMORY_LIMIT, api.JOB_OBJECT_MSG_PROCESS_MEMORY_LIMIT)
+
+
+def name_of(run_id: str) -> str:
+    """The name of a run's job: one for all sessions, so that every sandrun finds it."""
+    return f"Global\\sandrun-{run_id}"
+
+
+def contains(run_id: str, process: int) -> bool:
+    """Whether the job of a run contains the process of that handle, directly or by a job inside."""
+    inside = api.BOOL()
+    try:
+        job = calls.OpenJobObjectW(api.JOB_OBJECT_QUERY, False, name_of(run_id))
+    except OSError:
+        return False
+    try:
+        calls.IsProcessInJob(process, job, ctypes.byref(inside))
+    finally:
+        calls.CloseHandle(job)
+    return bool(inside.value)
+
+
+def _query(job: int, kind: int, answer: ctypes.Structure) -> None:
+    calls.QueryInformationJobObject(job, kind, ctypes.byref(answer), ctypes.sizeof(answer), None)
+
+
+def _set(job: int, kind: int, what: ctypes.Structure) -> None:
+    calls.SetInformationJobObject(job, kind, ctypes.byref(what), ctypes.sizeof(what))
+
+
+class Port:
+    """A job's completion port, read by one thread. `event` is set when messages came."""
+
+    def __init__(self, job: int) -> None:
+        self.handle = calls.CreateIoCompletionPort(calling.INVALID_HANDLE, None, 0, 1)
+        self.event = calls.CreateEventW(None, False, False, None)
+        self._new = threading.Condition()
+        self._messages: list[tuple[int, int]] = []
+        self._empty = False
+        _set(job, api.JobObjectAssociateCompletionPortInformation, api.JobPort(job, self.handle))
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        number, key, value = api.DWORD(), api.SIZE(), api.SIZE()
+        places = (ctypes.byref(number), ctypes.byref(key), ctypes.byref(value))
+        while True:
+            calls.GetQueuedCompletionStatus(self.handle, *places, api.INFINITE)
+            if number.value == _STOP:
+                return
+            with self._new:
+                self._messages.append((number.value, value.value))
+                self._empty |= number.value == api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO
+                self._new.notify_all()
+            calls.SetEvent(self.event)
+
+    def take(self) -> "list[tuple[int, int]]":
+        """The messages that came since the last call: number, and the process that is meant."""
+        with self._new:
+            taken, self._messages = self._messages, []
+        return taken
+
+    def wait_empty(self, seconds: float) -> bool:
+        """Wait for the message that a job has become empty: ours, or one inside."""
+        with self._new:
+            seen = self._empty or self._new.wait_for(lambda: self._empty, seconds)
+            self._empty = False
+        return seen
+
+    def close(self) -> None:
+        calls.PostQueuedCompletionStatus(self.handle, _STOP, 0, None)
+        self._reader.join()
+        calls.CloseHandle(self.handle)
+        calls.CloseHandle(self.event)
+
+
+class JobContainer:
+    """See `sandrun.protocol.Container`. `port` is None in a container that was attached.
+
+    `events` holds an event's handle instead of a descriptor; `process` is the command's handle.
+    """
+
+    def __init__(self, run_id: str, job: int, limits: Limits, port: "Port | None") -> None:
+        self.token = self.run_id = run_id
+        self.keeper = 0
+        self.job = job
+        self.limits = limits
+        self.port = port
+        self.process = 0
+        self.events = (port.event if port else -1, 0)
+        self.struck = ""
+        self.current: int | None = None
+        self.sampled = 0
+        self.sampler = sampling.Sampler(limits.memory)
+
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "Heritage") -> int:
+        created = creation.create(*spawn.command_line(argv, env), env, self.job)
+        try:
+            creation.enter(created.hProcess, self.job)
+            calls.ResumeThread(created.hThread)
+        except OSError:
+            calls.TerminateProcess(created.hProcess, _KILLED)
+            calls.CloseHandle(created.hProcess)
+            raise
+        finally:
+            calls.CloseHandle(created.hThread)
+        self.process = created.hProcess
+        return int(created.dwProcessId)
+
+    def poll(self) -> "float | None":
+        for number, pid in self.port.take() if self.port else ():
+            if number in _MEMORY and self._is_ours(pid):
+                self.struck = "own"
+        peak, limit = self._peak(), self.limits.memory
+        # Nobody was killed: who holds how much can be seen even now. Before, only while it grows.
+        if limit and (self.struck or peak > max(limit // 2, self.sampled + limit // 50)):
+            self.sampled = peak
+            self.current = sum(_commit(pid) for pid in self.pids())
+            self.sampler.look(limit if self.struck else self.current, self.pids)
+        return self.sampler.due(peak)
+
+    def _is_ours(self, pid: int) -> bool:
+        """Whether it is this job's limit that `pid` ran into, not that of a run inside, whose own
+        sandrun deals with it: of several limits the one with the least room was certainly passed.
+        The environment of `pid` names the runs that it is in."""
+        import psutil
+
+        try:
+            runs = psutil.Process(pid).environ().get("SANDRUN_RUNS", "").split(";")
+        except psutil.Error:
+            # Gone already. A guess, then; to end a run for nothing would be worse than not to.
+            return self._peak() > self.limits.memory // 2
+        ids = [run.rpartition("/")[2] for run in runs]
+        inside = ids[ids.index(self.run_id) + 1 :] if self.run_id in ids else []
+        own = self._room()
+        return all(own <= _room_of(run_id) for run_id in inside)
+
+    def _room(self) -> float:
+        """What may still be committed below this job's limit, in bytes."""
+        limits = api.JobLimits()
+        if self.job:
+            _query(self.job, api.JobObjectExtendedLimitInformation, limits)
+        if not limits.BasicLimitInformation.LimitFlags & api.JOB_OBJECT_LIMIT_JOB_MEMORY:
+            return float("inf")
+        return float(limits.JobMemoryLimit - sum(map(_commit, self.pids())))
+
+    def _peak(self) -> int:
+        limits = api.JobLimits()
+        _query(self.job, api.JobObjectExtendedLimitInformation, limits)
+        return int(limits.PeakJobMemoryUsed)
+
+    def usage(self) -> Usage:
+        times = api.JobAccounting()
+        _query(self.job, api.JobObjectBasicAccountingInformation, times)
+        cpu = (times.TotalUserTime + times.TotalKernelTime) * _TICK
+        return Usage(self.current, self._peak(), cpu)
+
+    def top(self) -> "list[Process]":
+        return self.sampler.top()
+
+    def pids(self) -> "list[int]":
+        room = 64
+        while self.job:
+            found = api.pid_list(room)
+            try:
+                _query(self.job, api.JobObjectBasicProcessIdList, found)
+                return list(found.ProcessIdList[: found.NumberOfProcessIdsInList])
+            except OSError as error:
+                if code(error) != api.ERROR_MORE_DATA:
+                    raise
+            room = 2 * max(room, found.NumberOfAssignedProcesses)
+        return []
+
+    def is_crowd(self) -> bool:
+        return False  # nobody here is told one by one
+
+    def kill(self) -> None:
+        if not self.job:
+            return
+        deadline = time.monotonic() + KILL_SECONDS
+        if self.port:
+            self.port.wait_empty(0.0)  # an earlier one would tell nothing
+        told = not self.port or not self.pids()
+        calls.TerminateJobObject(self.job, _KILLED)
+        while (pids := self.pids()) or not told:
+            if pids and time.monotonic() > deadline:
+                raise TimeoutError(pids)
+            if self.port:
+                told |= self.port.wait_empty(_LOST_SECONDS) or not pids
+            else:
+                time.sleep(_LOST_SECONDS / 50)
+
+    def leave(self) -> None:
+        _set(self.job, api.JobObjectExtendedLimitInformation, api.JobLimits())
+        if self.limits.cpus:
+            _set(self.job, api.JobObjectCpuRateControlInformation, api.JobCpuRate())
+
+    def close(self) -> None:
+        if self.port:
+            self.port.close()
+        for handle in (self.process, self.job):
+            if handle:
+                calls.CloseHandle(handle)
+        self.port, self.process, self.job = None, 0, 0
+        self.events = (-1, 0)
+
+
+def _commit(pid: int) -> int:
+    """The commit charge of one process in bytes; 0 when it is gone."""
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().vms)  # PagefileUsage
+    except psutil.Error:
+        return 0
+
+
+def _room_of(run_id: str) -> float:
+    found = JobBackend().attach(run_id)
+    try:
+        return found._room()
+    finally:
+        found.close()
+
+
+# --- the backend -------------------------------------------------------------------------------
+
+
+def _limit(job: int, limits: Limits) -> None:
+    """Set the limits and read them back. Raises OSError, Unusable."""
+    wanted, found = api.JobLimits(), api.JobLimits()
+    basic = wanted.BasicLimitInformation
+    basic.LimitFlags = api.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
+    if limits.memory:
+        basic.LimitFlags |= api.JOB_OBJECT_LIMIT_JOB_MEMORY
+        commit = limits.memory + max(0, limits.swap)
+        wanted.JobMemoryLimit = commit - commit % _PAGE  # what the kernel would make of it
+    if limits.pids > 0:
+        basic.LimitFlags |= api.JOB_OBJECT_LIMIT_ACTIVE_PROCESS
+        basic.ActiveProcessLimit = limits.pids
+    _set(job, api.JobObjectExtendedLimitInformation, wanted)
+    _query(job, api.JobObjectExtendedLimitInformation, found)
+    if not _holds(wanted, found):
+        if not api.wine_version():
+            raise Unusable("the job did not take its limits")
+        messages.warn("Wine takes the limits of a job and enforces none of them")
+    if limits.cpus:
+        rate = round(limits.cpus / (os.cpu_count() or 1) * 10_000)
+        flags = api.JOB_OBJECT_CPU_RATE_CONTROL_ENABLE | api.JOB_OBJECT_CPU_RATE_CONTROL_HARD_CAP
+        _set(
+            job,
+            api.JobObjectCpuRateControlInformation,
+            api.JobCpuRate(flags, min(10_000, max(1, rate))),
+        )
+
+
+def _holds(wanted: api.JobLimits, found: api.JobLimits) -> bool:
+    """Whether the job has the limits that were wanted; of others it may tell anything."""
+    flags = wanted.BasicLimitInformation.LimitFlags
+    told = found.BasicLimitInformation
+    return bool(
+        told.LimitFlags & flags == flags
+        and wanted.BasicLimitInformation.ActiveProcessLimit in (0, told.ActiveProcessLimit)
+        and wanted.JobMemoryLimit in (0, found.JobMemoryLimit)
+    )
+
+
+class JobBackend:
+    """See `sandrun.protocol.Backend`."""
+
+    name = "job-object"
+
+    def __init__(self) -> None:
+        self.kernel = not api.wine_version()
+
+    def open(self, run_id: str, limits: Limits) -> JobContainer:
+        beyond = sorted(limits.asked & _BEYOND)
+        if beyond:
+            raise Unusable(f"a job does not limit {', '.join(beyond)}")
+        job = calls.CreateJobObjectW(None, name_of(run_id))
+        try:
+            if calls.last_error() == api.ERROR_ALREADY_EXISTS:
+                raise Unusable(f"somebody else has a job named {name_of(run_id)}")
+            _limit(job, limits)
+            return JobContainer(run_id, job, limits, Port(job))
+        except BaseException:
+            calls.CloseHandle(job)
+            raise
+
+    def attach(self, token: str) -> JobContainer:
+        try:
+            job = calls.OpenJobObjectW(_ATTACH, False, name_of(token))
+        except OSError:
+            job = 0  # it is gone, or not ours to open: without its supervisor the kernel ends it
+        return JobContainer(token, job, Limits(0), None)

@@ -1,0 +1,362 @@
+"""The Job Object backend on a FAKE kernel32 (see its header): what only a fake can do."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from sandrun import sampling
+from sandrun.backends import job
+from sandrun.model import MIB, Limits, Unusable
+from sandrun.spawn import Heritage
+from sandrun.windows import api, creation, spawn
+from sandrun.windows import kernel as windows_kernel
+from tests.windows.fake_kernel32 import US, Fake, Job
+
+NO_HERITAGE = Heritage.__new__(Heritage)
+
+
+def _limits(memory: int = 0, **more: object) -> Limits:
+    limits = Limits(memory)
+    for name, value in more.items():
+        setattr(limits, name, value)
+    return limits
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
+    kernel = Fake()
+    for module in (job, creation):
+        monkeypatch.setattr(module, "calls", kernel.calls)
+    monkeypatch.setattr(api, "wine_version", lambda: "")  # even if these tests run there
+    monkeypatch.setattr(
+        spawn, "command_line", lambda argv, env: (f"C:\\{argv[0]}.exe", " ".join(argv))
+    )
+    monkeypatch.setattr(psutil, "Process", lambda pid: _Seen(kernel, pid))
+    monkeypatch.setattr(sampling, "kernel", windows_kernel)
+    before = set(kernel.handles)
+    yield kernel
+    assert not kernel.broken
+    assert not kernel.lists, "attribute lists were not given back"
+    assert set(kernel.handles) == before, "handles were left open"
+
+
+class _Seen:
+    """What psutil would tell of a process of the fake."""
+
+    def __init__(self, kernel: Fake, pid: int) -> None:
+        if not kernel.processes[pid].alive:
+            raise psutil.NoSuchProcess(pid)
+        self.process = kernel.processes[pid]
+
+    def environ(self) -> "dict[str, str]":
+        runs = [around.name.rpartition("-")[2] for around in self.process.jobs]
+        return {"SANDRUN_RUNS": ";".join(f"C:\\state/{run}" for run in runs)}
+
+    def cmdline(self) -> list[str]:
+        return ["make"]
+
+    def name(self) -> str:
+        return "make"
+
+    def memory_info(self) -> SimpleNamespace:
+        return SimpleNamespace(vms=self.process.commit)
+
+
+Opener = Callable[..., job.JobContainer]
+
+
+@pytest.fixture
+def opened(fake: Fake) -> Iterator[Opener]:
+    containers: list[job.JobContainer] = []
+
+    def open_(run_id: str = "outer", limits: "Limits | None" = None) -> job.JobContainer:
+        containers.append(job.JobBackend().open(run_id, limits or _limits(64 * MIB)))
+        return containers[-1]
+
+    yield open_
+    for container in reversed(containers):
+        container.close()
+
+
+def _spawn(container: job.JobContainer, *words: str) -> int:
+    return container.spawn(list(words) or ["make"], {"ü": "ß €", "A": ""}, NO_HERITAGE)
+
+
+def _job(fake: Fake, container: job.JobContainer) -> Job:
+    found = fake.handles[container.job]
+    assert isinstance(found, Job)
+    return found
+
+
+def _told(fake: Fake, container: job.JobContainer) -> None:
+    """Wait until the reader has what was posted so far: packets come in order."""
+    assert container.port
+    seen = len(container.port._messages)
+    fake.calls.PostQueuedCompletionStatus(container.port.handle, 0, 0, None)
+    deadline = time.monotonic() + 10
+    while (0, 0) not in container.port._messages[seen:]:
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["job list", "assigned"])
+def test_the_command_is_inside_before_it_runs(fake: Fake, opened: Opener, old: bool) -> None:
+    fake.old = old
+    container = opened()
+    process = fake.processes[_spawn(container, "make", "a b", "ü€")]
+    assert process.created == {
+        "path": "C:\\make.exe",
+        "line": "make a b ü€",
+        "environment": ["A=", "ü=ß €"],
+        "stdin": None,
+    }
+    assert not process.suspended
+    assert not process.ran_outside
+    assert process.jobs == [_job(fake, container)]
+    assert container.pids() == [process.pid]
+
+
+def test_a_command_that_cannot_be_assigned_never_runs(fake: Fake, opened: Opener) -> None:
+    fake.old = True
+    container = opened(limits=_limits(pids=1))
+    _spawn(container)
+    with pytest.raises(OSError):
+        _spawn(container)
+    assert max(fake.processes.items())[1].suspended
+    assert not max(fake.processes.items())[1].alive
+
+
+def test_kill_ends_the_whole_tree_and_waits_for_it(fake: Fake, opened: Opener) -> None:
+    container = opened()
+    _spawn(container)
+    for _ in range(200):
+        fake.start([_job(fake, container)])
+    assert len(container.pids()) == 201
+    container.kill()
+    assert container.pids() == []
+    assert {p.code for p in fake.processes.values() if p.pid != US} == {137}
+
+
+def test_kill_returns_when_the_message_is_lost(fake: Fake, opened: Opener) -> None:
+    container = opened()
+    _spawn(container)
+    fake.lose = True
+    container.kill()
+    assert container.pids() == []
+
+
+def test_a_message_of_an_earlier_emptiness_does_not_end_the_wait(
+    fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = opened()
+    fake.exit(_spawn(container))
+    _told(fake, container)
+    fake.start([_job(fake, container)])
+    told = threading.Event()
+
+    def late(ended: Job, code: int = 0) -> None:
+        def tell() -> None:
+            told.set()
+            fake._tell(ended, api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO, 0)
+
+        for process in ended.live():
+            process.code = code
+        threading.Timer(0.05, tell).start()
+
+    monkeypatch.setattr(job, "_LOST_SECONDS", 10.0)
+    monkeypatch.setattr(fake, "_end", late)
+    container.kill()
+    assert told.is_set()
+
+
+def test_an_empty_job_inside_does_not_end_the_wait(
+    fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "KILL_SECONDS", 0.3)
+    container = opened()
+    pid = _spawn(container)
+    with monkeypatch.context() as stubborn, pytest.raises(TimeoutError) as undead:
+        stubborn.setattr(fake, "_end", lambda told, code: fake._tell(told, 4, 0))
+        container.kill()
+    assert undead.value.args == ([pid],)
+
+
+def test_the_tree_dies_with_the_supervisors_handle(fake: Fake, opened: Opener) -> None:
+    container = opened()
+    pid = _spawn(container)
+    container.close()
+    assert not fake.processes[pid].alive
+
+
+def test_the_limit_strikes_and_the_peak_is_the_kernels(fake: Fake, opened: Opener) -> None:
+    container = opened()
+    pid = _spawn(container)
+    assert fake.allocate(pid, 40 * MIB)
+    container.poll()
+    assert container.struck == ""
+    assert container.usage().current == 40 * MIB
+    assert not fake.allocate(pid, 40 * MIB)
+    _told(fake, container)
+    assert fake.handles[container.events[0]].is_set()
+    container.poll()
+    assert container.struck == "own"
+    assert container.usage().peak == 40 * MIB
+    assert [process.pid for process in container.top()] == [pid]
+
+
+def test_one_allocation_far_beyond_the_limit_is_named_too(fake: Fake, opened: Opener) -> None:
+    container = opened(limits=_limits(64 * MIB + 5))
+    pid = _spawn(container)
+    assert not fake.allocate(pid, 1024 * MIB)
+    _told(fake, container)
+    container.poll()
+    assert container.struck == "own"
+    assert [process.pid for process in container.top()] == [pid]
+
+
+def test_who_uses_how_much_is_asked_only_while_it_grows(
+    fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = opened()
+    pid = _spawn(container)
+    asked: list[int] = []
+
+    def commit(pid: int) -> int:
+        asked.append(pid)
+        return 40 * MIB
+
+    monkeypatch.setattr(job, "_commit", commit)
+    for _ in range(3):
+        container.poll()
+    assert asked == []
+    assert fake.allocate(pid, 40 * MIB)
+    for _ in range(3):
+        container.poll()
+    assert asked == [pid]
+
+
+@pytest.mark.parametrize(
+    "outer_mib, inner_mib, struck",
+    [(1024, 64, ("", "own")), (96, 1024, ("own", ""))],
+    ids=["inner", "outer"],
+)
+def test_whose_limit_struck(
+    fake: Fake, opened: Opener, outer_mib: int, inner_mib: int, struck: "tuple[str, str]"
+) -> None:
+    """A process in a run inside a run: the message about the inner limit goes to both."""
+    outer = opened("outer", _limits(outer_mib * MIB))
+    _spawn(outer)
+    inner = opened("inner", _limits(inner_mib * MIB))
+    command = fake.start([_job(fake, outer), _job(fake, inner)])
+    assert fake.allocate(command.pid, 40 * MIB)
+    assert not fake.allocate(command.pid, 60 * MIB)
+    for container in (outer, inner):
+        _told(fake, container)
+        container.poll()
+    assert (outer.struck, inner.struck) == struck
+
+
+def test_of_a_process_that_is_gone_the_peak_tells(fake: Fake, opened: Opener) -> None:
+    for size, struck in ((20 * MIB, ""), (40 * MIB, "own")):
+        container = opened(str(size))
+        process = fake.start([_job(fake, container)])
+        assert fake.allocate(process.pid, size)
+        assert not fake.allocate(process.pid, 64 * MIB)
+        fake.exit(process.pid)
+        _told(fake, container)
+        container.poll()
+        assert container.struck == struck
+
+
+def test_the_number_of_processes_is_limited(fake: Fake, opened: Opener) -> None:
+    container = opened(limits=_limits(pids=3))
+    _spawn(container)
+    for _ in range(2):
+        fake.start([_job(fake, container)])
+    with pytest.raises(OSError) as refused:
+        _spawn(container)
+    assert refused.value.filename == "CreateProcessW"
+
+
+def test_a_share_of_the_processors_is_a_hard_cap(
+    fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    container = opened(limits=_limits(cpus=1.5))
+    rate = _job(fake, container).rate
+    assert (rate.ControlFlags, rate.CpuRate) == (5, 3750)
+    container.leave()
+    assert _job(fake, container).rate.ControlFlags == 0
+    assert _job(fake, container).limits.BasicLimitInformation.LimitFlags == 0
+
+
+def test_times_of_ended_processes_count(fake: Fake, opened: Opener) -> None:
+    container = opened()
+    _job(fake, container).ticks = 25_000_000
+    assert container.usage().cpu == pytest.approx(2.5)
+
+
+def test_limits_that_were_not_taken_are_refused(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.forgetful = True
+    assert job.JobBackend().kernel
+    with pytest.raises(Unusable, match="did not take"):
+        job.JobBackend().open("r", _limits(64 * MIB))
+
+
+def test_wine_is_not_taken_for_a_kernel_that_enforces(
+    fake: Fake,
+    opened: Opener,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    fake.forgetful = True
+    monkeypatch.setattr(api, "wine_version", lambda: "10.0")
+    assert not job.JobBackend().kernel
+    opened()
+    assert "Wine takes the limits of a job and enforces none" in capfd.readouterr().err
+
+
+def test_a_job_of_that_name_is_refused(opened: Opener) -> None:
+    opened("r")
+    with pytest.raises(Unusable, match="somebody else"):
+        job.JobBackend().open("r", _limits())
+
+
+def test_what_no_job_limits_is_refused(fake: Fake) -> None:
+    with pytest.raises(Unusable, match="io_weight"):
+        job.JobBackend().open("r", _limits(asked=frozenset({"io_weight", "memory"})))
+
+
+def test_the_container_of_a_dead_supervisor_is_ended_by_its_token(
+    fake: Fake, opened: Opener
+) -> None:
+    container = opened()
+    pid = _spawn(container)
+    found = job.JobBackend().attach(container.token)
+    assert found.pids() == [pid]
+    found.kill()
+    found.close()
+    assert not fake.processes[pid].alive
+    gone = job.JobBackend().attach("nobody")
+    assert gone.pids() == []
+    gone.kill()
+    gone.close()
+
+
+def test_the_table_is_what_is_called(fake: Fake) -> None:
+    """The fake takes what the prototypes take, and nothing else."""
+    import ctypes
+
+    with pytest.raises(TypeError):
+        fake.calls.TerminateJobObject(1)
+    with pytest.raises(ctypes.ArgumentError):
+        fake.calls.OpenJobObjectW(api.JOB_OBJECT_QUERY, False, b"bytes")
+    with pytest.raises(OSError) as refused:
+        fake.calls.CloseHandle(0xDEAD)
+    assert refused.value.filename == "CloseHandle"
