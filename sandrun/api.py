@@ -14,7 +14,6 @@ names and with the same texts; what is not given is settled as there.
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -28,6 +27,8 @@ from sandrun.model import EXIT_GAVE_UP, EXIT_MEMORY, SandrunError
 __all__ = ["GaveUp", "Outcome", "Run", "SandrunError", "Settings", "run", "run_async", "start"]
 
 _File = int | IO[str] | IO[bytes] | None
+_LOST = (-9, EXIT_MEMORY)
+"""What a sandrun exits with that was killed: by SIGKILL, or on Windows by `sandrun kill`."""
 
 
 class Settings(TypedDict, total=False):
@@ -150,7 +151,7 @@ class Run:
         if not self._over.wait(timeout):
             raise TimeoutError(f"not over after {timeout} s: {self.command}")
         facts, code = self._ended, self._process.returncode
-        if not facts and code == -signal.SIGKILL:
+        if not facts and code in _LOST:
             facts = {"reason": "lost", "id": self.id}
             return _outcome(self.command, EXIT_MEMORY, facts, self._output)
         if not facts:
@@ -226,6 +227,17 @@ def _flags(settings: Settings) -> list[str]:
     return words
 
 
+def _handed_down(fd: int) -> tuple[str, list[int]]:
+    """How the child finds an open file, and what subprocess has to pass on for that."""
+    if sys.platform != "win32":
+        return str(fd), [fd]
+    import msvcrt
+
+    handle = msvcrt.get_osfhandle(fd)
+    os.set_handle_inheritable(handle, True)
+    return str(handle), []
+
+
 def start(
     command: Sequence[str],
     *,
@@ -245,15 +257,17 @@ def start(
         raise TypeError("a command is a list of words that is not empty")
     ear, mouth = os.pipe()
     around = dict(os.environ if env is None else env)
+    name, handed = _handed_down(mouth)
     try:
         process = subprocess.Popen(
             [*_launcher(), *_flags(settings), "--", *command],
             cwd=cwd,
-            env={**around, "SANDRUN_TELL": str(mouth)},
+            env={**around, "SANDRUN_TELL": name},
             stdin=stdin,
             stdout=stdout,
             stderr=stderr,
-            pass_fds=[mouth],
+            pass_fds=handed,
+            close_fds=bool(handed),
             text=True,
         )
     except BaseException:

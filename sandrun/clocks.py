@@ -8,6 +8,7 @@
 """
 
 import os
+import sys
 
 from sandrun import kernel
 
@@ -85,6 +86,8 @@ def _processors() -> int:
 
 def _written(pid: int) -> int:
     """wchar of /proc/PID/io (proc(5)); another user's process does not tell."""
+    if sys.platform == "win32":
+        return kernel.written(pid)
     try:
         return int(kernel.read(f"/proc/{pid}/io").partition(b"wchar: ")[2].split(b"\n")[0])
     except (OSError, ValueError):

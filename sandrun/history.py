@@ -6,6 +6,7 @@ command lines can hold secrets.
 """
 
 import os
+import sys
 
 from sandrun.project import home
 
@@ -45,10 +46,14 @@ def encode(value: object) -> str:
 
 
 def path() -> str:
-    """`$XDG_STATE_HOME/sandrun/history.jsonl`, by default below ~/.local/state; '' for who has no
-    home."""
+    """`$XDG_STATE_HOME/sandrun/history.jsonl`, by default below ~/.local/state, on Windows below
+    %LOCALAPPDATA%; '' for who has no home."""
     state = os.environ.get("XDG_STATE_HOME") or ""
-    if not state.startswith("/"):  # the XDG base directory specification: ignore relative ones
+    if not os.path.isabs(state):  # the XDG base directory specification: ignore relative ones
+        if sys.platform == "win32":
+            from sandrun import windows
+
+            return os.path.join(windows.local_folder(), "sandrun", "history.jsonl")
         if not home():
             return ""
         state = os.path.join(home(), ".local", "state")
@@ -76,20 +81,35 @@ class Log:
         line = (encode({"v": VERSION, **record}) + "\n").encode()
         try:
             info = os.fstat(self.fd)
-            torn = info.st_size > 0 and os.pread(self.fd, 1, info.st_size - 1) != b"\n"
+            torn = info.st_size > 0 and _byte(self.fd, info.st_size - 1) != b"\n"
             os.write(self.fd, b"\n" + line if torn else line)
             return info.st_nlink > 0
         finally:
             os.close(self.fd)
 
 
+def _byte(fd: int, at: int) -> bytes:
+    if sys.platform == "win32":  # the file's position is of no use to anybody: writes append
+        os.lseek(fd, at, os.SEEK_SET)
+        return os.read(fd, 1)
+    return os.pread(fd, 1, at)
+
+
 def _open(file: str) -> int:
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        return os.open(file, flags, 0o600)
+        return _open_there(file)
     except FileNotFoundError:
         os.makedirs(os.path.dirname(file), 0o700, exist_ok=True)
-        return os.open(file, flags, 0o600)
+        return _open_there(file)
+
+
+def _open_there(file: str) -> int:
+    if sys.platform == "win32":
+        from sandrun.windows import files
+
+        return files.open_log(file)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    return os.open(file, flags, 0o600)
 
 
 def append(record: "dict[str, object]", fallback: str, log: "Log | None" = None) -> None:

@@ -8,6 +8,7 @@ Programs are told by `tell`, in events and facts instead of sentences, whatever 
 """
 
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ _ROOM = 4096
 
 def write(text: str, patience: int = _PATIENCE) -> bool:
     """Write raw text to stderr; False: there was no room for it within `patience` milliseconds."""
+    if sys.platform == "win32":
+        from sandrun.windows import console
+
+        return console.write(text)
     import select
 
     data = os.fsencode(text)

@@ -5,11 +5,13 @@ outlive their run. The proof is a ticket that is locked (the run is alive) AND t
 is among our ancestors, or that we are in its cgroup (a daemon of the run).
 
 A run that waits inside another run is known by a link beside its ticket, `around.<id>`, whose
-target names the runs around it. It is laid before the first look, so of two runs that close a
-circle at once at least one sees it. Only a wait inside a run can close one, so nobody else looks.
+target names the runs around it (on Windows a file with that text). It is laid before the first
+look, so of two runs that close a circle at once at least one sees it. Only a wait inside a run can
+close one, so nobody else looks.
 """
 
 import os
+import sys
 
 from sandrun import kernel, project
 from sandrun.model import SandrunError
@@ -48,11 +50,18 @@ def contains_us(queue: Queue) -> bool:
 
 
 def _contains(queue: Queue, ticket: Ticket) -> bool:
-    return ticket.running and (is_ancestor(ticket_holder(queue, ticket)) or _in_group(ticket.id))
+    # A job is asked first: it is the better proof, and there the ancestors cost more.
+    return ticket.running and (
+        (sys.platform == "win32" and _in_group(ticket.id))
+        or is_ancestor(ticket_holder(queue, ticket))
+        or _in_group(ticket.id)
+    )
 
 
 def ticket_holder(queue: Queue, ticket: Ticket) -> int:
     """The process that locked a live ticket, as our pid namespace has it; 0: none of ours."""
+    if sys.platform == "win32":
+        return ticket.pid  # there is one namespace only
     try:
         file = os.stat(ticket.name, dir_fd=queue.dir, follow_symlinks=False)
     except OSError:
@@ -66,6 +75,11 @@ def is_ancestor(pid: int) -> bool:
 
 
 def _in_group(run_id: str) -> bool:
+    if sys.platform == "win32":
+        from sandrun.backends import job
+        from sandrun.windows.api import calls
+
+        return job.contains(run_id, calls.GetCurrentProcess())
     try:
         return f"sandrun-{run_id}".encode() in kernel.read("/proc/self/cgroup")
     except OSError:
@@ -98,7 +112,7 @@ def lock_holder(file: os.stat_result, told: int = 0) -> int:
 
 
 def _runs(around: str) -> "Iterator[tuple[str, str]]":
-    for entry in around.split(":"):
+    for entry in around.split(os.pathsep):
         path, _, run_id = entry.rpartition("/")
         if path:
             yield path, run_id
@@ -106,7 +120,8 @@ def _runs(around: str) -> "Iterator[tuple[str, str]]":
 
 def proved(around: str) -> str:
     """The part of `around` that is true: the live runs that contain this process."""
-    return ":".join(f"{path}/{run_id}" for path, run_id in _runs(around) if _holds(path, run_id))
+    runs = (f"{path}/{run_id}" for path, run_id in _runs(around) if _holds(path, run_id))
+    return os.pathsep.join(runs)
 
 
 def _holds(path: str, run_id: str) -> bool:
@@ -118,6 +133,9 @@ def _holds(path: str, run_id: str) -> bool:
 
 def announce(queue: Queue, ticket: Ticket, around: str) -> None:
     """Tell others in which runs this waiter is."""
+    if sys.platform == "win32":  # links are for administrators there
+        queue.lay(_LINK + ticket.id, around)
+        return
     try:
         os.symlink(around, _LINK + ticket.id, dir_fd=queue.dir)
     except OSError:
@@ -126,10 +144,22 @@ def announce(queue: Queue, ticket: Ticket, around: str) -> None:
 
 def withdraw(queue: Queue, ticket: Ticket) -> None:
     """We wait no more."""
+    if sys.platform == "win32":
+        queue.take_up(_LINK + ticket.id)
+        return
     try:
         os.unlink(_LINK + ticket.id, dir_fd=queue.dir)
     except OSError:
         pass
+
+
+def _announced(queue: Queue, ticket: Ticket) -> str:
+    if sys.platform == "win32":
+        return queue.laid(_LINK + ticket.id)
+    try:
+        return os.readlink(_LINK + ticket.id, dir_fd=queue.dir)
+    except OSError:
+        return ""
 
 
 class _Waiter:
@@ -155,11 +185,8 @@ class _Seen:
             tickets = queue.tickets()
             self.running = [t for t in tickets if t.running]
             for ticket in tickets:
-                if not ticket.running:
-                    try:
-                        around = os.readlink(_LINK + ticket.id, dir_fd=queue.dir)
-                    except OSError:
-                        continue
+                around = "" if ticket.running else _announced(queue, ticket)
+                if around:
                     self.waiters.append(_Waiter(self, ticket, around))
         finally:
             queue.close()

@@ -66,7 +66,7 @@ class Option:
             raise ValueError(f"{RIGHT[self.kind]}{', ' + advice if advice else ''}") from None
 
 
-BACKENDS = ("auto", "cgroup2", "systemd", "cgroup1", "rlimit", "none")
+BACKENDS = ("auto", "cgroup2", "systemd", "cgroup1", "rlimit", "job-object", "none")
 
 OPTIONS = (
     Option(

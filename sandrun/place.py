@@ -185,7 +185,7 @@ def _wait_room(this: "Run", place: Place, share: "Share", deadline: float) -> No
 
     place.show()
     # Inside our own run too: those who wait for it wait for the pool through us.
-    around = f"{nesting.proved(this.around)}:{this.state}/{this.id}"
+    around = f"{nesting.proved(this.around)}{os.pathsep}{this.state}/{this.id}"
     try:
         private = [*place.descriptors(), share.ticket.fd]
         _wait(this, share.queue, share.ticket, around, deadline, private, wait)

@@ -16,6 +16,7 @@ A ticket is locked by its run's supervisor and keeper, so its share is free when
 """
 
 import os
+import sys
 
 from sandrun import messages, project
 from sandrun.model import MIB, SandrunError, size_text
@@ -45,6 +46,10 @@ def _memory() -> int:
 
 
 def _total() -> int:
+    if sys.platform == "win32":
+        from sandrun import kernel
+
+        return kernel.memory()
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
     except (OSError, ValueError):
@@ -57,6 +62,8 @@ def _limit_around() -> int:
     In a cgroup namespace the root shows the container's own limit. v1 says 2**63 for none.
     """
     lowest = 0
+    if sys.platform == "win32":
+        return lowest
     for line in _lines("/proc/self/cgroup"):
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":

@@ -7,6 +7,7 @@ below it is reached through that descriptor.
 """
 
 import os
+import sys
 
 from sandrun.model import SandrunError
 
@@ -80,12 +81,17 @@ def state_path(project: str, queue: str = "") -> str:
     """The state directory of a project's queue, or of the queue of that name.
 
     `/tmp/seq-exec-<hash>-<uid>`, where <hash> is what `pwd | shasum | head -c 8` prints in the
-    project; SANDRUN_STATE_DIR replaces /tmp.
+    project; SANDRUN_STATE_DIR replaces /tmp. On Windows `%LOCALAPPDATA%\\sandrun\\seq-exec-<hash>`.
     """
     # A name can never equal a path: a real path starts with a slash.
     identity = f"queue {queue}" if queue else project
     digest = sha1(os.fsencode(identity) + b"\n")[:8]
-    return os.path.join(state_root(), f"seq-exec-{digest}-{os.geteuid()}")
+    return os.path.join(state_root(), f"seq-exec-{digest}{_mine()}")
+
+
+def _mine() -> str:
+    """The end of the name of a directory of ours where other users have theirs."""
+    return "" if sys.platform == "win32" else f"-{os.geteuid()}"
 
 
 def sha1(text: bytes) -> str:
@@ -121,7 +127,7 @@ def git_directory(root: str) -> str:
 def home() -> str:
     """The user's home directory; '' if there is none (no HOME, and a uid without an account)."""
     found = os.path.expanduser("~")
-    return found if found.startswith("/") else ""
+    return found if os.path.isabs(found) else ""
 
 
 def lock_root() -> str:
@@ -129,23 +135,30 @@ def lock_root() -> str:
     root = os.environ.get("SANDRUN_STATE_DIR") or "/dev/shm"
     if not os.path.isdir(root):
         root = "/tmp"
-    return os.path.join(root, f"sandrun-locks-{os.geteuid()}")
+    return os.path.join(root, f"sandrun-locks{_mine()}")
 
 
 def state_root() -> str:
     """The directory that holds the state directories of all queues."""
-    return os.environ.get("SANDRUN_STATE_DIR") or "/tmp"
+    root = os.environ.get("SANDRUN_STATE_DIR")
+    if root:
+        return root
+    if sys.platform == "win32":
+        from sandrun import windows
+
+        return os.path.join(windows.local_folder(), "sandrun")
+    return "/tmp"
 
 
 def pool_path() -> str:
     """The state directory of the pool (see `sandrun.pool`)."""
-    return os.path.join(state_root(), f"sandrun-pool-{os.geteuid()}")
+    return os.path.join(state_root(), f"sandrun-pool{_mine()}")
 
 
 def all_states() -> "list[str]":
     """The state directories of this user's queues."""
     root = state_root()
-    mine = f"-{os.geteuid()}"
+    mine = _mine()
     try:
         names = sorted(n for n in os.listdir(root) if n[:9] == "seq-exec-" and n.endswith(mine))
     except OSError:

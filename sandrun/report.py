@@ -5,6 +5,7 @@ Imported only when there is something to say.
 
 import errno
 import os
+import sys
 
 from sandrun import kernel, messages
 from sandrun.model import (
@@ -74,6 +75,9 @@ def _time(reason: str, settings: "Settings") -> "tuple[str, str]":
 
 def _describe_undead(pid: int) -> str:
     """A process that survived SIGKILL, and why it could."""
+    if sys.platform == "win32":
+        named = kernel.describe(pid)
+        return f"{named.command if named else 'it'} (pid {pid}): it was terminated, and lives"
     try:
         stat = kernel.Stat(pid)
         owner = kernel.owner(pid)

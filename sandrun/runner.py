@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 RUNS_VARIABLE = "SANDRUN_RUNS"
 """In the command's environment: `<state directory>/<run id>` of each run around it, outermost
-first, separated by colons. A hint for finding them, never a proof."""
+first, separated as in PATH. A hint for finding them, never a proof."""
 
 _KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory")
 """Ends that may leave git's locks behind: the run's processes had no time to clean up."""
@@ -63,7 +63,7 @@ class Run:
     def environment(self) -> "dict[str, str]":
         """The command's environment: the caller's, and the mark of this run."""
         mark = f"{self.state}/{self.id}"
-        marks = {RUNS_VARIABLE: f"{self.around}:{mark}" if self.around else mark}
+        marks = {RUNS_VARIABLE: f"{self.around}{os.pathsep}{mark}" if self.around else mark}
         if not self.settings.source["queue"].startswith("-"):  # a flag's queue is not the project's
             marks[PROJECT_VARIABLE] = self.project
         env = spawn.environment(marks)

@@ -7,6 +7,7 @@ set for something else must not stop a build.
 """
 
 import os
+import sys
 
 from sandrun import messages
 from sandrun.model import Limits
@@ -146,18 +147,28 @@ def _project_file(root: str) -> "list[tuple[str, dict[str, object]]]":
 
 def _user_file() -> "list[tuple[str, dict[str, object]]]":
     config = os.environ.get("XDG_CONFIG_HOME") or ""
-    if not config.startswith("/"):
-        if not home():
+    if not os.path.isabs(config):
+        if sys.platform == "win32":
+            from sandrun import windows
+
+            config = windows.roaming_folder()
+        elif home():
+            config = os.path.join(home(), ".config")
+        else:
             return []
-        config = os.path.join(home(), ".config")
     path = os.path.join(config, "sandrun", "config.toml")
     text = _read(path)
     return [] if text is None else [(path, _table(path, text))]
 
 
+_FLAGS = os.O_RDONLY
+for _name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):  # where there is such a thing
+    _FLAGS |= getattr(os, _name, 0)
+
+
 def _read(path: str) -> "str | None":
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+        fd = os.open(path, _FLAGS)
     except OSError:
         return None
     try:

@@ -5,6 +5,7 @@ while it is open stands in `sandrun.queue`.
 """
 
 import os
+import sys
 import time
 
 from sandrun.model import command_text
@@ -12,7 +13,7 @@ from sandrun.model import command_text
 RUNS = b"R"
 """What a ticket's owner writes into it when its turn has come."""
 SECOND = 10**9
-# Keys are nanoseconds of CLOCK_MONOTONIC plus this, so that a head start taken off soon after a
+# Keys are nanoseconds since the boot plus this, so that a head start taken off soon after a
 # boot still leaves a positive number of 20 digits.
 _KEY_BASE = 10**19
 _COMMAND_BYTES = 120  # names end at 255 bytes
@@ -55,10 +56,15 @@ class Ticket:
         self.fd = -1
 
 
+_UNSAFE = b'/%\\:*?"<>|.' if sys.platform == "win32" else b"/%"
+"""What a file name cannot have, or, on Windows, must not end with; a blank is kept from its end."""
+
+
 def escape(text: str) -> str:
     """A command as part of a file name: no slash, nothing unprintable, short."""
     raw = os.fsencode(text)[:_COMMAND_BYTES]
-    return "".join(chr(c) if 32 <= c < 127 and c not in b"/%" else f"%{c:02X}" for c in raw)[:160]
+    safe = "".join(chr(c) if 32 <= c < 127 and c not in _UNSAFE else f"%{c:02X}" for c in raw)
+    return safe[:160].rstrip(" ") if sys.platform == "win32" else safe[:160]
 
 
 def unescape(text: str) -> str:
@@ -91,5 +97,8 @@ def is_stopped(pid: int) -> bool:
 
 
 def head_key(head_start: int) -> int:
-    """The key of who comes now with a head start in seconds."""
-    return _KEY_BASE + time.monotonic_ns() - head_start * SECOND
+    """The key of who comes now with a head start in seconds.
+
+    The clock is CLOCK_MONOTONIC on Linux; on Windows time.monotonic would tick 64 times a second.
+    """
+    return _KEY_BASE + time.perf_counter_ns() - head_start * SECOND

@@ -32,7 +32,8 @@ def main() -> "NoReturn":
         messages.tell("failed", {"text": error.text, "hint": error.hint, "exit": code})
     except BaseException as error:
         code = _surprise(error)
-    os._exit(code)
+    # On Windows a code has 32 bits (an NTSTATUS), and C's int a sign.
+    os._exit(code if code < 1 << 31 else code - (1 << 32))
 
 
 def _listen(env: "Mapping[str, str]") -> None:
@@ -50,7 +51,10 @@ def _listen(env: "Mapping[str, str]") -> None:
 def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
     parsed = options.parse(argv)
     if parsed.subcommand == "git":
-        from sandrun.gitguard import command
+        if sys.platform == "win32":
+            from sandrun.windows import git as command
+        else:
+            from sandrun.gitguard import command
 
         return command.main(parsed.arguments, parsed.flags, heritage)
     if parsed.subcommand == "make-again":

@@ -160,7 +160,10 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
 
     Whole trees are ended. Says what it ended; exit 1 if there was nothing to end.
     """
-    from sandrun import emergency
+    if sys.platform == "win32":
+        from sandrun.windows import emergency
+    else:
+        from sandrun import emergency
 
     root, chosen = obj
     ended = emergency.end(project.state_path(root, chosen.queue), run, everything, chosen.grace)
@@ -262,7 +265,10 @@ def doctor(as_json: bool) -> None:
 
     Exit 1 when the kernel enforces nothing.
     """
-    from sandrun import doctor as examiner
+    if sys.platform == "win32":
+        from sandrun.windows import doctor as examiner
+    else:
+        from sandrun import doctor as examiner
 
     raise SystemExit(examiner.main(_out, as_json))
 
@@ -280,11 +286,12 @@ for _command in entries.ALL:
 
 def main(argv: "list[str]", heritage: spawn.Heritage) -> int:
     """Run a subcommand or show help; the exit code."""
-    import signal
+    if sys.platform != "win32":
+        import signal
 
-    # Ours are blocked for the sake of a run; a subcommand is an ordinary program.
-    signal.pthread_sigmask(signal.SIG_SETMASK, heritage.mask)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        # Ours are blocked for the sake of a run; a subcommand is an ordinary program.
+        signal.pthread_sigmask(signal.SIG_SETMASK, heritage.mask)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         code = _guarded(lambda: cli.main(argv, "sandrun", standalone_mode=False))
         sys.stdout.flush()

@@ -47,7 +47,7 @@ def shims_add(tools: "tuple[str, ...]") -> None:
     for tool in tools:
         _out(made.add(tool))
     if not made.active():
-        messages.status('not on PATH yet: eval "$(sandrun shims activate bash)", or zsh, or fish')
+        messages.status("not on PATH yet: sandrun shims activate --help")
 
 
 @shims.command("remove")
@@ -70,13 +70,15 @@ def shims_list() -> None:
 
 
 @shims.command("activate")
-@click.argument("shell", type=SHELLS)
+@click.argument("shell", type=click.Choice([*SHELLS.choices, "cmd", "powershell"]))
 def shims_activate(shell: str) -> None:
     """Print what a shell has to evaluate to have the shims first on its PATH.
 
     \b
-    bash, zsh  eval "$(sandrun shims activate bash)"
-    fish       sandrun shims activate fish | source
+    bash, zsh   eval "$(sandrun shims activate bash)"
+    fish        sandrun shims activate fish | source
+    powershell  sandrun shims activate powershell | Invoke-Expression
+    cmd         for /f "delims=" %i in ('sandrun shims activate cmd') do %i
     """
     from sandrun.entry import shims as made
 

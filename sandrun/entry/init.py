@@ -68,7 +68,7 @@ def steps(root: str, undo: bool) -> "Iterator[Step]":
     yield _own_file(os.path.join(root, "sandrun.toml"), settings_text(), undo, _has_table(root))
     makefile = next((m for m in MAKEFILES if os.path.isfile(os.path.join(root, m))), "")
     if makefile:
-        with open(include()) as file:
+        with open(include(), encoding="utf-8") as file:
             yield _own_file(os.path.join(root, "sandrun.mk"), file.read(), undo)
         yield _line(os.path.join(root, makefile), INCLUDE_LINE, 0, undo, "sandrun.mk")
     yield from _hook(root, undo)
@@ -105,7 +105,7 @@ def _own_file(path: str, text: str, undo: bool, instead: str = "") -> Step:
 
 
 def _write_new(path: str, text: str) -> None:
-    with open(path, "x") as file:
+    with open(path, "x", encoding="utf-8", newline="\n") as file:
         file.write(text)
 
 
@@ -128,8 +128,8 @@ def _rewrite(path: str, lines: "list[str]") -> None:
     path = os.path.realpath(path)
     private = f"{path}.sandrun.{os.getpid()}"
     with open(private, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        os.fchmod(file.fileno(), stat.S_IMODE(os.stat(path).st_mode))
         file.writelines(lines)
+    os.chmod(private, stat.S_IMODE(os.stat(path).st_mode))
     os.replace(private, path)
 
 

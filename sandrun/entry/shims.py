@@ -12,7 +12,8 @@ Promises, of a shim for TOOL
 What says that it is inside is the same as in sandrun.mk: a live ticket of a run around us, and no
 other project between here and that run's. A guess that fails costs a start of sandrun, which knows.
 
-Left to others: `git`, which has a shim of its own (`sandrun.gitguard.shim`).
+Left to others: `git`, which has a shim of its own (`sandrun.gitguard.shim`), and the text of those
+for Windows (`sandrun.windows.shims`), which are batch files.
 """
 
 import os
@@ -23,6 +24,7 @@ from sandrun.project import home
 
 MARK = ".sandrun-shims"
 _FIRST_LINE = "# sandrun shim for {tool}"
+_ENDING = ".cmd" if sys.platform == "win32" else ""
 
 # What runs nothing worth a turn, as patterns of sh: for the first word, and for any word.
 _FIRST_WORDS = {
@@ -107,11 +109,23 @@ exec "$real" "$@"
 def directory() -> str:
     """The folder of the shims: $XDG_DATA_HOME/sandrun/shims."""
     data = os.environ.get("XDG_DATA_HOME") or ""
-    if not data.startswith("/"):
+    if not os.path.isabs(data):
+        if sys.platform == "win32":
+            from sandrun import windows
+
+            return os.path.join(windows.local_folder(), "sandrun", "shims")
         if not home():
             raise SandrunError("there is no home directory for the shims", "set HOME")
         data = os.path.join(home(), ".local", "share")
     return os.path.join(data, "sandrun", "shims")
+
+
+def _bytes(tool: str) -> bytes:
+    if sys.platform == "win32":
+        from sandrun.windows import shims
+
+        return shims.text(tool, _FIRST_LINE.format(tool=tool))
+    return text(tool).encode()
 
 
 def text(tool: str) -> str:
@@ -153,13 +167,13 @@ def add(tool: str) -> str:
     folder = directory()
     os.makedirs(folder, exist_ok=True)
     open(os.path.join(folder, MARK), "a").close()
-    path = os.path.join(folder, tool)
+    path = os.path.join(folder, tool + _ENDING)
     if os.path.lexists(path) and tool not in installed():
         raise SandrunError(f"{path} is not a shim of sandrun's", "move it away")
     private = f"{path}.{os.getpid()}"
-    with open(private, "w") as file:
-        file.write(text(tool))
-        os.fchmod(file.fileno(), 0o755)
+    with open(private, "wb") as file:
+        file.write(_bytes(tool))
+    os.chmod(private, 0o755)
     os.replace(private, path)  # a shell that is reading the old one must not read half of this
     return path
 
@@ -171,7 +185,7 @@ def remove(tool: str) -> str:
     """Remove the shim for a tool; its path. Raises SandrunError if there is none."""
     if tool not in installed():
         raise SandrunError(f"there is no shim for {tool}", "sandrun shims list")
-    path = os.path.join(directory(), tool)
+    path = os.path.join(directory(), tool + _ENDING)
     os.unlink(path)
     return path
 
@@ -183,7 +197,8 @@ def installed() -> "list[str]":
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
-    return [name for name in names if _is_shim(os.path.join(folder, name), name)]
+    tools = [name.removesuffix(_ENDING) for name in names if name.endswith(_ENDING)]
+    return [tool for tool in tools if _is_shim(os.path.join(folder, tool + _ENDING), tool)]
 
 
 def _is_shim(path: str, tool: str) -> bool:
@@ -196,11 +211,15 @@ def _is_shim(path: str, tool: str) -> bool:
 
 def active() -> bool:
     """Whether the folder of the shims is on PATH."""
-    return directory() in os.environ.get("PATH", "").split(":")
+    return directory() in os.environ.get("PATH", "").split(os.pathsep)
 
 
 def activation(shell: str) -> str:
-    """What puts the shims first on PATH in bash, zsh or fish; said twice it does it once."""
+    """What puts the shims first on PATH in a shell; in all but cmd.exe it can be said twice."""
+    if shell in ("cmd", "powershell"):
+        from sandrun.windows import shims
+
+        return shims.activation(shell, directory())
     folder = command_text([directory()])
     if shell == "fish":
         return f"if not contains -- {folder} $PATH; set -gx PATH {folder} $PATH; end"

@@ -7,6 +7,7 @@ The events are those of `messages.tell`.
 """
 
 import os
+import sys
 
 from sandrun import history, messages
 
@@ -21,6 +22,10 @@ def take() -> None:
     global _fd
     try:
         _fd = int(os.environ.pop(VARIABLE, ""))
+        if sys.platform == "win32":  # only a handle can be handed down
+            import msvcrt
+
+            _fd = msvcrt.open_osfhandle(_fd, 0)
         os.set_inheritable(_fd, False)
         messages.listeners.append(tell)
     except (ValueError, OSError):

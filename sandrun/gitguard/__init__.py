@@ -17,8 +17,8 @@ own directory first in the PATH of what it starts, so most hooks call the real g
 inside a turn already.
 """
 
-import fcntl
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +59,11 @@ def around(project: str) -> "Repository | None":
 
 def is_quiet(project: str) -> bool:
     """Whether certainly no git is at work in `project`: what nearly every run finds, for the
-    price of four system calls. False: `wait_quiet` must look."""
+    price of four system calls. False: `wait_quiet` must look. There is no guard on Windows."""
+    if sys.platform == "win32":
+        return True
+    import fcntl  # the queue has loaded it
+
     git = os.path.join(project, ".git")
     if any(name in os.environ for name in _PLACES):
         return False
@@ -99,6 +103,8 @@ def wait_quiet(project: str, patience: float, mask: "set[int]") -> None:
 
 def heal_after(project: str, since: float, run_id: str) -> None:
     """Move aside the locks that a run's dead processes left (`stale.after_run`)."""
+    if sys.platform == "win32":
+        return
     repo = around(project)
     if repo:
         from sandrun.gitguard import stale

@@ -36,7 +36,10 @@ def test_the_wheel_holds_every_module_once(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     modules = {
         str(path.relative_to(ROOT))
-        for top in ("sandrun", "sandrun/cli", "sandrun/entry", "sandrun/gitguard")
+        for top in (
+            "sandrun",
+            *(f"sandrun/{name}" for name in ("cli", "entry", "gitguard", "windows")),
+        )
         for path in (ROOT / top).glob("*.py")
     } | {f"sandrun/backends/{path.name}" for path in (ROOT / "backends").glob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules

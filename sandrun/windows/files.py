@@ -1,0 +1,124 @@
+"""Files, locks and events of Windows, as the queue needs them. Handles are ints; 0: none.
+
+A lock (LockFileEx) is mandatory on the bytes that it covers, so ours cover one far behind
+everything that a file has: a locked file can be read and written by all. It belongs to the handle
+and the process, and the kernel frees it when either ends.
+"""
+
+import ctypes
+import os
+import sys
+
+from sandrun.windows import api
+from sandrun.windows.api import calls
+
+SHARE_ALL = api.FILE_SHARE_READ | api.FILE_SHARE_WRITE | api.FILE_SHARE_DELETE
+_LOCK_AT_HIGH = 0x40000000  # the high half of the offset: 2**62
+
+
+def extended(path: str) -> str:
+    """`path` (absolute) in the form that has no limit of 260 characters."""
+    if path.startswith("\\\\?\\"):
+        return path
+    if path.startswith("\\\\"):
+        return "\\\\?\\UNC\\" + path[2:]
+    return "\\\\?\\" + path
+
+
+def open_file(path: str, access: int, share: int = SHARE_ALL, how: int = api.OPEN_EXISTING) -> int:
+    """Open a file, not what a link points to; its handle, which no child inherits.
+
+    Raises OSError.
+    """
+    flags = api.FILE_FLAG_OPEN_REPARSE_POINT
+    return int(calls.CreateFileW(extended(path), access, share, None, how, flags, None))
+
+
+def close(handle: int) -> None:
+    calls.CloseHandle(handle)
+
+
+def _place() -> api.Overlapped:
+    return api.Overlapped(OffsetHigh=_LOCK_AT_HIGH)
+
+
+def try_lock(handle: int, exclusive: bool = True) -> bool:
+    """Lock without waiting; False: somebody else has it. Raises OSError."""
+    flags = api.LOCKFILE_FAIL_IMMEDIATELY | (api.LOCKFILE_EXCLUSIVE_LOCK if exclusive else 0)
+    try:
+        calls.LockFileEx(handle, flags, 0, 1, 0, ctypes.byref(_place()))
+        return True
+    except OSError as error:
+        if api.code(error) == api.ERROR_LOCK_VIOLATION:
+            return False
+        raise
+
+
+def wait_lock(handle: int) -> None:
+    """Block until nobody has the lock exclusively, and share it. Raises OSError."""
+    calls.LockFileEx(handle, 0, 0, 1, 0, ctypes.byref(_place()))
+
+
+def unlock(handle: int) -> None:
+    """Give a lock back. Raises OSError if it is not ours."""
+    calls.UnlockFileEx(handle, 0, 1, 0, ctypes.byref(_place()))
+
+
+def read(handle: int, most: int = 1 << 16) -> bytes:
+    """The bytes of a small file. Raises OSError."""
+    buffer = ctypes.create_string_buffer(most)
+    got = api.DWORD()
+    calls.SetFilePointerEx(handle, 0, None, 0)
+    calls.ReadFile(handle, buffer, most, ctypes.byref(got), None)
+    return buffer.raw[: got.value]
+
+
+def write(handle: int, data: bytes) -> None:
+    """Replace the bytes of a file. Raises OSError."""
+    done = api.DWORD()
+    calls.SetFilePointerEx(handle, 0, None, 0)
+    calls.SetEndOfFile(handle)
+    if data:
+        calls.WriteFile(handle, data, len(data), ctypes.byref(done), None)
+
+
+def open_log(path: str) -> int:
+    """A descriptor whose writes append, whoever else writes. Raises OSError."""
+    # FILE_APPEND_DATA alone: the kernel itself puts each write at the end.
+    handle = open_file(path, api.GENERIC_READ | api.FILE_APPEND_DATA, how=api.OPEN_ALWAYS)
+    if sys.platform == "win32":
+        import msvcrt
+
+        return msvcrt.open_osfhandle(handle, os.O_BINARY | os.O_NOINHERIT)
+    return handle
+
+
+def make_event(name: "str | None" = None) -> int:
+    """An event that wakes one waiter once; with a name others can find it. Raises OSError."""
+    return int(calls.CreateEventW(None, False, False, name))
+
+
+def set_event(handle: int) -> None:
+    calls.SetEvent(handle)
+
+
+def set_named_event(name: str) -> bool:
+    """Set the event of that name; False: there is none, or not for us."""
+    try:
+        handle = calls.OpenEventW(api.EVENT_MODIFY_STATE, False, name)
+    except OSError:
+        return False
+    calls.SetEvent(handle)
+    close(handle)
+    return True
+
+
+def wait_any(handles: "list[int]", seconds: "float | None") -> int:
+    """Sleep until one of up to 64 handles is signalled: its index; -1 after so many seconds."""
+    array = (api.HANDLE * len(handles))(*handles)
+    # Rounded up: waking a moment early would make the caller look again and again.
+    span = min(int(max(0.0, seconds or 0.0) * 1000) + 1, api.INFINITE - 1)
+    result = calls.WaitForMultipleObjects(
+        len(handles), array, False, api.INFINITE if seconds is None else span
+    )
+    return int(result) if result < len(handles) else -1

@@ -1,0 +1,24 @@
+"""`sandrun git ARGS...` on Windows: just git; there is no guard here."""
+
+import os
+
+from sandrun import messages
+from sandrun.model import EXIT_NOT_FOUND
+from sandrun.windows import spawn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.Heritage) -> int:
+    """Run git; its exit code."""
+    import subprocess
+
+    spawn.restore(heritage)
+    try:
+        path = spawn.program("git", os.environ)
+    except FileNotFoundError:
+        messages.error("git: command not found")
+        return EXIT_NOT_FOUND
+    return subprocess.call([path, *arguments])

@@ -1,0 +1,33 @@
+"""No keeper is needed here; stands in for `sandrun.keeper`.
+
+The job of a run dies with its last handle, which only the supervisor has, so whatever kills the
+supervisor ends the tree; the next run of the queue writes the record (`sandrun.recovery`). The
+supervisor can wait for everything at once and watches its parent by itself.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sandrun.protocol import Container
+    from sandrun.runlock import RunLock
+
+
+class Keeper:
+    """What `sandrun.runner` asks of a keeper; `parent`: the process whose death ends the run."""
+
+    def __init__(
+        self,
+        container: "Container",
+        close: "list[int]",
+        lock: "RunLock | None",
+        line: bytes,
+        parent: int,
+        two: bool,
+    ) -> None:
+        self.parent = parent
+
+    def dismiss(self) -> None:
+        """Nothing runs."""
+
+    def reap(self) -> None:
+        """Nothing runs."""

@@ -1,0 +1,134 @@
+"""Facts about processes, from psutil; stands in for `sandrun.kernel`.
+
+Everything here answers "no" for a process that is gone or that we may not look at.
+"""
+
+import ctypes
+
+from sandrun.model import Process
+from sandrun.windows import api
+from sandrun.windows.api import calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import psutil
+
+
+def _process(pid: int) -> "psutil.Process":
+    """Raises OSError when there is none."""
+    import psutil
+
+    try:
+        return psutil.Process(pid)
+    except psutil.Error as error:
+        raise ProcessLookupError(str(error)) from None
+
+
+def _ask(pid: int, method: str) -> object:
+    """What psutil's `method` says of a process. Raises OSError."""
+    import psutil
+
+    try:
+        return getattr(_process(pid), method)()
+    except psutil.Error as error:
+        raise ProcessLookupError(str(error)) from None
+
+
+def read(path: "str | bytes") -> bytes:
+    """There are no files about processes here. Raises FileNotFoundError."""
+    raise FileNotFoundError(path)
+
+
+class Stat:
+    """What is known of a process that lives: its parent, CPU time in seconds, memory in bytes."""
+
+    __slots__ = ("cpu", "name", "parent", "rss", "start", "state", "threads")
+
+    def __init__(self, pid: int) -> None:
+        import psutil
+
+        process = _process(pid)
+        try:
+            with process.oneshot():
+                times = process.cpu_times()
+                self.cpu = times.user + times.system
+                self.name = process.name()
+                self.parent = process.ppid()
+                self.rss = process.memory_info().rss
+                self.start = int(process.create_time() * 1000)
+                self.threads = process.num_threads()
+        except psutil.Error as error:
+            raise ProcessLookupError(str(error)) from None
+        self.state = "R"  # nothing is ever stopped by a Ctrl-Z
+
+
+def memory() -> int:
+    """The host's memory in bytes."""
+    status = api.MemoryStatus(dwLength=ctypes.sizeof(api.MemoryStatus))
+    calls.GlobalMemoryStatusEx(ctypes.byref(status))
+    return int(status.ullTotalPhys)
+
+
+def written(pid: int) -> int:
+    """The bytes that a process has written anywhere."""
+    try:
+        return int(getattr(_ask(pid, "io_counters"), "write_bytes", 0))
+    except OSError:
+        return 0
+
+
+def owner(pid: int) -> int:
+    """Users have no numbers here. Raises OSError."""
+    raise ProcessLookupError(f"the owner of {pid}")
+
+
+def directory(pid: int) -> str:
+    """The current directory of a process. Raises OSError."""
+    return str(_ask(pid, "cwd"))
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether the process is dead."""
+    try:
+        return not _ask(pid, "is_running")
+    except OSError:
+        return True
+
+
+def ancestors(pid: int) -> "list[int]":
+    """The chain of live parents, nearest first; a number that was given anew is none (psutil
+    compares the times of birth)."""
+    try:
+        found = _ask(pid, "parents")
+    except OSError:
+        return []
+    return [parent.pid for parent in found] if isinstance(found, list) else []
+
+
+def descendants(root: int) -> "list[int]":
+    """The descendants of `root`, parents before children."""
+    import psutil
+
+    try:
+        return [child.pid for child in _process(root).children(recursive=True)]
+    except (OSError, psutil.Error):
+        return []
+
+
+def describe(pid: int, memory: "int | None" = None) -> "Process | None":
+    """A process as people know it; memory is what it has committed (what a job limits) unless
+    given. None: it is gone."""
+    import psutil
+
+    try:
+        process = _process(pid)
+        if memory is None:
+            memory = process.memory_info().vms
+        try:
+            words = " ".join(process.cmdline())
+        except psutil.AccessDenied:
+            words = ""
+        text = "".join(c if c.isprintable() else "?" for c in words.strip())
+        return Process(pid, memory, text[:200] or f"[{process.name()}]")
+    except (OSError, psutil.Error):
+        return None

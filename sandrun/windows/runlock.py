@@ -1,0 +1,149 @@
+"""The run lock on Windows: an exclusive lock of one file per slot; stands in for `sandrun.runlock`.
+
+Promises: at most one run holds a slot of a queue, whoever started it. While a slot is held its file
+cannot be removed or renamed (no handle shares deletion), so the lock needs no second home in the
+checkout.
+
+Unlike flock(2), a lock is not handed down to children: it is free when the supervisor is dead. The
+run's job dies with its last handle at that instant, and the next holder, before it starts anything,
+ends and waits for what the last one left (`sandrun.recovery`); what that was stands in the file.
+"""
+
+import os
+
+from sandrun.model import SandrunError
+from sandrun.queue import Queue
+from sandrun.windows import api, files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ACCESS = api.GENERIC_READ | api.GENERIC_WRITE
+_SHARE = api.FILE_SHARE_READ | api.FILE_SHARE_WRITE
+
+
+def file_name(stem: str, slot: int) -> str:
+    """The name of a slot's lock file: `executor.lock`, `executor.2.lock`."""
+    return f"{stem}.lock" if slot == 1 else f"{stem}.{slot}.lock"
+
+
+def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
+    """Each slot that was ever taken in a state directory, and whether it was free: it is ours
+    then, until dropped or released."""
+    middles = [
+        n[9:-5] for n in os.listdir(queue.path) if n[:9] == "executor." and n[-5:] == ".lock"
+    ]
+    for slot in sorted([1, *(int(middle) for middle in middles if middle.isdigit())]):
+        lock = RunLock(queue, slot, first=slot)
+        yield lock, lock.try_take()
+        lock.drop()
+
+
+class RunLock:
+    """One slot of a queue, once taken: `fd` is its file's handle, `slot` its number."""
+
+    def __init__(
+        self, queue: Queue, slots: int = 1, root: str = "", name: str = "", first: int = 1
+    ) -> None:
+        self.queue = queue
+        self.slots = slots
+        self.first = first
+        self.slot = 0
+        self.note = ""
+        self._handles: dict[int, int] = {}
+        self.blocked: list[int] = []
+        """After a failed try: an open file per slot whose lock somebody else holds."""
+
+    @property
+    def fd(self) -> int:
+        return self._handles.get(self.slot or self.first, 0)
+
+    def path(self, slot: int = 1) -> str:
+        """Where a slot's file is."""
+        return os.path.join(self.queue.path, file_name("executor", slot))
+
+    def open_to_watch(self, slot: int) -> int:
+        """Another handle of a slot's file, the caller's. Raises SandrunError."""
+        path = self.path(slot)
+        try:
+            where = os.path.abspath(path)
+            return files.open_file(where, _ACCESS, _SHARE, api.OPEN_ALWAYS)
+        except OSError as error:
+            raise SandrunError(
+                f"{path}: {error.strerror}", f"look at it with: icacls {path}"
+            ) from None
+
+    def _open(self, slot: int) -> int:
+        if slot not in self._handles:
+            self._handles[slot] = self.open_to_watch(slot)
+        return self._handles[slot]
+
+    def prepare(self) -> None:
+        """Open the first slot's file ahead of the turn, to be quicker when it comes."""
+        self._open(1)
+
+    def second_path(self) -> str:
+        """There is no second home."""
+        return ""
+
+    def try_take(self) -> bool:
+        """Take a free slot. False: every one is held, see `blocked`. Raises SandrunError."""
+        self.blocked = []
+        for slot in range(self.first, self.slots + 1):
+            handle = self._open(slot)
+            if files.try_lock(handle):
+                self.take(slot)
+                return True
+            self.blocked.append(handle)
+        return False
+
+    def take(self, slot: int) -> None:
+        """The lock of `slot` is ours: close the others."""
+        self.slot = slot
+        for other in set(self._handles) - {slot}:
+            files.close(self._handles.pop(other))
+
+    def unlock(self) -> None:
+        """Free what is held: it is not our turn any more."""
+        if self.slot:
+            files.unlock(self._handles[self.slot])
+            self.slot = 0
+
+    def descriptors(self) -> "list[int]":
+        """What the command shall inherit: nothing."""
+        return []
+
+    def read_holder(self) -> bytes:
+        """What the holder wrote about itself; empty after a clean end."""
+        return read_line(self.fd)
+
+    def write_holder(self, line: bytes) -> None:
+        """Write who holds the lock. A full disk only costs the cleaning up after a kill."""
+        try:
+            files.write(self.fd, line)
+        except OSError:
+            pass
+
+    def release(self) -> None:
+        """Empty and free the lock."""
+        if self.slot:
+            self.write_holder(b"")
+        self.drop()
+
+    def drop(self) -> None:
+        """Free what is held and close all, without emptying: the next run cleans up by it."""
+        for slot in list(self._handles):
+            handle = self._handles.pop(slot)
+            if slot == self.slot:
+                files.unlock(handle)  # closing would do it too, but at a time of the kernel's
+            files.close(handle)
+        self.slot = 0
+
+
+def read_line(fd: int) -> bytes:
+    """The holder's line in an open file."""
+    try:
+        return files.read(fd)
+    except OSError:
+        return b""

@@ -1,0 +1,67 @@
+"""The shims of Windows: batch files, which cmd.exe and PowerShell find on PATH by PATHEXT.
+
+A shim hands its words to sandrun, which looks for the tool behind all folders of shims
+(`sandrun.windows.spawn.program`). Inside a run of the same queue it starts at once, after the start
+of a Python. Without sandrun the shim says so, leaves its own folder out of PATH and runs the tool.
+"""
+
+import os
+import sys
+
+from sandrun.model import SandrunError
+
+_TEXT = """@echo off
+rem {first_line}: {tool} takes its turn in the project's queue (sandrun shims)
+setlocal
+if not exist "{python}" goto broken
+if not exist "{launch}" goto broken
+"{python}" -I "{launch}" -- {tool} %*
+exit /b %ERRORLEVEL%
+:broken
+>&2 echo sandrun: {tool} runs without queue and memory limit: sandrun is not where it was
+>&2 echo sandrun: hint: install it and say: sandrun shims add {tool}; or remove %~f0
+for %%D in ("%~dp0.") do set "here=%%~fD"
+call set "PATH=%%PATH:%here%;=%%"
+{tool} %*
+"""
+_FOLDERS = ("LOCALAPPDATA", "APPDATA", "USERPROFILE", "PROGRAMFILES")
+"""Variables that stand for what is often not ASCII: cmd.exe reads a file in the console's code
+page, whatever that is when the shim is used."""
+
+
+def text(tool: str, first_line: str) -> bytes:
+    """The shim for a tool, with this very sandrun in it. Raises SandrunError."""
+    launch = os.path.join(os.path.dirname(os.path.dirname(__file__)), "entry", "launch.py")
+    filled = _TEXT.format(
+        tool=tool,
+        first_line=first_line,
+        python=_written(sys.executable),
+        launch=_written(os.path.abspath(launch)),
+    )
+    try:
+        return filled.replace("\n", "\r\n").encode("ascii")
+    except UnicodeEncodeError:
+        raise SandrunError(
+            f"a batch file cannot name {filled[filled.index('exist') :].split(chr(34))[1]}",
+            "install sandrun in a folder with a plain name, or below %LOCALAPPDATA%",
+        ) from None
+
+
+def _written(path: str) -> str:
+    """A path as a batch file has it."""
+    for name in _FOLDERS:
+        folder = os.environ.get(name, "")
+        if folder and path.lower().startswith(folder.lower() + "\\"):
+            return f"%{name}%" + path[len(folder) :].replace("%", "%%")
+    return path.replace("%", "%%")
+
+
+def activation(shell: str, folder: str) -> str:
+    """What puts the shims first on PATH in cmd.exe or PowerShell."""
+    if shell == "powershell":
+        quoted = folder.replace("'", "''")
+        return (
+            f"if (($env:PATH -split ';') -notcontains '{quoted}') "
+            f"{{ $env:PATH = '{quoted};' + $env:PATH }}"
+        )
+    return f'set "PATH={folder};%PATH%"'

@@ -1,0 +1,243 @@
+"""Supervising one command on Windows; stands in for `sandrun.supervisor`.
+
+Promises
+- The command has the console's Ctrl-C from the console. The first leaves it at that; a second ends
+  the run, since the command had its chance. `sandrun kill` and the limits on time ask it to end by
+  Ctrl-Break where the console is the run's alone, and end it after the grace; where a shell shares
+  the console there is no way to ask the run only, so it is ended at once.
+- An exit code is handed on whole, 32 bits, an NTSTATUS such as 0xC0000005 too.
+- When the process that started us dies, the run ends.
+- Returns only when no process of the run is left, or when the user wants leftovers left.
+
+Left to others: the queue, the limits on time (`sandrun.clocks`), what is said about the end
+(`sandrun.report`), what a job does by itself when we are killed (`sandrun.backends.job`).
+"""
+
+import os
+import time
+
+from sandrun.model import EXIT_HANGUP, EXIT_MEMORY, EXIT_TIMEOUT, Outcome, SandrunError
+from sandrun.windows import api, console, files, queue, spawn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandrun.clocks import Clocks
+    from sandrun.keeper import Keeper
+    from sandrun.protocol import Container
+    from sandrun.settings import Settings
+
+_FIRST_LOOK = 0.01
+_SETTLE = 0.1
+"""Seconds that processes already on their way out get before they count as left behind."""
+_CODES = {
+    "memory": EXIT_MEMORY,
+    "outer-memory": EXIT_MEMORY,
+    "timeout": EXIT_TIMEOUT,
+    "cpu-time": EXIT_TIMEOUT,
+    "idle": EXIT_TIMEOUT,
+    "parent": EXIT_HANGUP,
+}
+_SIGHUP, _SIGINT, _SIGTERM = 1, 2, 15
+"""What Ctrl-C and the others would be elsewhere: 128 + these are the exit codes."""
+
+
+class Supervisor:
+    """Supervises the command `child` in `container` until nothing of it is left."""
+
+    def __init__(
+        self,
+        child: int,
+        container: "Container",
+        settings: "Settings",
+        kernel: bool,
+        keeper: "Keeper | None",
+    ) -> None:
+        # The number is the command's as long as its container has it open.
+        self.process = spawn.open_process(child)
+        if not self.process:
+            raise SandrunError(f"cannot watch the command (pid {child})")
+        self.child = child
+        self.container = container
+        self.grace = settings.grace
+        self.leftovers = settings.leftovers
+        self.kernel = kernel
+        self.limit = settings.memory
+        self.parent = spawn.parent_process if keeper and keeper.parent else 0
+        now = time.monotonic()
+        self.look_at: float | None = now + _FIRST_LOOK
+        self.kill_at: float | None = None
+        self.clocks: Clocks | None = None
+        if settings.timeout or settings.cpu_time or settings.idle_timeout:
+            from sandrun import clocks
+
+            self.clocks = clocks.Clocks(settings, container, now)
+        self.reason = ""
+        self.signal = 0
+        self.interrupts = 0
+        self.code: int | None = None
+        self.warned = False
+        self.decided = False
+        self.killed = False
+        self.undead: list[int] = []
+        if console.said:  # it came before the command could have had it
+            self._end(_SIGINT)
+
+    def run(self) -> Outcome:
+        """Supervise to the end; the outcome."""
+        while self.code is None:
+            self._wait(None)
+        self._look()  # the last word about whose limit struck
+        outcome = self._outcome(self.code)
+        if not self.killed and self._lasts(_SETTLE):
+            outcome = self._end_leftovers(outcome, self.code)
+        outcome.usage = self.container.usage()
+        outcome.top = self.container.top()
+        outcome.undead = self.undead
+        return outcome
+
+    def _wait(self, until: "float | None") -> None:
+        """Sleep until something happens, the next thing is due, or `until`; do what is due."""
+        dues = [until, self.look_at, self.kill_at]
+        if self.clocks and not self.reason:
+            dues.append(self.clocks.due)
+        times = [due for due in dues if due is not None and due != float("inf")]
+        span = max(0.0, min(times) - time.monotonic()) if times else None
+        at = files.wait_any([handle for handle, _ in self._watched()], span)
+        if at >= 0:
+            [what for _, what in self._watched()][at]()
+        self._do_due(time.monotonic())
+
+    def _watched(self) -> "list[tuple[int, Callable[[], None]]]":
+        """What may happen, and what is to be done then."""
+        watched = [(console.event, self._told)]
+        if queue.own:
+            watched.append((queue.own.events[queue.END], lambda: self._end(_SIGTERM)))
+        if self.container.events[0] > 0:
+            watched.append((self.container.events[0], self._look))
+        if self.parent:
+            watched.append((self.parent, self._orphaned))
+        if self.code is None:
+            watched.append((self.process, self._ended))
+        return watched
+
+    def _ended(self) -> None:
+        self.code = spawn.exit_code(self.process)
+
+    def _orphaned(self) -> None:
+        self.parent = 0
+        self._stop("parent")
+
+    def _told(self) -> None:
+        """The console said something to all that are attached to it."""
+        for kind in console.take():
+            if kind not in (api.CTRL_C_EVENT, api.CTRL_BREAK_EVENT):
+                self._end(_SIGHUP)
+            elif kind == api.CTRL_C_EVENT or not self.reason:  # else it is the Break that we sent
+                self.interrupts += 1
+        if self.interrupts > 1 and not self.killed:
+            self._end(_SIGINT, asking=False)
+
+    def _do_due(self, now: float) -> None:
+        if self.look_at is not None and now >= self.look_at:
+            self._look()
+        if self.clocks and not self.reason and now >= self.clocks.due:
+            over = self.clocks.check(now)
+            if over:
+                self._stop(over)
+        if self.kill_at is not None and now >= self.kill_at:
+            self._kill()
+
+    def _look(self) -> None:
+        due = self.container.poll()
+        self.look_at = None if due is None else time.monotonic() + due
+        if self.decided:
+            return
+        if self.container.struck and self.reason not in ("memory", "outer-memory"):
+            self.reason = "outer-memory" if self.container.struck == "outer" else "memory"
+            self._kill()
+        self._warn()
+
+    def _warn(self) -> None:
+        if self.warned or not self.limit or self.reason:
+            return
+        current = self.container.usage().current or 0
+        if current * 2 >= self.limit:
+            self.warned = True
+            from sandrun import report
+
+            report.half(current, self.limit, self.container.top())
+
+    def _end(self, signum: int, asking: bool = True) -> None:
+        """End the run as by a signal of that number."""
+        self.signal = self.signal or signum
+        if asking:
+            self._stop("signal")
+        else:
+            self.reason = self.reason or "signal"
+            self._kill()
+
+    def _stop(self, reason: str) -> None:
+        """Ask the run to end, if that can be, and end it after the grace."""
+        self.reason = self.reason or reason
+        members = {os.getpid(), self.child, *self.container.pids()}
+        if console.break_all(members):
+            self.kill_at = time.monotonic() + self.grace
+        else:
+            self._kill()
+
+    def _kill(self) -> None:
+        self.killed = True
+        self.kill_at = None
+        self.look_at = None
+        try:
+            self.container.kill()
+        except TimeoutError as error:
+            self.undead = error.args[0]
+        if self.code is None:
+            spawn.terminate(self.child)  # where there is no container
+            if files.wait_any([self.process], 1.0) < 0:
+                self.undead = [self.child]
+            self._ended()
+
+    def _outcome(self, code: int) -> Outcome:
+        if self.reason in _CODES:
+            return Outcome(self.reason, _CODES[self.reason])
+        if self.reason == "signal":
+            return Outcome("signal", 128 + self.signal, self.signal)
+        return Outcome("exit", code)
+
+    def _end_leftovers(self, outcome: Outcome, code: int) -> Outcome:
+        """Deal with what the command left behind: end it, wait for it, or leave it."""
+        from sandrun import kernel
+
+        left = [p for p in map(kernel.describe, self.container.pids()) if p]
+        if self.leftovers == "wait":
+            while not self.reason and self._lasts(60.0):
+                pass
+            outcome = self._outcome(code)
+        self.decided = True
+        outcome.leftovers = left
+        if self.leftovers == "leave" and not self.reason:
+            self.container.leave()
+            return outcome
+        if not self.kill_at and self.container.pids():
+            self._stop("ending")
+        while not self.killed and self._lasts(60.0):
+            pass
+        return outcome
+
+    def _lasts(self, seconds: float) -> bool:
+        """Whether processes of the run still live after `seconds`; returns as soon as none does,
+        or when there is a reason to end them, or when they were killed."""
+        deadline = time.monotonic() + seconds
+        reason = self.reason
+        pause = 0.001
+        while self.container.pids():
+            now = time.monotonic()
+            if now >= deadline or self.reason != reason or self.killed:
+                return True
+            self._wait(min(deadline, now + pause))
+            pause = min(pause * 2, 0.05)
+        return False

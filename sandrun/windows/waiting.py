@@ -1,0 +1,179 @@
+"""Waiting for a turn on Windows: asleep on locks and events; stands in for `sandrun.waiting`.
+
+Imported only by a run that has to wait. Invariants
+- Waiting for a lock is a blocking LockFileEx in a thread of its own, because an overlapped one
+  needs a kernel that completes it (Wine's does not). The thread asks for a shared lock of a handle
+  of its own, gives it back at once and wakes the waiter, who then looks for itself. Nothing is held
+  by a thread, so one that is not needed any more is left alone; it ends when its lock comes free.
+- Ctrl-C, Ctrl-Break and a closing console leave the queue at once (exit 128 + the signal's number),
+  as do the orders of `sandrun kill` and `queue cancel`.
+- Where the head finds the run lock held though nobody is ahead (the end of a killed supervisor is
+  still under way), it waits for that lock in the same way.
+"""
+
+import _thread
+import time
+
+from sandrun.model import EXIT_GAVE_UP, SandrunError, span_text
+from sandrun.windows import api, console, files
+from sandrun.windows.queue import CANCEL, END, LOOK, Queue
+from sandrun.windows.queue import Ticket as OwnTicket
+from sandrun.windows.runlock import RunLock
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandrun.feedback import Feedback
+    from sandrun.pool import Share
+    from sandrun.ticket import Ticket
+
+LOOK_SECONDS = 15.0
+"""Seconds between two looks around that nothing asked for: only for an event that was lost."""
+SIGINT, SIGTERM, SIGBREAK, SIGHUP = 2, 15, 21, 1
+_SIGNALS = {api.CTRL_C_EVENT: SIGINT, api.CTRL_BREAK_EVENT: SIGBREAK}
+
+
+class Left(Exception):
+    """The waiter was told to go."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+
+
+class GaveUp(SandrunError):
+    """Not our turn, and the user would not wait (longer); `keep`: the place is kept."""
+
+    keep = True
+
+
+def gave_up(text: str) -> GaveUp:
+    return GaveUp(text, "see who runs with: sandrun status", EXIT_GAVE_UP)
+
+
+def _cancelled() -> GaveUp:
+    error = GaveUp("taken out of the queue by sandrun queue cancel", "", EXIT_GAVE_UP)
+    error.keep = False
+    return error
+
+
+class Patience:
+    """Sleeping until `deadline`; watches locks while it lasts. Two are for POSIX."""
+
+    def __init__(
+        self, mask: "set[int]", deadline: float, feedback: "Feedback", private: "list[int]"
+    ) -> None:
+        self.deadline = deadline
+        self.feedback = feedback
+        self.began = time.monotonic()
+        self.freed = files.make_event()
+        self.watched: set[str] = set()
+        """What threads wait for at this time."""
+
+    def __enter__(self) -> "Patience":
+        console.listen()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._take_events()  # one that came too late for the last sleep
+
+    def _take_events(self) -> None:
+        for kind in console.take():
+            raise Left(_SIGNALS.get(kind, SIGHUP))
+
+    def watch(self, key: str, handle: int) -> None:
+        """Wake the next sleep when the lock of `handle`, which is ours to close, comes free."""
+        if key in self.watched:
+            files.close(handle)
+            return
+        self.watched.add(key)
+        _thread.start_new_thread(self._watch, (key, handle))
+
+    def _watch(self, key: str, handle: int) -> None:
+        try:
+            files.wait_lock(handle)
+            files.unlock(handle)
+        except OSError:
+            pass  # whoever is woken looks for itself
+        files.close(handle)
+        self.watched.discard(key)
+        files.set_event(self.freed)
+
+    def sleep(self, own: "Ticket") -> None:
+        """Sleep until a watched lock comes free, something is said to us, or it is time to look
+        around or to say something.
+
+        Raises Left, and SandrunError when the deadline is over or the ticket was cancelled.
+        """
+        events = own.events if isinstance(own, OwnTicket) else {}
+        order = [b"freed", b"console", *events]
+        seconds = min(self.feedback.due(LOOK_SECONDS), self.deadline - time.monotonic())
+        at = files.wait_any([self.freed, console.event, *events.values()], seconds)
+        self._take_events()
+        told = order[at] if at >= 0 else b""
+        if told == END:
+            raise Left(SIGTERM)
+        if told == CANCEL:
+            raise _cancelled()
+        assert told in (b"", b"freed", b"console", LOOK)
+        if time.monotonic() >= self.deadline:
+            raise gave_up(f"gave up after waiting {span_text(time.monotonic() - self.began)}")
+
+
+def wait_turn(
+    queue: Queue,
+    ticket: "Ticket",
+    lock: RunLock,
+    patience: Patience,
+    check: "Callable[[], None]",
+) -> None:
+    """Return when a slot of `lock` is ours and fewer than all slots are ahead of `ticket`.
+
+    `check` raises when the wait would never end. Raises what Patience.sleep does, and StateGone.
+    """
+    while True:
+        nearest = queue.ahead(ticket, lock.slots)
+        if len(nearest) == lock.slots:
+            _watch_tickets(patience, nearest)
+            check()
+            patience.feedback.show(nearest)
+        elif queue.paused:
+            patience.feedback.paused()
+        elif lock.try_take():
+            _close(nearest)
+            return
+        else:
+            patience.feedback.orphans()
+            _watch_lock(patience, lock)
+        _close(nearest)
+        patience.sleep(ticket)
+
+
+def _watch_tickets(patience: Patience, tickets: "list[Ticket]") -> None:
+    for other in tickets:
+        patience.watch(other.id, other.fd)
+        other.fd = 0
+
+
+def _watch_lock(patience: Patience, lock: RunLock) -> None:
+    for slot in range(lock.first, lock.slots + 1):
+        patience.watch(f"slot {slot}", lock.open_to_watch(slot))
+
+
+def _close(tickets: "list[Ticket]") -> None:
+    for other in tickets:
+        other.close()
+
+
+def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -> None:
+    """Return when the pool has let `share` in; otherwise as `wait_turn`."""
+    from sandrun import pool
+
+    while not share.try_enter():
+        ahead = share.queue.ahead(share.ticket, len(share.queue.names()))
+        if ahead:  # any of them may make room; when none is left it is there already
+            _watch_tickets(patience, ahead)
+            check()
+            patience.feedback.room(pool.explain(share, ahead[::-1]), [t.id for t in ahead])
+            patience.sleep(share.ticket)
