@@ -1,7 +1,11 @@
-"""Fixtures: `box`, an isolated place to run sandrun in (see `tests.harness`)."""
+"""Fixtures: `box`, an isolated place to run sandrun in (see `tests.harness`).
+
+On Windows only what `_ON_WINDOWS` names is run; all else is skipped whole, and says why.
+"""
 
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +14,32 @@ import pytest
 
 from tests.harness import ON_MACOS, Box, adopt_orphans
 
-adopt_orphans()
+if sys.platform == "linux":
+    adopt_orphans()
+
+_ON_WINDOWS = (
+    "windows/",
+    *(f"unit/test_{name}.py" for name in ("job_object", "options", "stand_ins")),
+)
+_HERE = Path(__file__).parent
+
+
+class _Elsewhere(pytest.Module):
+    """A module of tests that are about processes, locks and signals of POSIX."""
+
+    def collect(self) -> "Iterator[pytest.Item | pytest.Collector]":
+        name = self.path.relative_to(_HERE).as_posix()
+        pytest.skip(f"about POSIX: {name}", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(
+    module_path: Path, parent: pytest.Collector
+) -> "pytest.Module | None":
+    name = module_path.relative_to(_HERE).as_posix()
+    if sys.platform != "win32" or name.startswith(_ON_WINDOWS):
+        return None
+    return _Elsewhere.from_parent(parent, path=module_path)
+
 
 NOT_ON_MACOS = {
     r"the_first_instruction_already_runs_inside": "no process's limits can be read",
