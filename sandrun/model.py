@@ -83,10 +83,13 @@ class Limits:
         self.asked: frozenset[str] = frozenset()
 
     def controllers(self) -> "dict[str, bool]":
-        """The v2 controllers these limits need, and whether the user asked for them by name."""
+        """The v2 controllers these limits need, and whether the user asked for them by name.
+
+        The processors are divided between the run as a whole and the supervisor in any case: it
+        could not end thousands that want to run if it were one of them.
+        """
         needed = {"memory": True, "pids": "pids" in self.asked}
-        if self.cpus or self.cpu_weight >= 0:
-            needed["cpu"] = True
+        needed["cpu"] = bool(self.cpus) or self.cpu_weight >= 0
         if self.io or self.io_weight >= 0:
             needed["io"] = True
         return needed

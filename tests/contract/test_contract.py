@@ -327,6 +327,17 @@ def test_a_share_of_a_processor_holds_and_is_measured(kernel_place: Box) -> None
     assert float(done.stdout) <= free < float(done.stdout) + 0.5 * SCALE
 
 
+def test_the_processors_are_divided_between_the_run_and_who_ends_it(kernel_place: Box) -> None:
+    """So that a fork bomb, of which all want to run, does not starve the supervisor."""
+    script = (
+        "cat /proc/self/cgroup; "
+        'cat "/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)/../cpu.weight"'
+    )
+    done = kernel_place.run("--", "sh", "-c", script)
+    on_v1 = re.search(r"^\d+:(\w+,)*cpu(,\w+)*:.*/sandrun-", done.stdout, re.M)
+    assert on_v1 or done.stdout.endswith("\n100\n"), done
+
+
 def test_groups_are_removed(kernel_place: Box) -> None:
     kernel_place.run("--", "true")
     kernel_place.run("-m", "48M", "--", *hog(200))
