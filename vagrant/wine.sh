@@ -46,8 +46,9 @@ $cc -O1 -s -municode -o "$work/python/python.exe" "$work/python.c" "$dlls/python
     printf 'LIBRARY python3.dll\nEXPORTS\n'
     x86_64-w64-mingw32-objdump -p "$dlls/python313.dll" | sed -n '
         1,/^\[Ordinal\/Name Pointer\] Table/d
-        s/^\t\[ *[0-9]*\] .*[[:space:]]\{0,1\}\([A-Za-z_][A-Za-z_0-9]*\)$/\1=python313.\1/p'
+        s/^\t\[ *[0-9]*\] \(.* \)\{0,1\}\([A-Za-z_][A-Za-z_0-9]*\)$/\2=python313.\2/p'
 } >"$work/python3.def"
+grep -q '^PyModule_Create2=' "$work/python3.def" || { echo "python313.dll's names were not read" >&2; exit 1; }
 : >"$work/empty.c"
 $cc -shared -nostdlib -Wl,-e,0 -s -o "$work/python/python3.dll" "$work/empty.c" "$work/python3.def"
 
