@@ -19,6 +19,7 @@ for Windows (`sandrun.windows.shims`), which are batch files.
 """
 
 import os
+import shutil
 import sys
 
 from sandrun.model import SandrunError, command_text
@@ -114,7 +115,8 @@ below() {{ # DIRECTORY/ID: its cgroup is around us, or its owner is an ancestor
 	above=$PPID
 	while [ "$above" != "$owner" ]; do
 		[ "$above" -gt 1 ] || return
-		while read -r line; do case $line in PPid:*) break ;; esac; done <"/proc/$above/status"
+		while read -r line; do case $line in PPid:*) break ;; esac; done \
+			<"/proc/$above/status" || return # it has just ended
 		above=${{line##*[!0-9]}}
 	done
 }}
@@ -236,13 +238,30 @@ def active() -> bool:
     return directory() in os.environ.get("PATH", "").split(os.pathsep)
 
 
+def hidden(tool: str) -> str:
+    """What is found on PATH before our shim for a tool, although the shims are on PATH; or ''."""
+    found = shutil.which(tool)
+    return found if active() and found and os.path.dirname(found) != directory() else ""
+
+
 def activation(shell: str) -> str:
-    """What puts the shims first on PATH in a shell; in all but cmd.exe it can be said twice."""
+    """What puts the shims first on PATH in a shell; in all but cmd.exe said again it does so again.
+
+    A shell in a shell has inherited a PATH with them, before which a version manager has put its
+    own meanwhile.
+    """
     if shell in ("cmd", "powershell"):
         from sandrun.windows import shims
 
         return shims.activation(shell, directory())
     folder = command_text([directory()])
     if shell == "fish":
-        return f"if not contains -- {folder} $PATH; set -gx PATH {folder} $PATH; end"
-    return f'case ":$PATH:" in *:{folder}:*) ;; *) export PATH={folder}:"$PATH" ;; esac'
+        return (
+            f'if test "$PATH[1]" != {folder}; '
+            f"set -gx PATH {folder} (for d in $PATH; test $d = {folder}; or echo $d; end); end"
+        )
+    return (
+        f'case "$PATH:" in {folder}:*) ;; *) sandrun_shims={folder}; PATH=":$PATH:"; '
+        'PATH=${PATH//":$sandrun_shims:"/:}; PATH=${PATH%:}; export PATH="$sandrun_shims$PATH"; '
+        "unset sandrun_shims ;; esac"
+    )
