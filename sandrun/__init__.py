@@ -16,9 +16,29 @@ if sys.platform == "win32":
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandrun.api import GaveUp, Outcome, Run, SandrunError, Settings, run, run_async, start
+    from sandrun.api import (
+        GaveUp,
+        Options,
+        Outcome,
+        Run,
+        SandrunError,
+        Settings,
+        run,
+        run_async,
+        start,
+    )
 
-__all__ = ["GaveUp", "Outcome", "Run", "SandrunError", "Settings", "run", "run_async", "start"]
+__all__ = [
+    "GaveUp",
+    "Options",
+    "Outcome",
+    "Run",
+    "SandrunError",
+    "Settings",
+    "run",
+    "run_async",
+    "start",
+]
 
 
 def __getattr__(name: str) -> object:

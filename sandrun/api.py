@@ -24,7 +24,17 @@ from typing import IO, TypedDict, Unpack
 from sandrun import options
 from sandrun.model import EXIT_GAVE_UP, EXIT_MEMORY, SandrunError
 
-__all__ = ["GaveUp", "Outcome", "Run", "SandrunError", "Settings", "run", "run_async", "start"]
+__all__ = [
+    "GaveUp",
+    "Options",
+    "Outcome",
+    "Run",
+    "SandrunError",
+    "Settings",
+    "run",
+    "run_async",
+    "start",
+]
 
 _File = int | IO[str] | IO[bytes] | None
 _LOST = (-9, EXIT_MEMORY)
@@ -66,6 +76,23 @@ class Settings(TypedDict, total=False):
     color: str
     verbose: int
     quiet: int
+
+
+class Options(Settings, total=False):
+    """What `start`, `run` and `run_async` take: the settings, and subprocess.Popen's own.
+
+    With subprocess.PIPE for `stdout` or `stderr` the text is in the outcome (stderr has sandrun's
+    own lines as well).
+    """
+
+    cwd: str | os.PathLike[str] | None
+    env: Mapping[str, str] | None
+    stdin: _File
+    stdout: _File
+    stderr: _File
+
+
+_POPENS = frozenset(("cwd", "env", "stdin", "stdout", "stderr"))
 
 
 class GaveUp(SandrunError):
@@ -217,6 +244,8 @@ def _flags(settings: Settings) -> list[str]:
     by_key = {option.key: option for option in options.OPTIONS}
     words: list[str] = []
     for key, value in settings.items():
+        if key in _POPENS:
+            continue
         option = by_key.get(key)
         if option is None:
             raise TypeError(f"no such setting: {key}")
@@ -238,34 +267,24 @@ def _handed_down(fd: int) -> tuple[str, list[int]]:
     return str(handle), []
 
 
-def start(
-    command: Sequence[str],
-    *,
-    cwd: str | os.PathLike[str] | None = None,
-    env: Mapping[str, str] | None = None,
-    stdin: _File = None,
-    stdout: _File = None,
-    stderr: _File = None,
-    **settings: Unpack[Settings],
-) -> Run:
-    """Start a run, or its wait for a turn, and return at once.
-
-    `cwd`, `env` and the streams are subprocess.Popen's; with subprocess.PIPE for `stdout` or
-    `stderr` the text is in the outcome (stderr has sandrun's own lines as well).
-    """
+def start(command: Sequence[str], **options: Unpack[Options]) -> Run:
+    """Start a run, or its wait for a turn, and return at once. Raises TypeError for a command or
+    an option that cannot be one, and OSError as subprocess.Popen does."""
     if isinstance(command, str) or not command:
         raise TypeError("a command is a list of words that is not empty")
-    ear, mouth = os.pipe()
+    env = options.get("env")
     around = dict(os.environ if env is None else env)
+    words = [*_launcher(), *_flags(options), "--", *command]
+    ear, mouth = os.pipe()
     name, handed = _handed_down(mouth)
     try:
         process = subprocess.Popen(
-            [*_launcher(), *_flags(settings), "--", *command],
-            cwd=cwd,
+            words,
+            cwd=options.get("cwd"),
             env={**around, "SANDRUN_TELL": name},
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
+            stdin=options.get("stdin"),
+            stdout=options.get("stdout"),
+            stderr=options.get("stderr"),
             pass_fds=handed,
             close_fds=bool(handed),
             text=True,
@@ -275,26 +294,16 @@ def start(
         raise
     finally:
         os.close(mouth)
-    return Run(command, process, around, settings, ear)
+    return Run(command, process, around, options, ear)
 
 
-def run(
-    command: Sequence[str],
-    *,
-    cwd: str | os.PathLike[str] | None = None,
-    env: Mapping[str, str] | None = None,
-    stdin: _File = None,
-    stdout: _File = None,
-    stderr: _File = None,
-    **settings: Unpack[Settings],
-) -> Outcome:
-    """Run a command in its turn and inside its limits; how it ended. Raises as `Run.wait` does.
+def run(command: Sequence[str], **options: Unpack[Options]) -> Outcome:
+    """Run a command in its turn and inside its limits; how it ended. Raises as `start` and
+    `Run.wait` do.
 
     An exception in the waiting thread (Ctrl-C) cancels the run.
     """
-    started = start(
-        command, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, **settings
-    )
+    started = start(command, **options)
     try:
         return started.wait()
     except SandrunError:
@@ -304,21 +313,10 @@ def run(
         raise
 
 
-async def run_async(
-    command: Sequence[str],
-    *,
-    cwd: str | os.PathLike[str] | None = None,
-    env: Mapping[str, str] | None = None,
-    stdin: _File = None,
-    stdout: _File = None,
-    stderr: _File = None,
-    **settings: Unpack[Settings],
-) -> Outcome:
+async def run_async(command: Sequence[str], **options: Unpack[Options]) -> Outcome:
     """`run` for asyncio; cancelling the task cancels the run."""
     loop = asyncio.get_running_loop()
-    started = start(
-        command, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, **settings
-    )
+    started = start(command, **options)
     over = asyncio.Event()
 
     def notify() -> None:

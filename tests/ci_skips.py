@@ -10,6 +10,9 @@ import re
 import sys
 from xml.etree import ElementTree
 
+# Other people's, of `tests/setup tools`: what npm or PyPI do not give today is no failure of ours.
+# pyenv is in no registry: tested where it is installed.
+_TOOLS = "needs (check-jsonschema|direnv|gitlab-ci-local|mise|nodenv|pyenv|rbenv|rsync)"
 _CONTAINER = (
     "(cgroup2|systemd) is not to be had here: .*",  # in the laboratory: tests/contract/in-lab
     "runs inside vagrant/lab( run --containers)?",
@@ -21,6 +24,7 @@ _CONTAINER = (
     "about root's controllers: runs as root",
     "about a user's controllers",
     "about Windows: runs inside vagrant/wine-lab",
+    _TOOLS,
 )
 EXPECTED: dict[str, tuple[str, ...]] = {
     # A root shell in a container: cgroup v1 controllers, no systemd, no virtual machine.
@@ -31,10 +35,11 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "github": (
         *("about the freezer of cgroup v1", "not on macOS: .*"),
         "about Windows: runs inside vagrant/wine-lab",
+        _TOOLS,
     ),
     # The machines of .github/workflows/ci.yml, by the names that GitHub gives them.
     "Windows": ("about POSIX: .*",),
-    "macOS": ("about Windows: runs inside vagrant/wine-lab", "not on macOS: .*"),
+    "macOS": ("about Windows: runs inside vagrant/wine-lab", "not on macOS: .*", _TOOLS),
 }
 """For each place the skip reasons that are right there, as patterns of the whole reason."""
 

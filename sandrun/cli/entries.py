@@ -67,6 +67,8 @@ def shims_list() -> None:
 
     for tool in made.installed():
         _out(tool)
+        if first := made.hidden(tool):
+            messages.status(f"{first} comes before the shim for {tool}: activate the shims last")
 
 
 @shims.command("activate")

@@ -33,17 +33,29 @@ sandrun.command := $(firstword $(wildcard $(addsuffix /sandrun,$(subst :, ,$(PAT
 kill-al%:
 	@$(or $(sandrun.command),sandrun) kill --all || [ $$? = 1 ]
 
-# What says that we are in a run of this queue: a live ticket of a run around us, and no other
-# project between here and that run's. (A guess that fails costs a start of sandrun, which knows.)
-sandrun.live = $(foreach run,$(subst :, ,$(SANDRUN_RUNS)),\
-    $(wildcard $(dir $(run))r*.$(notdir $(run)).*))
+# What says that we are in a run of this queue: each run that the environment names has a ticket
+# that its owner still holds open, and is around us (its cgroup, or its owner among our ancestors);
+# and there is no other project between here and that run's. (A guess that fails costs a start of
+# sandrun, which knows. Without a /proc, as on macOS, the tickets and the environment are believed.)
+sandrun.read = $(if $(filter 4.0 4.1,$(MAKE_VERSION)),$(shell cat $1),$(file <$1))
+sandrun.above = $(patsubst PPid=%,%,$(filter PPid=%,$(subst \
+    PPid:	,PPid=,$(call sandrun.read,/proc/$1/status))))
+sandrun.climb = $(if $(filter-out 0 $2,$1),$(call sandrun.climb,$(call sandrun.above,$1),$2),$1)
+sandrun.around = $(or $(findstring /sandrun-$(notdir $1),$(call sandrun.read,/proc/self/cgroup)),\
+    $(filter $2,$(call sandrun.climb,$(call sandrun.above,self),$2)))
+sandrun.owner = $(word 3,$(subst ., ,$(notdir $1)))
+sandrun.live = $(and $2,$(or $(if $(wildcard /proc/self/fd),,no proc),$(and \
+    $(filter $2,$(realpath $(wildcard /proc/$(call sandrun.owner,$2)/fd/*))),\
+    $(call sandrun.around,$1,$(call sandrun.owner,$2)))))
+sandrun.dead = $(foreach run,$(subst :, ,$(SANDRUN_RUNS)),$(if $(call sandrun.live,$(run),\
+    $(firstword $(wildcard $(dir $(run))r*.$(notdir $(run)).*))),,$(run)))
 sandrun.up = $(if $(filter-out $(SANDRUN_PROJECT),$1),$1 $(call sandrun.up,$(patsubst %/,%,$(dir $1))))
 sandrun.marks = $(if $(wildcard $(SANDRUN_PROJECT)/.git),.git,.git sandrun.toml pyproject.toml)
 sandrun.below = $(if $(filter $(SANDRUN_PROJECT)/%,$(CURDIR)),$(if $(strip \
     $(wildcard $(addprefix $(SANDRUN_PROJECT)/,$(sandrun.marks)))),$(if $(strip \
     $(wildcard $(foreach d,$(call sandrun.up,$(CURDIR)),$(addprefix $d/,$(sandrun.marks))))),,below)))
 sandrun.inside = $(and $(SANDRUN_RUNS),$(SANDRUN_PROJECT),$(if $(word 2,$(CURDIR)),,one word),\
-    $(strip $(sandrun.live)),$(or $(filter $(SANDRUN_PROJECT),$(CURDIR)),$(sandrun.below)))
+    $(if $(strip $(sandrun.dead)),,live),$(or $(filter $(SANDRUN_PROJECT),$(CURDIR)),$(sandrun.below)))
 
 # Flags are the first word of MAKEFLAGS; with only long ones it is empty or starts with --.
 sandrun.flags := $(filter-out --%,$(firstword -$(MAKEFLAGS)))

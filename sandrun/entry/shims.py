@@ -9,14 +9,17 @@ Promises, of a shim for TOOL
   comes back by way of the PATH, the search goes on behind that one: so it ends.
 - If sandrun is gone or broken it says so and runs the tool.
 
-What says that it is inside is the same as in sandrun.mk: a live ticket of a run around us, and no
-other project between here and that run's. A guess that fails costs a start of sandrun, which knows.
+What says that it is inside is the same as in sandrun.mk: every run that the environment names has
+a ticket that its owner still holds open, and is around us (its cgroup, or its owner among our
+ancestors), and there is no other project between here and that run's. Where sh cannot tell, a start
+of sandrun can. (Without a /proc, as on macOS, the tickets' files and the environment are believed.)
 
 Left to others: `git`, which has a shim of its own (`sandrun.gitguard.shim`), and the text of those
 for Windows (`sandrun.windows.shims`), which are batch files.
 """
 
 import os
+import shutil
 import sys
 
 from sandrun.model import SandrunError, command_text
@@ -87,14 +90,35 @@ case ${{1-}} in {first}) exec "$real" "$@" ;; esac
 	if [ "$PWD" != "$here" ]; then
 		for name in $marks; do [ -e "$here/$name" ] && break; done || return
 	fi
+	[ -d /proc/self/fd ] || believe=1
 	IFS=:
 	for run in $SANDRUN_RUNS; do
-		for ticket in "${{run%/*}}"/r*."${{run##*/}}".*; do
-			[ ! -e "$ticket" ] || {{ unset IFS; return 0; }}
-		done
+		live "$run" || return
 	done
+}}
+live() {{ # DIRECTORY/ID: that run goes on, and around us; its file may be left, a variable copied
 	unset IFS
+	for ticket in "${{1%/*}}"/r*."${{1##*/}}".*; do
+		[ -e "$ticket" ] || return
+	done
+	[ -z "${{believe-}}" ] || return 0
+	owner=${{ticket##*/}} owner=${{owner#*.*.}} owner=${{owner%%.*}}
+	for file in /proc/"$owner"/fd/*; do
+		[ ! "$file" -ef "$ticket" ] || {{ below "$1" 2>/dev/null; return; }}
+	done
 	return 1
+}}
+below() {{ # DIRECTORY/ID: its cgroup is around us, or its owner is an ancestor
+	while read -r line; do
+		case $line in *"/sandrun-${{1##*/}}"*) return 0 ;; esac
+	done </proc/self/cgroup
+	above=$PPID
+	while [ "$above" != "$owner" ]; do
+		[ "$above" -gt 1 ] || return
+		while read -r line; do case $line in PPid:*) break ;; esac; done \
+			<"/proc/$above/status" || return # it has just ended
+		above=${{line##*[!0-9]}}
+	done
 }}
 if inside; then exec "$real" "$@"; fi
 if [ -x {python} ] && [ -e {launch} ]; then
@@ -214,13 +238,30 @@ def active() -> bool:
     return directory() in os.environ.get("PATH", "").split(os.pathsep)
 
 
+def hidden(tool: str) -> str:
+    """What is found on PATH before our shim for a tool, although the shims are on PATH; or ''."""
+    found = shutil.which(tool)
+    return found if active() and found and os.path.dirname(found) != directory() else ""
+
+
 def activation(shell: str) -> str:
-    """What puts the shims first on PATH in a shell; in all but cmd.exe it can be said twice."""
+    """What puts the shims first on PATH in a shell; in all but cmd.exe said again it does so again.
+
+    A shell in a shell has inherited a PATH with them, before which a version manager has put its
+    own meanwhile.
+    """
     if shell in ("cmd", "powershell"):
         from sandrun.windows import shims
 
         return shims.activation(shell, directory())
     folder = command_text([directory()])
     if shell == "fish":
-        return f"if not contains -- {folder} $PATH; set -gx PATH {folder} $PATH; end"
-    return f'case ":$PATH:" in *:{folder}:*) ;; *) export PATH={folder}:"$PATH" ;; esac'
+        return (
+            f'if test "$PATH[1]" != {folder}; '
+            f"set -gx PATH {folder} (for d in $PATH; test $d = {folder}; or echo $d; end); end"
+        )
+    return (
+        f'case "$PATH:" in {folder}:*) ;; *) sandrun_shims={folder}; PATH=":$PATH:"; '
+        'PATH=${PATH//":$sandrun_shims:"/:}; PATH=${PATH%:}; export PATH="$sandrun_shims$PATH"; '
+        "unset sandrun_shims ;; esac"
+    )

@@ -1,7 +1,12 @@
 """What README shows of the ways in, where it cannot be run as it stands (see test_readme)."""
 
+import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from sandrun.entry import init
 from tests.entering import makefile, need, put_on_path
@@ -55,16 +60,75 @@ def test_the_python_runs(box: Box) -> None:
     assert done.stdout.splitlines()[-1].startswith("0 exit ")
 
 
-def test_the_hooks_are_those_that_there_are() -> None:
+def test_the_hooks_are_those_that_there_are(tmp_path: Path) -> None:
     hooks = (ROOT / ".pre-commit-hooks.yaml").read_text()
     (shown,) = [text for text in blocks("yaml") if "repos:" in text]
+    (tmp_path / "config.yaml").write_text(shown)
+    for verb, file in (
+        ("validate-config", tmp_path / "config.yaml"),
+        ("validate-manifest", ROOT / ".pre-commit-hooks.yaml"),
+    ):
+        words = [sys.executable, "-m", "pre_commit", verb, str(file)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
     assert "- id: sandrun\n" in shown
     assert "- id: sandrun\n" in hooks
     assert "- id: sandrun-files\n" in hooks
 
 
-def test_the_step_for_ci_is_a_command_line_that_we_take(box: Box) -> None:
-    (shown,) = [text for text in blocks("yaml") if "steps:" in text]
-    words = shown.partition("run: sandrun ")[2].split()
+def ci_example(name: str) -> str:
+    (text,) = [text for text in blocks("yaml") if text.startswith(f"# {name}\n")]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"),
+    [
+        ("github-workflows", ".github/workflows/test.yml"),
+        ("github-workflows", ROOT / ".github/workflows/ci.yml"),
+        ("gitlab-ci", ".gitlab-ci.yml"),
+    ],
+)
+def test_what_ci_reads_fits_its_schema(tmp_path: Path, schema: str, name: "str | Path") -> None:
+    """By the published schemas of JSON Schema Store, which the checker brings along."""
+    need("check-jsonschema")
+    file = Path(name)
+    if isinstance(name, str):
+        file = tmp_path / "example.yml"
+        file.write_text(ci_example(name))
+    checker = ["check-jsonschema", "--builtin-schema", f"vendor.{schema}"]
+    done = subprocess.run([*checker, file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    file = tmp_path / "wrong.yml"
+    file.write_text("jobs: {test: {steps: 1}}\ntest: {script: 1}\n")
+    assert subprocess.run([*checker, file], capture_output=True, check=False).returncode == 1
+
+
+def test_the_example_for_github_is_a_step_that_we_take(box: Box) -> None:
+    """The step only: nothing here runs a workflow."""
+    words = ci_example(".github/workflows/test.yml").rpartition("run: sandrun ")[2].split()
     makefile(box, "test: ; @echo tested\n", include="")
-    assert box.run(*words).stdout == "tested\n"
+    github = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(box.root / "summary")}
+    assert box.run(*words, env=github).stdout == "tested\n"
+    assert "| `make test` | exit 0 |" in (box.root / "summary").read_text()
+
+
+def test_the_example_for_gitlab_runs_as_a_pipeline(box: Box) -> None:
+    """In gitlab-ci-local, which runs jobs as GitLab's shell executor does."""
+    need("gitlab-ci-local", "rsync")
+    put_on_path(box)
+    makefile(box, "test: ; @echo tested; exit $${EXIT-0}\n", include="")
+    (box.project / ".gitlab-ci.yml").write_text(ci_example(".gitlab-ci.yml"))
+    for words in (["init", "-q"], ["add", "."]):
+        assert box.run(*words, argv=["git"]).returncode == 0
+    run = ["gitlab-ci-local", "--force-shell-executor", "test"]
+    done = box.run(argv=run, seconds=90)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"test.* tested\n", done.stdout)
+    told = r"sandrun: exit (\d+); waited .* s; ran .* s; peak memory .* of 4.0 GiB\n"
+    assert re.findall(told, done.stdout + done.stderr) == ["0"]
+    assert box.records()[-1]["command"] == ["make", "test"]
+    makefile(box, "test: ; @exit 3\n", include="")
+    done = box.run(argv=run, seconds=90)
+    assert done.returncode != 0
+    assert set(re.findall(told, done.stdout + done.stderr)) == {"2"}  # a failed job's log twice

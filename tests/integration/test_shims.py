@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sandrun.entry import shims
-from tests.entering import need, put_on_path, said, witnessed
-from tests.harness import Box
+from tests.entering import makefile, need, put_on_path, said, witnessed
+from tests.harness import Box, wait_for
 
 TOOL = '#!/bin/sh\necho "tool $0 [$*] ${SANDRUN_RUNS:+in a run}"\nexit ${EXIT-0}\n'
 
@@ -94,6 +94,70 @@ def test_an_environment_that_outlived_its_run_is_no_way_around_the_queue(shimbox
     assert {"SANDRUN_RUNS", "SANDRUN_PROJECT"} <= set(env)
     assert "in a run" in shimbox.run(argv=["mytool"], env=env).stdout
     assert len(shimbox.records()) == 2
+
+
+@pytest.fixture(params=["shim", "make"])
+def bystander(shimbox: Box, request: pytest.FixtureRequest) -> "list[str]":
+    """A command that queues, by a shim or by the include, unless it is in a run."""
+    makefile(shimbox, "goal: ; @echo goal\n")
+    return ["mytool"] if request.param == "shim" else ["make", "goal"]
+
+
+def marks_of(box: Box, job: str) -> "dict[str, str]":
+    """The SANDRUN_* that a job of that name sees in its environment."""
+    box.begun(job)
+    lines = (box.root / "marks").read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if line.startswith("SANDRUN_"))
+
+
+def hold(box: Box) -> "list[str]":
+    """A command that writes its environment to the file `marks` and is the job `holds`."""
+    return ["sh", "-c", f'env >{box.root}/marks; exec "$@"', "x", *box.job("holds")]
+
+
+def test_a_killed_runs_ticket_that_is_left_is_no_way_around_the_queue(
+    shimbox: Box, bystander: "list[str]"
+) -> None:
+    """The file is there until somebody looks at the queue; nobody holds it open any more, and its
+    owner's number may be another's by now: here an ancestor's."""
+    held = shimbox.start("--backend", "none", "--", *hold(shimbox))
+    env = marks_of(shimbox, "holds")
+    (ticket,) = shimbox.directories()[0].glob("r*.*")
+    held.kill()
+    held.wait()
+    shimbox.let("holds")  # without a backend nothing else ends it
+    wait_for(lambda: not shimbox.leftovers(), 20)
+    words = ticket.name.split(".")
+    words[2] = str(os.getpid())
+    os.mkfifo(ticket.with_name(".".join(words)))
+    ticket.unlink(missing_ok=True)  # its keeper may have tidied up
+    shimbox.run(*bystander[1:], argv=bystander[:1], env=env)
+    assert shimbox.records()[-1]["command"][-1].endswith(bystander[-1])  # type: ignore[index]
+
+
+def test_a_live_runs_environment_carried_elsewhere_is_no_way_around_the_queue(
+    shimbox: Box, bystander: "list[str]"
+) -> None:
+    """As a terminal's server does that opens a tab for a client in a run."""
+    held = shimbox.start("--", *hold(shimbox))
+    env = marks_of(shimbox, "holds")
+    outside = shimbox.start(*bystander[1:], argv=bystander[:1], env=env)
+    wait_for(lambda: len(shimbox.view()) == 2, 20, "it waits")
+    shimbox.let("holds")
+    assert shimbox.finish(held).returncode == 0
+    assert shimbox.finish(outside).returncode == 0
+    assert len(shimbox.records()) == 2
+
+
+@pytest.mark.parametrize("backend", ["auto", "rlimit", "none"])
+def test_in_a_run_it_starts_at_once_however_deep(
+    shimbox: Box, bystander: "list[str]", backend: str
+) -> None:
+    """By the cgroup, where the run has one, else by the ancestors."""
+    deep = f"sh -c 'sh -c \"{' '.join(bystander)}; :\"; :'; :"
+    done = shimbox.run("--backend", backend, "--", "sh", "-c", deep)
+    assert done.returncode == 0
+    assert len(shimbox.records()) == 1
 
 
 @pytest.mark.parametrize(
