@@ -197,7 +197,7 @@ def test_the_job_is_the_proof_and_not_the_environment(box: Box) -> None:
 def test_an_orphan_in_the_job_is_inside(box: Box) -> None:
     """Its parent is dead and its environment is cleared: the job alone proves it."""
     out = box.root / "out"
-    inner = [sys.executable, "-m", "sandrun", "--", "cmd", "/c", f"echo inside> {out}"]
+    inner = [sys.executable, "-m", "sandrun", "--detach", "--", "cmd", "/c", f"echo inside> {out}"]
     between = f"import subprocess; subprocess.Popen({inner!r})"
     code = (
         "import os, subprocess, sys, time\n"
