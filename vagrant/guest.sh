@@ -4,7 +4,7 @@
 # Reads /job/settings (shell words), /job/site (sandrun as pip installed it), /job/checkout,
 # /job/command.sh. Streams the command's output to the serial lines (ttyS0 stdout, ttyS1 stderr);
 # writes /job/out/* and, last, /job/rc: its absence tells the host that the machine failed.
-. /job/settings # HIERARCHY, USER, LOGIN, JUNIT, SCALE
+. /job/settings # HIERARCHY, USER, LOGIN, JUNIT, SCALE, IMAGE
 stty -F /dev/ttyS0 raw -echo
 stty -F /dev/ttyS1 raw -echo
 
@@ -12,6 +12,10 @@ fail() { # one line, and no /job/rc
     echo "lab: $*" >/dev/ttyS1
     stty -F /dev/ttyS1 raw
     exit
+}
+
+share() { # HOST-FOLDER DIRECTORY; 6.x kernels want hostfs=PATH, older ones the bare path
+    mount -t hostfs -o "ro,hostfs=$1" none "$2" 2>/dev/null || mount -t hostfs -o "ro,$1" none "$2"
 }
 
 mount /dev/ubdb /usr/local || fail "the disk of Python packages does not mount"
@@ -33,9 +37,17 @@ install -d -m 1777 /run/lab-out
 cp -r --preserve=mode,timestamps,links --no-dereference /job/checkout/. "$home/checkout/"
 chown -R -h "$USER:$USER" "$home/checkout"
 rootfs=
-if [ -d /srv/container ]; then
+if [ -n "$IMAGE" ]; then
     rootfs=/srv/container
-    mount --bind /usr/local $rootfs/usr/local
+    mkdir /run/lab-image $rootfs
+    share "$IMAGE" /run/lab-image && tar -C $rootfs -xpf /run/lab-image/root.tar &&
+        cp /run/lab-image/config.json $rootfs.json || fail "the container's image does not unpack"
+    # The working directory and the mount points, which rootless podman may not make in root's tree.
+    mkdir -p $rootfs/project $rootfs/run/secrets $rootfs/dev/pts
+    for name in etc/resolv.conf etc/hosts etc/hostname run/.containerenv; do
+        [ -e $rootfs/$name ] || touch $rootfs/$name
+    done
+    ln -sf ../proc/self/mounts $rootfs/etc/mtab
 fi
 
 # Sourced by command.sh after the login has made its own environment.

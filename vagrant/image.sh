@@ -105,10 +105,6 @@ E
 chmod 755 "$work/setup"
 
 bootstrap "$work/root.tar" "$packages" --customize-hook="$work/setup \"\$1\" $work"
-if [ "$flavour" = containers ]; then
-    # What a slim image would hold; sandrun and its packages are the guest's own /usr/local.
-    bootstrap "$work/slim.tar" python3,make,procps,util-linux
-fi
 
 # One fakeroot session for unpacking and mke2fs: what it pretends about owners does not outlive it.
 # shellcheck disable=SC2016
@@ -116,15 +112,6 @@ $as_root sh -euc '
     work=$1 out=$2 size=$3
     mkdir "$work/root"
     tar -C "$work/root" --exclude="./dev/*" -xpf "$work/root.tar"
-    if [ -e "$work/slim.tar" ]; then
-        mkdir -p "$work/root/srv/container"
-        tar -C "$work/root/srv/container" --exclude="./dev/*" -xpf "$work/slim.tar"
-        # Mount points that rootless podman may not make in a tree of root.
-        cd "$work/root/srv/container"
-        ln -sf ../proc/self/mounts etc/mtab
-        mkdir -p run/secrets dev/pts
-        touch etc/resolv.conf etc/hosts etc/hostname run/.containerenv
-    fi
     truncate -s "$size" "$out.part"
     mke2fs -q -F -t ext4 -O ^has_journal,^metadata_csum -m 0 -L root -d "$work/root" "$out.part"
 ' sh "$work" "$out" "$size"

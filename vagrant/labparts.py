@@ -32,6 +32,8 @@ LAB_FAILED = 125
 GUEST_PYTHON = "3.11"  # Debian 12's, where image.sh comes from
 PACKAGES = f"lib/python{GUEST_PYTHON}/dist-packages"
 DEBIAN_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
+CONTAINER_TOOLS = {"buildah": "buildah"}
+CONTAINER_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "sandrun", "backends")
 # Not everywhere that mmdebstrap is: Ubuntu does not install it along.
 DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 APT_INSTALL = "apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends"
@@ -101,7 +103,8 @@ def machine_folder() -> Iterator[Path]:
 
 def empty_cache() -> None:
     """Ours only: the folder may be shared."""
-    for pattern in ("root-*", "wine-*", "packages-*", "kernel-*", "build-tools", "part.*", "locks"):
+    for pattern in ("root-*", "wine-*", "packages-*", "kernel-*", "container-*", "build-tools",
+                    "part.*", "locks"):  # fmt: skip
         for path in cache().glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -176,6 +179,32 @@ def need_tools(tools: Mapping[str, str] = DEBIAN_TOOLS) -> None:
 def image(flavour: str) -> Path:
     script = HERE / "image.sh"
     return cached(f"root-{flavour}-{digest([script])}.ext4", lambda out: call(script, out, flavour))
+
+
+def container_image() -> Path:
+    """The folder of Containerfile's image with this checkout in it: root.tar and config.json."""
+    script, recipe = HERE / "container.sh", HERE / "Containerfile"
+    key = digest([script])
+    base = cached(f"container-base-{key}.tar", lambda out: call(script, "base", out))
+    trees = (CHECKOUT / name for name in CONTAINER_SOURCES)
+    files = sorted(
+        file
+        for tree in trees
+        for file in (tree.rglob("*") if tree.is_dir() else [tree])
+        if file.is_file() and file.suffix != ".pyc"
+    )
+    names = [str(file.relative_to(CHECKOUT)) for file in files]
+
+    def build(out: Path) -> None:
+        with locked(cache() / "locks/container-store"):
+            call(script, "image", out, base, cache() / f"container-store-{key}")
+
+    image = cached(f"container-image-{digest([script, recipe, *names, *files])}", build)
+    image.touch()
+    for old in cache().glob("container-image-*"):  # one a change of the source, 200 MB each
+        if time.time() - old.stat().st_mtime > 86400:
+            shutil.rmtree(old, ignore_errors=True)
+    return image
 
 
 def kernel() -> Path:

@@ -1,9 +1,12 @@
 """sandrun as the entrypoint of a real container (podman), with each kind of cgroupfs.
 
+The image is that of vagrant/Containerfile, built by a real builder, and used with the settings that
+it has; only that podman did not unpack it itself ($SANDRUN_CONTAINER_ROOTFS).
 Runs in the laboratory, as root and rootless: vagrant/lab run --containers [--user] -- pytest ...
-The container's root file system is $SANDRUN_CONTAINER_ROOTFS.
 """
 
+import functools
+import json
 import os
 import re
 import subprocess
@@ -31,11 +34,31 @@ def podman(*args: str, seconds: float = 60) -> "subprocess.CompletedProcess[str]
     )
 
 
-def entry(options: "tuple[str, ...]", *command: str) -> "subprocess.CompletedProcess[str]":
-    """Run `sandrun COMMAND` as PID 1 of a fresh container."""
-    return podman(
-        "run", "--rm", "--network=none", *options, "--rootfs", ROOTFS, "sandrun", *command
-    )  # fmt: skip
+@functools.cache
+def image() -> "dict[str, list[str]]":
+    """What the image says of itself, as OCI's configuration does."""
+    with open(f"{ROOTFS}.json") as file:
+        config: dict[str, list[str]] = json.load(file)["OCIv1"]["config"]
+    return config
+
+
+def container(
+    options: "tuple[str, ...]", command: "tuple[str, ...]", settings: "dict[str, object]"
+) -> "list[str]":
+    """The words after `podman run`; settings reach PID 1 by its environment."""
+    given = [*image()["Env"], *(f"SANDRUN_{name.upper()}={v}" for name, v in settings.items())]
+    return [
+        *("--network=none", f"--workdir={image()['WorkingDir']}", *options),
+        *(f"--env={pair}" for pair in given),
+        *("--rootfs", ROOTFS, *image()["Entrypoint"], *(command or image()["Cmd"])),
+    ]
+
+
+def entry(
+    options: "tuple[str, ...]", *command: str, **settings: object
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command in a fresh container, by the image's own entrypoint."""
+    return podman("run", "--rm", *container(options, command, settings))
 
 
 @pytest.fixture
@@ -46,21 +69,30 @@ def name() -> "Iterator[str]":
     podman("rm", "-f", "-t", "0", name)
 
 
-def detached(name: str, options: "tuple[str, ...]", *command: str) -> None:
-    done = podman(
-        "run", "-d", "--name", name, "--network=none", *options, "--rootfs", ROOTFS,
-        "sandrun", *command,
-    )  # fmt: skip
+def detached(name: str, options: "tuple[str, ...]", *command: str, **settings: object) -> None:
+    """Start a container that says `ready`."""
+    done = podman("run", "-d", "--name", name, *container(options, command, settings))
     assert done.returncode == 0, done.stderr
-    deadline = time.monotonic() + 20 * SCALE
-    while "ready" not in podman("logs", name).stdout:
-        assert time.monotonic() < deadline, podman("logs", name)
+    until_logged(name, "ready")
+
+
+def until_logged(name: str, text: str, seconds: float = 20) -> str:
+    deadline = time.monotonic() + seconds * SCALE
+    while True:
+        logs = podman("logs", name)
+        if text in logs.stdout + logs.stderr:
+            return logs.stdout + logs.stderr
+        assert time.monotonic() < deadline, (text, logs)
         time.sleep(0.1)
+
+
+def exit_code(name: str) -> int:
+    return int(podman("inspect", "-f", "{{.State.ExitCode}}", name).stdout)
 
 
 @pytest.mark.parametrize(("options", "backend"), [(READ_ONLY, "rlimit"), (WRITABLE, "cgroup2")])
 def test_the_backend_and_the_exit_code(options: "tuple[str, ...]", backend: str) -> None:
-    done = entry(options, "-v", "--", "sh", "-c", "exit 42")
+    done = entry(options, "sh", "-c", "exit 42", verbose=1)
     assert done.returncode == 42, done.stderr
     assert f"backend {backend}" in done.stderr
     if backend == "rlimit":
@@ -68,14 +100,14 @@ def test_the_backend_and_the_exit_code(options: "tuple[str, ...]", backend: str)
 
 
 def test_a_read_only_cgroupfs_is_refused_when_the_kernel_is_required() -> None:
-    done = entry(READ_ONLY, "--require", "kernel", "--", "echo", "ran")
+    done = entry(READ_ONLY, "echo", "ran", require="kernel")
     assert (done.returncode, done.stdout) == (125, "")
     assert "unmask=/sys/fs/cgroup" in done.stderr
 
 
 @pytest.mark.parametrize("options", [READ_ONLY, WRITABLE])
 def test_the_limit_holds_inside(options: "tuple[str, ...]") -> None:
-    done = entry(options, "-m", "50M", "--", "python3", "-c", HOG)
+    done = entry(options, "python3", "-c", HOG, memory="50M")
     assert done.returncode == 137
     assert "memory limit of 50.0 MiB reached" in done.stderr
 
@@ -84,7 +116,7 @@ def test_the_containers_own_limit_is_told_from_the_runs() -> None:
     # User Mode Linux has no OOM reaper to speak of: while the hog still dies, the kernel may take
     # a second victim, and outside the run's group that is sandrun itself.
     for _ in range(5):
-        done = entry(("-m", "100m", *WRITABLE), "--pool=off", "-m1G", "--", "python3", "-c", HOG)
+        done = entry(("-m", "100m", *WRITABLE), "python3", "-c", HOG, pool="off", memory="1G")
         assert done.returncode == 137
         if "struck" in done.stderr:
             break
@@ -94,7 +126,7 @@ def test_the_containers_own_limit_is_told_from_the_runs() -> None:
 
 def test_the_hosts_tree_bind_mounted_is_no_place_for_a_limit() -> None:
     host = ("--cgroupns=private", "-v", "/sys/fs/cgroup:/sys/fs/cgroup:rw", *WRITABLE)
-    done = entry(host, "-v", "-m", "50M", "--", "python3", "-c", HOG)
+    done = entry(host, "python3", "-c", HOG, verbose=1, memory="50M")
     assert done.returncode == 137, done.stderr
     assert "backend rlimit" in done.stderr
     assert "the host's groups" in done.stderr or "not writable" in done.stderr
@@ -105,18 +137,18 @@ def test_stop_ends_it_within_the_grace_by_the_commands_own_handler(
     name: str, options: "tuple[str, ...]"
 ) -> None:
     script = 'trap "echo bye; exit 7" TERM; echo ready; while :; do sleep 0.1; done'
-    detached(name, options, "--", "sh", "-c", script)
+    detached(name, options, "sh", "-c", script)
     began = time.monotonic()
     assert podman("stop", "-t", "60", name).returncode == 0
     assert time.monotonic() - began < 20 * SCALE
-    assert podman("inspect", "-f", "{{.State.ExitCode}}", name).stdout.strip() == "7"
+    assert exit_code(name) == 7
     assert "bye" in podman("logs", name).stdout
 
 
 @pytest.mark.parametrize("options", [READ_ONLY, WRITABLE])
 def test_zombies_are_reaped_and_exec_works_beside(name: str, options: "tuple[str, ...]") -> None:
     orphans = "for i in 1 2 3 4 5; do sh -c 'sleep 0.1 & exit'; done; sleep 1; echo ready; sleep 99"
-    detached(name, options, "-m", "200M", "--", "sh", "-c", orphans)  # leaves room in the pool
+    detached(name, options, "sh", "-c", orphans, memory="200M")  # leaves room in the pool
     states = podman("exec", name, "sh", "-c", "cat /proc/[0-9]*/stat").stdout
     assert " Z " not in states
     command = ["sandrun", "--queue", "beside", "-m", "100M", "-v", "--", "sh", "-c", "exit 9"]

@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 
 import sandrun
-from tests.vm.test_container import READ_ONLY, ROOTFS, SCALE, WRITABLE, detached, podman
+from tests.vm.test_container import (
+    READ_ONLY,
+    ROOTFS,
+    SCALE,
+    WRITABLE,
+    detached,
+    entry,
+    exit_code,
+    image,
+    podman,
+    until_logged,
+)
 
 pytestmark = [
     pytest.mark.vm,
@@ -33,36 +44,70 @@ def name() -> "Iterator[str]":
     podman("rm", "-f", "-t", "0", name)
 
 
-def until_logged(name: str, text: str, seconds: float = 20) -> str:
-    deadline = time.monotonic() + seconds * SCALE
-    while True:
-        logs = podman("logs", name)
-        if text in logs.stdout + logs.stderr:
-            return logs.stdout + logs.stderr
-        assert time.monotonic() < deadline, (text, logs)
-        time.sleep(0.1)
-
-
 @pytest.mark.parametrize("options", [READ_ONLY, WRITABLE])
 def test_every_signal_reaches_the_command(name: str, options: "tuple[str, ...]") -> None:
     """PID 1 has no default actions: what it does not pass on is lost."""
     traps = "".join(f"trap 'echo got {text}.' {text}; " for text in FORWARDED[:-1])
     script = f"{traps} trap 'exit 33' TERM; echo ready; while :; do sleep 0.1; done"
-    detached(name, options, "--", "sh", "-c", script)
+    detached(name, options, "sh", "-c", script)
     for text in FORWARDED[:-1]:
         assert podman("kill", "-s", text, name).returncode == 0
         until_logged(name, f"got {text}.")
     assert podman("stop", "-t", "60", name).returncode == 0
-    assert podman("inspect", "-f", "{{.State.ExitCode}}", name).stdout.strip() == "33"
+    assert exit_code(name) == 33
 
 
 def test_a_command_without_handlers_ends_by_the_signal(name: str) -> None:
-    detached(name, READ_ONLY, "--", "sh", "-c", "echo ready; exec sleep 1000")
+    detached(name, READ_ONLY, "sh", "-c", "echo ready; exec sleep 1000")
     began = time.monotonic()
     assert podman("stop", "-t", "60", name).returncode == 0
     assert time.monotonic() - began < 20 * SCALE
-    code = podman("inspect", "-f", "{{.State.ExitCode}}", name).stdout.strip()
-    assert code == str(128 + signal.SIGTERM)
+    assert exit_code(name) == 128 + signal.SIGTERM
+
+
+def test_a_command_that_will_not_end_ends_with_podmans_patience(name: str) -> None:
+    """sandrun passes SIGTERM on and adds none of its own: as PID 1 it takes all with it."""
+    script = "trap '' TERM; setsid sleep 1000 & echo ready; while :; do sleep 0.1; done"
+    detached(name, WRITABLE, "sh", "-c", script)
+    assert podman("stop", "-t", "3", name).returncode == 0
+    assert exit_code(name) == 128 + signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["true"], 0),
+        (["sh", "-c", "exit 255"], 255),
+        (["nonesuch"], 127),
+        (["/etc/passwd"], 126),
+        (["sh", "-c", "kill -9 $$"], 137),
+    ],
+)
+def test_the_container_exits_as_the_command(command: "list[str]", code: int) -> None:
+    assert entry(READ_ONLY, *command).returncode == code
+
+
+def test_the_image_is_a_slim_one(name: str) -> None:
+    """No compiler and no headers in the final stage, but what needed them is there and is used."""
+    detached(name, READ_ONLY, "sh", "-c", "echo ready; sleep 1000")
+
+    def inside(script: str) -> str:
+        return podman("exec", name, "sh", "-c", script).stdout
+
+    compilers = "cc gcc c99 c++ clang tcc as ld cpp pip pip3"
+    assert inside(f"for name in {compilers}; do command -v $name; done; echo none") == "none\n"
+    files = "find / -xdev ( -name cc1 -o -name Python.h -o -name capability.h -o -name '*.deb' )"
+    assert inside(files.replace("(", "\\(").replace(")", "\\)")) == ""
+    assert inside("ls /source /var/lib/apt/lists/*") == ""
+    assert inside("cat /etc/pip.conf /etc/apt/apt.conf.d/90host") == ""  # what the host lent
+    assert "prctl" in inside("/opt/sandrun/bin/python -c 'import prctl; print(prctl.__file__)'")
+    assert inside("tr '\\0' ' ' </proc/1/cmdline").endswith(" -- sh -c echo ready; sleep 1000 ")
+
+
+def test_without_a_command_it_makes_the_tests_of_what_is_mounted(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text("test: ; @echo tested $${SANDRUN_RUNS:+in a run}\n")
+    done = entry(("-v", f"{tmp_path}:/project"))
+    assert (done.returncode, done.stdout) == (0, "tested in a run\n"), done.stderr
 
 
 def test_a_checkout_that_a_container_shares_is_one_queue(name: str, tmp_path: Path) -> None:
@@ -81,9 +126,16 @@ def test_a_checkout_that_a_container_shares_is_one_queue(name: str, tmp_path: Pa
         while not log.exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        words = ["-v", f"{project}:/mnt", "-w", "/mnt", "--rootfs", ROOTFS]
+        words = [
+            "-v",
+            f"{project}:/mnt",
+            "-w",
+            "/mnt",
+            *(f"--env={pair}" for pair in image()["Env"]),
+        ]
         started = podman(
-            "run", "-d", "--name", name, "--network=none", *words, "make", "goal", "JOB=inside"
+            *("run", "-d", "--name", name, "--network=none", *words),
+            *("--rootfs", ROOTFS, "make", "goal", "JOB=inside"),
         )
         assert started.returncode == 0, started.stderr
         until_logged(name, "sandrun: waiting")
