@@ -17,8 +17,8 @@ from tests.harness import ON_MACOS, Box, adopt_orphans
 
 if sys.platform == "linux":
     adopt_orphans()
-# Started in the background of a script, we ignore it, as would all that the tests start; and a shell
-# cannot trap what was ignored before it.
+# Started in the background of a script we ignore it, as would all that the tests start; and a
+# shell cannot trap what was ignored before it.
 for _signum in (signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGINT)):
     if signal.getsignal(_signum) == signal.SIG_IGN:
         signal.signal(_signum, signal.SIG_DFL)
