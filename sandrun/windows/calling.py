@@ -19,12 +19,12 @@ NEVER, ZERO, INVALID, FAILED = "never", "zero", "invalid", "failed"
 
 
 class Prototype:
-    """One call: its library, result type, argument types, and which result is a failure."""
+    """One call: its DLL, result type, argument types, and which result is a failure."""
 
-    __slots__ = ("arguments", "failure", "library", "result")
+    __slots__ = ("arguments", "dll", "failure", "result")
 
-    def __init__(self, library: str, result: "Any", failure: str, *arguments: "Any") -> None:
-        self.library = library
+    def __init__(self, dll: str, result: "Any", failure: str, *arguments: "Any") -> None:
+        self.dll = dll
         self.result = result
         self.failure = failure
         self.arguments = arguments
@@ -39,7 +39,7 @@ class Prototype:
 
 
 class Calls:
-    """Each call of `table` as a method. `find(library, name)` gives a ctypes function, or
+    """Each call of `table` as a method. `find(dll, name)` gives a ctypes function, or
     raises AttributeError; `last_error()` the error number of this thread's last call, and
     `error(name, number)` the OSError that stands for it."""
 
@@ -57,7 +57,7 @@ class Calls:
 
     def __getattr__(self, name: str) -> "Any":
         prototype = self._table[name]
-        function = self._find(prototype.library, name)
+        function = self._find(prototype.dll, name)
         function.argtypes = prototype.arguments
         function.restype = prototype.result
 

@@ -84,7 +84,7 @@ def everything() -> "list[str]":
     lines = [line for pair in structures().items() for line in asserts(*pair)]
     lines += constants()
     for name, wanted in api.PROTOTYPES.items():
-        if wanted.library == "kernel32":
+        if wanted.dll == "kernel32":
             lines += prototype(name, wanted)
     return lines
 
