@@ -5,6 +5,8 @@ Promises
   so no instruction of it runs outside; nothing can break away.
 - The job dies with its last handle, which only the supervisor has: however that ends, the kernel
   ends the tree.
+- CPU time is limited by `sandrun.clocks`, which ask the job; should no sandrun be able to look (one
+  that is suspended), the kernel ends the tree a grace later. It counts user time only.
 - Each limit is read back. Memory is a commit limit of the whole tree: an allocation beyond it
   fails. Nothing is killed by that, so the message about it makes `struck` say `own`, and whoever
   supervises ends the run, as it would have ended on Linux.
@@ -165,12 +167,15 @@ class JobContainer:
         for number, pid in self.port.take() if self.port else ():
             if number in _MEMORY and self._is_ours(pid):
                 self.struck = "own"
+        if self.limits.cpu_time and not self.struck and self._is_over():
+            self.struck = "cpu-time"
         peak, limit = self._peak(), self.limits.memory
         # Nobody was killed: who holds how much can be seen even now. Before, only while it grows.
-        if limit and (self.struck or peak > max(limit // 2, self.sampled + limit // 50)):
+        memory = self.struck == "own"
+        if limit and (memory or peak > max(limit // 2, self.sampled + limit // 50)):
             self.sampled = peak
             self.current = sum(_commit(pid) for pid in self.pids())
-            self.sampler.look(limit if self.struck else self.current, self.pids)
+            self.sampler.look(limit if memory else self.current, self.pids)
         return self.sampler.due(peak)
 
     def _is_ours(self, pid: int) -> bool:
@@ -189,6 +194,10 @@ class JobContainer:
         own = self._room()
         return all(own <= _room_of(run_id) for run_id in inside)
 
+    def _is_over(self) -> bool:
+        """Whether the kernel has ended the tree at its limit of CPU time: no message tells."""
+        return bool(self._times().TotalUserTime * _TICK >= self.limits.cpu_time)
+
     def _room(self) -> float:
         """What may still be committed below this job's limit, in bytes."""
         limits = api.JobLimits()
@@ -203,9 +212,13 @@ class JobContainer:
         _query(self.job, api.JobObjectExtendedLimitInformation, limits)
         return int(limits.PeakJobMemoryUsed)
 
-    def usage(self) -> Usage:
+    def _times(self) -> api.JobAccounting:
         times = api.JobAccounting()
         _query(self.job, api.JobObjectBasicAccountingInformation, times)
+        return times
+
+    def usage(self) -> Usage:
+        times = self._times()
         cpu = (times.TotalUserTime + times.TotalKernelTime) * _TICK
         return Usage(self.current, self._peak(), cpu)
 
@@ -292,6 +305,9 @@ def _limit(job: int, limits: Limits) -> None:
     if limits.pids > 0:
         basic.LimitFlags |= api.JOB_OBJECT_LIMIT_ACTIVE_PROCESS
         basic.ActiveProcessLimit = limits.pids
+    if limits.cpu_time:  # JOB_OBJECT_TERMINATE_AT_END_OF_JOB is what happens then, unless one says
+        basic.LimitFlags |= api.JOB_OBJECT_LIMIT_JOB_TIME
+        basic.PerJobUserTimeLimit = round(limits.cpu_time / _TICK)
     _set(job, api.JobObjectExtendedLimitInformation, wanted)
     _query(job, api.JobObjectExtendedLimitInformation, found)
     if not _holds(wanted, found):

@@ -52,14 +52,16 @@ class Limits:
     """The limits of a run. Sizes in bytes, times in seconds; -1 or 0.0: no limit.
 
     `swap` comes on top of `memory`. `io` maps the keys of io.max (`rbps`, `wbps` in bytes a
-    second, `riops`, `wiops`) to values, for the disk under `directory`. `asked` holds the keys
-    that the user set: a backend that cannot enforce one of those refuses, while a default is
-    enforced where it can be.
+    second, `riops`, `wiops`) to values, for the disk under `directory`. `cpu_time` is what no tree
+    may pass, not even in the grace after the setting of that name: for a kernel that stops a tree
+    there by itself. `asked` holds the keys that the user set: a backend that cannot enforce one
+    of those refuses, while a default is enforced where it can be.
     """
 
     __slots__ = (
         "asked",
         "check_interval",
+        "cpu_time",
         "cpu_weight",
         "cpus",
         "directory",
@@ -76,6 +78,7 @@ class Limits:
         self.swap = 0
         self.pids = -1
         self.cpus = 0.0
+        self.cpu_time = 0.0
         self.cpu_weight = -1
         self.io: dict[str, int] = {}
         self.io_weight = -1

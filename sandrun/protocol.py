@@ -27,7 +27,7 @@ class Container(Protocol):
     POLLPRI: a control file, to be read again after each; POLLIN: an eventfd, `poll` reads it."""
     struck: str
     """'', or whose memory limit ended processes of this container: `own`, or `outer` (a container,
-    a slice, the host around us)."""
+    a slice, the host around us). `cpu-time`: they were ended at that limit, by the kernel."""
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
         """Start the command so that its first instruction already runs inside; return its pid.

@@ -90,6 +90,8 @@ def limits(settings: Settings, directory: str) -> Limits:
     wanted.io = {
         name: getattr(settings, key) for key, name in _IO_KEYS.items() if getattr(settings, key) > 0
     }
+    if settings.cpu_time:
+        wanted.cpu_time = settings.cpu_time + settings.grace * (os.cpu_count() or 1)
     wanted.directory = directory
     wanted.asked = frozenset(k for k, source in settings.source.items() if source != "default")
     return wanted

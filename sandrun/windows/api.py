@@ -198,6 +198,7 @@ HEADERS: "dict[type[ctypes.Structure], str]" = {
 
 # --- constants, by the names of <winnt.h> and <winbase.h> --------------------------------------
 
+JOB_OBJECT_LIMIT_JOB_TIME = 0x4
 JOB_OBJECT_LIMIT_ACTIVE_PROCESS = 0x8
 JOB_OBJECT_LIMIT_JOB_MEMORY = 0x200
 JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE = 0x2000

@@ -154,7 +154,9 @@ class Supervisor:
         self.look_at = None if due is None else time.monotonic() + due
         if self.decided:
             return
-        if self.container.struck and self.reason not in ("memory", "outer-memory"):
+        if self.container.struck == "cpu-time":
+            self.reason = self.reason or "cpu-time"
+        elif self.container.struck and self.reason not in ("memory", "outer-memory"):
             self.reason = "outer-memory" if self.container.struck == "outer" else "memory"
             self._kill()
         self._warn()

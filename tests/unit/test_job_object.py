@@ -300,6 +300,20 @@ def test_times_of_ended_processes_count(fake: Fake, opened: Opener) -> None:
     assert container.usage().cpu == pytest.approx(2.5)
 
 
+def test_the_kernel_ends_a_tree_whose_time_is_long_over(fake: Fake, opened: Opener) -> None:
+    container = opened(limits=_limits(64 * MIB, cpu_time=2.5))
+    pid = _spawn(container)
+    for seconds, struck in ((2.0, ""), (1.0, "cpu-time")):
+        fake.work(pid, seconds)
+        container.poll()
+        assert container.struck == struck
+    assert not fake.processes[pid].alive
+    container.leave()
+    child = fake.start([_job(fake, container)])
+    fake.work(child.pid, 1.0)
+    assert child.alive
+
+
 def test_limits_that_were_not_taken_are_refused(
     fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -331,6 +331,15 @@ class Fake:
                 for around in process.jobs[: process.jobs.index(job) + 1]:
                     self._tell(around, api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO, 0)
 
+    def work(self, pid: int, seconds: float) -> None:
+        """The process uses so much of a processor; a job whose time is over is ended."""
+        for job in self.processes[pid].jobs:
+            job.ticks += round(seconds * 1e7)
+            basic = job.limits.BasicLimitInformation
+            limited = basic.LimitFlags & api.JOB_OBJECT_LIMIT_JOB_TIME
+            if limited and job.ticks >= basic.PerJobUserTimeLimit:
+                self._end(job, NOT_ENOUGH_QUOTA)
+
     def allocate(self, pid: int, size: int) -> bool:
         """The process commits memory; False: a job's limit was in the way, and that was told."""
         jobs = self.processes[pid].jobs

@@ -403,6 +403,17 @@ def test_a_share_of_the_processors_holds(opened: Opener) -> None:
     assert 20 < ended(container) < 120
 
 
+@not_on_wine("the time of a job")
+def test_the_kernel_ends_a_job_whose_time_is_over(opened: Opener) -> None:
+    """Windows looks every few seconds; where nobody looks, the command ends by itself."""
+    container = opened(limits(cpu_time=0.5))
+    spin = SPIN.replace("+ 2", f"+ {2 if IS_WINE else 25}")
+    start(container, *PYTHON, spin)
+    assert ended(container) == 1816  # ERROR_NOT_ENOUGH_QUOTA
+    container.poll()
+    assert container.struck == "cpu-time"
+
+
 @not_on_wine("any accounting of jobs")
 def test_the_kernel_measures_time_and_memory(opened: Opener) -> None:
     container = opened()
