@@ -21,12 +21,12 @@ if TYPE_CHECKING:
         Options,
         Outcome,
         Run,
-        SandrunError,
         Settings,
         run,
         run_async,
         start,
     )
+    from sandrun.model import SandrunError
 
 __all__ = [
     "GaveUp",

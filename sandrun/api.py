@@ -24,18 +24,6 @@ from typing import IO, TypedDict, Unpack
 from sandrun import options
 from sandrun.model import EXIT_GAVE_UP, EXIT_MEMORY, SandrunError
 
-__all__ = [
-    "GaveUp",
-    "Options",
-    "Outcome",
-    "Run",
-    "SandrunError",
-    "Settings",
-    "run",
-    "run_async",
-    "start",
-]
-
 _File = int | IO[str] | IO[bytes] | None
 _LOST = (-9, EXIT_MEMORY)
 """What a sandrun exits with that was killed: by SIGKILL, or on Windows by `sandrun kill`."""

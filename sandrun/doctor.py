@@ -15,20 +15,20 @@ from collections.abc import Callable
 from sandrun import (
     __version__,
     backends,
+    checks,
     gitguard,
     kernel,
-    messages,
     project,
     runner,
     settings,
     spawn,
 )
 from sandrun.backends import cgroup2, groups
+from sandrun.checks import CAUTION, FAIL, PASS, UNUSED, Line, state
 from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
 from sandrun.queue import Queue
 from sandrun.runlock import RunLock
 
-PASS, CAUTION, FAIL, UNUSED = "PASS", "CAUTION", "FAIL", "-"
 _PROBE_LIMIT = 32 * MIB
 _PROBE = "import time; b = bytearray(b'x') * (96 << 20); time.sleep(20)"
 _V2_FEATURES = (
@@ -38,16 +38,6 @@ _V2_FEATURES = (
     ("memory.pressure", "4.20 with PSI", "no pressure figures"),
 )
 _WANTED = ("memory", "pids", "cpu", "io")
-
-
-class Line:
-    """One check: `status` is PASS, CAUTION, FAIL or `-`; `fix` a command or ''."""
-
-    def __init__(self, name: str, status: str, evidence: str, fix: str = "") -> None:
-        self.name = name
-        self.status = status
-        self.evidence = evidence
-        self.fix = fix
 
 
 def _probe(name: str) -> Line:
@@ -151,15 +141,6 @@ def _backends() -> "list[Line]":
     return lines
 
 
-def _state() -> Line:
-    path = project.state_path(project.find(project.working_directory()))
-    try:
-        os.close(project.open_state(path))
-        return Line("state", PASS, path)
-    except SandrunError as error:
-        return Line("state", FAIL, error.text, error.hint)
-
-
 def _second_home() -> Line:
     """Where runs are excluded that do not share our state directory; never needed, only good."""
     root = project.find(project.working_directory())
@@ -199,7 +180,7 @@ def examine() -> "list[Line]":
         *([] if DARWIN else [_hierarchy(), *_features()]),
         *_backends(),
         *([] if DARWIN else [_prctl()]),
-        _state(),
+        state(),
         _second_home(),
         _git(),
     ]
@@ -207,20 +188,4 @@ def examine() -> "list[Line]":
 
 def main(out: "Callable[[str], None]", as_json: bool) -> int:
     """Print the checks; exit code 0, or 1 when no kernel backend works here."""
-    lines = examine()
-    works = [x.name for x in lines if x.name in backends.ORDER and x.status in (PASS, CAUTION)]
-    in_force = works[0] if works else "none"
-    enforced = bool(works) and backends.named(in_force).kernel
-    if as_json:
-        rows = [vars(line) for line in lines]
-        out(json.dumps({"v": 1, "backend": in_force, "kernel": enforced, "checks": rows}))
-        return 0 if enforced else 1
-    colors = {PASS: "32", CAUTION: "33", FAIL: "31", UNUSED: "2"} if messages.colored() else {}
-    for line in lines:
-        start = f"\x1b[{colors[line.status]}m" if colors else ""
-        out(f"{start}{line.status:7}{start and chr(27) + '[0m'}  {line.name:8}  {line.evidence}")
-        if line.fix and line.status in (CAUTION, FAIL):
-            out(f"         fix: {line.fix}")
-    how = "the kernel enforces the limits" if enforced else "no kernel enforces the limits here"
-    out(f"in force: {in_force} ({how})")
-    return 0 if enforced else 1
+    return checks.show(examine(), out, as_json)

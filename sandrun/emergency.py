@@ -4,17 +4,22 @@ Waiters go first, so that the end of a run does not start the next. A run is end
 supervisor (SIGTERM, which the command sees), and when the grace is over through its container,
 the way a lost run is cleaned up. The pid that is signalled is the one of who holds the ticket's
 lock, as the kernel tells it in our namespace; it is alive, so the pid is its own.
+
+On Windows there are no signals: see `sandrun.windows.emergency`.
 """
 
 import os
 import signal
+import sys
 import time
 
 from sandrun import nesting, overview, project, recovery
 from sandrun.model import SandrunError
 from sandrun.queue import CANCEL, Queue
-from sandrun.runlock import each_slot
 from sandrun.ticket import Ticket
+
+_DEATH = 5.0
+"""Seconds in which a process that was killed is gone."""
 
 
 def end(state: str, run: "str | None", everything: bool, grace: float) -> "list[str]":
@@ -45,21 +50,33 @@ def _end_queue(queue: Queue, run: "str | None", everything: bool, grace: float) 
 
 def _end_ticket(queue: Queue, ticket: Ticket, grace: float) -> str:
     what = "run" if ticket.running else "waiter"
-    line = f"ended {what} {ticket.id}: {ticket.command} (pid {ticket.pid})"
+    if not _ended(queue, ticket, grace):
+        return f"could not end {what} {ticket.id} (pid {ticket.pid}, perhaps of a container)"
+    if ticket.running:
+        _end_lost(queue)
+    return f"ended {what} {ticket.id}: {ticket.command} (pid {ticket.pid})"
+
+
+def _ended(queue: Queue, ticket: Ticket, grace: float) -> bool:
+    """Have whoever holds the ticket end, and end it if it does not; whether it is gone."""
+    if sys.platform == "win32":
+        from sandrun.windows import emergency
+
+        emergency.tell(queue, ticket)
+        if _gone_within(queue, ticket, grace + emergency.MARGIN):
+            return True
+        emergency.terminate(queue, ticket)
+        return _gone_within(queue, ticket, _DEATH)
     pid = nesting.ticket_holder(queue, ticket)
     if not pid and not ticket.running:
         queue.ring(ticket.name, CANCEL)  # it is in another pid namespace
-    for signum, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+    for signum, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _DEATH)):
         if pid:
             _send(pid, signum)
             _send(pid, signal.SIGCONT)
         if _gone_within(queue, ticket, patience):
-            break
-    else:
-        return f"could not end {what} {ticket.id} (pid {ticket.pid}, perhaps of a container)"
-    if ticket.running:
-        _end_lost(queue)
-    return line
+            return True
+    return False
 
 
 def _send(pid: int, signum: int) -> None:
@@ -81,7 +98,7 @@ def _gone_within(queue: Queue, ticket: Ticket, seconds: float) -> bool:
 def _end_lost(queue: Queue) -> "list[str]":
     """End what killed supervisors left, if anything; by the lines in the run lock's files."""
     ended = False
-    for lock, free in each_slot(queue):
+    for lock, free in recovery.each_slot(queue):
         line = lock.read_holder()
         ended |= bool(line) and recovery.end_orphans(queue, line)
         if free:

@@ -25,6 +25,16 @@ EXIT_HANGUP = 129
 EXIT_MEMORY = 137
 """The memory limit ended the run: what a shell shows for a process that the kernel killed."""
 
+ENDED = {
+    "memory": EXIT_MEMORY,
+    "outer-memory": EXIT_MEMORY,
+    "timeout": EXIT_TIMEOUT,
+    "cpu-time": EXIT_TIMEOUT,
+    "idle": EXIT_TIMEOUT,
+    "parent": EXIT_HANGUP,
+}
+"""The exit codes of runs that were ended, by reason."""
+
 
 class SandrunError(Exception):
     """A failure of sandrun's own: one line of what happened, and how to mend it.

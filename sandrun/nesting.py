@@ -132,34 +132,13 @@ def _holds(path: str, run_id: str) -> bool:
 
 
 def announce(queue: Queue, ticket: Ticket, around: str) -> None:
-    """Tell others in which runs this waiter is."""
-    if sys.platform == "win32":  # links are for administrators there
-        queue.lay(_LINK + ticket.id, around)
-        return
-    try:
-        os.symlink(around, _LINK + ticket.id, dir_fd=queue.dir)
-    except OSError:
-        pass  # too long, or a full disk: a circle is then not seen from the other side
+    """Tell others in which runs this waiter is; else a circle is not seen from the other side."""
+    queue.lay(_LINK + ticket.id, around)
 
 
 def withdraw(queue: Queue, ticket: Ticket) -> None:
     """We wait no more."""
-    if sys.platform == "win32":
-        queue.take_up(_LINK + ticket.id)
-        return
-    try:
-        os.unlink(_LINK + ticket.id, dir_fd=queue.dir)
-    except OSError:
-        pass
-
-
-def _announced(queue: Queue, ticket: Ticket) -> str:
-    if sys.platform == "win32":
-        return queue.laid(_LINK + ticket.id)
-    try:
-        return os.readlink(_LINK + ticket.id, dir_fd=queue.dir)
-    except OSError:
-        return ""
+    queue.take_up(_LINK + ticket.id)
 
 
 class _Waiter:
@@ -185,7 +164,7 @@ class _Seen:
             tickets = queue.tickets()
             self.running = [t for t in tickets if t.running]
             for ticket in tickets:
-                around = "" if ticket.running else _announced(queue, ticket)
+                around = "" if ticket.running else queue.laid(_LINK + ticket.id)
                 if around:
                     self.waiters.append(_Waiter(self, ticket, around))
         finally:

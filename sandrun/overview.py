@@ -6,7 +6,7 @@ import time
 from sandrun import kernel, project
 from sandrun.model import SandrunError, size_text, span_text
 from sandrun.queue import Queue
-from sandrun.runlock import each_slot
+from sandrun.recovery import each_slot
 from sandrun.ticket import Ticket
 
 

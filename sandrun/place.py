@@ -12,9 +12,9 @@ import time
 
 from sandrun import backends, messages, project
 from sandrun.model import EXIT_GAVE_UP
-from sandrun.queue import Queue, StateGone
+from sandrun.queue import Queue
 from sandrun.runlock import RunLock
-from sandrun.ticket import Ticket, head_key
+from sandrun.ticket import StateGone, Ticket, head_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Place:
 def take(this: "Run") -> Place:
     """Queue up and return when the run may start.
 
-    Raises SandrunError (exit code 75 when the user would not wait longer) and waiting.Left.
+    Raises SandrunError (exit code 75 when the user would not wait longer) and leaving.Left.
     """
     if this.around:
         from sandrun import nesting
@@ -205,11 +205,11 @@ def _wait(
     wait: "Callable[[Patience, Callable[[], None]], None]",
 ) -> None:
     """Wait in `queue`, telling others in which runs we are so that a circle is seen."""
-    from sandrun import nesting, waiting
+    from sandrun import leaving, nesting, waiting
     from sandrun.feedback import Feedback
 
     if this.settings.no_wait:
-        raise waiting.gave_up("not our turn, and --no-wait")
+        raise leaving.gave_up("not our turn, and --no-wait")
     if around:
         nesting.announce(queue, ticket, around)
     feedback = Feedback(queue, ticket, str(this.record["project"]))

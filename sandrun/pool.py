@@ -20,8 +20,8 @@ import sys
 
 from sandrun import messages, project
 from sandrun.model import MIB, SandrunError, size_text
-from sandrun.queue import Queue, StateGone
-from sandrun.ticket import Ticket, is_stopped
+from sandrun.queue import Queue
+from sandrun.ticket import StateGone, Ticket, is_stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,7 +14,18 @@ from sandrun.runlock import RunLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sandrun.protocol import Container
+
+
+def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
+    """Each slot that was ever taken in a state directory, and whether it was free: it is ours
+    then, until dropped or released."""
+    for slot in queue.slots():
+        lock = RunLock(queue, slot, first=slot)
+        yield lock, lock.try_take()
+        lock.drop()
 
 
 def end_orphans(queue: Queue, line: bytes) -> bool:

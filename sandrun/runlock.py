@@ -28,28 +28,10 @@ import os
 
 from sandrun import messages, project
 from sandrun.model import SandrunError
-from sandrun.queue import Queue, StateGone
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from sandrun.queue import Queue
+from sandrun.ticket import StateGone, slot_file
 
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-
-
-def file_name(stem: str, slot: int) -> str:
-    """The name of a slot's lock file: `executor.lock`, `executor.2.lock`."""
-    return f"{stem}.lock" if slot == 1 else f"{stem}.{slot}.lock"
-
-
-def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
-    """Each slot that was ever taken in a state directory, and whether it was free: it is ours
-    then, until dropped or released."""
-    middles = [n[9:-5] for n in os.listdir(queue.dir) if n[:9] == "executor." and n[-5:] == ".lock"]
-    for slot in sorted([1, *(int(middle) for middle in middles if middle.isdigit())]):
-        lock = RunLock(queue, slot, first=slot)
-        yield lock, lock.try_take()
-        lock.drop()
 
 
 class _File:
@@ -185,11 +167,11 @@ class RunLock:
     def _slot_files(self, slot: int) -> "list[_File]":
         files = self._files.get(slot)
         if files is None:
-            name = file_name("executor", slot)
+            name = slot_file("executor", slot)
             files = [_File(self.queue.dir, os.path.join(self.queue.path, name), name)]
             if self._second:
                 directory, path, stem, mode = self._second
-                name = file_name(stem, slot)
+                name = slot_file(stem, slot)
                 files.append(_File(directory, os.path.join(path, name), name, mode))
             self._files[slot] = files
         return files

@@ -77,7 +77,7 @@ def run(
 ) -> Outcome:
     """Run `command` through the queue of `project`, contained; how it ended.
 
-    Raises SandrunError when sandrun fails before the command was started, and waiting.Left when
+    Raises SandrunError when sandrun fails before the command was started, and leaving.Left when
     a signal told the waiter to go.
     """
     this = Run(command, settings, project, heritage)

@@ -20,7 +20,7 @@ import os
 import time
 
 from sandrun import spawn
-from sandrun.model import EXIT_HANGUP, EXIT_MEMORY, EXIT_TIMEOUT, Outcome
+from sandrun.model import ENDED, Outcome
 
 try:
     from _signal import sigtimedwait, sigwaitinfo
@@ -31,7 +31,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandrun.clocks import Clocks
     from sandrun.keeper import Keeper
-    from sandrun.model import Process
     from sandrun.protocol import Container
     from sandrun.settings import Settings
 
@@ -43,19 +42,8 @@ _FIRST_LOOK = 0.01
 _LOOK_SHARE = 20
 """A look at a kernel's container may take one part in so many of our time; the limit does not
 depend on it. (The monitor sees to its own cost.)"""
-_SETTLE = 0.1
-"""Seconds that processes already on their way out get before they count as left behind."""
 _REAP_SECONDS = 1.0
 """Seconds after SIGKILL until a command that we cannot reap (traced, in the kernel) is given up."""
-_CODES = {
-    "memory": EXIT_MEMORY,
-    "outer-memory": EXIT_MEMORY,
-    "timeout": EXIT_TIMEOUT,
-    "cpu-time": EXIT_TIMEOUT,
-    "idle": EXIT_TIMEOUT,
-    "parent": EXIT_HANGUP,
-}
-"""The exit codes of runs that were ended, by reason."""
 
 
 class Supervisor:
@@ -101,20 +89,22 @@ class Supervisor:
     def run(self) -> Outcome:
         """Supervise to the end; the outcome."""
         while self.status is None:
-            self._wait(None)
+            self.wait(None)
         self._look()  # the last word about whose limit struck
-        outcome = self._outcome(self.status)
+        outcome = self.outcome()
         if self.leftovers == "kill" and self.container.is_crowd():
             self._kill()
-        if not self.killed and self._lasts(_SETTLE):
-            outcome = self._end_leftovers(outcome, self.status)
+        if not self.killed and self.container.pids():
+            from sandrun import ending
+
+            outcome = ending.settle(self, outcome)
         outcome.usage = self.container.usage()
         outcome.top = self.container.top()
         outcome.undead = self.undead
         self._reap()  # what was adopted and killed: who reaps it after us may take its time
         return outcome
 
-    def _wait(self, until: "float | None") -> None:
+    def wait(self, until: "float | None") -> None:
         """Sleep until a signal, the next thing that is due, or `until`; do what is due."""
         dues = [until, self.look_at, self.kill_at, self.give_up_at]
         if self.clocks and not self.reason:
@@ -134,11 +124,11 @@ class Supervisor:
             self._look()
         if self.parent and os.getppid() != self.parent:
             self.parent = 0
-            self._stop("parent")
+            self.stop("parent")
         if self.clocks and not self.reason and now >= self.clocks.due:
             over = self.clocks.check(now)
             if over:
-                self._stop(over)
+                self.stop(over)
         if self.kill_at is not None and now >= self.kill_at:
             self._kill()
         if self.give_up_at is not None and now >= self.give_up_at:
@@ -243,7 +233,7 @@ class Supervisor:
             if self.kernel:
                 self._kill()
             else:
-                self._stop(self.reason)
+                self.stop(self.reason)
         elif self.container.struck and not self.kernel:
             usage = self.container.usage().current or 0
             if usage > self.limit + self.limit // 10:
@@ -260,7 +250,7 @@ class Supervisor:
 
             report.half(current, self.limit, self.container.top())
 
-    def _stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> None:
         """The kill signal to the whole tree, children first, and SIGKILL after the grace; a fork
         bomb is killed at once."""
         self.reason = self.reason or reason
@@ -287,52 +277,17 @@ class Supervisor:
             self.undead = error.args[0]
         self.give_up_at = time.monotonic() + _REAP_SECONDS
 
-    def _outcome(self, status: int) -> Outcome:
-        if self.reason in _CODES:
-            return Outcome(self.reason, _CODES[self.reason])
-        code = os.waitstatus_to_exitcode(status)
+    def outcome(self) -> Outcome:
+        """How the run ended, by what is known at this time."""
+        if self.reason in ENDED:
+            return Outcome(self.reason, ENDED[self.reason])
+        assert self.status is not None
+        code = os.waitstatus_to_exitcode(self.status)
         if code >= 0:
             return Outcome("exit", code)
         outcome = Outcome("signal", 128 - code, -code)
         outcome.interrupted = self.interrupted and -code == _signal.SIGINT
         return outcome
-
-    def _end_leftovers(self, outcome: Outcome, status: int) -> Outcome:
-        """Deal with what the command left behind: end it, wait for it, or leave it."""
-        left = self._named()
-        if self.leftovers == "wait":
-            while not self.reason and self._lasts(60.0):
-                pass
-            outcome = self._outcome(status)
-        self.decided = True
-        outcome.leftovers = left
-        if self.leftovers == "leave" and not self.reason:
-            self.container.leave()
-            return outcome
-        if not self.kill_at and self.container.pids():
-            self._stop("ending")
-        while not self.killed and self._lasts(60.0):
-            pass
-        return outcome
-
-    def _named(self) -> "list[Process]":
-        from sandrun import kernel
-
-        return [p for p in map(kernel.describe, self.container.pids()) if p]
-
-    def _lasts(self, seconds: float) -> bool:
-        """Whether processes of the run still live after `seconds`; returns as soon as none does,
-        or when there is a reason to end them, or when they were killed."""
-        deadline = time.monotonic() + seconds
-        reason = self.reason
-        pause = 0.001
-        while self.container.pids():
-            now = time.monotonic()
-            if now >= deadline or self.reason != reason or self.killed:
-                return True
-            self._wait(min(deadline, now + pause))
-            pause = min(pause * 2, 0.05)
-        return False
 
 
 def _is_stopped(pid: int) -> bool:

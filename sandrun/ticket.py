@@ -1,7 +1,7 @@
-"""A ticket: a run's place in a queue, all of it told by a file name.
+"""Tickets, each told by a file name, and the chain that they make in a directory.
 
 No file is read to show a queue, and a rename changes a ticket atomically. What a ticket promises
-while it is open stands in `sandrun.queue`.
+while it is open, and how one is made, watched and rung, stands in `sandrun.queue`.
 """
 
 import os
@@ -17,6 +17,12 @@ SECOND = 10**9
 # boot still leaves a positive number of 20 digits.
 _KEY_BASE = 10**19
 _COMMAND_BYTES = 120  # names end at 255 bytes
+_KEPT_SECONDS = 120
+"""How long the place of one that gave up waiting is kept for its coming back."""
+_TRIES = 50
+_VIEW = "queue.txt"
+_PAUSED = "paused"
+_ID_AT = 22  # where the id starts in a name: after the order, 20 digits and a dot
 
 
 class Ticket:
@@ -56,6 +62,253 @@ class Ticket:
         self.fd = -1
 
 
+def slot_file(stem: str, slot: int) -> str:
+    """The name of a slot's lock file (`sandrun.runlock`): `executor.lock`, `executor.2.lock`."""
+    return f"{stem}.lock" if slot == 1 else f"{stem}.{slot}.lock"
+
+
+class StateGone(Exception):
+    """The state directory was removed under us; enqueue again in a new one."""
+
+
+class Chain:
+    """The tickets of one directory by their names: what is the same on every system.
+
+    A queue adds how its files are handled: the methods down to `ring`.
+    """
+
+    path: str
+    paused = False
+    """Whether the queue was paused at the last look (`names`)."""
+
+    def listing(self) -> "list[str]":
+        """The names of all that is in the directory. Raises OSError, as the next two do."""
+        raise NotImplementedError
+
+    def unlink(self, name: str) -> None:
+        """Remove a file."""
+        raise NotImplementedError
+
+    def replace(self, old: str, new: str) -> None:
+        """Give a file another name, atomically."""
+        raise NotImplementedError
+
+    def put(self, name: str, data: bytes, new: bool = False) -> None:
+        """Write a file. Raises OSError; FileExistsError if it shall be a `new` one and is not."""
+        raise NotImplementedError
+
+    def lay(self, name: str, text: str) -> None:
+        """Keep a short text under a name, or not: what is kept so only saves time or explains."""
+        raise NotImplementedError
+
+    def laid(self, name: str) -> str:
+        """The text kept under a name, or ''."""
+        raise NotImplementedError
+
+    def open_live(self, name: str) -> "Ticket | None":
+        """Open a ticket if it is alive; remove it if it is dead."""
+        raise NotImplementedError
+
+    def is_live(self, name: str) -> bool:
+        """Whether what has that name is locked by its owner; removes it if it is not."""
+        raise NotImplementedError
+
+    def ring(self, name: str, byte: bytes = b"?") -> None:
+        """Have a ticket's owner look again."""
+        raise NotImplementedError
+
+    def take_up(self, name: str) -> bool:
+        """Remove a file; False: there is none, or somebody else did."""
+        try:
+            self.unlink(name)
+            return True
+        except OSError:
+            return False
+
+    def names(self) -> "list[str]":
+        """The tickets' names in order, the running ones first; dead ones may be among them."""
+        listing = self.listing()
+        self.paused = _PAUSED in listing
+        return sorted(n for n in listing if n[0] in "rw" and n[1:21].isdigit())
+
+    def tickets(self) -> "list[Ticket]":
+        """The live tickets in order. Removes the dead ones it meets."""
+        return [Ticket(name) for name in self.names() if self.is_live(name)]
+
+    def slots(self) -> "list[int]":
+        """The numbers of the slots that were ever taken, at least the first."""
+        names = [n for n in self.listing() if n[:9] == "executor." and n[-5:] == ".lock"]
+        return sorted([1, *(int(n[9:-5]) for n in names if n[9:-5].isdigit())])
+
+    def find(self, ticket: Ticket, names: "list[str]") -> int:
+        """Where `ticket` stands among `names`, under whatever name it was given meanwhile.
+
+        Raises StateGone when it is not in the directory any more.
+        """
+        for index, name in enumerate(names):
+            if name.startswith(ticket.id, _ID_AT):
+                if name != ticket.name:
+                    ticket.rename(name)
+                return index
+        raise StateGone
+
+    def ahead(self, ticket: Ticket, most: int = 1, new: bool = False) -> "list[Ticket]":
+        """The nearest live tickets ahead of `ticket`, at most `most`, opened for watching.
+
+        Waiters that are stopped are passed by. A `new` one makes itself known to the one behind.
+        Raises StateGone like `find`.
+        """
+        names = self.names()
+        at = self.find(ticket, names)
+        if new and at + 1 < len(names):
+            self._ring_next(names[at + 1 :])
+        found: list[Ticket] = []
+        for name in reversed(names[:at]):
+            other = self.open_live(name)
+            if other is None:
+                continue
+            # Only looked at when it would hold us up; the kernel tells nobody of a stop.
+            if not other.running and is_stopped(other.pid):
+                other.close()
+                continue
+            found.append(other)
+            if len(found) == most:
+                break
+        return found
+
+    def mark(self, ticket: Ticket, running: bool) -> bool:
+        """Put the ticket of the run lock's holder before all others, also before later keys; or
+        back among the waiting (see `sandrun.pool`). False: the directory was removed, or will not
+        have it; the run lock, held, is what counts."""
+        order = "r" if running else "w"
+        for _ in range(_TRIES):
+            first, run_id, pid, _, rest = ticket.name.split(".", 4)
+            name = f"{order}{first[1:]}.{run_id}.{pid}.{int(time.time())}.{rest}"
+            try:
+                self.replace(ticket.name, name)
+                ticket.rename(name)
+                return True
+            except OSError:
+                try:
+                    self.find(ticket, self.names())  # somebody moved it an instant ago
+                except (StateGone, OSError):
+                    break
+        return False
+
+    def leave(self, ticket: Ticket) -> None:
+        """Give the place up; wakes whoever watches it."""
+        self.take_up(ticket.name)
+        ticket.close()
+        try:
+            waiting = [name for name in self.names() if name[0] == "w"]
+            # The one that was just woken will not come, and those behind it do not know.
+            if waiting and is_stopped(Ticket(waiting[0]).pid):
+                self._ring_next(waiting)
+            if self.paused or not ticket.running or not waiting:
+                self.write_view()  # else the next one writes it
+        except OSError:
+            pass
+
+    def _ring_next(self, names: "list[str]") -> None:
+        """Ring at the first of these waiters that is not stopped, and at those before it."""
+        for name in names:
+            self.ring(name)
+            if self.is_live(name) and not is_stopped(Ticket(name).pid):
+                return
+
+    def ring_waiters(self) -> None:
+        """Have every waiter look again."""
+        for name in self.names():
+            if name[0] == "w":
+                self.ring(name)
+
+    def move(self, ticket: Ticket, head_start: int) -> bool:
+        """Give a waiting ticket another head start; False: it waits no more."""
+        key = ticket.key + (ticket.extra - head_start) * SECOND
+        _, run_id, pid, since, _, command = ticket.name.split(".", 5)
+        try:
+            self.replace(ticket.name, f"w{key:020}.{run_id}.{pid}.{since}.{head_start}.{command}")
+        except OSError:
+            return False
+        self.ring_waiters()
+        self.write_view()
+        return True
+
+    def pause(self) -> bool:
+        """Let no waiting run start until `resume`; False: it was paused already."""
+        try:
+            self.put(_PAUSED, b"", new=True)
+        except FileExistsError:
+            return False
+        self.ring_waiters()
+        return True
+
+    def resume(self) -> bool:
+        """Lift a pause; False: there was none."""
+        try:
+            self.unlink(_PAUSED)
+        except FileNotFoundError:
+            return False
+        self.ring_waiters()
+        return True
+
+    def keep(self, ticket: Ticket, owner: str) -> None:
+        """Keep the place of one that gave up, for its coming back as the same `owner`."""
+        expiry = time.perf_counter_ns() + _KEPT_SECONDS * SECOND
+        self.lay(f"kept.{owner}", f"{ticket.key}.{ticket.extra}.{expiry}")
+
+    def kept(self, owner: str, extra: int) -> int:
+        """Claim the kept place of `owner`, if its head start is still `extra`: its key, or 0."""
+        try:
+            key, had, expiry = map(int, self.laid(f"kept.{owner}").split("."))
+        except ValueError:
+            return 0
+        claimed = self.take_up(f"kept.{owner}")  # only one of several can have it
+        return key if claimed and _is_fresh(expiry) and had == extra else 0
+
+    def write_view(self) -> None:
+        """Rewrite queue.txt, one `PID:TIMESTAMP:COMMAND` line per ticket, the head first.
+
+        No lock: whoever writes looks again afterwards, so the last view written is a true one.
+        Nothing reads it back, and a full disk only leaves it old.
+        """
+        private = f".view.{os.getpid()}"
+        try:
+            names = self.names()
+            while True:
+                self.put(private, "".join(map(_line, names)).encode("utf-8", "replace"))
+                self.replace(private, _VIEW)
+                written, names = names, self.names()
+                if names == written:
+                    return
+        except OSError:
+            pass
+
+    def sweep(self) -> None:
+        """Remove what a SIGKILL left between two steps, and kept places that nobody came for."""
+        ids = {name[_ID_AT:].partition(".")[0] for name in self.names()}
+        for name in self.listing():
+            if name[0] == ".":
+                self.is_live(name)
+            elif name.startswith("around."):  # see sandrun.nesting; laid after its ticket
+                if name[7:] not in ids:
+                    self.take_up(name)
+            elif name.startswith("kept."):
+                expiry = self.laid(name).rpartition(".")[2]
+                if not expiry.isdigit() or not _is_fresh(int(expiry)):
+                    self.take_up(name)
+
+
+def _is_fresh(expiry: int) -> bool:
+    # More than that ahead of us: it was kept before the last boot.
+    return 0 <= expiry - time.perf_counter_ns() <= _KEPT_SECONDS * SECOND
+
+
+def _line(name: str) -> str:
+    _, _, pid, since, _, command = name.split(".", 5)
+    return f"{pid}:{since}:{unescape(command)}\n"
+
+
 _UNSAFE = b'/%\\:*?"<>|.' if sys.platform == "win32" else b"/%"
 """What a file name cannot have, or, on Windows, must not end with; a blank is kept from its end."""
 
@@ -87,7 +340,9 @@ def shown(command: "list[str]") -> str:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether the process is stopped (Ctrl-Z, a debugger)."""
+    """Whether the process is stopped (Ctrl-Z, a debugger). Windows has no such state."""
+    if sys.platform == "win32":
+        return False
     from sandrun import kernel
 
     try:

@@ -21,7 +21,8 @@ import os
 import select
 import time
 
-from sandrun.model import DARWIN, EXIT_GAVE_UP, SandrunError, span_text
+from sandrun.leaving import Left, cancelled, gave_up
+from sandrun.model import DARWIN, span_text
 from sandrun.queue import BELL, CANCEL, Queue
 from sandrun.runlock import RunLock, read_line
 from sandrun.ticket import Ticket
@@ -43,30 +44,6 @@ run or are next to; the look around finds out about the others."""
 _LEAVING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 
 _RUNG = (BELL,) if DARWIN else ()
-
-
-class Left(Exception):
-    """A signal told the waiter to go."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
-class GaveUp(SandrunError):
-    """Not our turn, and the user would not wait (longer); `keep`: the place is kept."""
-
-    keep = True
-
-
-def gave_up(text: str) -> GaveUp:
-    return GaveUp(text, "see who runs with: sandrun status", EXIT_GAVE_UP)
-
-
-def _cancelled() -> GaveUp:
-    error = GaveUp("taken out of the queue by sandrun queue cancel", "", EXIT_GAVE_UP)
-    error.keep = False
-    return error
 
 
 class Patience:
@@ -156,7 +133,7 @@ class Patience:
 
     def _answer(self, bell: int) -> None:
         if CANCEL in os.read(bell, 4096):
-            raise _cancelled()
+            raise cancelled()
 
 
 def _noted(signum: int, frame: object) -> None:

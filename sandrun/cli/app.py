@@ -160,10 +160,7 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
 
     Whole trees are ended. Says what it ended; exit 1 if there was nothing to end.
     """
-    if sys.platform == "win32":
-        from sandrun.windows import emergency
-    else:
-        from sandrun import emergency
+    from sandrun import emergency
 
     root, chosen = obj
     ended = emergency.end(project.state_path(root, chosen.queue), run, everything, chosen.grace)

@@ -24,7 +24,7 @@ _LEAVING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 
 
 class Interruptible:
-    """While a run waits: what would end a git raises waiting.Left, if the caller heeds it."""
+    """While a run waits: what would end a git raises leaving.Left, if the caller heeds it."""
 
     def __init__(self, mask: "set[int]") -> None:
         self.mask = mask
@@ -41,7 +41,7 @@ class Interruptible:
 
 
 def _leave(signum: int, frame: "FrameType | None") -> None:
-    from sandrun.waiting import Left
+    from sandrun.leaving import Left
 
     raise Left(signum)
 

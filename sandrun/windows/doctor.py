@@ -11,25 +11,14 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from sandrun import __version__, backends, gitguard, project
-from sandrun.model import MIB, SandrunError, size_text
-from sandrun.queue import Queue
+from sandrun import __version__, backends, checks, gitguard
+from sandrun.checks import CAUTION, FAIL, PASS, Line, state
+from sandrun.model import MIB, size_text
 
-PASS, CAUTION, FAIL = "PASS", "CAUTION", "FAIL"
 _LIMIT = 32 * MIB
 # Says on its standard output that it got all it asked for, which a limit would have refused.
 _PROBE = "b = bytearray(b'x') * (96 << 20); print('all')"
 _SECONDS = 60
-
-
-class Line:
-    """One check: `status` is PASS, CAUTION or FAIL; `fix` a command or ''."""
-
-    def __init__(self, name: str, status: str, evidence: str, fix: str = "") -> None:
-        self.name = name
-        self.status = status
-        self.evidence = evidence
-        self.fix = fix
 
 
 def launcher() -> "list[str]":
@@ -65,15 +54,6 @@ def probe(name: str) -> Line:
     return Line(name, PASS, f"ended a probe of 96 MiB at 32 MiB, by the kernel (peak {peak})")
 
 
-def _state() -> Line:
-    path = project.state_path(project.find(project.working_directory()))
-    try:
-        Queue(path).close()
-        return Line("state", PASS, path)
-    except SandrunError as error:
-        return Line("state", FAIL, error.text, error.hint)
-
-
 def _git() -> Line:
     well, evidence, fix = gitguard.leak_check()
     return Line("git", PASS if well else CAUTION, f"{evidence}; no guard on Windows", fix)
@@ -89,23 +69,9 @@ def examine() -> "list[Line]":
     """All checks in order."""
     versions = f"Python {sys.version.split()[0]}, sandrun {__version__}, {_system()}"
     probes = [probe(name) for name in backends.ORDER]
-    return [Line("versions", PASS, versions), *probes, _state(), _git()]
+    return [Line("versions", PASS, versions), *probes, state(), _git()]
 
 
 def main(out: "Callable[[str], None]", as_json: bool) -> int:
     """Print the checks; exit code 0, or 1 when no kernel backend works here."""
-    lines = examine()
-    works = [line.name for line in lines if line.name in backends.ORDER and line.status == PASS]
-    in_force = works[0] if works else "none"
-    if as_json:
-        rows = [vars(line) for line in lines]
-        facts = {"v": 1, "backend": in_force, "kernel": bool(works), "checks": rows}
-        out(json.dumps(facts))
-        return 0 if works else 1
-    for line in lines:
-        out(f"{line.status:7}  {line.name:10}  {line.evidence}")
-        if line.fix and line.status != PASS:
-            out(f"         fix: {line.fix}")
-    how = "the kernel enforces the limits" if works else "no kernel enforces the limits here"
-    out(f"in force: {in_force} ({how})")
-    return 0 if works else 1
+    return checks.show(examine(), out, as_json)

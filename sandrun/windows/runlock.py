@@ -13,31 +13,11 @@ import os
 
 from sandrun.model import SandrunError
 from sandrun.queue import Queue
+from sandrun.ticket import slot_file
 from sandrun.windows import api, files
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _ACCESS = api.GENERIC_READ | api.GENERIC_WRITE
 _SHARE = api.FILE_SHARE_READ | api.FILE_SHARE_WRITE
-
-
-def file_name(stem: str, slot: int) -> str:
-    """The name of a slot's lock file: `executor.lock`, `executor.2.lock`."""
-    return f"{stem}.lock" if slot == 1 else f"{stem}.{slot}.lock"
-
-
-def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
-    """Each slot that was ever taken in a state directory, and whether it was free: it is ours
-    then, until dropped or released."""
-    middles = [
-        n[9:-5] for n in os.listdir(queue.path) if n[:9] == "executor." and n[-5:] == ".lock"
-    ]
-    for slot in sorted([1, *(int(middle) for middle in middles if middle.isdigit())]):
-        lock = RunLock(queue, slot, first=slot)
-        yield lock, lock.try_take()
-        lock.drop()
 
 
 class RunLock:
@@ -61,7 +41,7 @@ class RunLock:
 
     def path(self, slot: int = 1) -> str:
         """Where a slot's file is."""
-        return os.path.join(self.queue.path, file_name("executor", slot))
+        return os.path.join(self.queue.path, slot_file("executor", slot))
 
     def open_to_watch(self, slot: int) -> int:
         """Another handle of a slot's file, the caller's. Raises SandrunError."""

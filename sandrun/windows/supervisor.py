@@ -16,7 +16,7 @@ Left to others: the queue, the limits on time (`sandrun.clocks`), what is said a
 import os
 import time
 
-from sandrun.model import EXIT_HANGUP, EXIT_MEMORY, EXIT_TIMEOUT, Outcome, SandrunError
+from sandrun.model import ENDED, Outcome, SandrunError
 from sandrun.windows import api, console, files, queue, spawn
 
 TYPE_CHECKING = False
@@ -29,16 +29,6 @@ if TYPE_CHECKING:
     from sandrun.settings import Settings
 
 _FIRST_LOOK = 0.01
-_SETTLE = 0.1
-"""Seconds that processes already on their way out get before they count as left behind."""
-_CODES = {
-    "memory": EXIT_MEMORY,
-    "outer-memory": EXIT_MEMORY,
-    "timeout": EXIT_TIMEOUT,
-    "cpu-time": EXIT_TIMEOUT,
-    "idle": EXIT_TIMEOUT,
-    "parent": EXIT_HANGUP,
-}
 _SIGHUP, _SIGINT, _SIGTERM = 1, 2, 15
 """What Ctrl-C and the others would be elsewhere: 128 + these are the exit codes."""
 
@@ -87,17 +77,19 @@ class Supervisor:
     def run(self) -> Outcome:
         """Supervise to the end; the outcome."""
         while self.code is None:
-            self._wait(None)
+            self.wait(None)
         self._look()  # the last word about whose limit struck
-        outcome = self._outcome(self.code)
-        if not self.killed and self._lasts(_SETTLE):
-            outcome = self._end_leftovers(outcome, self.code)
+        outcome = self.outcome()
+        if not self.killed and self.container.pids():
+            from sandrun import ending
+
+            outcome = ending.settle(self, outcome)
         outcome.usage = self.container.usage()
         outcome.top = self.container.top()
         outcome.undead = self.undead
         return outcome
 
-    def _wait(self, until: "float | None") -> None:
+    def wait(self, until: "float | None") -> None:
         """Sleep until something happens, the next thing is due, or `until`; do what is due."""
         dues = [until, self.look_at, self.kill_at]
         if self.clocks and not self.reason:
@@ -127,7 +119,7 @@ class Supervisor:
 
     def _orphaned(self) -> None:
         self.parent = 0
-        self._stop("parent")
+        self.stop("parent")
 
     def _told(self) -> None:
         """The console said something to all that are attached to it."""
@@ -145,7 +137,7 @@ class Supervisor:
         if self.clocks and not self.reason and now >= self.clocks.due:
             over = self.clocks.check(now)
             if over:
-                self._stop(over)
+                self.stop(over)
         if self.kill_at is not None and now >= self.kill_at:
             self._kill()
 
@@ -175,12 +167,12 @@ class Supervisor:
         """End the run as by a signal of that number."""
         self.signal = self.signal or signum
         if asking:
-            self._stop("signal")
+            self.stop("signal")
         else:
             self.reason = self.reason or "signal"
             self._kill()
 
-    def _stop(self, reason: str) -> None:
+    def stop(self, reason: str) -> None:
         """Ask the run to end, if that can be, and end it after the grace."""
         self.reason = self.reason or reason
         members = {os.getpid(), self.child, *self.container.pids()}
@@ -203,43 +195,11 @@ class Supervisor:
                 self.undead = [self.child]
             self._ended()
 
-    def _outcome(self, code: int) -> Outcome:
-        if self.reason in _CODES:
-            return Outcome(self.reason, _CODES[self.reason])
+    def outcome(self) -> Outcome:
+        """How the run ended, by what is known at this time."""
+        assert self.code is not None
+        if self.reason in ENDED:
+            return Outcome(self.reason, ENDED[self.reason])
         if self.reason == "signal":
             return Outcome("signal", 128 + self.signal, self.signal)
-        return Outcome("exit", code)
-
-    def _end_leftovers(self, outcome: Outcome, code: int) -> Outcome:
-        """Deal with what the command left behind: end it, wait for it, or leave it."""
-        from sandrun import kernel
-
-        left = [p for p in map(kernel.describe, self.container.pids()) if p]
-        if self.leftovers == "wait":
-            while not self.reason and self._lasts(60.0):
-                pass
-            outcome = self._outcome(code)
-        self.decided = True
-        outcome.leftovers = left
-        if self.leftovers == "leave" and not self.reason:
-            self.container.leave()
-            return outcome
-        if not self.kill_at and self.container.pids():
-            self._stop("ending")
-        while not self.killed and self._lasts(60.0):
-            pass
-        return outcome
-
-    def _lasts(self, seconds: float) -> bool:
-        """Whether processes of the run still live after `seconds`; returns as soon as none does,
-        or when there is a reason to end them, or when they were killed."""
-        deadline = time.monotonic() + seconds
-        reason = self.reason
-        pause = 0.001
-        while self.container.pids():
-            now = time.monotonic()
-            if now >= deadline or self.reason != reason or self.killed:
-                return True
-            self._wait(min(deadline, now + pause))
-            pause = min(pause * 2, 0.05)
-        return False
+        return Outcome("exit", self.code)

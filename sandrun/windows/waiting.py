@@ -14,7 +14,8 @@ Imported only by a run that has to wait. Invariants
 import _thread
 import time
 
-from sandrun.model import EXIT_GAVE_UP, SandrunError, span_text
+from sandrun.leaving import Left, cancelled, gave_up
+from sandrun.model import span_text
 from sandrun.windows import api, console, files
 from sandrun.windows.queue import CANCEL, END, LOOK, Queue
 from sandrun.windows.queue import Ticket as OwnTicket
@@ -32,30 +33,6 @@ LOOK_SECONDS = 15.0
 """Seconds between two looks around that nothing asked for: only for an event that was lost."""
 SIGINT, SIGTERM, SIGBREAK, SIGHUP = 2, 15, 21, 1
 _SIGNALS = {api.CTRL_C_EVENT: SIGINT, api.CTRL_BREAK_EVENT: SIGBREAK}
-
-
-class Left(Exception):
-    """The waiter was told to go."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.signum = signum
-
-
-class GaveUp(SandrunError):
-    """Not our turn, and the user would not wait (longer); `keep`: the place is kept."""
-
-    keep = True
-
-
-def gave_up(text: str) -> GaveUp:
-    return GaveUp(text, "see who runs with: sandrun status", EXIT_GAVE_UP)
-
-
-def _cancelled() -> GaveUp:
-    error = GaveUp("taken out of the queue by sandrun queue cancel", "", EXIT_GAVE_UP)
-    error.keep = False
-    return error
 
 
 class Patience:
@@ -115,7 +92,7 @@ class Patience:
         if told == END:
             raise Left(SIGTERM)
         if told == CANCEL:
-            raise _cancelled()
+            raise cancelled()
         assert told in (b"", b"freed", b"console", LOOK)
         if time.monotonic() >= self.deadline:
             raise gave_up(f"gave up after waiting {span_text(time.monotonic() - self.began)}")

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 
 from sandrun.model import command_text
-from sandrun.queue import Queue, StateGone
-from sandrun.ticket import Ticket, shown
+from sandrun.queue import Queue
+from sandrun.ticket import StateGone, Ticket, shown
 
 
 @given(st.lists(st.text(min_size=0, max_size=60), min_size=1, max_size=4))

@@ -14,7 +14,7 @@ from sandrun.windows import STAND_INS
 
 ROOT = Path(__file__).resolve().parents[2] / "sandrun"
 # What a run and every subcommand on Windows is made of, besides the stand-ins.
-_NOT_THERE = {"emergency", "doctor", "terminal", *STAND_INS}
+_NOT_THERE = {"doctor", "terminal", *STAND_INS}
 CORE = [
     *(path for path in ROOT.glob("*.py") if path.stem not in _NOT_THERE),
     *(ROOT / "cli").glob("*.py"),
@@ -69,8 +69,14 @@ def parameters(function: ast.stmt) -> "list[str]":
 
 
 def methods(definition: ast.stmt) -> "dict[str, ast.stmt]":
+    """By name, those of a base class in `sandrun.ticket` included."""
     assert isinstance(definition, ast.ClassDef)
-    return {node.name: node for node in definition.body if isinstance(node, Function)}
+    shared = definitions(ROOT / "ticket.py")
+    found: dict[str, ast.stmt] = {}
+    for base in definition.bases:
+        if isinstance(base, ast.Name) and base.id in shared:
+            found |= methods(shared[base.id])
+    return found | {node.name: node for node in definition.body if isinstance(node, Function)}
 
 
 USES = sorted({(path.stem, *use) for path in CORE for use in taken(path)} - ELSEWHERE)

@@ -8,16 +8,16 @@ import os
 import re
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
 
 from tests.windows.box import SCALE, Box, alive, wait_for
+from tests.windows.terminal import Console
 from tests.windows.test_job import IS_WINE, SPIN, exists, not_on_wine, tree, tree_pids
 
 MIB = 1 << 20
-NEW_CONSOLE, DETACHED = 0x10, 0x8  # flags of CreateProcess; subprocess has the names on Windows
+DETACHED = 0x8  # a flag of CreateProcess; subprocess has the name on Windows
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 SANDRUN = [sys.executable, "-m", "sandrun"]
 # Grows by 4 MiB a step and touches every page.
@@ -196,25 +196,6 @@ def test_require_kernel(place: Box) -> None:
         assert (done.returncode, done.stdout) == (0, "ran\n")
 
 
-# In a console of its own: starts sandrun there, presses Ctrl-C as often as files appear that say
-# so, and tells the exit code. Its own handler keeps it alive.
-DRIVER = """
-import ctypes, os, subprocess, sys, time
-folder, argv = sys.argv[1], sys.argv[2:]
-kernel32 = ctypes.WinDLL("kernel32")
-handler = ctypes.WINFUNCTYPE(ctypes.c_int32, ctypes.c_uint32)(lambda kind: 1)
-kernel32.SetConsoleCtrlHandler(handler, 1)
-with open(os.path.join(folder, "err"), "w") as err:
-    run = subprocess.Popen(argv, stderr=err)
-pressed = 0
-while run.poll() is None:
-    if os.path.exists(os.path.join(folder, f"press-{pressed}")):
-        pressed += 1
-        kernel32.GenerateConsoleCtrlEvent(0, 0)
-    time.sleep(0.01)
-with open(os.path.join(folder, "code"), "w") as file:
-    file.write(str(run.returncode))
-"""
 LISTENER = """
 import signal, sys, time
 log = open(sys.argv[1], "a", buffering=1)
@@ -228,17 +209,15 @@ while True:
 def test_ctrl_c_reaches_the_command_once(place: Box) -> None:
     """... and a second one, which it ignores as well, ends the run."""
     said = place.root / "said"
-    command = [*SANDRUN, "--timeout", "60", "--", *PYTHON, LISTENER, str(said)]
-    driver = place.start(str(place.root), *command, argv=[*PYTHON, DRIVER], flags=NEW_CONSOLE)
+    console = Console(place, "--timeout", "60", "--", *PYTHON, LISTENER, said)
     wait_for(lambda: said.exists() and said.read_text() == "up\n", 30, "the command is up")
-    (place.root / "press-0").touch()
+    console.press()
     wait_for(lambda: "int" in said.read_text(), 10, "it gets the interrupt")
-    time.sleep(0.2 * SCALE)  # a second one, sent by us, would come within this
+    # A second one, sent by us, would come within this.
+    assert console.runs(0.2)
     assert said.read_text() == "up\nint\n"
-    assert driver.poll() is None
-    (place.root / "press-1").touch()
-    driver.wait(30 * SCALE)
-    assert (place.root / "code").read_text() == "130"
+    console.press()
+    assert console.code() == 130
     assert place.records()[-1]["reason"] == "signal"
     nothing_left(place)
 

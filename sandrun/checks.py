@@ -1,0 +1,52 @@
+"""The checks of `sandrun doctor`, a line each, and how they are shown: on every system."""
+
+import json
+from collections.abc import Callable
+
+from sandrun import backends, messages, project
+from sandrun.model import SandrunError
+from sandrun.queue import Queue
+
+PASS, CAUTION, FAIL, UNUSED = "PASS", "CAUTION", "FAIL", "-"
+
+
+class Line:
+    """One check: `status` is PASS, CAUTION, FAIL or `-`; `fix` a command or ''."""
+
+    def __init__(self, name: str, status: str, evidence: str, fix: str = "") -> None:
+        self.name = name
+        self.status = status
+        self.evidence = evidence
+        self.fix = fix
+
+
+def state() -> Line:
+    """Whether the project's queue can be used."""
+    path = project.state_path(project.find(project.working_directory()))
+    try:
+        Queue(path).close()
+        return Line("state", PASS, path)
+    except SandrunError as error:
+        return Line("state", FAIL, error.text, error.hint)
+
+
+def show(lines: "list[Line]", out: "Callable[[str], None]", as_json: bool) -> int:
+    """Print the checks; exit code 0, or 1 when no kernel backend works here."""
+    works = [x.name for x in lines if x.name in backends.ORDER and x.status in (PASS, CAUTION)]
+    in_force = works[0] if works else "none"
+    enforced = bool(works) and backends.named(in_force).kernel
+    if as_json:
+        rows = [vars(line) for line in lines]
+        out(json.dumps({"v": 1, "backend": in_force, "kernel": enforced, "checks": rows}))
+        return 0 if enforced else 1
+    colors = {PASS: "32", CAUTION: "33", FAIL: "31", UNUSED: "2"} if messages.colored() else {}
+    width = max(len(line.name) for line in lines)
+    for line in lines:
+        start = f"\x1b[{colors[line.status]}m" if colors else ""
+        status = f"{start}{line.status:7}{start and chr(27) + '[0m'}"
+        out(f"{status}  {line.name:{width}}  {line.evidence}")
+        if line.fix and line.status in (CAUTION, FAIL):
+            out(f"         fix: {line.fix}")
+    how = "the kernel enforces the limits" if enforced else "no kernel enforces the limits here"
+    out(f"in force: {in_force} ({how})")
+    return 0 if enforced else 1

@@ -1,0 +1,70 @@
+"""The end of a run whose command left processes behind: end them, wait for them, or leave them.
+
+Imported by no other run. Returns only when none is left, or when the user wants them left, or when
+they were killed.
+"""
+
+import time
+
+from sandrun import kernel
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    from sandrun.model import Outcome
+    from sandrun.protocol import Container
+
+    class Supervisor(Protocol):
+        """What is asked of a supervisor, here or on Windows."""
+
+        container: Container
+        leftovers: str
+        reason: str
+        decided: bool
+        killed: bool
+        kill_at: float | None
+
+        def wait(self, until: "float | None") -> None: ...
+        def stop(self, reason: str) -> None: ...
+        def outcome(self) -> Outcome: ...
+
+
+_SETTLE = 0.1
+"""Seconds that processes already on their way out get before they count as left behind."""
+
+
+def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
+    """Deal with what the command left behind; the outcome, which may be another one now."""
+    if not _lasts(run, _SETTLE):
+        return outcome
+    left = [p for p in map(kernel.describe, run.container.pids()) if p]
+    if run.leftovers == "wait":
+        while not run.reason and _lasts(run, 60.0):
+            pass
+        outcome = run.outcome()
+    run.decided = True
+    outcome.leftovers = left
+    if run.leftovers == "leave" and not run.reason:
+        run.container.leave()
+        return outcome
+    if not run.kill_at and run.container.pids():
+        run.stop("ending")
+    while not run.killed and _lasts(run, 60.0):
+        pass
+    return outcome
+
+
+def _lasts(run: "Supervisor", seconds: float) -> bool:
+    """Whether processes of the run still live after `seconds`; returns as soon as none does,
+    or when there is a reason to end them, or when they were killed."""
+    deadline = time.monotonic() + seconds
+    reason = run.reason
+    pause = 0.001
+    while run.container.pids():
+        now = time.monotonic()
+        if now >= deadline or run.reason != reason or run.killed:
+            return True
+        run.wait(min(deadline, now + pause))
+        pause = min(pause * 2, 0.05)
+    return False
