@@ -6,7 +6,7 @@ of asking first: an attempt costs less than a check and cannot be out of date.
 
 import sys
 
-from sandrun.model import DARWIN, SandrunError, Unusable
+from sandrun.model import DARWIN, SandrunError, Unusable, error_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def choose(
         except Unusable as error:
             refused.append((name, error.text, error.hint))
         except OSError as error:  # files that every such host has, but not this one
-            refused.append((name, f"{error.filename}: {error.strerror}", ""))
+            refused.append((name, error_text(error), ""))
         except ImportError as error:
             refused.append((name, f"{error.name} is missing", f"pip install {error.name}"))
     raise NoBackend(refused)

@@ -25,7 +25,7 @@ from sandrun.backends.spy import (
     CpuController,
     MemoryController,
 )
-from sandrun.model import Limits, Process, Unusable, Usage
+from sandrun.model import Limits, Process, Unusable, Usage, error_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -332,9 +332,9 @@ class Cgroup1Backend:
             container.create()
         except OSError as error:
             raise Unusable(
-                f"cannot make a group: {error.filename}: {error.strerror}",
+                f"cannot make a group: {error_text(error)}",
                 "run as root, or have root give you that group: "
-                f"chown -R {os.geteuid()} {os.path.dirname(str(error.filename))}",
+                f"chown -R {os.geteuid()} {os.path.dirname(os.fsdecode(error.filename or b''))}",
             ) from None
         return container
 

@@ -15,7 +15,7 @@ import time
 
 from sandrun import kernel, messages
 from sandrun.backends import groups
-from sandrun.model import Limits, Unusable
+from sandrun.model import Limits, Unusable, error_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -223,8 +223,7 @@ def guarded(work: "Callable[[], None]", what: str) -> None:
     try:
         work()
     except OSError as error:
-        name = f"{error.filename!s}: " if error.filename else ""
-        raise Unusable(f"cannot {what}: {name}{error.strerror}") from None
+        raise Unusable(f"cannot {what}: {error_text(error)}") from None
 
 
 class Cgroup2Backend:

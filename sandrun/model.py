@@ -168,6 +168,13 @@ class Outcome:
         self.top: list[Process] = []
 
 
+def error_text(error: OSError) -> str:
+    """Which file an error is about, if one, and what is wrong: `/a/b: Permission denied`."""
+    name = error.filename  # bytes where cgroupspy opened it
+    shown = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
+    return f"{shown}: {error.strerror}" if shown else str(error.strerror)
+
+
 def size_text(size: "int | None") -> str:
     """A size in bytes for people: `512 MiB`, `2.0 GiB`."""
     if size is None:

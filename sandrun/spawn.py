@@ -17,7 +17,7 @@ import _signal
 import errno
 import os
 
-from sandrun.model import SandrunError
+from sandrun.model import SandrunError, error_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _moved(move: "Callable[[], None]") -> None:
         move()
     except OSError as error:
         raise SandrunError(
-            f"cannot move between containers: {error.filename}: {error.strerror}",
+            f"cannot move between containers: {error_text(error)}",
             "see sandrun doctor",
         ) from None
 

@@ -6,8 +6,10 @@ tell the same; a run itself never comes here.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -129,10 +131,21 @@ def config(obj: "tuple[str, settings.Settings]") -> None:
     _out(f"# project {root}")
     _out(f"# queue   {project.state_path(root, chosen.queue)}")
     for option in options.OPTIONS:
-        value = getattr(chosen, option.key)
-        shown = size_text(value) if option.kind == "size" else value
-        shown = f"{shown:g} s" if option.kind in ("span", "interval") else shown
-        _out(f"{option.key:15} {shown!s:12} {chosen.source[option.key]}")
+        shown = _shown(option, getattr(chosen, option.key))
+        _out(f"{option.key:15} {shown:12} {chosen.source[option.key]}")
+
+
+def _shown(option: options.Option, value: "Any") -> str:
+    """A value as one would write it; `none` for what limits nothing or names nothing."""
+    if value in ("", -1) or (option.kind in ("span", "share") and value == option.default == 0):
+        return "none"
+    if option.kind in ("size", "bytes"):
+        return size_text(value)
+    if option.kind in ("span", "interval"):
+        return f"{value:g} s"
+    if option.kind == "signal":
+        return signal.Signals(value).name[3:] if value in set(signal.Signals) else str(value)
+    return str(value)
 
 
 @cli.command()

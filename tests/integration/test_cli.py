@@ -159,7 +159,7 @@ def test_precedence_of_every_source(box: Box) -> None:
         ("MEMORY_LIMIT_MB", "plenty", "memory", "2.0 GiB"),
         ("CHECK_INTERVAL", "often", "check_interval", "5 s"),
         ("CHECK_INTERVAL", "0", "check_interval", "5 s"),
-        ("TIMEOUT", "nan", "timeout", "0 s"),
+        ("TIMEOUT", "nan", "timeout", "none"),
         ("VERBOSE", "loud", "verbose", "0"),
         ("SANDRUN_BACKEND", "magic", "backend", "auto"),
     ],
@@ -282,6 +282,18 @@ def test_config_tells_project_and_queue(box: Box) -> None:
     lines = box.run("config", cwd=box.project).stdout.splitlines()
     assert lines[0] == f"# project {box.project}"
     assert lines[1].startswith(f"# queue   {box.state}/seq-exec-")
+
+
+def test_config_shows_values_as_one_writes_them(box: Box) -> None:
+    seen = config(box, "--kill-signal", "2", "--cpus", "1.50", "--swap", "1024", "-t", "90")
+    told = {key: seen[key][0] for key in ("kill_signal", "cpus", "swap", "timeout", "idle_timeout")}
+    assert told == {
+        "kill_signal": "INT",
+        "cpus": "1.5",
+        "swap": "1.0 GiB",
+        "timeout": "90 s",
+        "idle_timeout": "none",
+    }
 
 
 def test_help_and_version(box: Box) -> None:
