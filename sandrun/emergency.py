@@ -51,7 +51,8 @@ def _end_queue(queue: Queue, run: "str | None", everything: bool, grace: float) 
 def _end_ticket(queue: Queue, ticket: Ticket, grace: float) -> str:
     what = "run" if ticket.running else "waiter"
     if not _ended(queue, ticket, grace):
-        return f"could not end {what} {ticket.id} (pid {ticket.pid}, perhaps of a container)"
+        where = "" if sys.platform == "win32" else ", perhaps of a container"
+        return f"could not end {what} {ticket.id} (pid {ticket.pid}{where})"
     if ticket.running:
         _end_lost(queue)
     return f"ended {what} {ticket.id}: {ticket.command} (pid {ticket.pid})"

@@ -1,4 +1,4 @@
-"""Supervising one command: signals, limits on time and memory, the end, what is left behind.
+"""Supervising one command: signals, limits on time and memory, its end.
 
 Promises
 - Each signal sent to sandrun is passed on to the command, in the order the kernel delivers them,
@@ -11,8 +11,8 @@ Promises
 - Returns only when no process of the run is left, or when the user wants leftovers left, or when
   one cannot be ended by anybody: then the outcome says so, and exclusion is not given up.
 
-Left to others: the queue, the limits on time (`sandrun.clocks`), what is said about the end
-(`sandrun.report`).
+Left to others: the queue, the limits on time (`sandrun.clocks`), what becomes of what the command
+left behind (`sandrun.ending`), what is said about the end (`sandrun.report`).
 """
 
 import _signal

@@ -20,6 +20,7 @@ _COMMAND_BYTES = 120  # names end at 255 bytes
 _KEPT_SECONDS = 120
 """How long the place of one that gave up waiting is kept for its coming back."""
 _TRIES = 50
+"""How often a ticket is looked for under a new name; more moves at once are no accident."""
 _VIEW = "queue.txt"
 _PAUSED = "paused"
 _ID_AT = 22  # where the id starts in a name: after the order, 20 digits and a dot
@@ -188,11 +189,13 @@ class Chain:
                 self.replace(ticket.name, name)
                 ticket.rename(name)
                 return True
-            except OSError:
+            except FileNotFoundError:
                 try:
                     self.find(ticket, self.names())  # somebody moved it an instant ago
                 except (StateGone, OSError):
                     break
+            except OSError:
+                break
         return False
 
     def leave(self, ticket: Ticket) -> None:
@@ -282,7 +285,7 @@ class Chain:
                 if names == written:
                     return
         except OSError:
-            pass
+            self.take_up(private)
 
     def sweep(self) -> None:
         """Remove what a SIGKILL left between two steps, and kept places that nobody came for."""

@@ -135,12 +135,15 @@ def config(obj: "tuple[str, settings.Settings]") -> None:
         _out(f"{option.key:15} {shown:12} {chosen.source[option.key]}")
 
 
+_NONE = ("rate", "share", "span", "text", "weight")
+
+
 def _shown(option: options.Option, value: "Any") -> str:
     """A value as one would write it; `none` for what limits nothing or names nothing."""
-    if value in ("", -1) or (option.kind in ("span", "share") and value == option.default == 0):
+    if value == option.default and value in ("", -1, 0.0) and option.kind in _NONE:
         return "none"
-    if option.kind in ("size", "bytes"):
-        return size_text(value)
+    if option.kind in ("size", "bytes") or (option.kind == "pool" and value.isdigit()):
+        return size_text(int(value)) if value else "0"
     if option.kind in ("span", "interval"):
         return f"{value:g} s"
     if option.kind == "signal":
@@ -297,8 +300,6 @@ for _command in entries.ALL:
 def main(argv: "list[str]", heritage: spawn.Heritage) -> int:
     """Run a subcommand or show help; the exit code."""
     if sys.platform != "win32":
-        import signal
-
         # Ours are blocked for the sake of a run; a subcommand is an ordinary program.
         signal.pthread_sigmask(signal.SIG_SETMASK, heritage.mask)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -15,7 +15,7 @@ Invariants
   nearest. The order decides only who waits for whom: exclusion is the run lock's alone.
 - Each ticket's owner has three named events, which others set without knowing its process: look
   again, leave the queue (`queue cancel`), end (`sandrun kill`). They are hints: whoever is told
-  looks for itself, and one that is missed costs a wait of `waiting.LOOK`.
+  looks for itself, and one that is missed costs a wait of `LOOK_SECONDS`.
 """
 
 import os

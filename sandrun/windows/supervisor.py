@@ -9,8 +9,9 @@ Promises
 - When the process that started us dies, the run ends.
 - Returns only when no process of the run is left, or when the user wants leftovers left.
 
-Left to others: the queue, the limits on time (`sandrun.clocks`), what is said about the end
-(`sandrun.report`), what a job does by itself when we are killed (`sandrun.backends.job`).
+Left to others: the queue, the limits on time (`sandrun.clocks`), what becomes of what the command
+left behind (`sandrun.ending`), what is said about the end (`sandrun.report`), what a job does by
+itself when we are killed (`sandrun.backends.job`).
 """
 
 import os
