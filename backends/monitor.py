@@ -68,6 +68,17 @@ def tree(frontier: "list[int]", without: "Mapping[int, int]") -> "dict[int, kern
     return found
 
 
+def is_crowd(root: int, most: int) -> bool:
+    """Whether `root` has more than `most` descendants, counted by the lists of children alone and
+    no further than that: of a fork bomb a look at each would take too long."""
+    frontier = _children(root, 1)
+    for pid in frontier:
+        if len(frontier) > most:
+            return True
+        frontier += _children(pid, 1)
+    return False
+
+
 def _children(pid: int, threads: int) -> "list[int]":
     """The children that each thread has (CONFIG_PROC_CHILDREN)."""
     if DARWIN:
@@ -93,7 +104,7 @@ class Monitor:
 
     def __init__(self, limit: int, longest: float) -> None:
         self.limit = limit
-        self.longest = longest
+        self.longest = max(longest, SHORTEST)
         self.current = 0
         self.peak = 0
         self.host = Host()

@@ -30,7 +30,8 @@ _LOST = (-9, EXIT_MEMORY)
 
 
 class Settings(TypedDict, total=False):
-    """The settings of a run, each with the meaning and the texts of its flag."""
+    """The settings of a run, each with the meaning and the texts of its flag. Numbers are as in an
+    outcome: sizes in bytes, times in seconds."""
 
     memory: str | int
     timeout: str | float
@@ -181,7 +182,8 @@ class Run:
         """End it: the whole tree, with SIGTERM and after the grace with SIGKILL; or leave the
         queue. Returns at once; `wait` tells how it ended, or raises GaveUp if it never began."""
         self._cancelled = True
-        threading.Thread(target=self._cancel, daemon=True).start()
+        # No daemon: a program that ends now would take it along before anything was ended.
+        threading.Thread(target=self._cancel).start()
 
     def _cancel(self) -> None:
         self._queued.wait()
@@ -238,7 +240,9 @@ def _flags(settings: Settings) -> list[str]:
         if option is None:
             raise TypeError(f"no such setting: {key}")
         if option.kind == "count":
-            words += [option.flags[-1]] * int(str(int(bool(value)) if value is True else value))
+            words += [option.flags[-1]] * int(str(int(value) if isinstance(value, bool) else value))
+        elif option.kind in ("size", "bytes", "pool") and isinstance(value, int) and value:
+            words += [option.flags[-1], f"{value}B"]
         else:
             words += [option.flags[-1], str(value)]
     return words

@@ -22,10 +22,18 @@ _DEATH = 5.0
 """Seconds in which a process that was killed is gone."""
 
 
-def end(state: str, run: "str | None", everything: bool, grace: float) -> "list[str]":
-    """End what was named; a line for each thing ended. Raises SandrunError for unsafe state."""
+class Answer:
+    """What was ended, and what could not be: a line for each."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+        self.lives: list[str] = []
+
+
+def end(state: str, run: "str | None", everything: bool, grace: float) -> Answer:
+    """End what was named. Raises SandrunError for unsafe state."""
     states = project.all_states() if everything or run else [state]
-    said: list[str] = []
+    answer = Answer()
     for path in states:
         try:
             queue = overview.open_queue(path)
@@ -34,28 +42,27 @@ def end(state: str, run: "str | None", everything: bool, grace: float) -> "list[
                 raise
             continue
         if queue:
-            said += _end_queue(queue, run, everything, grace)
+            _end_queue(queue, run, everything, grace, answer)
             queue.close()
-    return said
+    return answer
 
 
-def _end_queue(queue: Queue, run: "str | None", everything: bool, grace: float) -> "list[str]":
+def _end_queue(
+    queue: Queue, run: "str | None", everything: bool, grace: float, answer: Answer
+) -> None:
     tickets = [t for t in queue.tickets() if everything or t.id == run or (not run and t.running)]
-    said = [_end_ticket(queue, t, grace) for t in sorted(tickets, key=lambda t: t.running)]
-    if not run:
-        said += _end_lost(queue)
+    for ticket in sorted(tickets, key=lambda t: t.running):
+        what = f"{'run' if ticket.running else 'waiter'} {ticket.id}"
+        if not _ended(queue, ticket, grace):
+            where = "" if sys.platform == "win32" else ", perhaps of a container"
+            answer.lives.append(f"could not end {what} (pid {ticket.pid}{where})")
+            continue
+        if ticket.running:
+            _end_lost(queue)
+        answer.ended.append(f"ended {what}: {ticket.command} (pid {ticket.pid})")
+    if not run and _end_lost(queue):
+        answer.ended.append("ended what a killed sandrun had left running")
     queue.write_view()
-    return said
-
-
-def _end_ticket(queue: Queue, ticket: Ticket, grace: float) -> str:
-    what = "run" if ticket.running else "waiter"
-    if not _ended(queue, ticket, grace):
-        where = "" if sys.platform == "win32" else ", perhaps of a container"
-        return f"could not end {what} {ticket.id} (pid {ticket.pid}{where})"
-    if ticket.running:
-        _end_lost(queue)
-    return f"ended {what} {ticket.id}: {ticket.command} (pid {ticket.pid})"
 
 
 def _ended(queue: Queue, ticket: Ticket, grace: float) -> bool:
@@ -96,8 +103,8 @@ def _gone_within(queue: Queue, ticket: Ticket, seconds: float) -> bool:
     return True
 
 
-def _end_lost(queue: Queue) -> "list[str]":
-    """End what killed supervisors left, if anything; by the lines in the run lock's files."""
+def _end_lost(queue: Queue) -> bool:
+    """End what killed supervisors left, by the lines in the run lock's files; was there any?"""
     ended = False
     for lock, free in recovery.each_slot(queue):
         line = lock.read_holder()
@@ -105,4 +112,4 @@ def _end_lost(queue: Queue) -> "list[str]":
         if free:
             recovery.take_over(lock)
             lock.release()
-    return ["ended what a killed sandrun had left running"] if ended else []
+    return ended

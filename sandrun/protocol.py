@@ -49,7 +49,7 @@ class Container(Protocol):
         """The processes that used most when the limit was near or struck, largest first."""
 
     def pids(self) -> "list[int]":
-        """The live processes inside, parents before children; zombies left out."""
+        """The live processes inside, in any order; zombies left out."""
 
     def is_crowd(self) -> bool:
         """Whether there are too many processes to tell each to end (cheap; a guess may do)."""

@@ -15,6 +15,7 @@ import click
 
 from sandrun import __version__, messages, options, project, settings, spawn
 from sandrun.cli import entries
+from sandrun.cli.answer import out
 from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
 
 TYPE_CHECKING = False
@@ -115,12 +116,9 @@ def cli(ctx: click.Context, /, **flags: object) -> None:
     """
     wish = flags.get("project")
     root = project.chosen(str(wish)) if wish else project.find(project.working_directory())
-    given = {key: value for key, value in flags.items() if value not in (None, 0)}
+    counts = {option.key for option in options.OPTIONS if option.kind == "count"}
+    given = {k: v for k, v in flags.items() if v is not None and (v or k not in counts)}
     ctx.obj = (root, settings.resolve(given, root))
-
-
-def _out(text: str) -> None:
-    sys.stdout.write(text + "\n")
 
 
 @cli.command()
@@ -128,11 +126,11 @@ def _out(text: str) -> None:
 def config(obj: "tuple[str, settings.Settings]") -> None:
     """Show every setting's value and where it came from."""
     root, chosen = obj
-    _out(f"# project {root}")
-    _out(f"# queue   {project.state_path(root, chosen.queue)}")
+    out(f"# project {root}")
+    out(f"# queue   {project.state_path(root, chosen.queue)}")
     for option in options.OPTIONS:
         shown = _shown(option, getattr(chosen, option.key))
-        _out(f"{option.key:15} {shown:12} {chosen.source[option.key]}")
+        out(f"{option.key:15} {shown:12} {chosen.source[option.key]}")
 
 
 _NONE = ("rate", "share", "span", "text", "weight")
@@ -164,7 +162,7 @@ def status(
     root, chosen = obj
     paths = project.all_states() if everything else [project.state_path(root, chosen.queue)]
     queues = [overview.look(path) for path in paths]
-    _out(json.dumps({"v": 1, "queues": queues}) if as_json else overview.text(queues, everything))
+    out(json.dumps({"v": 1, "queues": queues}) if as_json else overview.text(queues, everything))
 
 
 @cli.command()
@@ -174,18 +172,22 @@ def status(
 def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bool) -> None:
     """End a run or a waiter by its id, the project's run, or everything.
 
-    Whole trees are ended. Says what it ended; exit 1 if there was nothing to end.
+    Whole trees are ended. Says what it ended; exit 1 if there was nothing to end, or if something
+    lives on.
     """
     from sandrun import emergency
 
     root, chosen = obj
-    ended = emergency.end(project.state_path(root, chosen.queue), run, everything, chosen.grace)
-    for line in ended:
-        _out(line)
-    if not ended:
+    answer = emergency.end(project.state_path(root, chosen.queue), run, everything, chosen.grace)
+    for line in answer.ended:
+        out(line)
+    for line in answer.lives:
+        messages.error(line, "sandrun status --all")
+    if not answer.ended and not answer.lives:
         messages.error(
             "nothing to end" + (f": no run {run}" if run else ""), "sandrun status --all"
         )
+    if answer.lives or not answer.ended:
         raise SystemExit(1)
 
 
@@ -194,7 +196,7 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
 def pause(obj: "tuple[str, settings.Settings]") -> None:
     """Let no waiting run start; what runs goes on, and new ones queue up."""
     queue = _queue(obj)
-    _out("paused" if queue.pause() else "paused already")
+    out("paused" if queue.pause() else "paused already")
 
 
 @cli.command()
@@ -202,7 +204,7 @@ def pause(obj: "tuple[str, settings.Settings]") -> None:
 def resume(obj: "tuple[str, settings.Settings]") -> None:
     """Go on after a pause."""
     queue = _queue(obj)
-    _out("resumed" if queue.resume() else "not paused")
+    out("resumed" if queue.resume() else "not paused")
 
 
 def _queue(obj: "tuple[str, settings.Settings]") -> "Queue":
@@ -256,7 +258,7 @@ def move(obj: "tuple[str, settings.Settings]", run: str, priority: int) -> None:
     if not found.move(ticket, priority):
         raise SandrunError(f"{run} waits no more", "sandrun status")
     ids = [other.id for other in found.tickets()]
-    _out(f"moved {run}: position {ids.index(run) + 1 if run in ids else 0} of {len(ids)}")
+    out(f"moved {run}: position {ids.index(run) + 1 if run in ids else 0} of {len(ids)}")
 
 
 @queue.command()
@@ -268,7 +270,7 @@ def cancel(obj: "tuple[str, settings.Settings]", run: str) -> None:
 
     found, ticket = _waiter(obj, run)
     found.ring(ticket.name, CANCEL)
-    _out(f"cancelled {run}: {ticket.command}")
+    out(f"cancelled {run}: {ticket.command}")
 
 
 @cli.command()
@@ -283,7 +285,7 @@ def doctor(as_json: bool) -> None:
     else:
         from sandrun import doctor as examiner
 
-    raise SystemExit(examiner.main(_out, as_json))
+    raise SystemExit(examiner.main(out, as_json))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
@@ -305,7 +307,8 @@ def main(argv: "list[str]", heritage: spawn.Heritage) -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         code = _guarded(lambda: cli.main(argv, "sandrun", standalone_mode=False))
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except OSError as error:
         messages.error(f"cannot write the answer: {error.strerror}")
         os._exit(EXIT_SANDRUN)

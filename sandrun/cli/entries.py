@@ -1,17 +1,12 @@
 """Subcommands that set the entry points up: init, shims, completions, man."""
 
-import sys
-
 import click
 
 from sandrun import messages, settings
 from sandrun.cli import describe
+from sandrun.cli.answer import out
 
 SHELLS = click.Choice(["bash", "zsh", "fish"])
-
-
-def _out(text: str) -> None:
-    sys.stdout.write(text + "\n")
 
 
 @click.command()
@@ -28,7 +23,7 @@ def init(obj: "tuple[str, settings.Settings]", dry_run: bool, undo: bool) -> Non
     from sandrun.entry import init as setting_up
 
     for step in setting_up.steps(obj[0], undo):
-        _out(("would " if dry_run and step.act else "") + step.says)
+        out(("would " if dry_run and step.act else "") + step.says)
         if step.act and not dry_run:
             step.act()
 
@@ -45,7 +40,7 @@ def shims_add(tools: "tuple[str, ...]") -> None:
     from sandrun.entry import shims as made
 
     for tool in tools:
-        _out(made.add(tool))
+        out(made.add(tool))
     if not made.active():
         messages.status("not on PATH yet: sandrun shims activate --help")
 
@@ -57,7 +52,7 @@ def shims_remove(tools: "tuple[str, ...]") -> None:
     from sandrun.entry import shims as made
 
     for tool in tools:
-        _out(f"removed {made.remove(tool)}")
+        out(f"removed {made.remove(tool)}")
 
 
 @shims.command("list")
@@ -66,7 +61,7 @@ def shims_list() -> None:
     from sandrun.entry import shims as made
 
     for tool in made.installed():
-        _out(tool)
+        out(tool)
         if first := made.hidden(tool):
             messages.status(f"{first} comes before the shim for {tool}: activate the shims last")
 
@@ -84,7 +79,7 @@ def shims_activate(shell: str) -> None:
     """
     from sandrun.entry import shims as made
 
-    _out(made.activation(shell))
+    out(made.activation(shell))
 
 
 @click.command("make-include")
@@ -92,7 +87,7 @@ def make_include() -> None:
     """Print the path of sandrun.mk, the file that a Makefile includes."""
     from sandrun.entry import init as setting_up
 
-    _out(setting_up.include())
+    out(setting_up.include())
 
 
 @click.command()
@@ -106,14 +101,14 @@ def completions(ctx: click.Context, shell: str) -> None:
     zsh   eval "$(sandrun completions zsh)", after compinit
     fish  sandrun completions fish | source
     """
-    _out(describe.completions(ctx.find_root().command, shell))
+    out(describe.completions(ctx.find_root().command, shell))
 
 
 @click.command()
 @click.pass_context
 def man(ctx: click.Context) -> None:
     """Print the manual page: sandrun man | man -l -"""
-    _out(describe.manual(ctx.find_root().command))
+    out(describe.manual(ctx.find_root().command))
 
 
 @click.command("make-again", hidden=True)

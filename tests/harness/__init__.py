@@ -29,6 +29,8 @@ SCALE = float(os.environ.get("SANDRUN_TEST_SCALE") or "1")
 PROFILE = os.environ.get("SANDRUN_TEST_PROFILE", "")
 ON_MACOS = PROFILE == "darwin" or DARWIN
 ROOT = Path(__file__).resolve().parents[2]
+INJECT = ROOT / "tests/harness/inject"
+"""To be put on PYTHONPATH; see its header."""
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
 

@@ -165,6 +165,23 @@ def test_settings_are_those_of_the_command_line() -> None:
     ]  # fmt: skip
 
 
+def test_numbers_are_bytes_and_booleans_what_they_say(here: Box) -> None:
+    off: sandrun.Options = {"detach": False, "no_wait": False, "clean_git_env": False}
+    run = sandrun.run(["true"], memory=300 << 20, swap=0, pool=64 << 30, **{**quiet(), **off})
+    assert (run.ok, run.limit) == (True, 300 << 20)
+    with pytest.raises(sandrun.SandrunError, match="at least 1M"):
+        sandrun.run(["true"], memory=300, **quiet())
+
+
+def test_an_interrupt_ends_a_run_that_is_detached_too(here: Box) -> None:
+    code = "import sandrun; sandrun.run(['sleep', '1000'], detach=True)"
+    program = here.start(argv=[sys.executable, "-c", code])
+    wait_for(lambda: "sleep 1000" in str(here.view()), 20, "it runs")
+    program.send_signal(signal.SIGINT)
+    assert here.finish(program, 30).returncode == -signal.SIGINT
+    wait_for(lambda: not here.leftovers(), 10, "it is ended")
+
+
 def test_importing_the_package_is_free() -> None:
     code = "import sys; a = set(sys.modules); import sandrun; print(*(set(sys.modules) - a))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -41,6 +41,33 @@ def test_a_crowd_is_killed_without_a_grace(place: Box, stay: str) -> None:
     assert not place.leftovers()
 
 
+def test_a_crowd_of_somebody_elses_costs_nobody_the_grace(make_box: "Callable[[str], Box]") -> None:
+    place = make_box("rlimit")
+    script = "trap 'echo told; exit' TERM; echo; sleep 1000 & wait"
+    run = place.start("-t", "4", "--", "sh", "-c", script)
+    assert run.stdout
+    run.stdout.readline()
+    before = kernel.tasks()
+    threads = f"""
+import threading
+threading.stack_size(1 << 15)
+for _ in range({groups.CROWD + 100}):
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(flush=True)
+threading.Event().wait()
+"""
+    others = subprocess.Popen([sys.executable, "-c", threads], stdout=subprocess.PIPE)
+    try:
+        assert others.stdout
+        others.stdout.readline()
+        assert kernel.tasks() - before > groups.CROWD
+        assert run.poll() is None
+        assert place.finish(run).stdout == "told\n"
+    finally:
+        others.kill()
+        others.wait()
+
+
 def test_what_was_adopted_and_killed_is_reaped(make_box: "Callable[[str], Box]") -> None:
     """Left to whoever is next, the dead count against the user's limit on processes."""
     place = make_box("rlimit")

@@ -12,14 +12,12 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from sandrun import kernel
-from tests.harness import SCALE, Box, wait_for
+from tests.harness import INJECT, SCALE, Box, wait_for
 
-INJECT = Path(__file__).resolve().parents[1] / "harness/inject"
 FULL = bool(os.environ.get("SANDRUN_TEST_FULL"))
 EVERY = int(os.environ.get("SANDRUN_TEST_EVERY") or "1")
 # The command leaves a daemon that ignores the first signal, so that every kind of end is walked.
@@ -30,7 +28,7 @@ while ! grep -q daemon "$1"; do sleep 0.01; done
 """
 OPTIONS = ("--grace", "0.05")
 # A release that was begun tells nobody of the run any more, and what is recorded is over.
-ENDED = ("runlock.py", "history.py", "queue.py", "place.py", "pool.py")
+ENDED = ("runlock.py", "history.py", "queue.py", "ticket.py", "place.py", "pool.py")
 
 
 def start(box: Box, **env: str) -> "subprocess.Popen[str]":
@@ -82,16 +80,23 @@ def check(box: Box, point: str, seconds: float) -> "str | None":
 
 @pytest.mark.parametrize("backend", ["rlimit", "auto"])
 def test_sigkill_at_every_point(make_box: "Callable[[str], Box]", backend: str) -> None:
-    box = make_box(backend)
-    if backend == "auto":
-        box.env["SANDRUN_BACKEND"] = "auto"
+    def fresh() -> Box:
+        box = make_box(backend)
+        box.env["SANDRUN_BACKEND"] = backend
+        return box
+
+    box = fresh()
     wanted = points(box)[::EVERY]
+    steady = set(points(box))  # the others are what only a first run does
     kernels = box.records()[-1]["backend"] != "rlimit"
-    answers = {point: check(box, point, 1 if kernels else 3) for point in wanted}
+    answers = {
+        point: check(box if point in steady else fresh(), point, 1 if kernels else 3)
+        for point in wanted
+    }
     missed = [point for point, answer in answers.items() if answer == ""]
     assert not [answer for answer in answers.values() if answer]
     # Retries and waits are not reached every time; nearly everything is.
-    assert len(missed) <= len(wanted) // 10, missed
+    assert len(steady.intersection(missed)) <= len(wanted) // 10, missed
     phases = ("spawn.py", "supervisor.py", "keeper.py", "history.py", "runlock.py")
     hit = [point for point in wanted if point not in missed]
     if EVERY == 1:
@@ -100,16 +105,19 @@ def test_sigkill_at_every_point(make_box: "Callable[[str], Box]", backend: str) 
 
 
 @pytest.mark.parametrize(
-    "point", ["supervisor.py:_wait:sigtimedwait+1", "rlimit.py:_kill:kill", "history.py:append"]
+    "point",
+    ["supervisor.py:wait:sigtimedwait+1", "rlimit.py:_kill:kill", "history.py:append:write"],
 )
 def test_keeper_and_supervisor_killed_the_next_run_cleans_up(
     make_box: "Callable[[str], Box]", point: str
 ) -> None:
+    """The keeper dies while the supervisor is stopped, so that it is not replaced before."""
     box = make_box("rlimit")
-    run = start(box, SANDRUN_TEST_KILL=point)
-    keeper = wait_for(lambda: _keeper(run), 10, "a keeper")
-    os.kill(keeper, signal.SIGKILL)
-    run.wait(30 * SCALE)  # its end alone: what it left may hold the pipe until the next run
+    run = start(box, SANDRUN_TEST_STOP=point)
+    wait_for(lambda: kernel.Stat(run.pid).state == "T", 10, point)
+    os.kill(_keeper(run), signal.SIGKILL)
+    os.kill(run.pid, signal.SIGKILL)
+    assert run.wait(30 * SCALE) == -signal.SIGKILL  # what it left may hold the pipe
     assert box.run("-q", "--", "true", seconds=15).returncode == 0
     wait_for(lambda: not box.leftovers(), 3, "nothing lives")
 

@@ -27,6 +27,13 @@ def tree() -> "Iterator[int]":
     process.wait()
 
 
+def test_no_interval_of_the_users_makes_it_look_without_a_pause() -> None:
+    looks = monitor.Monitor(1 << 30, 1e-9)
+    now = time.monotonic()
+    looks.look({}, now)
+    assert looks.look_at - now >= monitor.SHORTEST
+
+
 _opened: "list[str] | None" = None
 
 

@@ -3,7 +3,8 @@
 A point is `FILE:FUNCTION:CALL`: the call of a C function of posix, _signal, fcntl or resource in
 that function of sandrun. SANDRUN_TEST_POINTS=FILE lists the points as they are reached;
 SANDRUN_TEST_KILL=POINT sends SIGKILL right before the first call there, POINT+N before the Nth
-one after that. Sandrun itself knows nothing of it.
+one after that; SANDRUN_TEST_STOP=POINT a SIGSTOP. SANDRUN_TEST_SENT=FILE lists what kill(2) is
+called with. Sandrun itself knows nothing of it.
 """
 
 import os
@@ -12,7 +13,9 @@ import sys
 _MODULES = ("posix", "_signal", "fcntl", "resource")
 _me = os.getpid()
 _list = os.environ.get("SANDRUN_TEST_POINTS")
-_kill, _, _skip = os.environ.get("SANDRUN_TEST_KILL", "").partition("+")
+_signal = 9 if "SANDRUN_TEST_KILL" in os.environ else 19
+_kill = os.environ.get("SANDRUN_TEST_KILL") or os.environ.get("SANDRUN_TEST_STOP", "")
+_kill, _, _skip = _kill.partition("+")
 _left = int(_skip or "0")
 _fd = os.open(_list, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if _list else -1
 
@@ -30,9 +33,19 @@ def _hook(frame: object, event: str, function: object) -> None:
         os.write(_fd, (point + "\n").encode())
     elif point == _kill:
         if not _left:
-            os.kill(_me, 9)
+            os.kill(_me, _signal)
         _left -= 1
 
 
 if _fd >= 0 or _kill:
     sys.setprofile(_hook)
+
+_sent = os.environ.get("SANDRUN_TEST_SENT")
+if _sent:
+    _log = os.open(_sent, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def _audit(event: str, args: "tuple[object, ...]") -> None:
+        if event == "os.kill" and os.getpid() == _me:
+            os.write(_log, f"{args[0]} {args[1]}\n".encode())
+
+    sys.addaudithook(_audit)
