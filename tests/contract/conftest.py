@@ -37,7 +37,7 @@ def _need(name: str) -> str:
     if ON_MACOS and name not in checks():
         pytest.skip(f"not on macOS: {name}")
     usable, evidence = checks()[name]
-    expected = os.environ.get("SANDRUN_EXPECT", "rlimit").split(",")
+    expected = (os.environ.get("SANDRUN_EXPECT") or "rlimit").split(",")
     if not usable:
         assert name not in expected, f"{name} must work here: {evidence}"
         pytest.skip(f"{name} is not to be had here: {evidence}")

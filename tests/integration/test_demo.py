@@ -47,6 +47,7 @@ def test_a_hog_of_3_gib_is_stopped_at_2_gib(demo: "Callable[[str], Box]", backen
     assert "memory limit of 2.0 GiB reached" in done.stderr
     assert re.search(r"[12]\.\d GiB +pid \d+ +build/hog 3072", done.stderr)
     assert "--memory 4096M" in done.stderr
+    box.last_record()
     wait_for(lambda: not box.leftovers(), 5)
 
 

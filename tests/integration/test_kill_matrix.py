@@ -88,7 +88,7 @@ def test_sigkill_at_every_point(make_box: "Callable[[str], Box]", backend: str) 
     box = fresh()
     wanted = points(box)[::EVERY]
     steady = set(points(box))  # the others are what only a first run does
-    kernels = box.records()[-1]["backend"] != "rlimit"
+    kernels = box.last_record()["backend"] != "rlimit"
     answers = {
         point: check(box if point in steady else fresh(), point, 1 if kernels else 3)
         for point in wanted

@@ -51,7 +51,7 @@ def stress(place: Box, name: str, options: "list[str]") -> int:
         "stress-ng", "--timeout", SECONDS, "--oomable", "--quiet", *words, seconds=90,
     )  # fmt: skip
     wait_for(lambda: not place.leftovers(), 2, f"nothing of {name} is left")
-    record = place.records()[-1]
+    record = place.last_record()
     assert record["exit"] == done.returncode
     if record["reason"] == "memory":
         assert done.returncode == 137
