@@ -36,8 +36,8 @@ Exit codes:
   137    ended at the memory limit (or by SIGKILL; the message says which)
 
 \b
-Variables: each option also as SANDRUN_<OPTION>, and MEMORY_LIMIT_MB, CHECK_INTERVAL, TIMEOUT,
-VERBOSE; SANDRUN_STATE_DIR holds the queues instead of /tmp."""
+Variables: each setting but --project also as SANDRUN_<NAME>, and MEMORY_LIMIT_MB, CHECK_INTERVAL,
+TIMEOUT, VERBOSE; SANDRUN_STATE_DIR holds the queues instead of /tmp."""
 
 
 class _Value(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only

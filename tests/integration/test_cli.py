@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -203,6 +204,11 @@ def test_the_plain_variables_work(box: Box) -> None:
         "1",
     ]
     assert "backend none" in box.run("--", "true", env={"VERBOSE": "1"}).stderr
+    assert box.run("--", "sleep", "60", env={"TIMEOUT": "0.2"}).returncode == 124
+
+
+def test_a_zero_is_a_value(box: Box) -> None:
+    assert config(box, "--grace", "0", "-p", "0")["grace"] == ["0 s", "--grace"]
 
 
 # Subcommands
@@ -284,6 +290,12 @@ def test_config_tells_project_and_queue(box: Box) -> None:
     assert lines[1].startswith(f"# queue   {box.state}/seq-exec-")
 
 
+def test_without_a_state_directory_of_choice_it_is_below_tmp(box: Box) -> None:
+    del box.env["SANDRUN_STATE_DIR"]
+    queue = box.run("config", cwd=box.project).stdout.splitlines()[1].split()[-1]
+    assert re.fullmatch(rf"/tmp/seq-exec-[0-9a-f]{{8}}-{os.geteuid()}", queue)
+
+
 def test_config_shows_values_as_one_writes_them(box: Box) -> None:
     seen = config(box, "--kill-signal", "2", "--cpus", "1.50", "--swap", "1024", "-t", "90")
     told = {key: seen[key][0] for key in ("kill_signal", "cpus", "swap", "timeout", "idle_timeout")}
@@ -336,6 +348,28 @@ def test_outside_of_a_terminal_nothing_is_coloured(box: Box, tmp_path: Path) -> 
     assert "\x1b" not in box.run("--", "no-such-command-here").stderr
     assert "\x1b[31m" in box.run("--color", "always", "--", "no-such-command-here").stderr
     assert "\x1b" in box.run("--", "no-such", env={"FORCE_COLOR": "1"}).stderr
+
+
+@pytest.mark.parametrize("words", [("status",), ("completions", "bash"), ("doctor", "--json")])
+def test_an_answer_that_cannot_be_given_is_one_line(box: Box, words: "tuple[str, ...]") -> None:
+    for script, why in (("exec >&-", "Bad file descriptor"), ("exec >/dev/full", "No space left")):
+        done = box.run(f'{script}; "$@"', "sh", *launcher(), *words, argv=["sh", "-c"])
+        assert done.returncode == 125
+        assert done.stderr.startswith(f"sandrun: cannot write the answer: {why}")
+        assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes users and mounts: runs as root")
+def test_kill_fails_when_something_lives_on(box: Box) -> None:
+    """From within a pid namespace nobody outside can be ended."""
+    run = box.hold("one")
+    apart = ["unshare", "--pid", "--fork", "--mount-proc", *launcher()]
+    done = box.run("--grace", "0", "kill", argv=apart, seconds=20)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"could not end run {box.status()[0]['id']}" in done.stderr
+    assert run.poll() is None
+    box.let("one")
+    assert box.finish(run).returncode == 0
 
 
 def test_a_closed_stderr_does_not_fail_a_run(box: Box) -> None:

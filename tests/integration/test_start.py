@@ -1,6 +1,9 @@
 """What a start costs, told by what it imports: deterministic, where a timing would not be."""
 
 import sys
+from collections.abc import Callable
+
+import pytest
 
 from tests.harness import ROOT, Box
 
@@ -32,6 +35,14 @@ def imported(box: Box, *words: str) -> set[str]:
 
 def test_the_hot_path_imports_nothing_that_costs(box: Box) -> None:
     assert imported(box, "--", "true") - FREE == OURS
+
+
+@pytest.mark.parametrize("backend", ["auto", "rlimit"])
+def test_no_backend_of_linux_needs_click_or_psutil(
+    make_box: "Callable[[str], Box]", backend: str
+) -> None:
+    heavy = {"click", "psutil", "re", "json", "subprocess", "threading", "typing"}
+    assert not imported(make_box(backend), "--", "true") & heavy
 
 
 def test_a_project_file_without_our_table_costs_no_toml_parser(box: Box) -> None:
