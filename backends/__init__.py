@@ -1,9 +1,11 @@
 """The mechanisms that enforce limits on a process tree, one file each.
 
 `choose` opens the first that works here, in the order of what they can promise. It tries instead
-of asking first: an attempt costs less than a check and cannot be out of date.
+of asking first: an attempt costs less than a check and cannot be out of date. (But for one read
+that rules two of them out.)
 """
 
+import os
 import sys
 
 from sandrun.model import DARWIN, SandrunError, Unusable, error_text
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 ORDER: "tuple[str, ...]" = ("rlimit",) if DARWIN else ("cgroup2", "systemd", "cgroup1", "rlimit")
 """The candidates of `auto`, best first."""
+_OF_V2 = ("cgroup2", "systemd")
 if sys.platform == "win32":
     ORDER = ("job-object",)
 
@@ -60,8 +63,11 @@ def choose(
     Raises SandrunError when the backend asked for, or every one, cannot be used.
     """
     refused: list[tuple[str, str, str]] = []
+    of_v1 = wish == "auto" and _memory_is_of_v1()
     for name in ORDER if wish == "auto" else (wish,):
         try:
+            if of_v1 and name in _OF_V2:
+                raise Unusable("the memory controller is one of cgroup v1 here")
             backend = named(name)
             if kernel_only and not backend.kernel:
                 raise Unusable("not a kernel's container, and --require kernel")
@@ -73,6 +79,17 @@ def choose(
         except ImportError as error:
             refused.append((name, f"{error.name} is missing", f"pip install {error.name}"))
     raise NoBackend(refused)
+
+
+def _memory_is_of_v1() -> bool:
+    """Whether a v1 hierarchy has the memory controller (cgroups(7)), so that no group of v2 can."""
+    try:
+        fd = os.open("/proc/self/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    lines = os.read(fd, 1 << 16).split(b"\n")
+    os.close(fd)
+    return any(b"memory" in line.split(b":")[1].split(b",") for line in lines if line)
 
 
 class NoBackend(SandrunError):
