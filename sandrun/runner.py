@@ -67,8 +67,9 @@ class Run:
         if not self.settings.source["queue"].startswith("-"):  # a flag's queue is not the project's
             marks[PROJECT_VARIABLE] = self.project
         env = spawn.environment(marks)
-        for name in gitguard.LOCAL_VARIABLES if self.settings.clean_git_env else ():
-            env.pop(name, None)
+        if self.settings.clean_git_env and not gitguard.is_hook(self.command):
+            for name in gitguard.LOCAL_VARIABLES:
+                env.pop(name, None)
         return env
 
 
@@ -117,7 +118,8 @@ def _is_wanted(this: Run) -> bool:
 
 def _guard_git(this: Run) -> None:
     settings = this.settings
-    if settings.source["clean_git_env"] == "default" and (leak := gitguard.leaked()):
+    undecided = settings.source["clean_git_env"] == "default" and not gitguard.is_hook(this.command)
+    if undecided and (leak := gitguard.leaked()):
         messages.warn(
             f"{', '.join(leak)} from the environment: every git in this run acts on one repository",
             gitguard.LEAK_HINT,

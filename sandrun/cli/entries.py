@@ -18,14 +18,14 @@ def init(obj: "tuple[str, settings.Settings]", dry_run: bool, undo: bool) -> Non
 
     Writes sandrun.toml (all commented out) and sandrun.mk, includes that in the Makefile, puts a
     line into the pre-commit hook, adds shims for the tools in use. Edits of yours are kept; it
-    can be said again at any time.
+    can be said again at any time. Its undoing leaves a shim that another project has from it.
     """
     from sandrun.entry import init as setting_up
 
     for step in setting_up.steps(obj[0], undo):
+        if not dry_run:
+            step.do()
         out(("would " if dry_run and step.act else "") + step.says)
-        if step.act and not dry_run:
-            step.act()
 
 
 @click.group()

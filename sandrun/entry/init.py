@@ -3,23 +3,30 @@
 Promises: nothing is asked, and nothing is kept about what was done, so it can be said again at any
 time: each step looks at the files as they are. A file of the user's is never replaced, only a line
 of ours is put into it or taken out of it. A file that we wrote is removed only while it is still
-what we wrote. A step that would have to do more than that says why it is left to the user.
+what we wrote; a shim, which all projects share, only if we added it and no other project wants it.
+A step that would have to do more than that says why it is left to the user.
 """
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterator
 
-from sandrun import options, project
+from sandrun import gitguard, options, project
 from sandrun.entry import shims
-from sandrun.model import MIB
+from sandrun.model import MIB, SandrunError
 
 MAKEFILES = ("GNUmakefile", "makefile", "Makefile")  # the order in which GNU make looks
 INCLUDE_LINE = "-include sandrun.mk\n"
-HOOK_LINE = (
-    '[ -n "${SANDRUN_HOOK-}" ] || ! command -v sandrun >/dev/null || '
-    'SANDRUN_HOOK=1 exec sandrun -- "$0" "$@" # sandrun init\n'
+# A directive, not a recipe (tab) or a comment that names the file.
+_HAS_INCLUDE = re.compile(
+    r"^ *[-s]?include[ \t](?:[^#\n]|\\\n)*(?<![\w.-])sandrun\.mk(?![\w.-])", re.MULTILINE
 )
+HOOK_LINE = (
+    f'[ -n "${{{gitguard.HOOK_MARK}-}}" ] || ! command -v sandrun >/dev/null || '
+    f'{gitguard.HOOK_MARK}="$0" exec sandrun -- "$0" "$@" # sandrun init\n'
+)
+_HAS_HOOK = re.compile(rf"^[^#\n]*\b{gitguard.HOOK_MARK}=", re.MULTILINE)
 _SHELLS = (b"sh", b"bash", b"dash", b"zsh", b"ksh")
 _TOOLS = {
     "make": MAKEFILES,
@@ -39,6 +46,17 @@ class Step:
     def __init__(self, says: str, act: "Callable[[], object] | None" = None) -> None:
         self.says = says
         self.act = act
+
+    def do(self) -> None:
+        """Do it. Raises SandrunError."""
+        try:
+            if self.act:
+                self.act()
+        except OSError as error:
+            raise SandrunError(
+                f"cannot {self.says}: {error.strerror}",
+                "make that writable and say it again; sandrun init --dry-run shows all that is due",
+            ) from error
 
 
 def include() -> str:
@@ -70,7 +88,7 @@ def steps(root: str, undo: bool) -> "Iterator[Step]":
     if makefile:
         with open(include(), encoding="utf-8") as file:
             yield _own_file(os.path.join(root, "sandrun.mk"), file.read(), undo)
-        yield _line(os.path.join(root, makefile), INCLUDE_LINE, 0, undo, "sandrun.mk")
+        yield _line(os.path.join(root, makefile), INCLUDE_LINE, 0, undo, _HAS_INCLUDE)
     yield from _hook(root, undo)
     yield from _shims(root, undo)
 
@@ -84,8 +102,10 @@ def _read(path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError:
+    except FileNotFoundError:
         return b""
+    except OSError as error:
+        raise SandrunError(f"cannot read {path}: {error.strerror}", f"ls -l {path}") from error
 
 
 def _own_file(path: str, text: str, undo: bool, instead: str = "") -> Step:
@@ -109,26 +129,34 @@ def _write_new(path: str, text: str) -> None:
         file.write(text)
 
 
-def _line(path: str, line: str, at: int, undo: bool, mark: str) -> Step:
-    """A line of ours in a file of the user's, after `at` of theirs; `mark` tells that one is in."""
-    lines = _read(path).decode("utf-8", "surrogateescape").splitlines(keepends=True)
+def _line(path: str, line: str, at: int, undo: bool, has: "re.Pattern[str]") -> Step:
+    """A line of ours in a file of the user's, after `at` of theirs; `has` finds one like it.
+
+    After a last line without its end ours has none either, so that undoing finds that out.
+    """
+    text = _read(path).decode("utf-8", "surrogateescape")
+    bare = line.rstrip()
     if undo:
-        if line not in lines:
+        if f"\n{text}".endswith(f"\n{bare}"):
+            rest = text[: -len(bare)].removesuffix("\n")
+        elif f"\n{line}" in f"\n{text}":
+            rest = f"\n{text}".replace(f"\n{line}", "\n", 1)[1:]
+        else:
             return Step(f"nothing of ours in {path}")
-        lines.remove(line)
-        return Step(f"take out of {path}: {line.rstrip()}", lambda: _rewrite(path, lines))
-    if any(mark in other and not other.startswith("#") for other in lines):
+        return Step(f"take out of {path}: {bare}", lambda: _rewrite(path, rest))
+    if has.search(text):
         return Step(f"keep {path}: it has the line")
-    lines.insert(at, line)
-    return Step(f"put into {path}: {line.rstrip()}", lambda: _rewrite(path, lines))
+    lines = text.split("\n")
+    lines.insert(at, bare)
+    return Step(f"put into {path}: {bare}", lambda: _rewrite(path, "\n".join(lines)))
 
 
-def _rewrite(path: str, lines: "list[str]") -> None:
+def _rewrite(path: str, text: str) -> None:
     """Replace a file's text in one step, under its own mode, through its links."""
     path = os.path.realpath(path)
     private = f"{path}.sandrun.{os.getpid()}"
     with open(private, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        file.writelines(lines)
+        file.write(text)
     os.chmod(private, stat.S_IMODE(os.stat(path).st_mode))
     os.replace(private, path)
 
@@ -143,7 +171,7 @@ def _hook(root: str, undo: bool) -> "Iterator[Step]":
     first = _read(path).partition(b"\n")[0]
     words = first[2:].replace(b"/", b" ").split()
     if first.startswith(b"#!") and any(word in _SHELLS for word in words):
-        yield _line(path, HOOK_LINE, 1, undo, "SANDRUN_HOOK")
+        yield _line(path, HOOK_LINE, 1, undo, _HAS_HOOK)
     else:
         yield Step(f"leave {path}: no shell script; call it through sandrun -- yourself")
 
@@ -167,20 +195,33 @@ def _hooks(root: str) -> str:
 
 
 def _shims(root: str, undo: bool) -> "Iterator[Step]":
-    has = shims.installed()
+    has = {tool: shims.wanted_by(tool) for tool in shims.installed()}
+    if undo:
+        yield from (_without_shim(root, tool, has[tool]) for tool in has if root in has[tool])
+        return
     for tool, marks in _TOOLS.items():
-        if not any(os.path.exists(os.path.join(root, mark)) for mark in marks):
-            continue
-        if undo:
-            if tool in has:
-                yield Step(f"leave the shim for {tool}, which all projects share: "
-                           f"sandrun shims remove {tool}")  # fmt: skip
-        elif tool in has:
-            yield Step(f"keep the shim for {tool}")
-        else:
-            yield Step(f"add a shim for {tool}: {os.path.join(shims.directory(), tool)}",
-                       lambda tool=tool: shims.add(tool))  # type: ignore[misc]  # fmt: skip
-    if not undo and not shims.active():
+        if any(os.path.exists(os.path.join(root, mark)) for mark in marks):
+            yield _with_shim(root, tool, has.get(tool))
+    if not shims.active():
         yield Step(
             'shims are not on PATH yet: eval "$(sandrun shims activate bash)" (or zsh, fish)'
         )
+
+
+def _with_shim(root: str, tool: str, wanted: "list[str] | None") -> Step:
+    """The shim for a tool of this project; `wanted` by which projects, None: there is none yet."""
+    if wanted is None:
+        path = os.path.join(shims.directory(), tool)
+        return Step(f"add a shim for {tool}: {path}", lambda: shims.add(tool, [root]))
+    if root in wanted or not wanted:
+        return Step(f"keep the shim for {tool}")
+    text = f"keep the shim for {tool}, which was added for {wanted[0]}, for this project too"
+    return Step(text, lambda: shims.add(tool, [*wanted, root]))
+
+
+def _without_shim(root: str, tool: str, wanted: "list[str]") -> Step:
+    others = [other for other in wanted if other != root and os.path.isdir(other)]
+    if others:
+        text = f"leave the shim for {tool}, which {others[0]} wants too"
+        return Step(text, lambda: shims.add(tool, others))
+    return Step(f"remove the shim for {tool}", lambda: shims.remove(tool))

@@ -8,6 +8,8 @@ Promises, of a shim for TOOL
   `.sandrun-shims` marks them), and when what it found was another's shim (pyenv, asdf, ...) that
   comes back by way of the PATH, the search goes on behind that one: so it ends.
 - If sandrun is gone or broken it says so and runs the tool.
+- One that `sandrun init` added has the projects that want it as comments at its end; one without
+  them is the user's own.
 
 What says that it is inside is the same as in sandrun.mk: every run that the environment names has
 a ticket that its owner still holds open, and is around us (its cgroup, or its owner among our
@@ -21,6 +23,7 @@ for Windows (`sandrun.windows.shims`), which are batch files.
 import os
 import shutil
 import sys
+from collections.abc import Iterable
 
 from sandrun.model import SandrunError, command_text
 from sandrun.project import home
@@ -28,6 +31,7 @@ from sandrun.project import home
 MARK = ".sandrun-shims"
 _FIRST_LINE = "# sandrun shim for {tool}"
 _ENDING = ".cmd" if sys.platform == "win32" else ""
+_WANTED = b"rem sandrun init: " if sys.platform == "win32" else b"# sandrun init: "
 
 # What runs nothing worth a turn, as patterns of sh: for the first word, and for any word.
 _FIRST_WORDS = {
@@ -182,8 +186,11 @@ def _any_word(tool: str) -> str:
     return f"for word; do case $word in {' '.join(arms)} esac; done\n" if len(arms) > 1 else ""
 
 
-def add(tool: str) -> str:
-    """Write the shim for a tool; its path. Raises SandrunError for a name that cannot be one."""
+def add(tool: str, projects: "Iterable[str]" = ()) -> str:
+    """Write the shim for a tool, which `projects` want (nobody: the user); its path.
+
+    Raises SandrunError for a name that cannot be one.
+    """
     if not tool or not set(tool) <= _NAME or tool[0] in "-.":
         raise SandrunError(f"{tool!r} cannot be the name of a tool", "sandrun shims add make")
     if tool in ("sandrun", "sh", "env", "python", "python3"):
@@ -197,6 +204,7 @@ def add(tool: str) -> str:
     private = f"{path}.{os.getpid()}"
     with open(private, "wb") as file:
         file.write(_bytes(tool))
+        file.writelines(_WANTED + os.fsencode(root) + b"\n" for root in projects)
     os.chmod(private, 0o755)
     os.replace(private, path)  # a shell that is reading the old one must not read half of this
     return path
@@ -212,6 +220,13 @@ def remove(tool: str) -> str:
     path = os.path.join(directory(), tool + _ENDING)
     os.unlink(path)
     return path
+
+
+def wanted_by(tool: str) -> "list[str]":
+    """The projects that want the shim for a tool, if `sandrun init` added it."""
+    with open(os.path.join(directory(), tool + _ENDING), "rb") as file:
+        lines = [line[len(_WANTED) :] for line in file if line.startswith(_WANTED)]
+    return [os.fsdecode(line.rstrip(b"\n")) for line in lines]
 
 
 def installed() -> "list[str]":

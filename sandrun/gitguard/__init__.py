@@ -112,6 +112,16 @@ def heal_after(project: str, since: float, run_id: str) -> None:
         stale.after_run(repo, since, run_id)
 
 
+HOOK_MARK = "SANDRUN_HOOK"
+"""Set by the line that `sandrun init` puts into a hook: the hook, as git has called it."""
+
+
+def is_hook(command: "list[str]") -> bool:
+    """Whether a command is that very hook, which needs what git tells it, such as the index of a
+    `commit -a`. What the hook starts has the mark too, but is another command."""
+    return os.environ.get(HOOK_MARK) == command[0]
+
+
 def leaked() -> "list[str]":
     """The variables around us that make every git below act on one repository.
 

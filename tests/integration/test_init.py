@@ -3,6 +3,7 @@
 import os
 import shutil
 import stat
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -58,8 +59,7 @@ def test_it_sets_up_says_so_and_is_undone_whole(project: Box) -> None:
         )
     assert (project.project / "Makefile").read_text() == "-include sandrun.mk\n" + MAKEFILE
     assert (project.project / "sandrun.mk").read_bytes() == INCLUDE.read_bytes()
-    assert init(project, "--undo").count("leave the shim for") == 2
-    assert project.run("shims", "remove", "make", "git").returncode == 0
+    assert init(project, "--undo").count("remove the shim for") == 2
     (project.home / "data/sandrun/shims/.sandrun-shims").unlink()
     assert snapshot(project) == before
 
@@ -114,6 +114,44 @@ def test_edits_are_kept_by_it_and_by_its_undoing(project: Box) -> None:
     assert makefile.read_text() == "X = mine\n" + MAKEFILE + "Y = mine\n"
 
 
+def second(box: Box) -> Path:
+    """Another project with a Makefile, set up too."""
+    other = box.root / "other"
+    other.mkdir()
+    (other / "Makefile").touch()
+    done = box.run("init", cwd=other)
+    assert f"keep the shim for make, which was added for {box.project}" in done.stdout
+    assert "keep the shim for make\n" in box.run("init", cwd=other).stdout
+    return other
+
+
+def test_a_shim_goes_with_the_last_project_that_has_it_from_init(project: Box) -> None:
+    init(project)
+    other = second(project)
+    assert f"leave the shim for make, which {other} wants too" in init(project, "--undo")
+    assert project.run("shims", "list").stdout == "make\n"
+    assert "remove the shim for make" in project.run("init", "--undo", cwd=other).stdout
+    assert project.run("shims", "list").stdout == ""
+
+
+def test_a_project_that_is_gone_keeps_no_shim(project: Box) -> None:
+    init(project)
+    shutil.rmtree(second(project))
+    init(project, "--undo")
+    assert project.run("shims", "list").stdout == ""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_shim_of_the_users_own_stays(project: Box, when: str) -> None:
+    for step in ("before", "init", "after"):
+        if step == "init":
+            init(project)
+        elif step == when:
+            assert project.run("shims", "add", "make").returncode == 0
+    assert "shim for make" not in init(project, "--undo")
+    assert project.run("shims", "list").stdout == "make\n"
+
+
 def test_settings_in_pyproject_and_an_include_of_the_users_own_are_seen(project: Box) -> None:
     (project.project / "pyproject.toml").write_text("[tool.sandrun]\nmemory = '1G'\n")
     (project.project / "Makefile").write_text("include build/sandrun.mk\n")
@@ -121,6 +159,68 @@ def test_settings_in_pyproject_and_an_include_of_the_users_own_are_seen(project:
     assert "pyproject.toml has the settings" in said
     assert not (project.project / "sandrun.toml").exists()
     assert (project.project / "Makefile").read_text() == "include build/sandrun.mk\n"
+
+
+INCLUDES = [
+    "sinclude sandrun.mk",
+    "  -include a.mk \\\n    sandrun.mk",
+    "include $(TOP)/sandrun.mk # ours",
+]
+OTHERS = [
+    "clean: ; rm -f sandrun.mk",
+    "clean:\n\trm -f sandrun.mk\n\tinclude sandrun.mk",
+    "# include sandrun.mk",
+    "include a.mk # not sandrun.mk",
+    "include not-sandrun.mk sandrun.mk.in",
+]
+
+
+@pytest.mark.parametrize("text", INCLUDES + OTHERS)
+def test_only_a_directive_is_an_include(project: Box, text: str) -> None:
+    makefile = project.project / "Makefile"
+    makefile.write_text(text + "\n")
+    init(project)
+    put_in = "" if text in INCLUDES else "-include sandrun.mk\n"
+    assert makefile.read_text() == f"{put_in}{text}\n"
+    init(project, "--undo")
+    assert makefile.read_text() == f"{text}\n"
+
+
+READ_ONLY = 'mount -t tmpfs -o ro none . && cd "$PWD" && exec sandrun "$0" "$@"'
+
+
+def test_a_project_that_cannot_be_written_is_told_by_name(project: Box) -> None:
+    namespace = ["unshare", "--user", "--map-root-user", "--mount"]
+    mount = ["mount", "-t", "tmpfs", "none", str(project.project)]
+    if subprocess.call([*namespace, *mount], stderr=subprocess.DEVNULL):
+        pytest.skip("needs user namespaces")
+    done = project.run(READ_ONLY, "init", argv=[*namespace, "sh", "-c"])
+    assert (done.returncode, done.stdout) == (125, "")
+    error, hint = done.stderr.splitlines()
+    path = project.project / "sandrun.toml"
+    assert error == f"sandrun: cannot write {path}: Read-only file system"
+    assert hint.startswith("sandrun: hint: ")
+    assert "would write" in project.run(READ_ONLY, "init", "--dry-run",
+                                        argv=[*namespace, "sh", "-c"]).stdout  # fmt: skip
+
+
+def test_a_makefile_that_cannot_be_read_is_not_taken_to_be_empty(project: Box) -> None:
+    makefile = project.project / "Makefile"
+    makefile.unlink()
+    makefile.symlink_to("/proc/self/mem")
+    done = project.run("init")
+    assert done.returncode == 125
+    assert f"cannot read {makefile}: Input/output error" in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "all: ; @echo all", "# X\f\r\nall:\x85\n\n"])
+def test_a_makefile_is_undone_to_the_byte(project: Box, text: str) -> None:
+    makefile = project.project / "Makefile"
+    makefile.write_bytes(text.encode())
+    init(project)
+    assert makefile.read_bytes() == b"-include sandrun.mk\n" + text.encode()
+    init(project, "--undo")
+    assert makefile.read_bytes() == text.encode()
 
 
 def test_a_makefile_keeps_its_mode_its_link_and_its_bytes(project: Box) -> None:
@@ -142,6 +242,52 @@ def test_a_hook_that_is_no_shell_script_is_left(project: Box) -> None:
     hook.write_text("#!/usr/bin/env python3\nprint('mine')\n")
     assert "no shell script" in init(project)
     assert hook.read_text() == "#!/usr/bin/env python3\nprint('mine')\n"
+
+
+@pytest.mark.parametrize("text", ["#!/bin/sh", "#!/bin/sh\n", "#!/bin/sh\nexit 3"])
+def test_a_hook_of_any_last_line_still_runs_and_is_undone_to_the_byte(
+    project: Box, text: str
+) -> None:
+    hook = project.project / ".git/hooks/pre-commit"
+    hook.write_text(text)
+    init(project)
+    done = project.run(argv=[str(hook)])
+    assert (done.returncode, done.stderr) == (3 if "exit" in text else 0, "")
+    assert len(project.records()) == 1
+    init(project, "--undo")
+    assert hook.read_text() == text
+
+
+LOOKS = """#!/bin/sh
+echo "index: $(git diff --cached --name-only | xargs)${SANDRUN_RUNS:+ in a run}"
+sandrun -- sh -c 'echo "below: ${GIT_DIR:+GIT_DIR}"'
+"""
+
+
+@pytest.mark.parametrize("setting", ["", "clean_git_env = true\n"])
+@pytest.mark.parametrize("where", ["project", "linked"])
+def test_the_hook_sees_the_index_of_its_commit(project: Box, where: str, setting: str) -> None:
+    """Also of `commit -a` and of a partial one, which are not in .git/index; what it starts is
+    warned of the variables, or does without them."""
+    (project.project / ".git/hooks/pre-commit").write_text(LOOKS)
+    top = project.root / where
+    for name in ("one", "two"):
+        (project.project / name).touch()
+    for words in (["add", "one", "two"], ["commit", "-qm", "x"], ["worktree", "add", "../linked"]):
+        assert project.run(*words, argv=["git"]).returncode == 0
+    assert project.run("init", cwd=top).returncode == 0
+    (top / "sandrun.toml").write_text(setting)
+    for name in ("one", "two"):
+        (top / name).write_text("changed")
+    for words, seen in ((["one"], "one"), (["-a"], "two"), (["--allow-empty"], "")):
+        done = project.run("commit", "-qm", "y", *words, argv=["git"], cwd=top)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        first, *warning, last = done.stderr.splitlines()
+        assert first == f"index: {seen} in a run"
+        assert last == ("below: GIT_DIR" if where == "linked" and not setting else "below: ")
+        leaks = where == "linked" or seen  # a path from the root
+        assert len(warning) == (2 if leaks and not setting else 0)  # with its hint
 
 
 def test_hooks_elsewhere_are_found(project: Box) -> None:

@@ -156,7 +156,9 @@ def test_init_is_undone_whole(box: Box) -> None:
     (box.project / "Makefile").write_bytes(b"all:\n")
     assert box.run("init").returncode == 0
     assert (box.project / "sandrun.mk").exists()
+    assert box.run("shims", "list").stdout.split() == ["make"]
     assert box.run("init", "--undo").returncode == 0
+    assert box.run("shims", "list").stdout == ""
     assert [path.name for path in box.project.iterdir()] == ["Makefile"]
     assert (box.project / "Makefile").read_bytes() == b"all:\n"
 
