@@ -226,11 +226,10 @@ def kernel() -> Path:
 
 
 def requirements() -> list[str]:
+    """Read where pip reads them, so that no list of ours can fall behind."""
     with open(CHECKOUT / "pyproject.toml", "rb") as file:
         project = tomllib.load(file)["project"]
-    ours = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    lines = (HERE / "requirements.txt").read_text().splitlines()
-    return sorted({*ours, *(line for line in lines if line and not line.startswith("#"))})
+    return sorted({*project["dependencies"], *project["optional-dependencies"]["test"]})
 
 
 def pip(*arguments: str | Path, env: dict[str, str] | None = None) -> None:
@@ -250,27 +249,35 @@ def into_prefix(target: Path, prefix: Path) -> None:
                 script.write_bytes(b"#!/usr/bin/python3" + newline + rest)
 
 
-def build_packages(out: Path) -> None:
-    """All third-party packages, as a disk that the guest mounts on /usr/local."""
-    wheels, target, prefix = (out.parent / name for name in ("wheels", "target", "prefix"))
+def install_requirements(prefix: Path) -> None:
+    """All third-party packages, as the guest's /usr/local; its python3-prctl is Debian's."""
     # Pure Python, but published as source only; everything else must be a wheel, because it is
     # for the guest's Python and libc and not for ours.
     source_only = [line for line in requirements() if line.startswith("cgroupspy")]
-    pip("wheel", "--wheel-dir", wheels, *source_only)
     platforms = ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_36_x86_64")
-    pip(
-        *("install", "--target", target, "--only-binary=:all:", "--find-links", wheels),
-        *("--python-version", GUEST_PYTHON, "--implementation", "cp"),
-        *(word for name in platforms for word in ("--platform", name)),
-        *requirements(),
-    )
-    into_prefix(target, prefix)
+    with tempfile.TemporaryDirectory(prefix="sandrun-packages.") as folder:
+        wheels, target = Path(folder) / "wheels", Path(folder) / "target"
+        pip("wheel", "--wheel-dir", wheels, *source_only)
+        pip(
+            *("install", "--target", target, "--only-binary=:all:", "--find-links", wheels),
+            *("--python-version", GUEST_PYTHON, "--implementation", "cp"),
+            *(word for name in platforms for word in ("--platform", name)),
+            *requirements(),
+        )
+        into_prefix(target, prefix)
+
+
+def build_packages(out: Path) -> None:
+    """The same, as a disk that the guest mounts there."""
+    prefix = out.parent / "prefix"
+    install_requirements(prefix)
     call("truncate", "-s", "200M", out)
     call("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", prefix, out)
 
 
 def packages() -> Path:
-    recipe = [inspect.getsource(step) for step in (build_packages, into_prefix)]
+    steps = (build_packages, install_requirements, into_prefix)
+    recipe = [inspect.getsource(step) for step in steps]
     key = digest([*requirements(), GUEST_PYTHON, *recipe])
     return cached(f"packages-{key}.ext4", build_packages)
 

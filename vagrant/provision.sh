@@ -1,14 +1,14 @@
 #!/bin/sh
-# provision.sh: install sandrun from /checkout into /opt/sandrun, with what its tests need.
+# provision.sh [--offline]: install sandrun from /checkout into /opt/sandrun, with what its tests need.
 #
-# Promises: `sandrun` on every user's PATH; may be repeated. The distribution's python-prctl is
+# Promises: `sandrun` in /usr/local/bin; may be repeated. The distribution's python-prctl is
 # used where there is one, hence --system-site-packages: it needs no compiler.
 set -eu
 python=python3
 offline=
-if [ -d /opt/wheels ]; then
-    # The local box brings everything: pip must not even look for a network.
-    offline="--no-index --find-links /opt/wheels --no-build-isolation"
+if [ "${1-}" = --offline ]; then
+    # The local box has everything installed: pip must not even look for a network.
+    offline="--no-index --no-build-isolation"
 elif command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q
@@ -29,7 +29,9 @@ copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
 cp -r /checkout/. "$copy/"
 # shellcheck disable=SC2086
-/opt/sandrun/bin/pip install -q --disable-pip-version-check $offline --upgrade "${copy}[test]" \
-    pytest-timeout jeepney
+/opt/sandrun/bin/pip install -q --disable-pip-version-check $offline --upgrade "${copy}[test]" || {
+    [ -z "$offline" ] || echo "hint: is the box older than pyproject.toml? Make it anew: README.md" >&2
+    exit 1
+}
 ln -sf /opt/sandrun/bin/sandrun /usr/local/bin/sandrun
-sandrun --version
+/usr/local/bin/sandrun --version # by its path: sudo of Alma leaves that folder out
