@@ -177,12 +177,15 @@ class Group2:
         if not self.files.has("memory.events.local"):
             self.struck = "own" if self.files.memory_events.get("oom_kill") else ""
             return
-        own = self.files.memory_events_local
-        kills = own.get("oom_kill", 0)
+        below = self.files.memory_events.get("oom_kill", 0)
+        if not below:
+            return
+        kills = self.files.memory_events_local.get("oom_kill", 0)
         inner = Files(groups.Node(self.main))
         if inner.has("memory.events.local"):  # where a nested run enabled the controller
             kills += inner.memory_events_local.get("oom_kill", 0)
-        if own.get("oom", 0) and self.files.memory_events.get("oom_kill", 0):
+        # Read last: the kernel counts the `oom` first, so that of a kill we saw cannot be missed.
+        if self.files.memory_events_local.get("oom", 0):
             self.struck = "own"
         elif kills:
             self.struck = "outer"

@@ -57,6 +57,7 @@ NOT_ON_MACOS = {
     r"output_or_work_is_not_idleness.*end=": "no count of what a process writes",
     r"a_zombie_leader_with_live_threads": "no first thread ends alone",
     r"what_cannot_die_is_reported": "no freezer",
+    r"whose_limit_struck": "no cgroups",
     r"pkill_by_name_does_not_hit": "no process renames itself",
     r"knocks_of_dead_keepers": "no real-time signals, no events",
     r"an_orphan_without_environment_and_desc": "the known gap: see backends/darwin.py",

@@ -1,0 +1,53 @@
+"""Whose memory limit struck on cgroup v2, wherever the kernel's counting falls between reads."""
+
+from itertools import combinations_with_replacement
+
+import pytest
+
+from sandrun.backends import groups
+
+READS = 10  # at least as many as one look makes
+
+
+class _Files:
+    """The events of a run with a nested one. Each figure read is a tick; `when` has the ticks at
+    which the kernel counts the `oom`, the kill at its victim in main/, and the kill further up."""
+
+    when: "tuple[int, ...]" = ()
+    tick = 0
+
+    def __init__(self, node: groups.Node) -> None:
+        self.is_main = node.full_path.endswith(b"/" + groups.MAIN.encode())
+
+    def has(self, name: str) -> bool:
+        return True
+
+    def _happened(self, event: int) -> int:
+        _Files.tick += 1
+        return int(self.when[event] < self.tick)
+
+    @property
+    def memory_events(self) -> "dict[str, int]":
+        return {"oom": self._happened(0), "oom_kill": self._happened(2)}
+
+    @property
+    def memory_events_local(self) -> "dict[str, int]":
+        if self.is_main:
+            return {"oom": 0, "oom_kill": self._happened(1)}
+        return {"oom": self._happened(0), "oom_kill": 0}
+
+
+@pytest.mark.parametrize("whose", ["own", "outer"])
+def test_whose_limit_struck(whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sandrun.backends import group2  # needs cgroupspy, which only Linux has
+
+    monkeypatch.setattr(group2, "Files", _Files)
+    never = 1 << 30
+    for oom, *kills in combinations_with_replacement(range(READS), 3):
+        _Files.when, _Files.tick = (oom if whose == "own" else never, *kills), 0
+        container = group2.Group2("/sys/fs/cgroup/sandrun-0")
+        container._look_for_oom()
+        assert container.struck in ("", whose), _Files.when
+        _Files.tick = READS
+        container._look_for_oom()
+        assert container.struck == whose, _Files.when
