@@ -19,7 +19,6 @@ from sandrun import messages, sampling, spawn
 from sandrun.backends import groups
 from sandrun.backends.spy import (
     BaseFileInterface,
-    BlkIOController,
     Controller,
     CpuAcctController,
     CpuController,
@@ -104,14 +103,22 @@ class Group1:
         here = self.paths["memory"]
         if os.path.exists(here + "/memory.use_hierarchy") and not self.memory.use_hierarchy:
             self.memory.use_hierarchy = True  # nested runs are charged to this one
-        self._set(self.memory, "limit_in_bytes", limits.memory)
-        took = self.memory.limit_in_bytes
-        if took > limits.memory or took < limits.memory - groups.PAGE:
-            raise Unusable(f"memory.limit_in_bytes took {took} for {limits.memory}")
+        self._set(self.memory, "limit_in_bytes", groups.pages(limits.memory))
         if os.path.exists(here + "/memory.memsw.limit_in_bytes"):
-            self._set(self.memory, "memsw_limit_in_bytes", limits.memory + limits.swap)
-        elif not limits.swap:
+            self._set(
+                self.memory, "memsw_limit_in_bytes", groups.pages(limits.memory + limits.swap)
+            )
+        elif "swap" in limits.asked:
+            raise Unusable(
+                "swap: this kernel does not account for it",
+                "boot with swapaccount=1 on the kernel's command line",
+            )
+        else:
             self._set(self.memory, "swappiness", 0)
+            messages.decision(
+                "no memory.memsw.limit_in_bytes here: swap is not forbidden; the run itself does "
+                "not swap at its limit (swappiness 0)"
+            )
         # Whichever limit strikes first, its victims are to be named.
         self.sampler.limit = groups.lowest(here, "memory.limit_in_bytes")
 
@@ -133,10 +140,9 @@ class Group1:
     def _set(self, control: object, name: str, value: "int | str") -> None:
         messages.detail(f"{self.paths['memory']}: {type(control).__name__} {name} = {value}")
         setattr(control, name, value)
-        if name not in ("limit_in_bytes", "memsw_limit_in_bytes"):  # rounded to pages
-            took = getattr(control, name)
-            if took != value:
-                raise Unusable(f"{name} took {took!r} for {value!r}")
+        took = getattr(control, name)
+        if took != value:
+            raise Unusable(f"{name} took {took!r} for {value!r}")
 
     def _throttle(self, limits: Limits) -> None:
         files = {
@@ -148,25 +154,26 @@ class Group1:
         from sandrun.backends import group2
 
         device = group2.disk_of(limits.directory)
-        # Controller's own call: BlkIOController names two of these files with a trailing blank.
-        control = Controller(groups.Node(self.paths["blkio"]))
         for key, value in limits.io.items():
-            name = b"blkio.throttle." + files[key].encode()
-            messages.detail(f"{self.paths['blkio']}/{name.decode()} = {device} {value}")
-            control.set_property(name, f"{device} {value}")
-            if f"{device} {value}" not in control.get_property(name).split("\n"):
-                raise Unusable(f"{name.decode()} did not take {device} {value}")
+            self._set_blkio(f"blkio.throttle.{files[key]}", f"{device} {value}")
 
     def _weigh(self, weight: int) -> None:
-        path = self.paths["blkio"]
         # bfq and the old cfq take 10 to 1000 with 100 as everybody's.
-        scaled = min(1000, max(10, weight))
-        if os.path.exists(path + "/blkio.weight"):
-            self._set(BlkIOController(groups.Node(path)), "weight", scaled)
-        elif os.path.exists(path + "/blkio.bfq.weight"):
-            Controller(groups.Node(path)).set_property(b"blkio.bfq.weight", str(scaled))
-        else:
-            raise Unusable("io-weight: this kernel's blkio controller has no weights")
+        scaled = str(min(1000, max(10, weight)))
+        for name in ("blkio.weight", "blkio.bfq.weight"):
+            if os.path.exists(f"{self.paths['blkio']}/{name}"):
+                self._set_blkio(name, scaled)
+                return
+        raise Unusable("io-weight: this kernel's blkio controller has no weights")
+
+    def _set_blkio(self, name: str, value: str) -> None:
+        # Not cgroupspy's BlkIOController: it names two of these files with a trailing blank.
+        control = Controller(groups.Node(self.paths["blkio"]))
+        messages.detail(f"{self.paths['blkio']}/{name} = {value}")
+        control.set_property(name.encode(), value)
+        took = control.get_property(name.encode())
+        if value not in took.split("\n"):  # a line for each disk
+            raise Unusable(f"{name} took {took!r} for {value!r}")
 
     def _watch(self) -> None:
         """Ask for an event at each OOM: an eventfd registered in cgroup.event_control."""
@@ -200,7 +207,8 @@ class Group1:
             stat = self._stat()
             shmem = stat.get("total_shmem", 0)
             cache = stat.get("total_cache", 0)
-            self.kinds = {"anon": stat.get("total_rss", 0), "file": cache - shmem, "shmem": shmem}
+            file = max(0, cache - shmem)
+            self.kinds = {"anon": stat.get("total_rss", 0), "file": file, "shmem": shmem}
         self.sampler.look(current, lambda: groups.few(self.paths["memory"]))
         return self.sampler.due(current)
 

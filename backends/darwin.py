@@ -13,6 +13,10 @@ There is no subreaper: an orphan becomes a child of pid 1. Invariants
   environment, or is in our process group and we lead that one (an interactive shell's job).
 - What is remembered lies in memory shared with the keeper, which ends it all when we are killed.
 
+No session or process group of the run's own, and so no killpg(2): the command shares ours, or the
+terminal's Ctrl-C and Ctrl-Z would come to it through us only, and job control would stop the wrong
+group. Whoever leaves the group would escape a killpg, but is remembered like all others.
+
 The gap: a process that leaves its parent between two looks, in a group that is not ours alone,
 and with its environment cleared or hidden (Apple's own programs hide theirs).
 """

@@ -15,7 +15,7 @@ import time
 
 from sandrun import kernel, messages, sampling, spawn
 from sandrun.backends import groups
-from sandrun.backends.spy import BaseFileInterface, Controller, DictFile, FlagFile, IntegerFile
+from sandrun.backends.spy import BaseFileInterface, Controller, DictFile, IntegerFile
 from sandrun.model import Limits, Process, Unusable, Usage
 
 TYPE_CHECKING = False
@@ -36,8 +36,9 @@ class Files(Controller):
     memory_current = IntegerFile("memory.current", readonly=True)
     memory_peak = IntegerFile("memory.peak", readonly=True)  # 5.19
     memory_swap_max = TextFile("memory.swap.max")
-    memory_oom_group = FlagFile("memory.oom.group")  # 4.19
+    memory_oom_group = TextFile("memory.oom.group")  # 4.19
     memory_stat = DictFile("memory.stat", readonly=True)
+    memory_pressure = TextFile("memory.pressure", readonly=True)  # 4.20, with PSI
     memory_events = DictFile("memory.events", readonly=True)
     memory_events_local = DictFile("memory.events.local", readonly=True)  # 5.2
     pids_max = TextFile("pids.max")
@@ -45,7 +46,8 @@ class Files(Controller):
     cpu_weight = TextFile("cpu.weight")
     cpu_stat = DictFile("cpu.stat", readonly=True)
     io_max = TextFile("io.max")
-    io_weight = TextFile("io.weight")
+    io_weight = TextFile("io.weight")  # the iocost controller's
+    io_bfq_weight = TextFile("io.bfq.weight")
     events = DictFile("cgroup.events", readonly=True)
     kill = TextFile("cgroup.kill", writeonly=True)  # 5.14
     freeze = TextFile("cgroup.freeze")  # 5.2
@@ -91,13 +93,12 @@ class Group2:
         self.events = (fd, _POLLPRI)
 
     def _set_limits(self, limits: Limits) -> None:
-        self._set("memory_max", "memory.max", str(limits.memory // groups.PAGE * groups.PAGE))
-        if self.files.has("memory.swap.max"):
-            self._set(
-                "memory_swap_max", "memory.swap.max", str(limits.swap // groups.PAGE * groups.PAGE)
-            )
+        self._set("memory_max", "memory.max", str(groups.pages(limits.memory)))
+        swap = str(groups.pages(limits.swap))
+        if not self._set_if("swap", "memory_swap_max", "memory.swap.max", swap, True):
+            messages.decision("no memory.swap.max here: what is swapped out is not limited")
         if self.files.has("memory.oom.group"):
-            self.files.memory_oom_group = True
+            self._set("memory_oom_group", "memory.oom.group", "1")
         self._set_if("pids", "pids_max", "pids.max", str(limits.pids), limits.pids > 0)
         share = f"{int(limits.cpus * 100000)} 100000"
         self._set_if("cpus", "cpu_max", "cpu.max", share, limits.cpus > 0)
@@ -105,8 +106,8 @@ class Group2:
         self._set_if("cpu_weight", "cpu_weight", "cpu.weight", weight, limits.cpu_weight > 0)
         if limits.io:
             self._set_io(limits)
-        weight = f"default {limits.io_weight}"
-        self._set_if("io_weight", "io_weight", "io.weight", weight, limits.io_weight > 0)
+        if limits.io_weight > 0:
+            self._weigh(limits.io_weight)
         # Whichever limit strikes first, its victims are to be named.
         self.sampler.limit = groups.lowest(self.token, "memory.max")
 
@@ -119,12 +120,28 @@ class Group2:
         if not all(word in took.split() for word in wanted.split()):
             raise Unusable(f"io.max took {took!r} for {device} {wanted}")
 
-    def _set_if(self, key: str, attribute: str, name: str, value: str, wanted: bool) -> None:
+    def _weigh(self, weight: int) -> None:
+        """To iocost and to BFQ: which of them a disk has, if any, is the host's affair. BFQ takes
+        1 to 1000, and 100 is everybody's there as well."""
+        values = {"io.weight": weight, "io.bfq.weight": min(1000, weight)}
+        found = [name for name in values if self.files.has(name)]
+        for name in found:
+            self._set(name.replace(".", "_"), name, f"default {values[name]}")
+        if not found:
+            raise Unusable(f"no io.weight in {self.token}: this kernel has neither iocost nor BFQ")
+
+    def _set_if(self, key: str, attribute: str, name: str, value: str, wanted: bool) -> bool:
+        """Set what is `wanted`, if it can be; whether it was. Raises Unusable if the user asked."""
         assert self.limits
         if wanted and self.files.has(name):
             self._set(attribute, name, value)
-        elif wanted and key in self.limits.asked:
-            raise Unusable(f"no {name} in {self.token}: the controller is not delegated to us")
+            return True
+        if wanted and key in self.limits.asked:
+            handed = kernel.read(self.token + "/cgroup.controllers").decode().split()
+            here = name.partition(".")[0] in handed
+            why = "this kernel has none" if here else "the controller is not delegated to us"
+            raise Unusable(f"no {name} in {self.token}: {why}")
+        return False
 
     def _set(self, attribute: str, name: str, value: str) -> None:
         messages.detail(f"{self.token}/{name} = {value}")
@@ -165,7 +182,9 @@ class Group2:
         self.highest = max(self.highest, current)
         if current > self.sampler.limit // 2:
             stat = self._stat()
-            self.kinds = {kind: stat.get(kind, 0) for kind in ("anon", "file", "shmem")}
+            shmem = stat.get("shmem", 0)  # part of `file`: it is page cache to the kernel
+            file = max(0, stat.get("file", 0) - shmem)
+            self.kinds = {"anon": stat.get("anon", 0), "file": file, "shmem": shmem}
         self.sampler.look(current, lambda: groups.few(self.token))
         return self.sampler.due(current)
 
@@ -195,10 +214,9 @@ class Group2:
             stat = self._stat()
             files = stat.get("inactive_file", 0) + stat.get("active_file", 0)
             current = max(0, int(self.files.memory_current) - files)
-            cpu = self.cpu()
-            if self.files.has("memory.peak"):
-                return Usage(current, int(self.files.memory_peak), cpu, kinds=self.kinds)
-            return Usage(current, self.highest, cpu, sampled=True, kinds=self.kinds)
+            sampled = not self.files.has("memory.peak")
+            peak = self.highest if sampled else int(self.files.memory_peak)
+            return Usage(current, peak, self.cpu(), sampled, self.kinds, self._stalled())
         except OSError:
             return Usage()
 
@@ -206,6 +224,13 @@ class Group2:
         """CPU time in seconds, counted with or without the controller; None: the group is gone."""
         try:
             return int(self.files.cpu_stat.get("usage_usec", 0)) / 1e6
+        except OSError:
+            return None
+
+    def _stalled(self) -> "float | None":
+        """`full` of PSI, which is the last line; None: this kernel has none, or it is off."""
+        try:
+            return int(str(self.files.memory_pressure).rpartition("total=")[2]) / 1e6
         except OSError:
             return None
 

@@ -23,7 +23,7 @@ MAIN = "main"
 KILL_SECONDS = 10.0
 CROWD = 2000
 """So many processes are no build: they are killed, not told to end."""
-PAGE = os.sysconf("SC_PAGESIZE")
+_PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Node:
@@ -35,6 +35,11 @@ class Node:
 
 def _lines(path: str) -> "list[str]":
     return kernel.read(path).decode("utf-8", "surrogateescape").split("\n")
+
+
+def pages(size: int) -> int:
+    """What the kernel makes of a limit in bytes: whole pages."""
+    return size // _PAGE * _PAGE
 
 
 _mounts: "list[tuple[str, list[str], str, str]]" = []

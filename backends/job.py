@@ -11,7 +11,8 @@ Promises
   fails. Nothing is killed by that, so the message about it makes `struck` say `own`, and whoever
   supervises ends the run, as it would have ended on Linux.
 - `kill` returns when the job is empty by its completion port AND by its list of processes: until
-  then files of the dead may still be open.
+  then files of the dead may still be open. `close` waits for the port's word too, where a run ended
+  by itself and nothing was left alone.
 
 Messages are no proof (the system may lose some, and sends those of a job inside ours as well): each
 makes `poll` look, and whose limit struck is found out there. Births, ends and peaks are polled
@@ -143,6 +144,7 @@ class JobContainer:
         self.limits = limits
         self.port = port
         self.process = 0
+        self.settled = False
         self.events = (port.event if port else -1, 0)
         self.struck = ""
         self.current: int | None = None
@@ -195,7 +197,8 @@ class JobContainer:
         return all(own <= _room_of(run_id) for run_id in inside)
 
     def _is_over(self) -> bool:
-        """Whether the kernel has ended the tree at its limit of CPU time: no message tells."""
+        """Whether the kernel has ended the tree at its limit of CPU time, or is about to: it looks
+        now and then only, and no message tells."""
         return bool(self._times().TotalUserTime * _TICK >= self.limits.cpu_time)
 
     def _room(self) -> float:
@@ -256,6 +259,7 @@ class JobContainer:
                 told |= self.port.wait_empty(_LOST_SECONDS) or not pids
             else:
                 time.sleep(_LOST_SECONDS / 50)
+        self.settled = True
 
     def leave(self) -> None:
         _set(self.job, api.JobObjectExtendedLimitInformation, api.JobLimits())
@@ -264,6 +268,9 @@ class JobContainer:
 
     def close(self) -> None:
         if self.port:
+            # The message is mostly here by now; one that was lost costs this moment.
+            if self.process and not self.settled and not self.pids():
+                self.port.wait_empty(_LOST_SECONDS)
             self.port.close()
         for handle in (self.process, self.job):
             if handle:
@@ -310,27 +317,32 @@ def _limit(job: int, limits: Limits) -> None:
         basic.PerJobUserTimeLimit = round(limits.cpu_time / _TICK)
     _set(job, api.JobObjectExtendedLimitInformation, wanted)
     _query(job, api.JobObjectExtendedLimitInformation, found)
-    if not _holds(wanted, found):
+    took = _holds(wanted, found)
+    if limits.cpus:
+        took &= _share(job, limits.cpus)
+    if not took:
         if not api.wine_version():
             raise Unusable("the job did not take its limits")
         messages.warn("Wine takes the limits of a job and enforces none of them")
-    if limits.cpus:
-        rate = round(limits.cpus / (os.cpu_count() or 1) * 10_000)
-        flags = api.JOB_OBJECT_CPU_RATE_CONTROL_ENABLE | api.JOB_OBJECT_CPU_RATE_CONTROL_HARD_CAP
-        _set(
-            job,
-            api.JobObjectCpuRateControlInformation,
-            api.JobCpuRate(flags, min(10_000, max(1, rate))),
-        )
+
+
+def _share(job: int, cpus: float) -> bool:
+    """Set the job's part of the processors; whether it took it. Raises OSError (Wine refuses)."""
+    flags = api.JOB_OBJECT_CPU_RATE_CONTROL_ENABLE | api.JOB_OBJECT_CPU_RATE_CONTROL_HARD_CAP
+    rate = min(10_000, max(1, round(cpus / (os.cpu_count() or 1) * 10_000)))
+    found = api.JobCpuRate()
+    _set(job, api.JobObjectCpuRateControlInformation, api.JobCpuRate(flags, rate))
+    _query(job, api.JobObjectCpuRateControlInformation, found)
+    return bool(found.ControlFlags & flags == flags and found.CpuRate == rate)
 
 
 def _holds(wanted: api.JobLimits, found: api.JobLimits) -> bool:
     """Whether the job has the limits that were wanted; of others it may tell anything."""
-    flags = wanted.BasicLimitInformation.LimitFlags
-    told = found.BasicLimitInformation
+    basic, told = wanted.BasicLimitInformation, found.BasicLimitInformation
     return bool(
-        told.LimitFlags & flags == flags
-        and wanted.BasicLimitInformation.ActiveProcessLimit in (0, told.ActiveProcessLimit)
+        told.LimitFlags & basic.LimitFlags == basic.LimitFlags
+        and basic.ActiveProcessLimit in (0, told.ActiveProcessLimit)
+        and basic.PerJobUserTimeLimit in (0, told.PerJobUserTimeLimit)
         and wanted.JobMemoryLimit in (0, found.JobMemoryLimit)
     )
 

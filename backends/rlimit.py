@@ -32,11 +32,12 @@ _MARK_BYTES = 1 << 24
 _NEWBORN_SECONDS = 0.05
 """Seconds in which no process of the run is born, if it is over."""
 _BEYOND = frozenset(
-    ("cpus", "cpu_weight", "pids", "io_weight")
+    ("cpus", "cpu_weight", "pids", "io_weight", "swap")
     + ("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
 )
 """Settings that no rlimit stands for (RLIMIT_NPROC counts all tasks of the user, so it is set to
-what there are on the whole host and the run's own on top)."""
+what there are on the whole host and the run's own on top), and no monitor either: what was swapped
+out is in no process's PSS."""
 
 
 class RlimitContainer:
@@ -228,6 +229,8 @@ class RlimitBackend:
             raise Unusable(f"only a kernel's container limits {', '.join(beyond)}")
         if not DARWIN and not os.path.exists("/proc/self/stat"):
             raise Unusable("there is no /proc to find processes in", "mount -t proc proc /proc")
+        if not DARWIN:  # whose footprints count what was swapped out
+            messages.decision("swap is not forbidden: the monitor does not see what is in it")
         kind = self.container.kind
         return self.container(run_id, limits, _data_limit(run_id, limits, kind))
 

@@ -15,7 +15,7 @@ if _lent:
     sys.modules["collections.abc"] = _collections_abc
 
 from cgroupspy import controllers  # noqa: E402
-from cgroupspy.interfaces import BaseFileInterface, DictFile, FlagFile, IntegerFile  # noqa: E402
+from cgroupspy.interfaces import BaseFileInterface, DictFile, IntegerFile  # noqa: E402
 
 if _lent:
     del sys.modules["collections.abc"]
@@ -41,10 +41,6 @@ class Controller(controllers.Controller):  # type: ignore[misc]  # cgroupspy has
             os.close(fd)
 
 
-class BlkIOController(Controller, controllers.BlkIOController):  # type: ignore[misc]
-    """v1 blkio."""
-
-
 class CpuAcctController(Controller, controllers.CpuAcctController):  # type: ignore[misc]
     """v1 cpuacct."""
 
@@ -59,12 +55,10 @@ class MemoryController(Controller, controllers.MemoryController):  # type: ignor
 
 __all__ = [
     "BaseFileInterface",
-    "BlkIOController",
     "Controller",
     "CpuAcctController",
     "CpuController",
     "DictFile",
-    "FlagFile",
     "IntegerFile",
     "MemoryController",
 ]

@@ -124,10 +124,11 @@ class Usage:
 
     `current` leaves out page cache that the kernel can drop. `sampled` is true when `peak` was
     polled, so that a higher, shorter peak may have been missed. `kinds` tells how much memory was
-    `anon`, `file` (page cache), `shmem` (shared memory, tmpfs) when the limit was near.
+    `anon`, `file` (page cache), `shmem` (shared memory, tmpfs) when the limit was near. `stalled`
+    is for how long no process could go on for want of memory.
     """
 
-    __slots__ = ("cpu", "current", "kinds", "peak", "sampled")
+    __slots__ = ("cpu", "current", "kinds", "peak", "sampled", "stalled")
 
     def __init__(
         self,
@@ -136,12 +137,14 @@ class Usage:
         cpu: "float | None" = None,
         sampled: bool = False,
         kinds: "dict[str, int] | None" = None,
+        stalled: "float | None" = None,
     ) -> None:
         self.current = current
         self.peak = peak
         self.cpu = cpu
         self.sampled = sampled
         self.kinds = kinds or {}
+        self.stalled = stalled
 
 
 class Outcome:

@@ -14,11 +14,13 @@ class Option:
     """One setting: its key in files, its flags, its variables, its values.
 
     `kind` names the parser of its values; `count` is a flag that may be repeated. `variable` is the
-    plain environment variable (the `SANDRUN_` one follows from the key). `scope` is where it
-    may be set: `all`, or `flag` for what makes sense only there.
+    plain environment variable (the `SANDRUN_` one follows from the key). `alias` is a second key
+    that means the same. `scope` is where it may be set: `all`, or `flag` for what makes sense only
+    there.
     """
 
     __slots__ = (
+        "alias",
         "choices",
         "default",
         "flags",
@@ -41,6 +43,7 @@ class Option:
         variable: str = "",
         choices: "tuple[str, ...]" = (),
         scope: str = "all",
+        alias: str = "",
     ) -> None:
         self.key = key
         self.flags = flags
@@ -51,6 +54,11 @@ class Option:
         self.variable = variable
         self.choices = choices
         self.scope = scope
+        self.alias = alias
+
+    def names(self) -> "tuple[str, ...]":
+        """What it is called in files and, with `SANDRUN_`, in the environment."""
+        return (self.key, self.alias) if self.alias else (self.key,)
 
     def convert(self, text: str) -> object:
         """The value of a text. Raises ValueError with what would be right."""
@@ -143,6 +151,7 @@ OPTIONS = (
         "Refuse to run (exit 125) unless the kernel enforces the limits.",
         "WHAT",
         choices=("any", "kernel"),
+        alias="required",
     ),
     Option("swap", ("--swap",), "bytes", 0, "Swap on top of the memory; 0: none.", "SIZE"),
     Option(

@@ -98,7 +98,9 @@ def _memory(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     usage = outcome.usage
     label = " as sampled" if usage.sampled else ""
     kinds = "".join(f", {kind} {size_text(size)}" for kind, size in usage.kinds.items())
-    facts = f"peak {size_text(usage.peak)}{label}{kinds}; enforced by {by}, {backend.name}"
+    stalled = usage.stalled or 0.0
+    waited = f", waited {span_text(stalled)} for memory" if stalled >= 0.1 else ""
+    facts = f"peak {size_text(usage.peak)}{label}{kinds}{waited}; enforced by {by}, {backend.name}"
     own = size_text(settings.memory)
     twice = max(2 * settings.memory // MIB, 1)
     if outcome.reason == "memory":

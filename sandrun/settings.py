@@ -107,7 +107,7 @@ def _value(
         return flags[option.key], option.flags[-1]
     if option.scope == "flag":
         return option.default, "default"
-    for name in ("SANDRUN_" + option.key.upper(), option.variable):
+    for name in (*("SANDRUN_" + key.upper() for key in option.names()), option.variable):
         text = os.environ.get(name) if name else None
         if text:
             try:
@@ -115,11 +115,12 @@ def _value(
             except ValueError as error:
                 complaints.append(f"{name}={text!r} is not {error}; ignored")
     for path, table in files:
-        if option.key in table:
-            try:
-                return option.convert(_as_text(table[option.key])), path
-            except ValueError as error:
-                complaints.append(f"{path}: {option.key} is not {error}; ignored")
+        for key in option.names():
+            if key in table:
+                try:
+                    return option.convert(_as_text(table[key])), path
+                except ValueError as error:
+                    complaints.append(f"{path}: {key} is not {error}; ignored")
     return option.default, "default"
 
 
@@ -198,7 +199,7 @@ def _table(path: str, text: str) -> "dict[str, object]":
 
 
 def _known(path: str, table: "dict[str, object]") -> "dict[str, object]":
-    keys = {option.key for option in OPTIONS if option.scope == "all"}
+    keys = {key for option in OPTIONS if option.scope == "all" for key in option.names()}
     for key in table:
         if key not in keys:
             messages.warn(f"{path}: no such setting: {key}; ignored")

@@ -25,7 +25,10 @@ for _signum in (signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGINT)):
 
 _ON_WINDOWS = (
     "windows/",
-    *(f"unit/test_{name}.py" for name in ("job_object", "options", "stand_ins")),
+    *(
+        f"unit/test_{name}.py"
+        for name in ("job_object", "options", "stand_ins", "windows_supervisor")
+    ),
 )
 _HERE = Path(__file__).parent
 

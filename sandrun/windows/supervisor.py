@@ -148,7 +148,9 @@ class Supervisor:
         if self.decided:
             return
         if self.container.struck == "cpu-time":
-            self.reason = self.reason or "cpu-time"
+            if not self.reason:
+                self.reason = "cpu-time"
+                self._kill()
         elif self.container.struck and self.reason not in ("memory", "outer-memory"):
             self.reason = "outer-memory" if self.container.struck == "outer" else "memory"
             self._kill()

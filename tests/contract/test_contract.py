@@ -9,8 +9,10 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from sandrun import kernel
-from tests.harness import SCALE, Box, alive, is_keeper, wait_for
+from tests.harness import ON_MACOS, SCALE, Box, alive, is_keeper, wait_for
 
 MIB = 1 << 20
 # Grows by 4 MiB a step and touches every page; prints how far it came.
@@ -141,6 +143,43 @@ for i in range(3): os.wait()
     assert few.returncode == 0, few.stderr
     many = place.run("-m", "96M", "--", sys.executable, "-c", script, "600")
     assert many.returncode == 137, many.stderr
+
+
+# Shared between processes, 4 MiB a step, as are memfd, SysV segments and files on tmpfs.
+SHARER = """
+import mmap, sys, time
+shared = mmap.mmap(-1, int(sys.argv[1]) << 20)
+for step in range(int(sys.argv[1]) // 4):
+    shared.write(b"x" * (4 << 20))
+    time.sleep(float(sys.argv[2]))
+print("survived")
+"""
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB}
+
+
+@pytest.mark.parametrize("kind", ["anon", "shmem"])
+def test_what_kind_of_memory_it_was_is_told(kernel_place: Box, kind: str) -> None:
+    """Each byte once: shared memory is page cache to the kernel, but not to people."""
+    script = HOG if kind == "anon" else SHARER
+    done = kernel_place.run("-m", "96M", "--", sys.executable, "-c", script, "600", "0.005")
+    assert done.returncode == 137, done.stderr
+    told = re.findall(r"\b(anon|file|shmem) ([\d.]+) (\w+)", done.stderr)
+    kinds = {name: float(size) * UNITS[unit] for name, size, unit in told}
+    assert set(kinds) == {"anon", "file", "shmem"}, done.stderr
+    # As last seen in use above half of the limit; the interpreter has some 10 MiB of its own.
+    assert kinds.pop(kind) > 32 * MIB, done.stderr
+    assert max(kinds.values()) < 16 * MIB, done.stderr
+
+
+def test_swap_that_was_asked_for_is_limited_or_refused(place: Box, backend: str) -> None:
+    done = place.run("--swap", "8M", "--", "echo", "ran")
+    if backend == "rlimit":
+        assert (done.returncode, done.stdout) == (125, "")
+        assert "only a kernel's container limits swap" in done.stderr
+        told = place.run("-v", "--", "true").stderr
+        assert ("swap is not forbidden" in told) != ON_MACOS  # where footprints count it
+    else:
+        assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
 
 
 def test_a_daemon_is_ended_with_the_run_and_named(place: Box) -> None:

@@ -194,6 +194,23 @@ def test_a_bad_file_gets_one_line_and_the_default(box: Box, text: str, said: str
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("where", ["sandrun.toml", "pyproject.toml", "user", "SANDRUN_REQUIRED"])
+def test_required_is_require_in_every_file_and_in_the_environment(box: Box, where: str) -> None:
+    user = box.home / "config/sandrun/config.toml"
+    user.parent.mkdir(parents=True)
+    env = {}
+    source = str(user if where == "user" else box.project / where)
+    if where == "SANDRUN_REQUIRED":
+        env[where], source = "kernel", where
+    else:
+        table = "[tool.sandrun]\n" if where == "pyproject.toml" else ""
+        Path(source).write_text(f'{table}required = "kernel"\n')
+    assert config(box, env=env)["require"] == ["kernel", source]
+    done = box.run("--backend", "rlimit", "--", "echo", "ran", env=env)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "not a kernel's container, and --require kernel" in done.stderr
+
+
 def test_the_plain_variables_work(box: Box) -> None:
     env = {"MEMORY_LIMIT_MB": "300", "CHECK_INTERVAL": "2", "TIMEOUT": "90", "VERBOSE": "1"}
     seen = config(box, env=env)

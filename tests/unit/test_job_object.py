@@ -185,6 +185,50 @@ def test_an_empty_job_inside_does_not_end_the_wait(
     assert undead.value.args == ([pid],)
 
 
+def test_a_run_that_ends_by_itself_is_over_when_the_port_says_so(
+    fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "_LOST_SECONDS", 10.0)
+    container = opened()
+    pid = _spawn(container)
+    fake.late = 0.05
+    fake.exit(pid)
+    began = time.monotonic()
+    container.close()
+    assert 0.05 <= time.monotonic() - began < 5
+
+
+def test_a_run_that_ends_by_itself_is_over_though_the_message_is_lost(
+    fake: Fake, opened: Opener
+) -> None:
+    container = opened()
+    pid = _spawn(container)
+    fake.lose = True
+    fake.exit(pid)
+    container.close()
+    assert not fake.processes[pid].alive
+
+
+@pytest.mark.parametrize("end", ["left", "killed", "not started"])
+def test_nothing_is_waited_for_where_there_is_nothing_to_come(
+    fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    container = opened()
+    if end != "not started":
+        _spawn(container)
+    if end == "left":
+        container.leave()
+    elif end == "killed":
+        container.kill()
+    assert container.port
+
+    def wait_empty(seconds: float) -> bool:
+        raise AssertionError("waited")
+
+    monkeypatch.setattr(container.port, "wait_empty", wait_empty)
+    container.close()
+
+
 def test_the_tree_dies_with_the_supervisors_handle(fake: Fake, opened: Opener) -> None:
     container = opened()
     pid = _spawn(container)
@@ -314,13 +358,14 @@ def test_the_kernel_ends_a_tree_whose_time_is_long_over(fake: Fake, opened: Open
     assert child.alive
 
 
-def test_limits_that_were_not_taken_are_refused(
-    fake: Fake, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake.forgetful = True
+@pytest.mark.parametrize(
+    "name", ["LimitFlags", "JobMemoryLimit", "ActiveProcessLimit", "PerJobUserTimeLimit", "CpuRate"]
+)
+def test_limits_that_were_not_taken_are_refused(fake: Fake, name: str) -> None:
+    fake.forgetful = (name,)
     assert job.JobBackend().kernel
     with pytest.raises(Unusable, match="did not take"):
-        job.JobBackend().open("r", _limits(64 * MIB))
+        job.JobBackend().open("r", _limits(64 * MIB, pids=9, cpu_time=9.0, cpus=0.01))
 
 
 def test_wine_is_not_taken_for_a_kernel_that_enforces(
@@ -329,7 +374,7 @@ def test_wine_is_not_taken_for_a_kernel_that_enforces(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    fake.forgetful = True
+    fake.forgetful = ("LimitFlags", "JobMemoryLimit")
     monkeypatch.setattr(api, "wine_version", lambda: "10.0")
     assert not job.JobBackend().kernel
     opened()

@@ -3,17 +3,20 @@
 Runs in the laboratory, as root and as a plain user: vagrant/lab run -- pytest -m vm tests/vm
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sandrun import kernel, spawn
-from sandrun.model import Limits
+from sandrun.backends import groups
+from sandrun.model import Limits, span_text
 
 LAB = os.environ.get("SANDRUN_LAB", "")
 MIB = 1 << 20
@@ -22,6 +25,8 @@ pytestmark = [pytest.mark.vm, pytest.mark.skipif(not LAB, reason="runs inside va
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="about root's controllers: runs as root")
 as_user = pytest.mark.skipif(os.geteuid() == 0, reason="about a user's controllers")
 v2 = pytest.mark.skipif(LAB != "v2", reason="about cgroup v2")
+v1 = pytest.mark.skipif(LAB == "v2", reason="about cgroup v1")
+THROTTLES = [("read", "bps"), ("write", "bps"), ("read", "iops"), ("write", "iops")]
 
 
 def sandrun(*args: str, cwd: "Path | str" = "/") -> "subprocess.CompletedProcess[str]":
@@ -30,9 +35,16 @@ def sandrun(*args: str, cwd: "Path | str" = "/") -> "subprocess.CompletedProcess
     )
 
 
+def until(condition: "Callable[[], object]") -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 SHOW = """
 import sys
-places = dict.fromkeys(("memory", "pids", "cpu"), "")
+places = dict.fromkeys(("memory", "pids", "cpu", "io", "blkio"), "")
 for line in open("/proc/self/cgroup"):
     _, names, path = line.strip().split(":", 2)
     for name in places:
@@ -48,15 +60,32 @@ for word in sys.argv[1:]:
 @as_root
 def test_every_limit_is_written() -> None:
     wanted = ["-m", "100M", "--swap", "8M", "--pids", "77", "--cpus", "0.5", "--cpu-weight", "50"]
+    wanted += ["--io-read-bps", "1M", "--io-write-bps", "2M"]
+    wanted += ["--io-read-iops", "100", "--io-write-iops", "200"]
+    number = os.stat("/root").st_dev
+    disk = f"{os.major(number)}:{os.minor(number)}"
     if LAB == "v2":
-        files = ["memory.max", "memory.swap.max", "pids.max", "cpu.max", "cpu.weight"]
-        values = ["104857600", "8388608", "77", "50000 100000", "50"]
+        wanted += ["--io-weight", "200"]
+        files = ["memory.max", "memory.swap.max", "memory.oom.group"]
+        files += ["pids.max", "cpu.max", "cpu.weight", "io.max", "io.weight"]
+        values = ["104857600", "8388608", "1", "77", "50000 100000", "50"]
+        values += [f"{disk} rbps=1048576 wbps=2097152 riops=100 wiops=200", "default 200"]
     else:
         files = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "pids.max"]
         files += ["cpu.cfs_quota_us", "cpu.shares"]
+        files += [f"blkio.throttle.{way}_{what}_device" for way, what in THROTTLES]
         values = ["104857600", "113246208", "77", "50000", "512"]
-    done = sandrun(*wanted, "--", sys.executable, "-c", SHOW, *files)
+        values += [f"{disk} {value}" for value in (1048576, 2097152, 100, 200)]
+    done = sandrun("-C", "/root", *wanted, "--", sys.executable, "-c", SHOW, *files)
     assert done.stdout.splitlines() == values, done.stderr
+
+
+@as_root
+@v1
+def test_a_weight_of_disks_needs_a_scheduler_that_has_some() -> None:
+    done = sandrun("--io-weight", "200", "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (125, "")
+    assert "blkio controller has no weights" in done.stderr
 
 
 @as_root
@@ -91,6 +120,33 @@ def test_a_limit_whose_controller_is_not_delegated_is_refused() -> None:
     assert "Delegate=cpu cpuset io memory pids" in done.stderr
 
 
+@v2
+@as_root
+@pytest.mark.skipif(not os.path.exists("/proc/pressure/memory"), reason="a kernel without PSI")
+def test_how_long_the_run_stalled_for_memory_is_the_kernels_figure(tmp_path: Path) -> None:
+    """More than fits, touched over and over: it waits for its pages to come from swap."""
+    script = """
+b = bytearray(b"x") * (60 << 20)
+for turn in range(2):
+    for at in range(0, len(b), 4096):
+        b[at] = turn
+group = "/sys/fs/cgroup" + open("/proc/self/cgroup").read().strip()[3:]
+print(open(group + "/../memory.pressure").read().rpartition("=")[2], flush=True)
+b *= 12
+"""
+    done = subprocess.run(
+        ["sandrun", "-m", "40M", "--swap", "80M", "--", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        timeout=300,
+    )
+    record = json.loads((tmp_path / "sandrun/history.jsonl").read_text())
+    assert 0.1 <= int(done.stdout) / 1e6 <= record["stalled"] <= record["wall"], done
+    assert f", waited {span_text(record['stalled'])} for memory; enforced by" in done.stderr
+
+
 UNIT = ["systemd-run", "-q", "--scope", "-p", "MemoryMax=80M", "-p", "MemorySwapMax=0"]
 
 
@@ -118,6 +174,45 @@ def test_among_others_in_a_limited_unit_no_new_scope_escapes_it() -> None:
     assert done.stdout == "ran\ncode 0\n"
     assert "systemd: a new scope would escape memory.max = 83886080" in done.stderr
     assert "backend rlimit" in done.stderr
+
+
+@v1
+@as_root
+@pytest.mark.parametrize(("limit", "reason"), [("1G", "outer-memory"), ("40M", "memory")])
+def test_on_v1_a_limit_around_the_run_is_told_from_its_own(
+    tmp_path: Path, limit: str, reason: str
+) -> None:
+    """The kernel counts a kill at the victim, whoever's limit it was."""
+    own = Path(groups.own_group("memory"))
+    around = own / "around"
+    around.mkdir()
+    try:
+        for name in ("limit_in_bytes", "memsw.limit_in_bytes"):
+            (around / f"memory.{name}").write_text(str(60 * MIB))
+        hog = "input('up\\n'); kept = [bytearray(b'x') * (4 << 20) for step in range(75)]"
+        enter = 'echo $$ >"$0/cgroup.procs" && exec sandrun --backend cgroup1 --pool off -m "$@"'
+        run = subprocess.Popen(
+            ["sh", "-c", enter, str(around), limit, "--", sys.executable, "-c", hog],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        )
+        assert run.stdout and run.stdout.readline() == "up\n"
+        members = around / "cgroup.procs"
+        until(lambda: str(run.pid) in members.read_text().split())  # it enters, spawns, and leaves
+        # User Mode Linux has no OOM reaper to speak of: while the hog still dies, the kernel takes
+        # a second victim. So sandrun itself, and its keepers, are taken out of the squeeze.
+        while pids := members.read_text().split():
+            (own / "cgroup.procs").write_text(pids[0])
+        _, said = run.communicate("go\n", timeout=300)
+        record = json.loads((tmp_path / "sandrun/history.jsonl").read_text())
+        assert (run.returncode, record["reason"]) == (137, reason), said
+        struck = "a memory limit around the run struck, not its own of 1.0 GiB" in said
+        assert struck == (reason == "outer-memory"), said
+    finally:
+        groups.remove(str(around))
 
 
 @v2

@@ -75,7 +75,10 @@ class Port:
 
 
 class Fake:
-    """The kernel. Tests make it do things: `start`, `exit`, `allocate`; `lose` drops messages."""
+    """The kernel. Tests make it do things: `start`, `exit`, `allocate`; `lose` drops messages,
+    `late` holds those of empty jobs back for so many seconds; `forgetful` names
+    what is taken and not kept of limits. `console` has the processes that
+    are attached to ours, None: there is none; `pressed` what was sent to all of them."""
 
     def __init__(self) -> None:
         self.handles: dict[int, Any] = {0x10: "stdin", 0x14: "stdout", 0x18: "stderr"}
@@ -84,8 +87,11 @@ class Fake:
         self.error = threading.local()
         self.lists = 0
         self.lose = False
+        self.late = 0.0
         self.old = False
-        self.forgetful = False
+        self.forgetful: tuple[str, ...] = ()
+        self.console: list[int] | None = None
+        self.pressed: list[int] = []
         self.calls = calling.Calls(api.PROTOTYPES, self._find, self._last_error, Refused)
         self.broken: list[Exception] = []
         self.kept: dict[str, Any] = {}
@@ -190,13 +196,18 @@ class Fake:
         if size != ctypes.sizeof(_CLASSES[kind]):
             raise Refused("", BAD_LENGTH)
         given = _CLASSES[kind].from_buffer_copy(ctypes.string_at(what, size))
+        capped = isinstance(given, api.JobCpuRate) and given.ControlFlags
+        if capped and not 1 <= given.CpuRate <= 10_000:
+            raise Refused("", INVALID_PARAMETER)
+        for name in self.forgetful:
+            for part in (given, getattr(given, "BasicLimitInformation", None)):
+                if hasattr(part, name):
+                    setattr(part, name, 0)
         if isinstance(given, api.JobPort):
             job.port = (given.CompletionKey, self._get(given.CompletionPort, Port))
         elif isinstance(given, api.JobCpuRate):
-            if given.ControlFlags and not 1 <= given.CpuRate <= 10_000:
-                raise Refused("", INVALID_PARAMETER)
             job.rate = given
-        elif not self.forgetful:
+        else:
             given.PeakJobMemoryUsed = job.limits.PeakJobMemoryUsed
             given.JobMemoryLimit -= given.JobMemoryLimit % 4096  # it counts in pages
             job.limits = given
@@ -211,7 +222,10 @@ class Fake:
         if size != ctypes.sizeof(_CLASSES[kind]):
             raise Refused("", BAD_LENGTH)
         accounting = api.JobAccounting(TotalUserTime=job.ticks, ActiveProcesses=len(job.live()))
-        what = job.limits if kind == api.JobObjectExtendedLimitInformation else accounting
+        what = {
+            api.JobObjectExtendedLimitInformation: job.limits,
+            api.JobObjectCpuRateControlInformation: job.rate,
+        }.get(kind, accounting)
         ctypes.memmove(answer, ctypes.byref(what), size)
 
     def _list(self, job: Job, answer: int, size: int) -> None:
@@ -254,7 +268,28 @@ class Fake:
 
     def _tell(self, job: Job, number: int, pid: int) -> None:
         if job.port and not self.lose:
-            job.port[1].packets.put((number, job.port[0] or 0, pid))
+            key, port = job.port
+            packet = (number, key or 0, pid)
+            if self.late and number == api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO:
+                threading.Timer(self.late, port.packets.put, (packet,)).start()
+            else:
+                port.packets.put(packet)
+
+    # --- the console
+
+    def GetConsoleProcessList(self, place: int, room: int) -> int:
+        if self.console is None:
+            raise Refused("", INVALID_HANDLE)
+        if len(self.console) <= room:
+            pids = (api.DWORD * len(self.console))(*self.console)
+            ctypes.memmove(place, pids, ctypes.sizeof(pids))
+        return len(self.console)
+
+    def GenerateConsoleCtrlEvent(self, kind: int, group: int) -> None:
+        if self.console is None:
+            raise Refused("", INVALID_HANDLE)
+        assert group == 0  # one of its own would be deaf to Ctrl-C
+        self.pressed.append(kind)
 
     # --- processes
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sandrun.windows import api
 from tests.windows.box import SCALE, Box, alive, wait_for
 
 if sys.platform != "win32":
@@ -30,6 +31,20 @@ def note(*_):
     with open(sys.argv[1], "a") as file:
         file.write("int\\n")
 signal.signal(signal.SIGINT, note)
+with open(sys.argv[1], "a") as file:
+    file.write("up\\n")
+while True:
+    time.sleep(0.05)
+"""
+
+# Says that it is up, notes a Ctrl-Break, and ends.
+POLITE = """
+import signal, sys, time
+def note(*_):
+    with open(sys.argv[1], "a") as file:
+        file.write("break\\n")
+    sys.exit(3)
+signal.signal(signal.SIGBREAK, note)
 with open(sys.argv[1], "a") as file:
     file.write("up\\n")
 while True:
@@ -202,6 +217,16 @@ def test_ctrl_c_that_ends_the_command(box: Box) -> None:
     console.press()
     assert console.code() == 0xC000013A  # STATUS_CONTROL_C_EXIT, as Python ends itself
     assert [r["reason"] for r in box.records()] == ["exit"]
+
+
+@pytest.mark.xfail(bool(api.wine_version()), reason="Wine ends who sends a Ctrl-Break", strict=True)
+def test_kill_asks_by_ctrl_break_where_the_console_is_the_runs_alone(box: Box) -> None:
+    notes = box.root / "notes"
+    run = box.start("--grace", "60", "--", *PYTHON, POLITE, notes, flags=0x10)  # CREATE_NEW_CONSOLE
+    wait_for(lambda: said(notes) == ["up"], 40, f"the command is up; heard: {box.heard(run)}")
+    assert box.run("kill").returncode == 0
+    assert box.finish(run).returncode == 143
+    assert said(notes) == ["up", "break"]
 
 
 def test_ctrl_c_takes_a_waiter_out_of_the_queue(box: Box) -> None:

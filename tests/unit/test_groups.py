@@ -1,0 +1,171 @@
+"""Limits on cgroups: each is read back, and what cannot be set is refused if it was asked for.
+
+A FAKE: plain files stand for the kernel's, because no kernel here lies or lacks any of them.
+tests/vm/test_limits.py is about the real ones.
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.platform != "linux":
+    pytest.skip("about cgroups", allow_module_level=True)
+
+from sandrun import messages
+from sandrun.backends import cgroup1, group2, groups, rlimit, spy
+from sandrun.model import MIB, Limits, Unusable
+
+V2 = (
+    *("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max", "cpu.weight"),
+    *("io.max", "io.weight", "io.bfq.weight"),
+)
+V1 = (
+    *("memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "pids.max", "cpu.cfs_quota_us"),
+    *("cpu.cfs_period_us", "cpu.shares", "blkio.throttle.read_bps_device", "blkio.bfq.weight"),
+)
+
+
+def wanted(*asked: str) -> Limits:
+    """Every limit there is."""
+    limits = Limits(64 * MIB + 1)
+    limits.swap, limits.pids, limits.cpus, limits.cpu_weight = MIB, 7, 0.5, 50
+    limits.io, limits.io_weight = {"rbps": 1000}, 2000
+    limits.asked = frozenset(asked)
+    return limits
+
+
+class Kernel:
+    """A group's files. What is written to `liar` does not take."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.liar = ""
+
+    def give(self, *names: str) -> None:
+        for name in names:
+            (self.path / name).touch()
+
+    def told(self, name: str) -> str:
+        return (self.path / name).read_text()
+
+    def write(self, path: Path, value: object) -> None:
+        assert path.exists()
+        path.write_text("8" if path.name == self.liar else str(value))
+
+    def limit_v2(self, limits: Limits) -> None:
+        group2.Group2(str(self.path), limits)._set_limits(limits)
+
+    def limit_v1(self, limits: Limits) -> None:
+        group = cgroup1.Group1(
+            dict.fromkeys(("memory", "pids", "cpu", "blkio"), str(self.path)), limits
+        )
+        group._limit_memory(limits)
+        group._limit_others(limits)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    made = Kernel(tmp_path)
+
+    def write(control: spy.Controller, name: bytes, value: object) -> None:
+        made.write(Path(control.filepath(name).decode()), value)
+
+    monkeypatch.setattr(spy.Controller, "set_property", write)
+    monkeypatch.setattr(group2, "disk_of", lambda directory: "8:0")
+    monkeypatch.setattr(messages, "level", 1)
+    (tmp_path / "cgroup.controllers").write_text("cpu memory\n")
+    return made
+
+
+def test_every_limit_takes_on_v2(kernel: Kernel) -> None:
+    kernel.give(*V2)
+    kernel.limit_v2(wanted())
+    told = [str(64 * MIB), str(MIB), "1", "7", "50000 100000", "50", "8:0 rbps=1000"]
+    assert [kernel.told(name) for name in V2] == [*told, "default 2000", "default 1000"]
+
+
+def test_every_limit_takes_on_v1(kernel: Kernel) -> None:
+    kernel.give(*V1)
+    kernel.limit_v1(wanted())
+    told = [str(64 * MIB), str(65 * MIB), "7", "50000", "100000", "512", "8:0 1000", "1000"]
+    assert [kernel.told(name) for name in V1] == told
+
+
+@pytest.mark.parametrize("name", V2)
+def test_a_limit_that_did_not_take_is_an_error_on_v2(kernel: Kernel, name: str) -> None:
+    kernel.give(*V2)
+    kernel.liar = name
+    with pytest.raises(Unusable, match=f"{name} took '8'"):
+        kernel.limit_v2(wanted())
+
+
+@pytest.mark.parametrize("name", V1)
+def test_a_limit_that_did_not_take_is_an_error_on_v1(kernel: Kernel, name: str) -> None:
+    kernel.give(*V1)
+    kernel.liar = name
+    with pytest.raises(Unusable, match=r"\w+ took '?8'? for"):
+        kernel.limit_v1(wanted())
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "why"),
+    [
+        ("swap", "memory.swap.max", "this kernel has none"),
+        ("cpus", "cpu.max", "this kernel has none"),
+        ("pids", "pids.max", "the controller is not delegated to us"),
+    ],
+)
+def test_what_was_asked_for_and_is_not_there_is_refused(
+    kernel: Kernel, key: str, name: str, why: str
+) -> None:
+    kernel.give(*(other for other in V2 if other != name))
+    with pytest.raises(Unusable, match=f"no {name} in .*: {why}"):
+        kernel.limit_v2(wanted(key))
+    kernel.limit_v2(wanted())
+
+
+def test_weights_without_iocost_are_bfqs(kernel: Kernel) -> None:
+    kernel.give(*(name for name in V2 if name != "io.weight"))
+    kernel.limit_v2(wanted())
+    assert kernel.told("io.bfq.weight") == "default 1000"
+
+
+def test_weights_that_no_scheduler_has_are_refused(kernel: Kernel) -> None:
+    kernel.give(*(name for name in V2 if "io" not in name or "max" in name))
+    with pytest.raises(Unusable, match="neither iocost nor BFQ"):
+        kernel.limit_v2(wanted())
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_swap_that_is_only_by_default_forbidden_is_told(
+    kernel: Kernel, version: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    limits = wanted()
+    limits.swap = 0
+    kernel.give(*V1, *V2, "memory.swappiness")
+    for name in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
+        (kernel.path / name).unlink()
+    (kernel.limit_v1 if version == 1 else kernel.limit_v2)(limits)
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "swap" in said
+    if version == 1:
+        assert kernel.told("memory.swappiness") == "0"
+
+
+def test_swap_that_was_asked_for_is_refused_where_v1_does_not_account_for_it(
+    kernel: Kernel,
+) -> None:
+    kernel.give(*(name for name in V1 if "memsw" not in name), "memory.swappiness")
+    with pytest.raises(Unusable, match="does not account for it"):
+        kernel.limit_v1(wanted("swap"))
+
+
+def test_what_only_a_kernel_limits_the_monitor_refuses() -> None:
+    for key in ("swap", "pids", "cpus", "io_weight"):
+        with pytest.raises(Unusable, match=f"only a kernel's container limits {key}"):
+            rlimit.RlimitBackend().open("0", wanted(key))
+
+
+def test_sizes_are_whole_pages() -> None:
+    assert groups.pages(64 * MIB + 1) == 64 * MIB
