@@ -1,11 +1,17 @@
 """`table.py JUNIT-FILE...`: the contract's results: a row a case, a column a place and backend.
 
 A suite's name is `PLACE BACKEND` (see in-lab) or `pytest` for the machine that runs CI itself.
+Where several files tell of one cell (the machine's own tests, and those in a clean root of it), the
+worst stands.
 """
 
 import re
 import sys
 from xml.etree import ElementTree
+
+WORST = ("FAIL", "ok", "xfail", "-")
+"""What a cell says; an earlier one wins: what failed is not made good by what passed elsewhere,
+and what ran is not undone by a skip."""
 
 
 def results(files: "tuple[str, ...]") -> "dict[str, dict[str, str]]":
@@ -21,7 +27,8 @@ def results(files: "tuple[str, ...]") -> "dict[str, dict[str, str]]":
                 bad = case.find("failure") is not None or case.find("error") is not None
                 skip = case.find("skipped")
                 verdict = "FAIL" if bad else "ok" if skip is None else _not_run(skip)
-                table.setdefault(found[1], {})[f"{place} {found[2]}"] = verdict
+                row, column = table.setdefault(found[1], {}), f"{place} {found[2]}"
+                row[column] = min(verdict, row.get(column, "-"), key=WORST.index)
     return table
 
 
@@ -36,10 +43,11 @@ def main(*files: str) -> None:
     columns = {column for row in table.values() for column in row if row[column] != "-"}
     order = sorted(columns)
     width = max(map(len, table), default=0)
+    wide = {column: max(map(len, column.split())) for column in order}
     for at, part in enumerate(("place", "backend")):
-        print(f"{part:>{width}}  " + "  ".join(f"{c.split()[at]:10}" for c in order))
+        print(f"{part:>{width}}  " + "  ".join(f"{c.split()[at]:{wide[c]}}" for c in order))
     for case, row in table.items():
-        print(f"{case:>{width}}  " + "  ".join(f"{row.get(c, '-'):10}" for c in order))
+        print(f"{case:>{width}}  " + "  ".join(f"{row.get(c, '-'):{wide[c]}}" for c in order))
 
 
 if __name__ == "__main__":
