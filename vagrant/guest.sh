@@ -43,7 +43,7 @@ if [ -n "$IMAGE" ]; then
     share "$IMAGE" /run/lab-image && tar -C $rootfs -xpf /run/lab-image/root.tar &&
         cp /run/lab-image/config.json $rootfs.json || fail "the container's image does not unpack"
     # The working directory and the mount points, which rootless podman may not make in root's tree.
-    mkdir -p $rootfs/project $rootfs/run/secrets $rootfs/dev/pts
+    mkdir -p $rootfs/project $rootfs/run/lab-out $rootfs/run/secrets $rootfs/dev/pts
     for name in etc/resolv.conf etc/hosts etc/hostname run/.containerenv; do
         [ -e $rootfs/$name ] || touch $rootfs/$name
     done
