@@ -400,6 +400,27 @@ def test_groups_are_removed(kernel_place: Box) -> None:
     wait_for(lambda: not groups_of(str(row["id"])), 5, "its keeper or the next run removes it")
 
 
+def test_the_group_of_a_dead_run_is_ended_by_a_run_of_another_queue(kernel_place: Box) -> None:
+    kernel_place.env["SANDRUN_POOL"] = "off"  # or the second run waits for the first one's memory
+    run, pids = _tree(kernel_place)
+    wait_for(partial(_second, run.pid), 5, "a second keeper")
+    (row,) = kernel_place.status()
+    dead = str(row["id"])
+    killed = [run.pid, *_keepers()]
+    live = kernel_place.hold("live", "--queue", "live")
+    assert groups_of(dead)
+    _kill_at_once(killed)
+    run.wait()
+    assert any(map(alive, pids))
+    assert kernel_place.run("--queue", "other", "--", "true").returncode == 0
+    assert not groups_of(dead)
+    assert not any(map(alive, pids))
+    (ours,) = kernel_place.ids("--queue", "live").values()
+    assert groups_of(ours)
+    kernel_place.let("live")
+    assert kernel_place.finish(live).returncode == 0
+
+
 def test_require_kernel(place: Box, backend: str) -> None:
     done = place.run("--require", "kernel", "--", "echo", "ran")
     if backend == "rlimit":
