@@ -119,8 +119,8 @@ def _check_writable(group: str) -> None:
             read_only = os.statvfs(group).f_flag & os.ST_RDONLY
             raise Unusable(
                 f"{group}{name} is {'on a read-only mount' if read_only else 'not writable by us'}",
-                "container: podman run --security-opt unmask=/sys/fs/cgroup, or "
-                "docker run --security-opt writable-cgroups=true"
+                "in a container, start it with: podman run --security-opt unmask=/sys/fs/cgroup, "
+                "or docker run --security-opt writable-cgroups=true (Docker 28)"
                 if read_only
                 else "",
             )

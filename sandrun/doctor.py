@@ -92,6 +92,9 @@ def _hierarchy() -> Line:
         if v1:
             return Line("cgroups", PASS, f"v1: {' '.join(v1)}")
         return Line("cgroups", FAIL, error.text, error.hint)
+    inside = cgroup2.is_ours(own)
+    if inside:  # a run's processes, or a leaf's: what they start gets a group beside theirs
+        own = os.path.dirname(own)
     has = kernel.read(own + "/cgroup.controllers").decode().split()
     if "memory" in v1:
         return Line("cgroups", PASS, f"hybrid: v1 has {' '.join(v1)}; v2 {' '.join(has) or 'none'}")
@@ -99,9 +102,10 @@ def _hierarchy() -> Line:
     text = f"v2: {own}: {' '.join(has) or 'no controllers'}"
     if not missing:
         return Line("cgroups", PASS, text)
-    text += f"; not delegated to us: {' '.join(missing)}"
+    text += f"; not {'for runs inside this run' if inside else 'delegated to us'}: "
+    text += " ".join(missing)
     status = FAIL if "memory" in missing else CAUTION
-    return Line("cgroups", status, text, cgroup2.delegation_hint())
+    return Line("cgroups", status, text, "" if inside else cgroup2.delegation_hint())
 
 
 def _is_v1(controller: str) -> bool:

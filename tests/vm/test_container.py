@@ -99,6 +99,46 @@ def test_the_backend_and_the_exit_code(options: "tuple[str, ...]", backend: str)
         assert "read-only mount" in done.stderr
 
 
+def examine(
+    options: "tuple[str, ...]", *command: str
+) -> "tuple[dict[str, tuple[str, str, str]], str, int]":
+    """What doctor, by a command, finds in a fresh container: (status, evidence, fix) of each
+    check, the backend in force, the exit code."""
+    path = (f"--env={pair}" for pair in image()["Env"])
+    done = podman("run", "--rm", "--network=none", *options, *path, "--rootfs", ROOTFS, *command)
+    answer = json.loads(done.stdout)
+    rows = {row["name"]: (row["status"], row["evidence"], row["fix"]) for row in answer["checks"]}
+    return rows, answer["backend"], done.returncode
+
+
+DOCTOR = ("sandrun", "doctor", "--json")
+
+
+def test_doctor_says_how_to_make_a_read_only_cgroupfs_writable() -> None:
+    rows, backend, code = examine(READ_ONLY, *DOCTOR)
+    assert (backend, code) == ("rlimit", 1), rows
+    status, evidence, fix = rows["cgroup2"]
+    assert (status, evidence) == ("FAIL", "/sys/fs/cgroup is on a read-only mount")
+    for words in (
+        "podman run --security-opt unmask=/sys/fs/cgroup,",
+        "docker run --security-opt writable-cgroups=true",
+    ):
+        assert words in fix
+    assert rows["rlimit"][0] == "CAUTION"
+    assert "by polling" in rows["rlimit"][1]
+
+
+@pytest.mark.parametrize("entrypoint", [(), ("sandrun", "--")])
+def test_doctor_finds_a_writable_cgroupfs(entrypoint: "tuple[str, ...]") -> None:
+    """By itself, and as the command of the image's entrypoint: inside a run."""
+    rows, backend, code = examine(WRITABLE, *entrypoint, *DOCTOR)
+    assert (backend, code) == ("cgroup2", 0), rows
+    assert rows["cgroup2"][0] == "PASS"
+    assert "at 32 MiB, by the kernel (peak 32.0 MiB)" in rows["cgroup2"][1]
+    assert "memory" in rows["cgroups"][1].partition(";")[0]
+    assert "FAIL" not in [status for status, _, _ in rows.values()]
+
+
 def test_a_read_only_cgroupfs_is_refused_when_the_kernel_is_required() -> None:
     done = entry(READ_ONLY, "echo", "ran", require="kernel")
     assert (done.returncode, done.stdout) == (125, "")
