@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="makes users and mounts: runs as root"),
 ]
 v2 = pytest.mark.skipif(LAB != "v2", reason="about cgroup v2")
-hybrid = pytest.mark.skipif(LAB != "hybrid", reason="about the freezer of cgroup v1")
+hybrid = pytest.mark.skipif(LAB != "hybrid", reason="about cgroup v2")  # beside v1
 
 
 def in_namespace(mount: str) -> "list[str]":
