@@ -101,5 +101,17 @@ def test_the_core_finds_what_it_takes(user: str, module: str, name: str) -> None
                 assert parameters(own[method]) == parameters(definition), f"{name}.{method}"
 
 
+def test_the_contract_is_kept_on_windows_or_it_is_said_why_not() -> None:
+    tests = ROOT.parent / "tests"
+    posix, windows = (
+        {name.removeprefix("test_") for name in definitions(tests / place / "test_contract.py")
+         if name.startswith("test_")}
+        for place in ("contract", "windows")
+    )  # fmt: skip
+    absent = definitions(tests / "windows/test_contract.py")["ABSENT"]
+    assert isinstance(absent, ast.Assign)
+    assert posix - windows == set(ast.literal_eval(absent.value))
+
+
 def test_something_is_compared() -> None:
     assert {module for _, module, _ in USES} >= {"kernel", "queue", "runlock", "spawn", "waiting"}

@@ -1,7 +1,7 @@
 """What every backend promises a run (tests/contract), for Job Objects: on Windows, or on Wine.
 
-The cases have the names that they have there, so that they share the table of results. What Wine
-accepts and does not do is a strict xfail.
+The cases have the names that they have there, so that they share the table of results; those that
+are not here are in ABSENT. What Wine accepts and does not do is a strict xfail.
 """
 
 import os
@@ -16,6 +16,20 @@ from tests.windows.box import SCALE, Box, alive, wait_for
 from tests.windows.terminal import Console
 from tests.windows.test_job import IS_WINE, SPIN, exists, not_on_wine, tree, tree_pids
 
+ABSENT = {
+    "a_daemon_that_ignores_sigterm_is_killed": "no SIGTERM: TerminateJobObject cannot be ignored",
+    "a_killed_second_keeper_is_replaced": "no keepers: a job ends with its last handle",
+    "after_sigkill_of_the_whole_process_group_nothing_lives": "no process groups",
+    "shared_memory_counts_once_and_counts": "a job counts what is committed",
+    "supervisor_and_keeper_killed_together_nothing_lives": "no keepers",
+    "supervisor_and_keepers_killed_together_the_next_run_cleans_up": "no keepers",
+    "swap_that_was_asked_for_is_limited_or_refused": "swap is part of what is committed",
+    "the_group_of_a_dead_run_is_ended_by_a_run_of_another_queue": "no group outlives its sandrun",
+    "the_processors_are_divided_between_the_run_and_who_ends_it": "one call ends a whole job",
+    "the_supervisor_replaces_a_killed_keeper": "no keepers",
+    "what_kind_of_memory_it_was_is_told": "a job tells one figure",
+}
+"""What every other backend promises and has no meaning here, and why."""
 MIB = 1 << 20
 DETACHED = 0x8  # a flag of CreateProcess; subprocess has the name on Windows
 PYTHON = [sys.executable, "-I", "-S", "-c"]
