@@ -383,6 +383,8 @@ def test_knocks_of_dead_keepers_are_no_signals_for_the_command(place: Box) -> No
     supervisor = kernel.Stat(int(heard.read_text())).parent
     keeper = _keeper(supervisor)
     os.kill(supervisor, signal.SIGSTOP)
+    # Until it has really stopped it could still take the knock.
+    wait_for(lambda: kernel.Stat(supervisor).state == "T", 5, "it stops")
     parent.kill()
     wait_for(lambda: _has_pending(supervisor, signal.SIGRTMAX), 5, "the keeper knocked")
     os.kill(keeper, signal.SIGKILL)
