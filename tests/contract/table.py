@@ -14,6 +14,10 @@ WORST = ("FAIL", "ok", "xfail", "-")
 and what ran is not undone by a skip."""
 
 
+_CASE = r"test_(\w+)\[(cgroup1|cgroup2|job-object|rlimit|systemd)(?:-(.*))?\]"
+"""A case's name, its backend, and what else tells it from others of that name."""
+
+
 def results(files: "tuple[str, ...]") -> "dict[str, dict[str, str]]":
     """case -> column -> `ok`, `FAIL`, `xfail` or `-` (a skip)."""
     table: dict[str, dict[str, str]] = {}
@@ -21,13 +25,14 @@ def results(files: "tuple[str, ...]") -> "dict[str, dict[str, str]]":
         for suite in ElementTree.parse(file).iter("testsuite"):
             place = (suite.get("name") or "").split(" ")[0].replace("pytest", "here")
             for case in suite.iter("testcase"):
-                found = re.fullmatch(r"test_(\w+)\[([\w-]+)\]", case.get("name") or "")
+                found = re.fullmatch(_CASE, case.get("name") or "")
                 if not found or "contract" not in (case.get("classname") or ""):
                     continue
                 bad = case.find("failure") is not None or case.find("error") is not None
                 skip = case.find("skipped")
                 verdict = "FAIL" if bad else "ok" if skip is None else _not_run(skip)
-                row, column = table.setdefault(found[1], {}), f"{place} {found[2]}"
+                name = f"{found[1]}, {found[3]}" if found[3] else found[1]
+                row, column = table.setdefault(name, {}), f"{place} {found[2]}"
                 row[column] = min(verdict, row.get(column, "-"), key=WORST.index)
     return table
 

@@ -36,6 +36,13 @@ def test_the_worst_verdict_of_a_cell_stands(tmp_path: Path, better: str, worse: 
         assert results((junit(tmp_path / "3.xml", "pytest", first, second),)) == results(files)
 
 
+def test_variants_of_a_case_are_rows(tmp_path: Path) -> None:
+    file = junit(tmp_path / "1.xml", "pytest", "ok")
+    text = Path(file).read_text().replace("[rlimit]", "[job-object-anon]")
+    Path(file).write_text(text)
+    assert results((file,)) == {"a, anon": {"here job-object": "ok"}}
+
+
 def test_each_place_has_a_column_of_its_own(tmp_path: Path) -> None:
     files = (
         junit(tmp_path / "1.xml", "pytest", "ok"),
