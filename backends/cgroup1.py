@@ -65,7 +65,6 @@ class Group1:
         self.locks: list[int] = []
         self.events = (-1, 0)
         self.notified = False
-        self.kinds: dict[str, int] = {}
         self.sampler = sampling.Sampler(limits.memory if limits else 0)
 
     def create(self) -> None:
@@ -205,10 +204,8 @@ class Group1:
         current = int(self.memory.usage_in_bytes)
         if current > self.sampler.limit // 2:
             stat = self._stat()
-            shmem = stat.get("total_shmem", 0)
-            cache = stat.get("total_cache", 0)
-            file = max(0, cache - shmem)
-            self.kinds = {"anon": stat.get("total_rss", 0), "file": file, "shmem": shmem}
+            kinds = (stat.get(f"total_{name}", 0) for name in ("rss", "cache", "shmem"))
+            self.sampler.note(*kinds)
         self.sampler.look(current, lambda: groups.few(self.paths["memory"]))
         return self.sampler.due(current)
 
@@ -238,7 +235,7 @@ class Group1:
         try:
             current = max(0, int(self.memory.usage_in_bytes) - files)
             peak = int(self.memory.max_usage_in_bytes)
-            return Usage(current, peak, self._cpu(), kinds=self.kinds)
+            return Usage(current, peak, self._cpu(), kinds=self.sampler.kinds)
         except OSError:
             return Usage()
 

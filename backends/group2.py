@@ -71,7 +71,6 @@ class Group2:
         self.main = f"{path}/{groups.MAIN}"
         self.sampler = sampling.Sampler(limits.memory if limits else 0)
         self.highest = 0
-        self.kinds: dict[str, int] = {}
 
     def create(self) -> None:
         """Make both groups and set the limits, if any; each is read back, one that did not take is
@@ -182,9 +181,7 @@ class Group2:
         self.highest = max(self.highest, current)
         if current > self.sampler.limit // 2:
             stat = self._stat()
-            shmem = stat.get("shmem", 0)  # part of `file`: it is page cache to the kernel
-            file = max(0, stat.get("file", 0) - shmem)
-            self.kinds = {"anon": stat.get("anon", 0), "file": file, "shmem": shmem}
+            self.sampler.note(*(stat.get(name, 0) for name in ("anon", "file", "shmem")))
         self.sampler.look(current, lambda: groups.few(self.token))
         return self.sampler.due(current)
 
@@ -216,7 +213,7 @@ class Group2:
             current = max(0, int(self.files.memory_current) - files)
             sampled = not self.files.has("memory.peak")
             peak = self.highest if sampled else int(self.files.memory_peak)
-            return Usage(current, peak, self.cpu(), sampled, self.kinds, self._stalled())
+            return Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
         except OSError:
             return Usage()
 

@@ -30,6 +30,14 @@ class Sampler:
         self.last = 0
         self.named_at = 0
         self.largest: dict[int, Process] = {}
+        self.kinds: dict[str, int] = {}
+
+    def note(self, anon: int, cache: int, shmem: int) -> None:
+        """How much memory there was of each kind when there was most; `cache` includes `shmem`. A
+        look may fall into the kill, when part of it is gone already."""
+        kinds = {"anon": anon, "file": max(0, cache - shmem), "shmem": shmem}
+        if sum(kinds.values()) >= sum(self.kinds.values()):
+            self.kinds = kinds
 
     def due(self, current: int) -> "float | None":
         """Seconds until the limit could be reached from here, within bounds; None: no limit.

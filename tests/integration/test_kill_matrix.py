@@ -89,13 +89,15 @@ def test_sigkill_at_every_point(make_box: "Callable[[str], Box]", backend: str) 
     wanted = points(box)[::EVERY]
     steady = set(points(box))  # the others are what only a first run does
     kernels = box.last_record()["backend"] != "rlimit"
-    answers = {
-        point: check(box if point in steady else fresh(), point, 1 if kernels else 3)
-        for point in wanted
-    }
+    seconds = 1 if kernels else 3
+    answers: dict[str, str | None] = {}
+    for point in wanted:
+        for _ in range(3 if point in steady else 1):  # a wait is not reached every time
+            answers[point] = check(box if point in steady else fresh(), point, seconds)
+            if answers[point] != "":
+                break
     missed = [point for point, answer in answers.items() if answer == ""]
     assert not [answer for answer in answers.values() if answer]
-    # Retries and waits are not reached every time; nearly everything is.
     assert len(steady.intersection(missed)) <= len(wanted) // 10, missed
     phases = ("spawn.py", "supervisor.py", "keeper.py", "history.py", "runlock.py")
     hit = [point for point in wanted if point not in missed]
