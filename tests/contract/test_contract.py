@@ -122,7 +122,9 @@ def test_the_tree_dies_at_the_limit_and_is_named(place: Box, backend: str) -> No
 
 def test_the_limit_is_the_trees_and_not_a_processs(place: Box) -> None:
     script = 'for i in 1 2 3 4; do "$@" & done; wait'
-    done = place.run("-m", "96M", "--", "sh", "-c", script, "sh", *hog(40, 0.02), "--")
+    hold = "import time; kept = bytearray(b'x') * (40 << 20); time.sleep(1000)"
+    words = ("sh", "-c", script, "sh", sys.executable, "-c", hold)
+    done = place.run("-m", "96M", "--", *words)
     assert done.returncode == 137, done.stderr
     nothing_left(place)
 

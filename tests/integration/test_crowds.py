@@ -43,7 +43,7 @@ def test_a_crowd_is_killed_without_a_grace(place: Box, stay: str) -> None:
 
 def test_a_crowd_of_somebody_elses_costs_nobody_the_grace(make_box: "Callable[[str], Box]") -> None:
     place = make_box("rlimit")
-    script = "trap 'echo told; exit' TERM; echo; sleep 1000 & wait"
+    script = "trap 'echo told; exit' TERM; echo; while :; do sleep 1000 & wait; done"
     run = place.start("-t", "4", "--", "sh", "-c", script)
     assert run.stdout
     run.stdout.readline()

@@ -41,6 +41,7 @@ def start(box: Box, **env: str) -> "subprocess.Popen[str]":
 def points(box: Box) -> list[str]:
     """The points of one run, in order; `+N`: its Nth call after the first."""
     file = box.root / "points"
+    file.unlink(missing_ok=True)  # of an earlier run
     done = box.finish(start(box, SANDRUN_TEST_POINTS=str(file)))
     assert done.returncode == 0, done.stderr
     seen: Counter[str] = Counter()
