@@ -1,10 +1,14 @@
 """The records of past runs: one JSON line each, in the user's state folder.
 
 Each record is one O_APPEND write, so that runs that end together never mix. A line that a power
-cut or a full disk tore is closed by the next writer and passed over by readers. The file is 0600:
-command lines can hold secrets.
+cut or a full disk tore is closed by the next writer. The file is 0600: command lines can hold
+secrets, and a record holds a bounded part of one.
+
+A reader never fails a run and never reads more than a bounded end of the file: a line that is torn,
+of another version or no record at all is skipped, and so is one with a field of another type.
 """
 
+import errno
 import os
 import sys
 
@@ -16,14 +20,32 @@ if TYPE_CHECKING:
 
 VERSION = 1
 
+_COMMAND_CHARACTERS = 4096
+"""How much of a command line a record holds: an argument list may have 2 MiB."""
+_SEARCHED = 1 << 20
+"""How many bytes at the end of the file are searched for a run: some 3,000 records."""
+
+
+def bounded(command: "list[str]") -> "list[str]":
+    """The part of a command line that a record holds; what is cut ends with an ellipsis."""
+    left = _COMMAND_CHARACTERS
+    words: list[str] = []
+    for word in command:
+        if len(word) >= left:
+            return [*words, word[:left] + "…"]
+        left -= len(word) + 1
+        words.append(word)
+    return words
+
 
 def _quote(text: str) -> str:
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
         return f'"{text}"'  # nearly always; spares an import
-    # The function that `json` itself uses, without the 8 ms of importing that.
-    from _json import encode_basestring_ascii
-
-    return encode_basestring_ascii(text)
+    try:  # the function that `json` itself uses, without the 8 ms of importing that
+        from _json import encode_basestring_ascii as quote
+    except ImportError:
+        from json import dumps as quote
+    return str(quote(text))
 
 
 def encode(value: object) -> str:
@@ -109,7 +131,15 @@ def _open_there(file: str) -> int:
 
         return files.open_log(file)
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-    return os.open(file, flags, 0o600)
+    fd = os.open(file, flags, 0o600)
+    if not _is_regular(fd):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a regular file", file)
+    return fd
+
+
+def _is_regular(fd: int) -> bool:
+    return os.fstat(fd).st_mode & 0o170000 == 0o100000  # stat.S_ISREG, without the import
 
 
 def append(record: "dict[str, object]", fallback: str, log: "Log | None" = None) -> None:
@@ -118,13 +148,40 @@ def append(record: "dict[str, object]", fallback: str, log: "Log | None" = None)
         Log(fallback).append(record)
 
 
-def read() -> "Iterator[dict[str, object]]":
-    """The records, oldest first; lines that are torn or not ours are passed over."""
+def recorded(run_id: str) -> bool:
+    """Whether the history has a record of a run that ended lately.
+
+    Lately: among the last MiB. A supervisor that is killed after its record and before it empties
+    its line (see `sandrun.recovery`) leaves it there, unless thousands of runs ended meanwhile;
+    then the run is recorded once more, as lost.
+    """
+    mark = run_id.encode()
+    lines = (line for line in _last_lines(_SEARCHED) if mark in line)
+    return any(record.get("id") == run_id for record in _records(lines))
+
+
+def _last_lines(size: int) -> "list[bytes]":
+    """The lines in the last `size` bytes of the file, the newest first. The oldest may be torn.
+
+    Nothing is read but a regular file: a FIFO or a device would never end.
+    """
+    flags = os.O_RDONLY
+    for name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):  # where there is such a thing
+        flags |= getattr(os, name, 0)
     try:
-        with open(path(), "rb") as file:
-            yield from _records(file)
+        fd = os.open(path(), flags)
     except OSError:
-        return
+        return []
+    try:
+        if not _is_regular(fd):
+            return []
+        end = os.lseek(fd, 0, os.SEEK_END)
+        os.lseek(fd, max(0, end - size), os.SEEK_SET)
+        return os.read(fd, size).split(b"\n")[::-1]
+    except OSError:
+        return []
+    finally:
+        os.close(fd)
 
 
 class _Context:
@@ -133,25 +190,29 @@ class _Context:
     strict = True
     object_hook = None
     object_pairs_hook = None
+    array_hook = None  # Python 3.15
     parse_float = float
     parse_int = int
     parse_constant = float
 
 
-def _records(lines: "Iterable[bytes]") -> "Iterator[dict[str, object]]":
-    scan: Callable[[str, int], tuple[object, int]]
+def _scanner() -> "Callable[[str, int], tuple[object, int]]":
     try:
-        import _json
+        from _json import make_scanner
 
-        scan = _json.make_scanner(_Context())  # type: ignore[arg-type]
-    except ImportError:
-        import json
+        return make_scanner(_Context())  # type: ignore[arg-type]
+    except (ImportError, AttributeError):  # a newer one wants more of its context
+        from json import JSONDecoder
 
-        scan = json.JSONDecoder().raw_decode
+        return JSONDecoder().raw_decode
+
+
+def _records(lines: "Iterable[bytes]") -> "Iterator[dict[str, object]]":
+    scan = _scanner()
     for line in lines:
         try:
             record, _ = scan(line.decode(), 0)
-        except (ValueError, StopIteration, SystemError):
+        except (ValueError, StopIteration, SystemError, RecursionError):
             continue  # SystemError: the C scanner finds its exception in json.decoder only
         if isinstance(record, dict) and record.get("v") == VERSION:
             yield record
@@ -159,24 +220,21 @@ def _records(lines: "Iterable[bytes]") -> "Iterator[dict[str, object]]":
 
 _RECENT = 1 << 17  # bytes at the end of the file
 _SAMPLES = 5
+_LONGEST_RUN = 1e9  # seconds: 30 years
 
 
 def durations(project: str, show: "Callable[[list[str]], str]") -> "dict[str, float]":
-    """The median wall time of a project's recent runs, by their commands as `show` shows them.
-
-    Only of those that ended by themselves.
+    """The median wall time of a project's recent runs in seconds, by their commands as `show`
+    shows them. Only of those that ended by themselves.
     """
-    try:
-        with open(path(), "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _RECENT))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return {}
     walls: dict[str, list[float]] = {}
-    for record in _records(reversed(lines)):
+    for record in _records(_last_lines(_RECENT)):
+        if record.get("project") != project or record.get("reason") != "exit":
+            continue
         command, wall = record.get("command"), record.get("wall")
-        if record.get("project") == project and record.get("reason") == "exit":
-            assert isinstance(command, list) and isinstance(wall, float)
+        if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
+            continue
+        if isinstance(wall, int | float) and 0 <= wall <= _LONGEST_RUN:
             seen = walls.setdefault(show(command), [])
             if len(seen) < _SAMPLES:
                 seen.append(wall)

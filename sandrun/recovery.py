@@ -97,7 +97,7 @@ def _record_lost(holder: "dict[str, object]", wall: float) -> None:
     record = {key: value for key, value in holder.items() if key not in own}
     record |= {"wall": wall, "exit": 137, "reason": "lost"}
     try:
-        if not any(past.get("id") == holder["id"] for past in history.read()):
+        if not history.recorded(str(holder["id"])):
             history.append(record, str(holder["state"]))
     except OSError:
         messages.decision("cannot record the lost run")

@@ -57,7 +57,7 @@ class Run:
             "pid": os.getpid(),
             "project": settings.queue or project,
             "cwd": projects.working_directory(),
-            "command": command,
+            "command": history.bounded(command),
         }
 
     def environment(self) -> "dict[str, str]":
