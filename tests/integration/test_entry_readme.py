@@ -76,6 +76,18 @@ def test_the_hooks_are_those_that_there_are(tmp_path: Path) -> None:
     assert "- id: sandrun-files\n" in hooks
 
 
+def test_nothing_installs_the_sandrun_of_pypi() -> None:
+    """That is another project: what is installed is a path, a URL or our own distribution."""
+    by_name = re.compile(r"\b(pip|pipx|uv|uvx)\b.*(install|uvx)\b.*[\s\"']sandrun([\[=<>~\s\"']|$)")
+    assert by_name.search("      - run: pipx install sandrun   # from where you have it")
+    places = ("README.md", ".pre-commit-hooks.yaml", "tests/setup", ".github", "vagrant", "sandrun")
+    for place in places:
+        top = ROOT / place
+        for file in [top] if top.is_file() else top.rglob("*"):
+            text = file.read_text(errors="replace") if file.is_file() else ""
+            assert not [line for line in text.splitlines() if by_name.search(line)], file
+
+
 def ci_example(name: str) -> str:
     (text,) = [text for text in blocks("yaml") if text.startswith(f"# {name}\n")]
     return text
@@ -117,6 +129,9 @@ def test_the_example_for_gitlab_runs_as_a_pipeline(box: Box) -> None:
     """In gitlab-ci-local, which runs jobs as GitLab's shell executor does."""
     need("gitlab-ci-local", "rsync")
     put_on_path(box)
+    pip = box.root / "bin/pip"  # before_script is to install nothing here
+    pip.write_text('#!/bin/sh\necho pip "$@"\n')
+    pip.chmod(0o755)
     makefile(box, "test: ; @echo tested; exit $${EXIT-0}\n", include="")
     (box.project / ".gitlab-ci.yml").write_text(ci_example(".gitlab-ci.yml"))
     for words in (["init", "-q"], ["add", "."]):
@@ -124,6 +139,7 @@ def test_the_example_for_gitlab_runs_as_a_pipeline(box: Box) -> None:
     run = ["gitlab-ci-local", "--force-shell-executor", "test"]
     done = box.run(argv=run, seconds=90)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"test.* pip install git\+https://", done.stdout)
     assert re.search(r"test.* tested\n", done.stdout)
     told = r"sandrun: exit (\d+); waited .* s; ran .* s; peak memory .* of 4.0 GiB\n"
     assert re.findall(told, done.stdout + done.stderr) == ["0"]

@@ -51,6 +51,13 @@ def test_nothing_else_is_installed_at_the_top(wheel: Path) -> None:
     assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {"sandrun"}
 
 
+def test_the_distribution_has_a_name_of_its_own(wheel: Path) -> None:
+    """PyPI's `sandrun` is another project; pip would take its next version for ours."""
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    assert b"\nName: sandrun-queue\n" in archive.read(metadata)
+
+
 def test_the_command_is_our_own_script(wheel: Path) -> None:
     """The wrapper of an entry point would import `re` before our first line."""
     archive = zipfile.ZipFile(wheel)
