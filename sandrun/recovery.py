@@ -46,7 +46,7 @@ def _parse(line: bytes) -> "dict[str, object] | None":
     try:
         holder = json.loads(line)
         return holder if isinstance(holder["id"], str) else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -149,6 +149,7 @@ def _contained(this: Run) -> Outcome:
         messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
     this.record["backend"] = backend.name
     more = {
+        "v": history.VERSION,
         **this.record,
         "container": container.token,
         "leftovers": settings.leftovers,

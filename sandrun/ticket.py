@@ -2,6 +2,11 @@
 
 No file is read to show a queue, and a rename changes a ticket atomically. What a ticket promises
 while it is open, and how one is made, watched and rung, stands in `sandrun.queue`.
+
+Versions: these names are format 1. A name of any other form belongs to another version of sandrun:
+it is skipped, and never removed. So a version with another format takes other names (a ticket with
+another first letter, say), and then the run lock alone decides between the two: one run at a time,
+in no promised order.
 """
 
 import os
@@ -23,6 +28,7 @@ _TRIES = 50
 """How often a ticket is looked for under a new name; more moves at once are no accident."""
 _VIEW = "queue.txt"
 _PAUSED = "paused"
+_HEXADECIMAL = frozenset("0123456789abcdef")
 _ID_AT = 22  # where the id starts in a name: after the order, 20 digits and a dot
 
 
@@ -130,7 +136,7 @@ class Chain:
         """The tickets' names in order, the running ones first; dead ones may be among them."""
         listing = self.listing()
         self.paused = _PAUSED in listing
-        return sorted(n for n in listing if n[0] in "rw" and n[1:21].isdigit())
+        return sorted(filter(_is_ticket, listing))
 
     def tickets(self) -> "list[Ticket]":
         """The live tickets in order. Removes the dead ones it meets."""
@@ -139,7 +145,7 @@ class Chain:
     def slots(self) -> "list[int]":
         """The numbers of the slots that were ever taken, at least the first."""
         names = [n for n in self.listing() if n[:9] == "executor." and n[-5:] == ".lock"]
-        return sorted([1, *(int(n[9:-5]) for n in names if n[9:-5].isdigit())])
+        return sorted([1, *(int(n[9:-5]) for n in names if n[9:-5].isdecimal())])
 
     def find(self, ticket: Ticket, names: "list[str]") -> int:
         """Where `ticket` stands among `names`, under whatever name it was given meanwhile.
@@ -291,15 +297,33 @@ class Chain:
         """Remove what a SIGKILL left between two steps, and kept places that nobody came for."""
         ids = {name[_ID_AT:].partition(".")[0] for name in self.names()}
         for name in self.listing():
-            if name[0] == ".":
+            if _is_private(name):
                 self.is_live(name)
             elif name.startswith("around."):  # see sandrun.nesting; laid after its ticket
-                if name[7:] not in ids:
+                if _is_id(name[7:]) and name[7:] not in ids:
                     self.take_up(name)
             elif name.startswith("kept."):
                 expiry = self.laid(name).rpartition(".")[2]
-                if not expiry.isdigit() or not _is_fresh(int(expiry)):
+                if expiry.isdecimal() and not _is_fresh(int(expiry)):
                     self.take_up(name)
+
+
+def _is_ticket(name: str) -> bool:
+    if name[0] not in "rw" or not (name[1:21].isdecimal() and name[21:31:9] == ".."):
+        return False
+    fields = name[31:].split(".", 3)
+    if len(fields) < 4 or not (fields[0].isdecimal() and fields[1].isdecimal()):
+        return False
+    return fields[2].removeprefix("-").isdecimal()
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == 8 and _HEXADECIMAL.issuperset(text)
+
+
+def _is_private(name: str) -> bool:
+    """Whether it is a file under way to its name: a ticket's (`.<id>`), or a view's."""
+    return name[:1] == "." and (_is_id(name[1:]) or name.startswith(".view."))
 
 
 def _is_fresh(expiry: int) -> bool:

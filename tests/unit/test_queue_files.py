@@ -93,3 +93,31 @@ def test_a_kept_place_can_be_claimed_once(tmp_path: Path) -> None:
     assert queue.kept("me", 5) == 0
     queue.keep(ticket, "me")
     assert queue.kept("me", 6) == 0, "another head start: another place"
+
+
+FOREIGN = [
+    f"w{'1' * 20}.0badcafe.later.1.0.job",  # a field that is no number
+    f"r{'1' * 20}.0badcafe.1.1.0",  # a field less
+    f"w{'1' * 20}.0badcafe0badcafe.1.1.0.job",  # a longer id
+    f"w{'²' * 20}.0badcafe.1.1.0.job",  # digits that are no number
+    f"w{'1' * 20}.0badcafe.1.1.--5.job",
+    "t2.something",
+    ".later-version",
+    "around.later-version",
+    "kept.later-version",
+]
+
+
+def test_what_another_version_left_is_skipped_and_kept(tmp_path: Path) -> None:
+    for name in FOREIGN:
+        (tmp_path / name).touch()
+    queue = Queue(str(tmp_path))
+    ticket = queue.enqueue("0" * 8, ["job"])
+    queue.sweep()
+    assert queue.ahead(ticket, new=True) == []
+    assert [t.id for t in queue.tickets()] == ["0" * 8]
+    queue.mark(ticket, running=True)
+    queue.write_view()
+    queue.ring_waiters()
+    queue.leave(ticket)
+    assert set(FOREIGN) <= set(os.listdir(tmp_path))
