@@ -41,9 +41,7 @@ def versions(request: pytest.FixtureRequest, other: "list[str]") -> "tuple[list[
     return both if request.param.startswith("this") else both[::-1]
 
 
-def test_they_run_one_at_a_time_in_order(
-    box: Box, versions: "tuple[list[str], list[str]]"
-) -> None:
+def test_they_run_one_at_a_time_in_order(box: Box, versions: "tuple[list[str], list[str]]") -> None:
     first, second = versions
     names = ["one", "two", "three", "four"]
     started = []
