@@ -1,7 +1,8 @@
 """What cgroup v1 and v2 share: where we are, what lives in a group, and groups of dead runs.
 
 Invariant: a run's group is locked (flock on its directory) by its supervisor and keeper while
-either lives, so a group of ours that is not locked belongs to a dead run and may be ended.
+either lives, so a group of ours that is not locked belongs to a dead run and may be ended. Nobody
+but our own user and root can open the directory, hence lock it; no lock is waited for.
 """
 
 import errno
@@ -21,6 +22,8 @@ PREFIX = "sandrun-"
 MAIN = "main"
 """The group inside a v2 run's group that holds its processes; nested runs are made beside it."""
 KILL_SECONDS = 10.0
+_MAKE_SECONDS = 1.0
+"""Seconds for which a new group is made again when a `collect` removes it before it is locked."""
 CROWD = 2000
 """So many processes are no build: they are killed, not told to end."""
 _PAGE = os.sysconf("SC_PAGESIZE")
@@ -206,17 +209,43 @@ def enter(file: str) -> None:
 
 
 def make(path: str) -> int:
-    """Make a group of ours and lock it; the descriptor whose lock says that it lives."""
-    while True:
-        os.mkdir(path)
+    """Make a group of ours and lock it; the descriptor whose lock says that it lives.
+
+    Raises OSError; TimeoutError when others keep it locked.
+    """
+    deadline = time.monotonic() + _MAKE_SECONDS
+    fd = -1
+    first = True
+    while fd < 0:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # somebody's `collect` took it for a dead run's before it was locked
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.path.exists(path) and os.fstat(fd).st_ino == os.stat(path).st_ino:
+            # Mode 711: flock(2) needs a descriptor, and opening a directory needs the right to
+            # read it. Its files can still be opened by name: a command that became another user
+            # reads its own limits there, as a JVM does.
+            os.mkdir(path, 0o711)
+        except FileExistsError:
+            if first:
+                raise
+        if not first:  # somebody's `collect` took it for a dead run's, and removes it
+            time.sleep(0.001)
+        fd, first = _lock(path), False
+        if fd < 0 and time.monotonic() > deadline:
+            raise TimeoutError(errno.ETIMEDOUT, "somebody else holds its lock", path)
+    return fd
+
+
+def _lock(path: str) -> int:
+    """Lock a group without blocking; -1 if it is gone or its lock is held."""
+    fd = -1
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(fd).st_ino == os.stat(path).st_ino:
             return fd
+    except (FileNotFoundError, BlockingIOError):
+        pass
+    if fd >= 0:
         os.close(fd)
+    return -1
 
 
 def collect(parent: str, end: "Callable[[str], None]") -> None:

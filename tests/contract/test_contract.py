@@ -402,6 +402,23 @@ def test_groups_are_removed(kernel_place: Box) -> None:
     wait_for(lambda: not groups_of(str(row["id"])), 5, "its keeper or the next run removes it")
 
 
+def test_no_other_user_can_hold_the_lock_of_a_runs_group(kernel_place: Box) -> None:
+    """flock(2) needs a descriptor of the directory; its files are still there for the command."""
+    run = kernel_place.start("--", "sleep", "1000")
+    (row,) = wait_for(kernel_place.status, 20, "the run shows")
+    made = wait_for(lambda: groups_of(str(row["id"])), 20, "the run's group")
+    for group in made:
+        assert os.stat(group).st_mode & 0o077 == 0o011
+        if os.geteuid() == 0:
+            tried = kernel_place.run(group, "true", argv=["flock", "-n"], user=65534)
+            assert "Permission denied" in tried.stderr
+            limits = [f"{group}/{name}" for name in ("memory.max", "memory.limit_in_bytes")]
+            for limit in filter(os.path.exists, limits):
+                assert kernel_place.run(limit, argv=["cat"], user=65534).returncode == 0
+    run.terminate()
+    kernel_place.finish(run)
+
+
 def test_the_group_of_a_dead_run_is_ended_by_a_run_of_another_queue(kernel_place: Box) -> None:
     kernel_place.env["SANDRUN_POOL"] = "off"  # or the second run waits for the first one's memory
     run, pids = _tree(kernel_place)

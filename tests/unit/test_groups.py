@@ -4,6 +4,8 @@ A FAKE: plain files stand for the kernel's, because no kernel here lies or lacks
 tests/vm/test_limits.py is about the real ones.
 """
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +17,7 @@ if sys.platform != "linux":
 from sandrun import messages
 from sandrun.backends import cgroup1, group2, groups, rlimit, spy
 from sandrun.model import MIB, Limits, Unusable
+from tests.harness import SCALE
 
 V2 = (
     *("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max", "cpu.weight"),
@@ -169,3 +172,46 @@ def test_what_only_a_kernel_limits_the_monitor_refuses() -> None:
 
 def test_sizes_are_whole_pages() -> None:
     assert groups.pages(64 * MIB + 1) == 64 * MIB
+
+
+GREEDY = """
+import fcntl, os, sys
+from sandrun.backends import groups
+
+path, removes = sys.argv[1], sys.argv[2] == "True"
+kept = []
+
+def greedy(event, words):
+    if event != "open" or words[0] != path or kept:
+        return
+    kept.append(-1)  # what follows is an event too
+    kept[0] = os.open(path, os.O_RDONLY)
+    fcntl.flock(kept[0], fcntl.LOCK_EX)
+    if removes:
+        os.rmdir(path)
+
+sys.addaudithook(greedy)
+try:
+    os.fstat(groups.make(path))
+    print("made")
+except TimeoutError as error:
+    print(error.strerror)
+"""
+
+
+@pytest.mark.parametrize(
+    ("removes", "said"), [(True, "made"), (False, "somebody else holds its lock")]
+)
+def test_a_new_group_whose_lock_another_holds_holds_nobody_up(
+    tmp_path: Path, removes: bool, said: str
+) -> None:
+    """Locked by another an instant before we do: a `collect` removes it, anybody else keeps it."""
+    done = subprocess.run(
+        [sys.executable, "-c", GREEDY, str(tmp_path / "group"), str(removes)],
+        capture_output=True,
+        text=True,
+        timeout=20 * SCALE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        check=False,
+    )
+    assert done.stdout == f"{said}\n", done.stderr
