@@ -43,7 +43,7 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     elif outcome.reason == "parent":
         messages.error(
             "ended the run: the process that had started sandrun died",
-            "to go on all the same: --detach, or start it by nohup",
+            "to go on all the same: --detach, nohup or setsid",
         )
     if outcome.leftovers and outcome.reason in ("exit", "signal"):
         did = {"wait": "waited for", "leave": "left alone"}.get(settings.leftovers, "ended")

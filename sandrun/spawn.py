@@ -46,7 +46,9 @@ def take() -> Heritage:
     """Block all signals, so that none is lost from here on; remember what the caller had."""
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ALL_SIGNALS)
     parent = os.getppid()
-    ignored = _ignored_by_shell(parent)
+    name, bits = _caller(parent)
+    # A shell hands on exactly what it ignores itself.
+    ignored = {signum for signum in _PYTHONS if name in _SHELLS and bits >> (signum - 1) & 1}
     if _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:
         # It would reap our children before we learn how they ended.
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
@@ -61,10 +63,30 @@ def take() -> Heritage:
     heritage = Heritage({int(number) for number in mask}, frozenset(ignored))
     heritage.umask = os.umask(0o077)
     _own_umask(heritage)
-    # Who ignores a hang-up (nohup) has said that the run outlives its parent.
-    if parent > 1 and _signal.getsignal(_signal.SIGHUP) != _signal.SIG_IGN:
+    if parent > 1 and not _is_detached(name):
         heritage.parent = parent
     return heritage
+
+
+def _is_detached(parent: bytes) -> bool:
+    """Whether the run shall outlive its starter, a process named `parent` (b'': not known).
+
+    Decided by what the starter handed down, so the answer is the same however soon it dies. If it
+    died before our first line, `parent` is who adopts orphans, and that one lives on.
+    """
+
+    def ignores(signum: int) -> bool:
+        return bool(_signal.getsignal(signum) == _signal.SIG_IGN)
+
+    # nohup; or a shell without job control that started us, or what we are below, with `&`
+    # (POSIX, Shell Command Language, "Signals and Error Handling").
+    if ignores(_signal.SIGHUP) or (ignores(_signal.SIGINT) and ignores(_signal.SIGQUIT)):
+        return True
+    if os.getsid(0) != os.getpid() or parent in _LOGINS:
+        return False
+    from sandrun import terminal
+
+    return terminal.is_ours() is None  # setsid: whoever makes a session on a terminal watches it
 
 
 def _own_umask(heritage: Heritage) -> None:
@@ -78,20 +100,23 @@ _PYTHONS = (_signal.SIGPIPE, _signal.SIGXFSZ)
 _SHELLS = (b"sh", b"dash", b"bash", b"zsh", b"ksh", b"mksh", b"ash", b"busybox")
 
 
-def _ignored_by_shell(parent: int) -> "set[int]":
-    """Which of Python's two the caller ignored, if that is a shell (proc(5): Name, SigIgn)."""
+_LOGINS = (b"sshd", b"sshd-session", b"dropbear")
+"""Who makes a session for what it starts without a terminal, and ends when its user hangs up."""
+
+
+def _caller(parent: int) -> "tuple[bytes, int]":
+    """The name of the process that started us and a bit for each signal that it ignores, if /proc
+    tells them (proc(5): Name, SigIgn)."""
     try:
         fd = os.open(f"/proc/{parent}/status", os.O_RDONLY | os.O_CLOEXEC)
         try:
             status = os.read(fd, 4096)
         finally:
             os.close(fd)
-        if status[6 : status.index(b"\n")] not in _SHELLS:
-            return set()
         bits = int(status.partition(b"SigIgn:\t")[2][:16], 16)
+        return status[6 : status.index(b"\n")], bits
     except (OSError, ValueError):
-        return set()
-    return {signum for signum in _PYTHONS if bits >> (signum - 1) & 1}
+        return b"", 0
 
 
 def _to_default(heritage: Heritage) -> "list[int]":

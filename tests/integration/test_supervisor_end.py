@@ -1,6 +1,7 @@
 """The end of a run: what is left behind, limits on time, the death of the parent, the undying."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +200,12 @@ def test_a_wait_in_a_loop_is_idleness(place: Box) -> None:
 
 # The death of the parent
 
+NEW_SESSION = """
+import os, subprocess, sys
+subprocess.Popen(sys.argv[2:], start_new_session=True)
+subprocess.run(["sh", "-c", os.environ["END"]])
+"""
+
 
 def by_parent(place: Box, *options: str, prefix: str = "") -> "tuple[subprocess.Popen[str], int]":
     """A parent that has started sandrun, and the command's pid."""
@@ -235,6 +242,51 @@ def test_a_detached_run_goes_on(place: Box, options: "list[str]", prefix: str) -
     gone(command)
     wait_for(place.records, 5, "a record")
     assert place.records()[-1]["reason"] == "signal"
+
+
+BACKGROUND = {
+    "sh": ["sh", "-c", '"$@" & {}'],
+    "bash": ["bash", "-c", '"$@" & {}'],
+    "zsh": ["zsh", "-fc", '"$@" & {}'],
+    "subshell": ["sh", "-c", '("$@" &); {}'],
+    "disown": ["bash", "-c", '"$@" & disown; {}'],
+    "setsid": ["sh", "-c", 'setsid "$@" & {}'],
+    "setsid -f": ["sh", "-c", 'setsid -f "$@"; {}'],
+    "new session": [sys.executable, "-c", NEW_SESSION],
+}
+"""Starters that end when `{}` has ended; the new session's reads it from a word."""
+
+
+@pytest.mark.parametrize("how", BACKGROUND)
+def test_the_background_of_a_script_goes_on_however_soon_that_ends(
+    make_box: "Callable[[str], Box]", how: str
+) -> None:
+    """Before our first line, soon after it, or when the command runs: one answer."""
+    if how == "zsh" and not shutil.which("zsh"):
+        pytest.skip("zsh is not installed")
+    box = make_box("rlimit")
+    for end in (":", "sleep 0.02", "sleep 0.05", "cat $GATE"):
+        outlives(box, BACKGROUND[how], end)
+    assert [record["reason"] for record in box.records()] == ["exit"] * 4
+
+
+def outlives(box: Box, starter: "list[str]", end: str) -> None:
+    """Start a job in the background of `starter`, which ends with `end`; see it go on."""
+    name = f"job-{len(box.started)}"
+    gate = box.root / f"{name}-starter"
+    os.mkfifo(gate)
+    *shell, script = starter
+    words = [script.replace("{}", end), "sh", *launcher(), "--", *box.job(name)]
+    process = box.start(*words, argv=shell, env={"GATE": str(gate), "END": end})
+    if end.endswith("GATE"):
+        box.begun(name)
+        gate.write_text("")
+    process.wait(20 * SCALE)
+    supervisor = kernel.Stat(box.begun(name)).parent
+    wait_for(lambda: kernel.Stat(supervisor).parent != process.pid, 5, "sandrun is an orphan")
+    os.kill(supervisor, signal.SIGCHLD)  # have it look around
+    box.let(name)
+    gone(supervisor, seconds=20)
 
 
 # The undying
