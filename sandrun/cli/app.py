@@ -291,7 +291,15 @@ def doctor(as_json: bool) -> None:
 @cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
 @click.argument("arguments", nargs=-1)
 def git(arguments: "tuple[str, ...]") -> None:
-    """Run git when it is its turn in the repository; `git unlock` moves stale locks aside."""
+    """Run git when it is its turn in the repository; `git unlock` moves stale locks aside.
+
+    \b
+    git unlock                  move the locks aside whose owner is dead
+    git unlock --dry-run        only show them
+    git unlock --force          also where an owner could not be seen from here: in a container,
+                                on a network file system, as another user
+    git unlock --restore [NAME] put back what was moved last, or under that name
+    """
     raise AssertionError("handled before click is loaded")  # listed here for --help only
 
 

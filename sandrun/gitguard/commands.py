@@ -146,6 +146,12 @@ def is_harmless(command: Invocation) -> bool:
     )
 
 
+def writes_user_files(command: Invocation) -> bool:
+    """Whether it may write the user's own configuration or stored credentials; yes if unknown."""
+    words = ("config", "maintenance", "credential", "credential-store")
+    return command.word in words or needs(command) is None
+
+
 _LISTS = ("--list", "-l", "--contains", "--no-contains", "--merged", "--no-merged", "--points-at")
 _SHOWS = ("--show-current", "--color", "--no-color", "--column", "--no-column", "--sort", "-i",
           "--format", "--abbrev", "--no-abbrev", "--ignore-case", "--omit-empty")  # fmt: skip

@@ -18,6 +18,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_REFTABLE = "reftable/tables.list.lock"
+_PACKING = (
+    "gc.pid.lock",
+    "objects/maintenance.lock",  # `maintenance run` does not fail on it: it does nothing
+    "objects/info/commit-graph.lock",
+    "objects/info/commit-graphs/commit-graph-chain.lock",
+    "objects/pack/multi-pack-index.lock",
+)
 SILENCE = 0.3
 """A shorter wait is nobody's business."""
 
@@ -25,15 +33,19 @@ SILENCE = 0.3
 def in_the_way(repo: Repository, needs: int) -> "list[str]":
     """The lock files on which a command with these needs would fail."""
     paths = []
-    names = ["reftable/tables.list.lock"]
+    names = [_REFTABLE]
     if needs & (commands.TREE | commands.ALL):
         paths += [repo.index + ".lock", os.path.join(repo.git_dir, "HEAD.lock")]
+        if repo.git_dir != repo.common_dir:  # HEAD of a linked worktree
+            paths.append(os.path.join(repo.git_dir, _REFTABLE))
         branch = head_ref(repo)
         names += [branch + ".lock"] if branch else []
     if needs & (commands.REFS | commands.ALL):
         names += ["packed-refs.lock", "config.lock"]
     if needs & (commands.REMOTE | commands.ALL):
         names.append("shallow.lock")
+    if needs & commands.ALL:
+        names += _PACKING
     return paths + [os.path.join(repo.common_dir, name) for name in names]
 
 

@@ -8,7 +8,7 @@ robbed, so doubt says yes there too. Both therefore treat what cannot be read as
 import os
 
 from sandrun import kernel
-from sandrun.gitguard import commands, repository
+from sandrun.gitguard import commands, lock_paths, repository
 from sandrun.model import DARWIN
 
 TYPE_CHECKING = False
@@ -40,8 +40,9 @@ def ancestor(repo: repository.Repository) -> int:
     return 0
 
 
-def _works_in(pid: int, repo: repository.Repository, reads_count: bool) -> bool:
-    """Whether the git `pid` works in `repo` or a worktree of it; yes if it cannot be read."""
+def _works_in(pid: int, repo: "repository.Repository | None", reads_count: bool) -> bool:
+    """Whether the git `pid` works in `repo` or a worktree of it (None: on the user's own files);
+    yes if it cannot be read."""
     try:
         words = kernel.arguments(pid)
         if not words:  # a zombie, or a kernel thread
@@ -49,6 +50,8 @@ def _works_in(pid: int, repo: repository.Repository, reads_count: bool) -> bool:
         command = commands.parse(words[1:])
         if commands.is_harmless(command) if reads_count else commands.needs(command) == 0:
             return False
+        if repo is None:
+            return commands.writes_user_files(command) and _shares_user_files(pid)
         if not DARWIN and os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
             return _shares_files(pid, repo)
         return any(_same(found, repo) for found in _repositories(pid, command))
@@ -80,6 +83,12 @@ def _shares_files(pid: int, repo: repository.Repository) -> bool:
     return named or found == [here]
 
 
+def _shares_user_files(pid: int) -> bool:
+    """Whether the git `pid` would write the same files of a user as we; another HOME has others."""
+    theirs = lock_paths.user_files(kernel.environ(pid))
+    return not set(theirs).isdisjoint(lock_paths.user_files(os.environ))
+
+
 def _same(found: "repository.Repository | None", repo: repository.Repository) -> bool:
     return found is None or found.common_dir == repo.common_dir
 
@@ -105,9 +114,9 @@ def _repositories(
             yield repo
 
 
-def at_work(repo: repository.Repository) -> "list[int]":
+def at_work(repo: "repository.Repository | None") -> "list[int]":
     """The processes that may own a lock in `repo`: every git at work there that is not known to
-    only read, and every git that cannot be examined."""
+    only read, and every git that cannot be examined. None: of a lock on the user's own files."""
     return [pid for pid in _pids() if pid != os.getpid() and _may_own(pid, repo)]
 
 
@@ -119,7 +128,7 @@ def _pids() -> "list[int]":
         return []
 
 
-def _may_own(pid: int, repo: repository.Repository) -> bool:
+def _may_own(pid: int, repo: "repository.Repository | None") -> bool:
     try:
         stat = kernel.Stat(pid)
     except OSError:

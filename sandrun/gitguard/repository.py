@@ -36,7 +36,7 @@ def find(cwd: str, env: "Mapping[str, str]") -> "Repository | None":
     named = env.get("GIT_DIR", "")
     if named:
         git_dir = follow(os.path.join(cwd, named))
-        if not _is_git_dir(git_dir, env):
+        if not is_git_dir(git_dir, env):
             return None
         top = _named_top(cwd, env) or cwd
     else:
@@ -69,11 +69,11 @@ def _discover(cwd: str, env: "Mapping[str, str]") -> "tuple[str, str]":
     while True:
         dot_git = os.path.join(here, ".git")
         git_dir = follow(dot_git)
-        if _is_git_dir(git_dir, env):
+        if is_git_dir(git_dir, env):
             return git_dir, here
         if git_dir != dot_git:  # git refuses a .git file that leads nowhere
             return "", ""
-        if _is_git_dir(here, env):
+        if is_git_dir(here, env):
             return here, here
         parent = os.path.dirname(here)
         if parent == here or parent in ceilings:
@@ -92,13 +92,13 @@ def _device(path: str) -> "int | None":
 
 def follow(path: str) -> str:
     """Where a `.git` file leads (`gitdir: PATH`, relative to the file); else `path` itself."""
-    line = _first_line(path) if os.path.isfile(path) else ""
+    line = first_line(path) if os.path.isfile(path) else ""
     if line.startswith("gitdir: "):
         return os.path.join(os.path.dirname(path), line[8:])
     return path
 
 
-def _first_line(path: str) -> str:
+def first_line(path: str) -> str:
     """The text of a small file of git's without its line ends; '' if it cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -116,11 +116,11 @@ def _common_dir(git_dir: str, env: "Mapping[str, str]") -> str:
     named = env.get("GIT_COMMON_DIR")
     if named:
         return named
-    line = _first_line(os.path.join(git_dir, "commondir"))
+    line = first_line(os.path.join(git_dir, "commondir"))
     return os.path.join(git_dir, line) if line else git_dir
 
 
-def _is_git_dir(path: str, env: "Mapping[str, str]") -> bool:
+def is_git_dir(path: str, env: "Mapping[str, str]") -> bool:
     """What git asks of a git dir: a HEAD that reads as one, objects and refs (setup.c)."""
     head = os.path.join(path, "HEAD")
     try:
@@ -130,7 +130,7 @@ def _is_git_dir(path: str, env: "Mapping[str, str]") -> bool:
     except FileNotFoundError:
         return False
     except OSError:  # a regular file, as nearly always
-        line = _first_line(head)
+        line = first_line(head)
         name = line[4:].lstrip() if line.startswith("ref:") else ""
         if not name.startswith("refs/") and not _is_hash(line):
             return False
@@ -145,5 +145,5 @@ def _is_hash(line: str) -> bool:
 
 def head_ref(repo: Repository) -> str:
     """The branch that HEAD points to, such as `refs/heads/main`; '' if it is detached."""
-    line = _first_line(os.path.join(repo.git_dir, "HEAD"))
+    line = first_line(os.path.join(repo.git_dir, "HEAD"))
     return line[4:].strip() if line.startswith("ref:") else ""

@@ -7,8 +7,8 @@ Promises
   than this boot, or the git that core.lockfilePid names is dead, or it was born in a run whose
   every process is dead. And only if nothing contradicts: no git is at work in the repository, no
   process has the file open, and no owner could be out of our sight.
-- Nothing is ever deleted: the lock moves to `sandrun-unlocked/` in the common dir, because an
-  index.lock may be all that is left of what somebody staged.
+- Nothing is ever deleted: the lock moves to `sandrun-unlocked/` in the common dir (one outside of
+  it gets another name), because an index.lock may be all that is left of what somebody staged.
 
 Assumptions: a program other than git that takes git's locks (JGit, libgit2) has the file open
 while it does. Whoever changes the clock by hand while git runs still has a live git to be seen.
@@ -18,11 +18,16 @@ import os
 import time
 
 from sandrun import kernel, messages
-from sandrun.gitguard import locks, processes
+from sandrun.gitguard import lock_paths, locks, processes
 from sandrun.gitguard.repository import Repository
 from sandrun.model import SandrunError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
 HOME = "sandrun-unlocked"
+_BESIDE = ".sandrun-"  # what follows a lock's name where it cannot move into the git dir
 _CLOCK_MARGIN = 5.0  # btime of /proc/stat has whole seconds and follows clock adjustments
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, <linux/proc_ns.h>
 _LOCAL = (
@@ -42,20 +47,22 @@ def after_run(repo: Repository, since: float, run_id: str) -> None:
 
     The caller knows that none of them was there at `since`, when the run began.
     """
-    for lock in every_lock(repo):
+    for lock, owner in lock_paths.every_lock(repo, os.environ).items():
         try:
             info = os.lstat(lock)
         except OSError:
             continue
         if info.st_ctime >= since and info.st_uid == os.geteuid():
-            _move_if_unowned(repo, lock, f"left by run {run_id}, which was ended")
+            _move_if_unowned(owner, lock, f"left by run {run_id}, which was ended", repo)
 
 
-def _move_if_unowned(repo: Repository, lock: str, reason: str) -> bool:
+def _move_if_unowned(
+    repo: "Repository | None", lock: str, reason: str, home: "Repository | None" = None
+) -> bool:
     if blind_spots(lock) or owners(repo, lock):
         return False
     try:
-        aside = move_aside(repo, lock)
+        aside, _ = move_aside(repo, lock, home)
     except SandrunError as error:
         messages.decision(error.text)
         return False
@@ -98,7 +105,7 @@ def _owner_is_dead(lock: str) -> str:
     return dead if time.time() - uptime + started > written + _CLOCK_MARGIN else ""
 
 
-def owners(repo: Repository, lock: str) -> "list[int]":
+def owners(repo: "Repository | None", lock: str) -> "list[int]":
     """The processes that may own the lock."""
     return processes.openers(lock) or processes.at_work(repo)
 
@@ -137,75 +144,78 @@ def _mounts(path: str) -> "tuple[str, str]":
     return found
 
 
-def every_lock(repo: Repository) -> "list[str]":
-    """All lock files of git in the repository, those of other worktrees left out."""
-    found = [repo.index + ".lock"] if os.path.lexists(repo.index + ".lock") else []
-    shallow = {repo.git_dir, repo.common_dir}
-    deep = {os.path.join(repo.common_dir, name) for name in ("refs", "reftable", "objects/info")}
-    deep |= {os.path.join(repo.git_dir, name) for name in ("refs", "reftable")}
-    for top in sorted(shallow | deep):
-        for folder, folders, files in os.walk(top):
-            if top in shallow:
-                folders.clear()
-            # sandrun.lock is the run lock: a file that is locked, not a file that locks.
-            found += [
-                os.path.join(folder, name)
-                for name in sorted(files)
-                if name.endswith(".lock") and name != "sandrun.lock"
-            ]
-    return list(dict.fromkeys(found))
-
-
-def move_aside(repo: Repository, lock: str) -> str:
-    """Move a lock to `sandrun-unlocked/`; where it is now. Raises SandrunError.
+def move_aside(
+    repo: "Repository | None", lock: str, home: "Repository | None" = None
+) -> "tuple[str, str]":
+    """Move a lock to `sandrun-unlocked/` of `home` (`repo` itself, unless given), or beside itself
+    where it is outside of that git dir: where it is now, and the stamp that restores it. Raises
+    SandrunError. `repo` is whose gits may own it; None: any.
 
     Between looking and moving, the lock may have gone and a live one have come. Then what was
     moved is not what was looked at, or its owner is to be seen now, and it goes straight back.
     """
-    name = os.path.relpath(lock, repo.common_dir)
-    if name.startswith(".."):
-        raise SandrunError(f"{lock} is outside of the git dir: move it yourself")
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
-    aside = os.path.join(repo.common_dir, HOME, stamp, name)
+    aside = _aside(home or repo, lock, stamp)
     try:
         before = os.lstat(lock)
-        os.makedirs(os.path.dirname(aside))
+        os.makedirs(os.path.dirname(aside), exist_ok=True)
         os.rename(lock, aside)
         after = os.lstat(aside)
         same = (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
         if not same or owners(repo, aside):
             put_back(aside, lock)
             raise SandrunError(f"{lock} came alive while it was looked at: left alone")
+        if os.path.lexists(pid_file(lock)):
+            os.rename(pid_file(lock), _aside(home or repo, pid_file(lock), stamp))
     except OSError as error:
         raise SandrunError(f"cannot move {lock} aside: {error.strerror}") from None
-    return aside
+    return aside, stamp
+
+
+def _aside(home: "Repository | None", lock: str, stamp: str) -> str:
+    """Always on the file system of the lock: a rename is what makes moving it atomic."""
+    name = os.path.relpath(lock, home.common_dir) if home else ".."
+    if not home or name.startswith(".."):
+        return f"{lock}{_BESIDE}{stamp}"
+    return os.path.join(home.common_dir, HOME, stamp, name)
 
 
 def put_back(aside: str, lock: str) -> None:
     """Move a lock back unless there is a new one. Raises OSError."""
     os.link(aside, lock)
     os.unlink(aside)
-    folder = os.path.dirname(aside)
+    folder = os.path.dirname(aside) if f"/{HOME}/" in aside else HOME
     while os.path.basename(folder) != HOME:
-        os.rmdir(folder)
+        try:
+            os.rmdir(folder)
+        except OSError:  # others of the same stamp are still there
+            return
         folder = os.path.dirname(folder)
 
 
-def asides(repo: Repository, stamp: str = "") -> "list[tuple[str, str]]":
+def asides(repo: Repository, env: "Mapping[str, str]", stamp: str = "") -> "list[tuple[str, str]]":
     """What was moved aside at `stamp` (last, unless given): where it is, where it was."""
+    found = [*_asides_in(repo), *_asides_beside(repo, env)]
+    wanted = stamp or max((each for each, _, _ in found), default="")
+    return [(aside, lock) for each, aside, lock in found if each == wanted]
+
+
+def _asides_in(repo: Repository) -> "Iterator[tuple[str, str, str]]":
     home = os.path.join(repo.common_dir, HOME)
-    try:
-        stamps = sorted(name for name in os.listdir(home) if not stamp or name == stamp)
-    except OSError:
-        return []
-    if not stamps:
-        return []
-    top = os.path.join(home, stamps[-1])
-    return [
-        (path, os.path.join(repo.common_dir, os.path.relpath(path, top)))
-        for folder, _, files in os.walk(top)
-        for path in (os.path.join(folder, name) for name in files)
-    ]
+    for folder, _, files in os.walk(home):
+        for path in (os.path.join(folder, name) for name in files):
+            stamp, _, name = os.path.relpath(path, home).partition("/")
+            yield stamp, path, os.path.join(repo.common_dir, name)
+
+
+def _asides_beside(repo: Repository, env: "Mapping[str, str]") -> "Iterator[tuple[str, str, str]]":
+    outside = [repo.index, os.path.join(repo.top, ".gitmodules"), *lock_paths.user_files(env)]
+    for file in outside:
+        for lock in (file + ".lock", file + "~pid.lock"):
+            folder, base = os.path.split(lock + _BESIDE)
+            for name in lock_paths.entries(folder):
+                if name.startswith(base):
+                    yield name.removeprefix(base), os.path.join(folder, name), lock
 
 
 def describe(repo: Repository, lock: str) -> str:

@@ -7,11 +7,23 @@ speaks for owners that could not be seen from here at all. Exit 0: no lock is le
 import os
 
 from sandrun import messages
-from sandrun.gitguard import commands, processes, stale, turn
+from sandrun.gitguard import commands, lock_paths, processes, stale, turn
 from sandrun.gitguard.repository import Repository
 from sandrun.model import SandrunError, UsageError
 
 USAGE = "sandrun git [-C DIR] unlock [--dry-run] [--force] | unlock --restore [NAME]"
+_HELP = f"""usage: {USAGE}
+
+Moves stale lock files of git aside: those of the repository, its worktrees and submodules, and of
+your own git configuration. One whose owner may live is left alone, whatever the options.
+
+  -n, --dry-run     only show what would be moved
+  --force           also where an owner could not be seen from here at all: in a container, on a
+                    network file system, as another user
+  --restore [NAME]  put back what was moved last, or under that name
+
+Exit 0: no lock is left; 1: one is.
+"""
 
 
 def main(repo: "Repository | None", arguments: "list[str]") -> int:
@@ -19,7 +31,7 @@ def main(repo: "Repository | None", arguments: "list[str]") -> int:
     options = {word for word in arguments if word[:1] == "-"}
     words = [word for word in arguments if word[:1] != "-"]
     if options & {"-h", "--help"}:
-        messages.write(f"usage: {USAGE}\n")
+        messages.write(_HELP)
         return 0
     wrong = options - {"--restore", "--force", "--dry-run", "-n"}
     if wrong or len(words) > ("--restore" in options):
@@ -32,7 +44,7 @@ def main(repo: "Repository | None", arguments: "list[str]") -> int:
 
 
 def _unlock(repo: Repository, force: bool, dry: bool) -> int:
-    found = stale.every_lock(repo)
+    found = lock_paths.every_lock(repo, os.environ)
     if not found:
         messages.status(f"{repo.top}: no lock files")
         return 0
@@ -42,17 +54,26 @@ def _unlock(repo: Repository, force: bool, dry: bool) -> int:
         busy.append(turn.holder(fd, operation, byte))
         return False
 
-    # Held to our end, so that no guarded git begins between our look and our move.
-    turn.take(repo, commands.ALL, 0, note)
-    left = [lock for lock in found if not _unlock_one(repo, lock, busy, force, dry)]
-    return 1 if left else 0
+    # Held to our end, so that no guarded git begins between our look and our move. One of each
+    # common dir: every guarded git of its worktrees shares that one's ALL_BYTE.
+    for each in {owner.common_dir: owner for owner in found.values() if owner}.values():
+        turn.take(each, commands.ALL, 0, note)
+    judged = [_unlock_one(repo, *each, busy, force, dry) for each in found.items()]
+    return 0 if all(judged) else 1
 
 
-def _unlock_one(repo: Repository, lock: str, busy: "list[int]", force: bool, dry: bool) -> bool:
+def _unlock_one(
+    repo: Repository,
+    lock: str,
+    owner: "Repository | None",
+    busy: "list[int]",
+    force: bool,
+    dry: bool,
+) -> bool:
     shown = stale.describe(repo, lock)
     if not os.path.lexists(lock):
         return True
-    owners = stale.owners(repo, lock) or busy
+    owners = stale.owners(owner, lock) or busy
     if owners:
         who = processes.text(owners) or "a git that cannot be seen from here"
         messages.error(
@@ -71,18 +92,17 @@ def _unlock_one(repo: Repository, lock: str, busy: "list[int]", force: bool, dry
         messages.status(f"{shown}: no git is at work; would be moved aside")
         return False
     try:
-        aside = stale.move_aside(repo, lock)
+        aside, stamp = stale.move_aside(owner, lock, repo)
     except SandrunError as error:
         messages.error(error.text, error.hint)
         return False
-    stamp = os.path.relpath(aside, os.path.join(repo.common_dir, stale.HOME)).split("/")[0]
     messages.status(f"{shown}: no git is at work; moved to {aside}")
     messages.status(f"hint: to put it back: sandrun git unlock --restore {stamp}")
     return True
 
 
 def _restore(repo: Repository, stamp: str) -> int:
-    moved = stale.asides(repo, stamp)
+    moved = stale.asides(repo, os.environ, stamp)
     if not moved:
         messages.error(f"nothing to restore in {os.path.join(repo.common_dir, stale.HOME)}")
         return 1

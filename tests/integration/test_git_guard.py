@@ -70,17 +70,37 @@ def test_a_guarded_git_waits_for_a_foreign_lock(box: GitBox) -> None:
         ("config.lock", ["config", "a.b", "c"]),
         ("index.lock", ["rm", "-q", "a"]),
         ("shallow.lock", ["fetch", "-q", "."]),
+        ("reftable/tables.list.lock", ["branch", "new"]),
+        ("objects/maintenance.lock", ["maintenance", "run"]),
+        ("objects/pack/multi-pack-index.lock", ["multi-pack-index", "write"]),
+        ("objects/info/commit-graph.lock", ["commit-graph", "write", "--reachable"]),
+        ("gc.pid.lock", ["gc", "-q"]),
     ],
 )
 def test_each_lock_is_waited_for(box: GitBox, name: str, args: list[str]) -> None:
     box.bare("branch", "old")
     box.bare("pack-refs", "--all")
+    box.bare("repack", "-adq")
+    (box.repo / ".git/reftable").mkdir()
     lock = _lock(box, name)
     process = box.guarded(*args)
     wait_for(lambda: watches(process), f"{args[0]} waits for {name}")
     lock.unlink()
     code, said = box.end(process)
     assert code == 0, said
+
+
+def test_the_reftable_of_a_linked_worktree_is_waited_for(box: GitBox) -> None:
+    """Its HEAD is there."""
+    other = box.root / "other"
+    box.bare("worktree", "add", "-q", other, "-b", "side")
+    lock = box.repo / ".git/worktrees/other/reftable/tables.list.lock"
+    lock.parent.mkdir()
+    lock.touch()
+    process = box.guarded("commit", "-q", "--allow-empty", "-m", "x", cwd=other)
+    wait_for(lambda: watches(process), "the commit waits for reftable's lock")
+    lock.unlink()
+    assert box.end(process)[0] == 0
 
 
 def test_other_indexes_have_other_locks(box: GitBox) -> None:

@@ -123,6 +123,29 @@ def test_a_lock_left_by_an_ended_run(box: GitBox) -> None:
 
 
 @whole_host
+def test_every_kind_of_lock_left_by_an_ended_run(box: GitBox) -> None:
+    """objects/maintenance.lock, for one, makes git skip its maintenance for ever, and exit 0."""
+    other = box.root / "other"
+    box.bare("worktree", "add", "-q", other, "-b", "side")
+    box.bare("submodule", "--quiet", "add", box.make(box.root / "library"), "sub")
+    names = """
+    index.lock objects/maintenance.lock info/sparse-checkout.lock logs/refs/heads/main.lock
+    objects/pack/multi-pack-index.lock modules/sub/index.lock worktrees/other/index.lock
+    ../../gitconfig.lock
+    """
+    locks = [Path(os.path.normpath(box.repo / ".git" / name)) for name in names.split()]
+    mine = box.repo / "yarn.lock"
+    for lock in locks:
+        lock.parent.mkdir(exist_ok=True)
+    box.env["SANDRUN_BACKEND"] = "auto"  # whatever contains a run here
+    script = f"touch {' '.join(map(str, [mine, *locks]))}; kill -9 $$"
+    code, said = box.end(box.sandrun("--", "sh", "-c", script))
+    assert code == 137, said
+    assert [lock for lock in locks if lock.exists()] == []
+    assert mine.exists()
+
+
+@whole_host
 def test_a_lock_left_by_a_lost_run(box: GitBox) -> None:
     """The supervisor is killed, and with it everything of the run, in the middle of a commit."""
     (box.repo / "a").write_text("two\n")

@@ -109,18 +109,129 @@ def test_every_kind_of_lock(box: GitBox) -> None:
     box.bare("fsck", "--strict")
 
 
+REAL: "dict[str, tuple[str, str]]" = {
+    "objects/maintenance.lock": ("maintenance run --no-quiet", "exists, skipping"),
+    "info/sparse-checkout.lock": ("sparse-checkout set x", "Unable to create"),
+    "objects/pack/multi-pack-index.lock": ("multi-pack-index write", "Unable to create"),
+    "objects/info/commit-graph.lock": ("commit-graph write --reachable", "Unable to create"),
+    "objects/info/commit-graphs/commit-graph-chain.lock": (
+        "commit-graph write --reachable --split",
+        "Unable to create",
+    ),
+    "logs/refs/heads/main.lock": ("reflog expire --expire=all refs/heads/main", "Unable to create"),
+    "logs/HEAD.lock": ("reflog expire --expire=all HEAD", "Unable to create"),
+    "gc.pid.lock": ("gc", "Unable to create"),
+    "config.worktree.lock": ("config --worktree a.b c", "could not lock config file"),
+    "MERGE_RR.lock": ("-c rerere.enabled=true rerere", "Unable to create"),
+    "ORIG_HEAD.lock": ("update-ref ORIG_HEAD HEAD", "Unable to create"),
+    "../.gitmodules.lock": ("config -f .gitmodules a.b c", "could not lock config file"),
+    "../../gitconfig.lock": ("config --global a.b c", "could not lock config file"),
+    "../../home/.git-credentials.lock": ("credential-store store", "credential storage lock"),
+}
+"""By lock: a command of git's that stumbles over it, so that it is one, and what it then says."""
+
+
 @whole_host
-def test_a_linked_worktree(box: GitBox) -> None:
+@pytest.mark.parametrize("name", REAL)
+def test_each_lock_that_git_stumbles_over_is_found(box: GitBox, name: str) -> None:
+    line, complaint = REAL[name]
+    box.bare("config", "extensions.worktreeConfig", "true")
+    box.bare("repack", "-adq")
+    git_dir = Path(os.path.realpath(box.repo / ".git"))
+    lock = Path(os.path.normpath(git_dir / name))
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    (box.root / "home/.git-credentials").touch()
+    secret = "protocol=https\\nhost=h\\nusername=u\\npassword=p\\n\\n"
+    script = f"printf '{secret}' | {GIT} {line}"
+    lock.write_text("left")
+    _, said = box.end(box.start("sh", "-c", script))
+    assert complaint in said, "else git does not lock there"
+    code, said = box.git("unlock")
+    assert (code, lock.exists()) == (0, False), said
+    _, again = box.end(box.start("sh", "-c", script))
+    assert complaint not in again
+    stamp = said.split("--restore ")[1].strip()
+    assert box.git("unlock", "--restore", stamp)[0] == 0
+    assert lock.read_text() == "left"
+
+
+@whole_host
+def test_locks_that_need_a_state_or_a_newer_git(box: GitBox) -> None:
+    """As their callers name them: sequencer.c, object-file.c, loose.c, midx-write.c, reftable's
+    system.c, builtin/gc.c, commit.c and stash.c."""
+    names = """
+    rebase-merge/git-rebase-todo.lock sequencer/opts.lock rebase-apply/patch-merge-index.lock
+    objects/info/alternates.lock objects/loose-object-idx.lock objects/schedule.lock
+    objects/pack/multi-pack-index.d/multi-pack-index-chain.lock reftable/tables.list.lock
+    reftable/0x000000000001-0x000000000002-00000001.ref.lock gc.log.lock next-index-12.lock
+    index.stash.12.lock MERGE_MSG.lock CHERRY_PICK_HEAD.lock AUTO_MERGE.lock BISECT_HEAD.lock
+    fsmonitor--daemon.ipc.lock refs/worktree/x.lock logs/refs/heads/deep/er.lock index~pid.lock
+    """
+    git_dir = box.repo / ".git"
+    for name in names.split():
+        (git_dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (git_dir / name).touch()
+    assert box.git("unlock")[0] == 0
+    assert [name for name in names.split() if (git_dir / name).exists()] == []
+
+
+def test_what_only_looks_like_a_lock_is_not_touched(box: GitBox) -> None:
+    for name in ("lock", "x.lockfile", "deep/unlock"):
+        box.bare("branch", name)
+    names = """
+    yarn.lock deep/Cargo.lock .git/annex.lock .git/hooks/x.lock .git/lfs/x.lock .git/other.lock
+    .git/objects/ab/x.lock .git/branches/x.lock
+    """
+    for name in names.split():
+        (box.repo / name).parent.mkdir(exist_ok=True)
+        (box.repo / name).write_text("mine")
+    (box.repo / ".git/refs/heads/folder.lock").mkdir()
+    assert box.git("unlock", "--force") == (0, f"sandrun: {box.repo}: no lock files\n")
+    assert {(box.repo / name).read_text() for name in names.split()} == {"mine"}
+
+
+@whole_host
+@pytest.mark.parametrize("top", ["main", "linked", "submodule"])
+def test_worktrees_and_submodules_are_looked_at_from_each_other(box: GitBox, top: str) -> None:
+    """A commit in any of them may be what was killed; `git unlock` at the top must see it."""
     other = box.root / "other"
     box.bare("worktree", "add", "-q", other, "-b", "side")
-    lock = box.repo / ".git/worktrees/other/index.lock"
-    lock.touch()
-    assert box.git("unlock")[0] == 0
-    assert lock.exists(), "that of another worktree is not looked at"
-    assert box.git("unlock", cwd=other)[0] == 0
-    assert not lock.exists()
-    assert box.git("unlock", "--restore", cwd=other)[0] == 0
-    assert lock.exists()
+    box.bare("submodule", "--quiet", "add", box.make(box.root / "library"), "sub/deep")
+    main = box.repo / ".git"
+    names = {
+        "main": ("index.lock", "modules/sub/deep/index.lock", "worktrees/other/index.lock"),
+        "linked": ("worktrees/other/reftable/tables.list.lock", "index.lock", "config.lock"),
+        "submodule": ("modules/sub/deep/HEAD.lock", "modules/sub/deep/refs/heads/x.lock"),
+    }[top]
+    for name in names:
+        (main / name).parent.mkdir(parents=True, exist_ok=True)
+        (main / name).touch()
+    cwd = {"main": box.repo, "linked": other, "submodule": box.repo / "sub/deep"}[top]
+    code, said = box.git("unlock", cwd=cwd)
+    assert code == 0, said
+    assert [name for name in names if (main / name).exists()] == []
+    for stamp in [line.split()[-1] for line in said.splitlines() if "--restore " in line]:
+        assert box.git("unlock", "--restore", stamp, cwd=cwd)[0] == 0
+    assert [name for name in names if not (main / name).exists()] == []
+
+
+@whole_host
+@pytest.mark.parametrize("where", ["linked", "submodule"])
+def test_a_commit_elsewhere_is_not_robbed_from_the_top(box: GitBox, where: str) -> None:
+    place = box.root / "other"
+    if where == "linked":
+        box.bare("worktree", "add", "-q", place, "-b", "side")
+    else:
+        place = box.repo / "sub"
+        box.bare("submodule", "--quiet", "add", box.make(box.root / "library"), "sub")
+    (place / "a").write_text("two\n")
+    commit = box.start(GIT, "commit", "-a", cwd=place, GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    git_dir = Path(box.bare("rev-parse", "--absolute-git-dir", cwd=place).strip())
+    code, said = box.git("unlock", "--force")
+    assert (code, (git_dir / "index.lock").exists()) == (1, True), said
+    box.let("one")
+    assert box.end(commit)[0] == 0
 
 
 @whole_host
@@ -132,6 +243,31 @@ def test_an_open_file_is_an_owner(box: GitBox) -> None:
         assert code == 1
         assert f"(pid {os.getpid()}, for" in said
     assert box.git("unlock")[0] == 0
+
+
+@whole_host
+def test_who_owns_a_lock_on_the_user_s_files(box: GitBox) -> None:
+    """`git config` wherever it is; not everybody's commits, nor who has another configuration."""
+    other = box.make(box.root / "other")
+    box.start(GIT, "commit", "--allow-empty", cwd=other, GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    lock = box.root / "gitconfig.lock"
+    lock.touch()
+    mine = box.editor("edit", "[a]")
+    editing = box.start(GIT, "config", "--global", "-e", cwd=box.root, GIT_EDITOR=mine)
+    box.reached("edit")
+    assert box.git("unlock")[0] == 1
+    assert lock.exists()
+    box.let("edit")
+    assert box.end(editing)[0] == 0
+    elsewhere = str(box.root / "gitconfig-of-another")
+    theirs = box.editor("theirs", "[a]")
+    env = {"GIT_EDITOR": theirs, "GIT_CONFIG_GLOBAL": elsewhere, "HOME": str(box.root / "other")}
+    env["XDG_CONFIG_HOME"] = ""
+    box.start(GIT, "config", "--global", "-e", cwd=box.root, **env)
+    box.reached("theirs")
+    code, said = box.git("unlock")
+    assert (code, lock.exists()) == (0, False), said
 
 
 @whole_host
@@ -212,7 +348,7 @@ def test_a_lock_that_comes_alive_goes_straight_back(
     with pytest.raises(SandrunError, match="came alive"):
         stale.move_aside(_repo(box), str(lock))
     assert lock.read_text() == ("new" if how == "replaced" else "old")
-    assert stale.asides(_repo(box)) == []
+    assert stale.asides(_repo(box), {}) == []
 
 
 # What cannot be seen
