@@ -1,6 +1,7 @@
 """The checks of `sandrun doctor`, a line each, and how they are shown: on every system."""
 
 import json
+import os
 from collections.abc import Callable
 
 from sandrun import backends, messages, project
@@ -22,12 +23,16 @@ class Line:
 
 def state() -> Line:
     """Whether the project's queue can be used."""
-    path = project.state_path(project.find(project.working_directory()))
     try:
+        path = project.state_path(project.find(project.working_directory()))
         Queue(path).close()
-        return Line("state", PASS, path)
+        wanted = os.path.join(project.state_root(), os.path.basename(path))
     except SandrunError as error:
         return Line("state", FAIL, error.text, error.hint)
+    if path == wanted:
+        return Line("state", PASS, path)
+    evidence = f"{path}, because another user has taken {wanted}"
+    return Line("state", CAUTION, evidence, f"have it removed: ls -ld {wanted}")
 
 
 def show(lines: "list[Line]", out: "Callable[[str], None]", as_json: bool) -> int:

@@ -161,6 +161,23 @@ def _second_home() -> Line:
     return Line(name, CAUTION, f"{note}: who shares the checkout only is not excluded")
 
 
+def _named(queue: str) -> Line:
+    """Whether a named queue is this user's only, or shared."""
+    if not project.shared_queue(queue):
+        made = f"install -d -m 2770 -g GROUP {project.SHARED_QUEUES}/{queue}"
+        return Line("queue", CAUTION, f"{queue}: excludes your own runs only", made)
+    try:
+        lock = RunLock(Queue(project.state_path("", queue)), root="/", name=queue)
+        lock.prepare()
+        path, note = lock.second_path(), lock.note
+        lock.drop()
+    except SandrunError as error:
+        return Line("queue", FAIL, error.text, error.hint)
+    if note:
+        return Line("queue", CAUTION, f"{queue}: {note}", "become one of its users: ls -ld " + path)
+    return Line("queue", PASS, f"{queue}: shared, by {path}")
+
+
 def _prctl() -> Line:
     provider = kernel.prctl_provider()
     if provider == "python-prctl":
@@ -175,8 +192,8 @@ def _git() -> Line:
     return Line("git", PASS if well else CAUTION, evidence, fix)
 
 
-def examine() -> "list[Line]":
-    """All checks in order."""
+def examine(queue: str = "") -> "list[Line]":
+    """All checks in order; `queue`: the one that was named, if any."""
     host = os.uname()
     versions = f"Python {sys.version.split()[0]}, sandrun {__version__}"
     return [
@@ -185,11 +202,11 @@ def examine() -> "list[Line]":
         *_backends(),
         *([] if DARWIN else [_prctl()]),
         state(),
-        _second_home(),
+        *([_named(queue)] if queue else [_second_home()]),
         _git(),
     ]
 
 
-def main(out: "Callable[[str], None]", as_json: bool) -> int:
+def main(out: "Callable[[str], None]", as_json: bool, queue: str = "") -> int:
     """Print the checks; exit code 0, or 1 when no kernel backend works here."""
-    return checks.show(examine(), out, as_json)
+    return checks.show(examine(queue), out, as_json)

@@ -38,9 +38,9 @@ def end(state: str, run: "str | None", everything: bool, grace: float) -> Answer
         try:
             queue = overview.open_queue(path)
         except SandrunError:
-            if not everything:
+            if not (everything or run):
                 raise
-            continue
+            continue  # one that cannot be used keeps nobody from what is in the others
         if queue:
             _end_queue(queue, run, everything, grace, answer)
             queue.close()

@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 
-from sandrun.project import home
+from sandrun.project import make_folders, state_home
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,18 +68,9 @@ def encode(value: object) -> str:
 
 
 def path() -> str:
-    """`$XDG_STATE_HOME/sandrun/history.jsonl`, by default below ~/.local/state, on Windows below
-    %LOCALAPPDATA%; '' for who has no home."""
-    state = os.environ.get("XDG_STATE_HOME") or ""
-    if not os.path.isabs(state):  # the XDG base directory specification: ignore relative ones
-        if sys.platform == "win32":
-            from sandrun import windows
-
-            return os.path.join(windows.local_folder(), "sandrun", "history.jsonl")
-        if not home():
-            return ""
-        state = os.path.join(home(), ".local", "state")
-    return os.path.join(state, "sandrun", "history.jsonl")
+    """The user's file: `history.jsonl` in `project.state_home`; '' for who has no home."""
+    folder = state_home()
+    return os.path.join(folder, "history.jsonl") if folder else ""
 
 
 class Log:
@@ -121,7 +112,7 @@ def _open(file: str) -> int:
     try:
         return _open_there(file)
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(file), 0o700, exist_ok=True)
+        make_folders(os.path.dirname(file), 0o700)
         return _open_there(file)
 
 

@@ -11,7 +11,7 @@ import os
 import time
 
 from sandrun import backends, messages, project
-from sandrun.model import EXIT_GAVE_UP
+from sandrun.model import EXIT_GAVE_UP, SandrunError
 from sandrun.queue import Queue
 from sandrun.runlock import RunLock
 from sandrun.ticket import StateGone, Ticket, head_key
@@ -81,7 +81,13 @@ def take(this: "Run") -> Place:
         deadline = time.monotonic() + this.settings.wait_timeout
     key = 0
     while True:
-        queue = Queue(this.state)
+        try:
+            queue = Queue(this.state)
+        except SandrunError:  # somebody took the name after we had found it free
+            refused, this.state = this.state, project.state_path(this.project, this.settings.queue)
+            if this.state == refused:
+                raise
+            continue
         # A new state directory does not cost the old place.
         key = key or _kept(queue, this) or head_key(this.settings.priority)
         try:

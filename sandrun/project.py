@@ -11,6 +11,8 @@ import sys
 
 from sandrun.model import SandrunError
 
+SHARED_QUEUES = "/var/lib/sandrun/queues"
+
 
 def find(start: str) -> str:
     """The project around the directory `start`, as a real path.
@@ -86,12 +88,69 @@ def state_path(project: str, queue: str = "") -> str:
     # A name can never equal a path: a real path starts with a slash.
     identity = f"queue {queue}" if queue else project
     digest = sha1(os.fsencode(identity) + b"\n")[:8]
-    return os.path.join(state_root(), f"seq-exec-{digest}{_mine()}")
+    return _untaken(f"seq-exec-{digest}{_mine()}")
+
+
+def _untaken(name: str) -> str:
+    """The directory `name` below the state root; elsewhere if another user has taken that name.
+
+    Once made it is ours: in a sticky directory nobody else can remove or rename it. The run lock's
+    second home excludes those who did not find the name taken.
+    """
+    path = os.path.join(state_root(), name)
+    if _is_free(path):
+        return path
+    from sandrun import taken_names
+
+    return taken_names.spare(name, path)
+
+
+def _is_free(path: str) -> bool:
+    """Whether no other user has taken the name of a directory of ours."""
+    try:
+        info = os.lstat(path)
+    except OSError:
+        return True
+    return info.st_mode & 0o170000 == 0o040000 and is_ours(info.st_uid)  # stat.S_ISDIR
+
+
+_uids: "tuple[int, int] | None" = None
+
+
+def _own_uids() -> "tuple[int, int]":
+    """Our effective uid as the kernel has it here, and as it is outside of our user namespace."""
+    global _uids
+    if _uids is None:
+        inner = outer = os.geteuid()
+        if sys.platform == "linux":
+            from_library = "LD_PRELOAD" in os.environ  # fakeroot(1), which lies to geteuid(2)
+            try:
+                # PROC_USER_INIT_INO in Linux's include/linux/proc_ns.h: the first namespace.
+                within = os.readlink("/proc/self/ns/user") != "user:[4026531837]"
+            except OSError:
+                within = False
+            if from_library or within:
+                from sandrun import taken_names
+
+                inner = taken_names.kernel_uid(inner) if from_library else inner
+                outer = taken_names.outside_uid(inner) if within else inner
+        _uids = inner, outer
+    return _uids
+
+
+def is_ours(owner: int) -> bool:
+    """Whether a file of that owner, as stat(2) tells it, is ours."""
+    return owner in (os.geteuid(), _own_uids()[0])
 
 
 def _mine() -> str:
     """The end of the name of a directory of ours where other users have theirs."""
-    return "" if sys.platform == "win32" else f"-{os.geteuid()}"
+    return "" if sys.platform == "win32" else f"-{_own_uids()[1]}"
+
+
+def is_state_name(name: str) -> bool:
+    """Whether a state directory of ours would have that name."""
+    return name.startswith("seq-exec-") and name.endswith(_mine())
 
 
 def sha1(text: bytes) -> str:
@@ -124,24 +183,75 @@ def git_directory(root: str) -> str:
     return os.path.normpath(os.path.join(root, named))
 
 
+def shared_queue(name: str) -> str:
+    """The directory that the administrator made for the queue `name`, whose users exclude each
+    other; '' if there is none. Only root can make it, so nobody else can lay one for us."""
+    path = os.path.join(SHARED_QUEUES, name)
+    return path if "/" not in name and name[0] != "." and os.path.isdir(path) else ""
+
+
 def home() -> str:
     """The user's home directory; '' if there is none (no HOME, and a uid without an account)."""
     found = os.path.expanduser("~")
     return found if os.path.isabs(found) else ""
 
 
+def state_home() -> str:
+    """`$XDG_STATE_HOME/sandrun`, by default below ~/.local/state, on Windows below %LOCALAPPDATA%;
+    '' for who has no home."""
+    state = os.environ.get("XDG_STATE_HOME") or ""
+    if not os.path.isabs(state):  # the XDG base directory specification: ignore relative ones
+        if sys.platform == "win32":
+            from sandrun import windows
+
+            return os.path.join(windows.local_folder(), "sandrun")
+        if not home():
+            return ""
+        state = os.path.join(home(), ".local", "state")
+    return os.path.join(state, "sandrun")
+
+
+def make_folders(path: str, mode: int = 0o755) -> None:
+    """Make a folder below the user's home, and those above it: never writable by others, whatever
+    the umask (os.makedirs gives its mode to the last one only). Raises OSError."""
+    above = os.path.dirname(path)
+    if above != path and not os.path.isdir(above):
+        make_folders(above)
+    try:
+        os.mkdir(path, mode)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+
+
 def lock_root() -> str:
     """The directory of run locks for queues without a checkout (see `sandrun.runlock`)."""
+    name = f"sandrun-locks{_mine()}"
     root = os.environ.get("SANDRUN_STATE_DIR") or "/dev/shm"
     if not os.path.isdir(root):
         root = "/tmp"
-    return os.path.join(root, f"sandrun-locks{_mine()}")
+    path = os.path.join(root, name)
+    if sys.platform == "win32" or os.environ.get("SANDRUN_STATE_DIR"):
+        return path
+    spare = os.path.join(state_home(), name)
+    # Used once, it is used by all that follow: who took the other name may give it up meanwhile.
+    if os.path.isdir(spare):
+        return spare
+    if _is_free(path):
+        return path
+    from sandrun import taken_names
+
+    return taken_names.spare_locks(name, path)
 
 
 def state_root() -> str:
-    """The directory that holds the state directories of all queues."""
+    """The directory that holds the state directories of all queues. Raises SandrunError."""
     root = os.environ.get("SANDRUN_STATE_DIR")
     if root:
+        if not os.path.isabs(root) or _everybody_may_rename_in(root):
+            from sandrun import taken_names
+
+            raise taken_names.bad_root(root)
         return root
     if sys.platform == "win32":
         from sandrun import windows
@@ -150,20 +260,38 @@ def state_root() -> str:
     return "/tmp"
 
 
+def _everybody_may_rename_in(directory: str) -> bool:
+    try:
+        return sys.platform != "win32" and os.stat(directory).st_mode & 0o1002 == 0o0002
+    except OSError:
+        return False  # `open_state` says what is wrong
+
+
 def pool_path() -> str:
     """The state directory of the pool (see `sandrun.pool`)."""
-    return os.path.join(state_root(), f"sandrun-pool{_mine()}")
+    return _untaken(f"sandrun-pool{_mine()}")
 
 
 def all_states() -> "list[str]":
-    """The state directories of this user's queues."""
-    root = state_root()
-    mine = _mine()
-    try:
-        names = sorted(n for n in os.listdir(root) if n[:9] == "seq-exec-" and n.endswith(mine))
-    except OSError:
-        return []
-    return [path for n in names if os.path.isdir(path := os.path.join(root, n))]
+    """The state directories of this user's queues; what others made under such names left out."""
+    from sandrun import taken_names
+
+    found: list[str] = []
+    for root in (state_root(), *taken_names.spare_roots()):
+        try:
+            names = sorted(filter(is_state_name, os.listdir(root)))
+        except OSError:
+            continue
+        paths = [os.path.join(root, name) for name in names]
+        found += [p for p in paths if os.path.isdir(p) and taken_names.owner(p) is None]
+    return found
+
+
+def foreign_states() -> "tuple[int, str]":
+    """How many names of our queues other users have taken, and one of them."""
+    from sandrun import taken_names
+
+    return taken_names.count_foreign()
 
 
 def open_state(path: str) -> int:
@@ -201,7 +329,7 @@ def _make_state(path: str) -> None:
 
 def _check_state(path: str, fd: int) -> None:
     info = os.fstat(fd)
-    if info.st_uid != os.geteuid():
+    if not is_ours(info.st_uid):
         raise SandrunError(
             f"{path} belongs to uid {info.st_uid}, not to you (uid {os.geteuid()})",
             "set SANDRUN_STATE_DIR to a directory of yours, or have that one removed",

@@ -6,8 +6,9 @@ Promises
   that share a checkout: each slot is locked in two homes, and a run needs both.
 
 Homes: `executor.lock` in the state directory, and a second one that `rm -rf /tmp/seq-exec-*` does
-not reach: `<git-dir>/sandrun.lock`, else a directory of the user's in /dev/shm. Slots after the
-first have a number: `executor.2.lock`.
+not reach: `sandrun.lock` in the git directory, or in the directory that the administrator made for
+a named queue; else a directory of the user's in /dev/shm. Slots after the first have a number:
+`executor.2.lock`.
 
 Invariants
 - Locks belong to the open file (flock(2)): children that inherit it keep the lock, and an
@@ -19,7 +20,10 @@ Invariants
   end. What a dead run left there says what must be cleaned up (`sandrun.recovery`).
 - A file counts only while it is the one that others would open, so after each lock fstat is
   compared with stat.
-- The second home is a net under the first: where it cannot be had, the run goes on without it.
+- Who may write a directory that is shared may lock the file in it, and nobody else: its owner (or
+  root) gives it that mode and group whenever it has another one, as after `chmod -R g+w`.
+- The second home is a net under the first: where it cannot be had, the run goes on with the one in
+  /dev/shm, or without. Where others are not excluded who should be, that is said.
 """
 
 import errno
@@ -34,14 +38,20 @@ from sandrun.ticket import StateGone, slot_file
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
+_Rights = tuple[int, int, int]
+"""The mode of a lock file, its owner and its group (-1: whichever it has)."""
+_OWN = (0o600, -1, -1)
+_NOT_EXCLUDED = "runs of other users are not excluded"
+
+
 class _File:
     """One home of one slot: a lock file below an open directory."""
 
-    def __init__(self, directory: int, path: str, name: str, mode: int = 0o600) -> None:
+    def __init__(self, directory: int, path: str, name: str, rights: "_Rights") -> None:
         self.directory = directory
         self.path = path
         self.name = name
-        self.mode = mode
+        self.rights = rights
         self.fd = -1
 
     def try_lock(self) -> bool:
@@ -76,26 +86,38 @@ class _File:
             os.close(fd)
         except OSError:  # a low RLIMIT_NOFILE
             self.fd = fd
-        if os.fstat(self.fd).st_mode & 0o170000 != 0o100000:  # stat.S_ISREG, without the import
+        info = os.fstat(self.fd)
+        if info.st_mode & 0o170000 != 0o100000:  # stat.S_ISREG, without the import
             self.close()
             raise OSError(errno.EINVAL, "not a regular file")
+        mode, uid, gid = self.rights
+        is_right = info.st_mode & 0o777 == mode and uid in (-1, info.st_uid)
+        if not (is_right and gid in (-1, info.st_gid)):
+            self._mend(info)
 
     def _make(self) -> int:
-        """Make the missing file.
-
-        Rights are set on a file that is certainly ours and new: one that was there may be a link
-        that somebody laid for us.
-        """
+        """Make the missing file; one that was there may be a link that somebody laid for us."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
-            fd = os.open(self.name, flags, self.mode, dir_fd=self.directory)
+            return os.open(self.name, flags, 0o600, dir_fd=self.directory)
         except FileExistsError:  # somebody was faster
             return os.open(self.name, os.O_RDWR | _FLAGS, dir_fd=self.directory)
-        os.fchmod(fd, self.mode)  # whatever the umask took away
-        if os.geteuid() == 0:  # what root makes in a user's checkout, the user must be able to open
-            above = os.fstat(self.directory)
-            os.fchown(fd, above.st_uid, above.st_gid)
-        return fd
+
+    def _mend(self, info: os.stat_result) -> None:
+        """Give the file the rights that it should have, if we may.
+
+        Not where it has a second name: that may be a link to something else of ours. What root
+        makes in a user's checkout becomes the user's.
+        """
+        mode, uid, gid = self.rights
+        ours = project.is_ours(info.st_uid)
+        if info.st_nlink != 1 or not (ours or os.geteuid() == 0):
+            return
+        try:
+            os.fchown(self.fd, uid if ours else -1, gid)
+            os.fchmod(self.fd, mode)
+        except OSError as error:  # a group that we are not in, an owner outside of our namespace
+            messages.decision(f"{self.path}: cannot set mode and group: {error.strerror}")
 
     def _is_current(self) -> bool:
         try:
@@ -134,9 +156,10 @@ class RunLock:
         self.first = first
         self.slot = 0
         self.note = ""
-        self._second: tuple[int, str, str, int] | None = None
+        self._second: tuple[int, str, str, _Rights] | None = None
+        self._shared = False
         if root:
-            self._second = self._open_second(root, name)
+            self._second = self._open_shared(root, name) or self._open_own()
         self._files: dict[int, list[_File]] = {}
         self.blocked: list[int] = []
         """After a failed try: an open file per slot whose lock somebody else holds."""
@@ -146,19 +169,34 @@ class RunLock:
         files = self._files.get(self.slot or self.first)
         return files[0].fd if files else -1
 
-    def _open_second(self, root: str, name: str) -> "tuple[int, str, str, int] | None":
-        git = "" if name else project.git_directory(root)
-        if git:
-            try:
-                fd = os.open(git, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                # Who may write the repository may exclude its other users, and nobody else.
-                writers = os.fstat(fd).st_mode & 0o022
-                return fd, git, "sandrun", 0o600 | writers | writers << 1
-            except OSError as error:
-                self.note = f"{git}: {error.strerror}"
+    def _open_shared(self, root: str, name: str) -> "tuple[int, str, str, _Rights] | None":
+        """The second home where others find it too, if there is one."""
+        path = project.shared_queue(name) if name else project.git_directory(root)
+        if not path:
+            return None
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            self.note = f"{path}: {error.strerror}"
+            if name:
+                messages.warn(f"{self.note}: {_NOT_EXCLUDED}", "have its administrator add you")
+            return None
+        info = os.fstat(fd)
+        writers = info.st_mode & 0o022
+        is_root = os.geteuid() == 0
+        rights = (
+            0o600 | writers | writers << 1,
+            info.st_uid if is_root else -1,
+            info.st_gid if is_root or writers else -1,
+        )
+        self._shared = True
+        return fd, path, "sandrun", rights
+
+    def _open_own(self) -> "tuple[int, str, str, _Rights] | None":
+        """The second home for our own runs only."""
         path = project.lock_root()
         try:
-            return project.open_state(path), path, os.path.basename(self.queue.path), 0o600
+            return project.open_state(path), path, os.path.basename(self.queue.path), _OWN
         except SandrunError as error:
             self.note = error.text
             messages.decision(f"no second home for the run lock: {self.note}")
@@ -168,11 +206,11 @@ class RunLock:
         files = self._files.get(slot)
         if files is None:
             name = slot_file("executor", slot)
-            files = [_File(self.queue.dir, os.path.join(self.queue.path, name), name)]
+            files = [_File(self.queue.dir, os.path.join(self.queue.path, name), name, _OWN)]
             if self._second:
-                directory, path, stem, mode = self._second
+                directory, path, stem, rights = self._second
                 name = slot_file(stem, slot)
-                files.append(_File(directory, os.path.join(path, name), name, mode))
+                files.append(_File(directory, os.path.join(path, name), name, rights))
             self._files[slot] = files
         return files
 
@@ -194,29 +232,33 @@ class RunLock:
 
         Raises SandrunError if a file is not what it should be, StateGone.
         """
-        self.blocked = []
-        for slot in range(self.first, self.slots + 1):
-            if self._try_slot(slot):
-                self.slot = slot
-                for other in set(self._files) - {slot}:
-                    self._drop(other)
-                return True
-        return False
+        while True:
+            second, self.blocked = self._second, []
+            for slot in range(self.first, self.slots + 1):
+                if self._try_slot(slot):
+                    self.slot = slot
+                    for other in set(self._files) - {slot}:
+                        self._drop(other)
+                    return True
+                if second != self._second:
+                    break  # every slot has another second home now
+            else:
+                return False
 
     def _try_slot(self, slot: int) -> bool:
+        """Lock both homes of a slot; False: one is held, or the second turned out to be no file."""
         files = self._slot_files(slot)
-        for file in list(files):
+        for file in files:
             try:
                 if file.try_lock():
                     continue
+                self.blocked.append(file.fd)
             except OSError as error:
                 if file is files[0]:
                     self._refuse(file, error)
                 self._without(file, error)
-                continue
             for each in files:  # also one that was granted while we slept
                 each.unlock()
-            self.blocked.append(file.fd)
             return False
         return True
 
@@ -228,14 +270,30 @@ class RunLock:
         ) from None
 
     def _without(self, file: _File, error: OSError) -> None:
-        """Go on without the second home: a read-only checkout, an odd file system."""
+        """Go on without that second home: a read-only checkout, an odd thing in its place."""
         self.note = f"{file.path}: {error.strerror}"
         messages.decision(f"no second home for the run lock: {self.note}")
-        self._second = None
-        for files in self._files.values():
-            for other in files[1:]:
-                other.close()
-            del files[1:]
+        shared, self._shared = self._shared, False
+        if shared:
+            self._warn_of(file)
+        self._second = self._open_own() if shared else None
+        for slot in list(self._files):
+            self._drop(slot)
+
+    def _warn_of(self, file: _File) -> None:
+        """Say that others are not excluded, if they could be: something is there."""
+        try:
+            info = os.stat(file.name, dir_fd=file.directory, follow_symlinks=False)
+        except OSError:
+            return  # we cannot make one either
+        if info.st_mode & 0o170000 != 0o100000:
+            hint = f"it should be a file or nothing; look: ls -ld {file.path}"
+        elif os.access(".", os.W_OK, dir_fd=file.directory, effective_ids=True):
+            hint = f"any run of its owner (uid {info.st_uid}) mends that, or: "
+            hint += f"chmod {file.rights[0]:o} {file.path}"
+        else:
+            return  # who may not write in the directory is no sharer of it
+        messages.warn(f"{self.note}: {_NOT_EXCLUDED}", hint)
 
     def unlock(self) -> None:
         """Free what was granted while we slept: it is not our turn any more."""

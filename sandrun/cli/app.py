@@ -162,7 +162,13 @@ def status(
     root, chosen = obj
     paths = project.all_states() if everything else [project.state_path(root, chosen.queue)]
     queues = [overview.look(path) for path in paths]
-    out(json.dumps({"v": 1, "queues": queues}) if as_json else overview.text(queues, everything))
+    foreign, example = project.foreign_states() if everything else (0, "")
+    if as_json:
+        out(json.dumps({"v": 1, "queues": queues, "foreign": foreign}))
+        return
+    out(overview.text(queues, everything))
+    if foreign:
+        out(f"passed by: {foreign} entries of other users with names of your queues ({example})")
 
 
 @cli.command()
@@ -275,17 +281,19 @@ def cancel(obj: "tuple[str, settings.Settings]", run: str) -> None:
 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with a version.")
-def doctor(as_json: bool) -> None:
+@click.pass_obj
+def doctor(obj: "tuple[str, settings.Settings]", as_json: bool) -> None:
     """Check what can enforce limits here, by trying it, and say which backend is in force.
 
     Exit 1 when the kernel enforces nothing.
     """
     if sys.platform == "win32":
         from sandrun.windows import doctor as examiner
-    else:
-        from sandrun import doctor as examiner
 
-    raise SystemExit(examiner.main(out, as_json))
+        raise SystemExit(examiner.main(out, as_json))
+    from sandrun import doctor as examiner
+
+    raise SystemExit(examiner.main(out, as_json, obj[1].queue))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)

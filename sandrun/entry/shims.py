@@ -26,7 +26,7 @@ import sys
 from collections.abc import Iterable
 
 from sandrun.model import SandrunError, command_text
-from sandrun.project import home
+from sandrun.project import home, make_folders
 
 MARK = ".sandrun-shims"
 _FIRST_LINE = "# sandrun shim for {tool}"
@@ -196,8 +196,8 @@ def add(tool: str, projects: "Iterable[str]" = ()) -> str:
     if tool in ("sandrun", "sh", "env", "python", "python3"):
         raise SandrunError(f"a shim for {tool} would stand in the way of the shims themselves")
     folder = directory()
-    os.makedirs(folder, exist_ok=True)
-    open(os.path.join(folder, MARK), "a").close()
+    make_folders(folder)
+    os.close(os.open(os.path.join(folder, MARK), os.O_WRONLY | os.O_CREAT, 0o644))
     path = os.path.join(folder, tool + _ENDING)
     if os.path.lexists(path) and tool not in installed():
         raise SandrunError(f"{path} is not a shim of sandrun's", "move it away")

@@ -89,6 +89,53 @@ def test_a_state_directory_that_is_not_ours_alone_is_refused(
     assert not outside.exists() or list(outside.iterdir()) == []
 
 
+@pytest.mark.parametrize("words", [["--", "touch", "ran"], ["status"], ["kill", "--all"]])
+@pytest.mark.parametrize(
+    ("root", "said"),
+    [
+        ("state", "SANDRUN_STATE_DIR=state is not an absolute path"),
+        ("./state", "is not an absolute path"),
+        ("~/state", "is not an absolute path"),
+        ("open", "everybody may rename what is in there (mode 777, not sticky)"),
+        ("file", "Not a directory"),
+        ("nowhere", "No such file or directory"),
+        ("others", "Permission denied"),
+    ],
+)
+def test_a_state_root_that_cannot_be_one_is_refused(
+    open_box: Box, root: str, said: str, words: "list[str]"
+) -> None:
+    """One line and a hint; a relative one would be another queue in each directory."""
+    box = open_box
+    box.project.chmod(0o777)
+    paths = {name: box.root / name for name in ("open", "file", "nowhere", "others")}
+    for name in ("open", "others"):
+        paths[name].mkdir()
+    paths["open"].chmod(0o777)
+    paths["file"].touch()
+    value = str(paths.get(root, root))
+    done = box.run(*words, user=USER, env={"SANDRUN_STATE_DIR": value})
+    if words[0] != "--" and root in ("file", "nowhere", "others"):
+        assert done.returncode in (0, 1)  # nothing runs there
+        return
+    assert (done.returncode, done.stdout) == (125, "")
+    first, second = done.stderr.splitlines()
+    assert said in first and second.startswith("sandrun: hint: ")
+    assert list(box.project.iterdir()) == list(paths["open"].iterdir()) == []
+
+
+def test_doctor_tells_of_a_state_root_that_cannot_be_one(box: Box) -> None:
+    done = box.run("doctor", env={"SANDRUN_STATE_DIR": "state"}, seconds=60)
+    lines = {line.split()[1]: line for line in done.stdout.splitlines() if "  " in line}
+    assert lines["state"].startswith("FAIL") and "is not an absolute path" in lines["state"]
+    assert "internal error" not in done.stderr
+
+
+def test_an_empty_state_root_is_none(box: Box) -> None:
+    done = box.run("config", env={"SANDRUN_STATE_DIR": ""})
+    assert "# queue   /tmp/seq-exec-" in done.stdout
+
+
 def test_two_users_do_not_see_or_touch_each_others_queue(open_box: Box) -> None:
     """In a project that neither can write: the second home is not to be had for both."""
     first = open_box.start("--", *open_box.job("one"), user=USER)
