@@ -20,6 +20,7 @@ ABSENT = {
     "a_daemon_that_ignores_sigterm_is_killed": "no SIGTERM: TerminateJobObject cannot be ignored",
     "a_killed_second_keeper_is_replaced": "no keepers: a job ends with its last handle",
     "after_sigkill_of_the_whole_process_group_nothing_lives": "no process groups",
+    "no_other_user_can_hold_the_lock_of_a_runs_group": "a job has no directory to open",
     "shared_memory_counts_once_and_counts": "a job counts what is committed",
     "supervisor_and_keeper_killed_together_nothing_lives": "no keepers",
     "supervisor_and_keepers_killed_together_the_next_run_cleans_up": "no keepers",
