@@ -6,7 +6,8 @@ Promises, of a shim for TOOL
   once: one exec of a POSIX sh and no other process.
 - It never starts itself again. No folder of shims is ever searched for the tool (the file
   `.sandrun-shims` marks them), and when what it found was another's shim (pyenv, asdf, ...) that
-  comes back by way of the PATH, the search goes on behind that one: so it ends.
+  comes back by way of the PATH, the search goes on behind that one, and it ends. A tool that starts
+  itself by name finds itself (`sandrun.gitguard.shim` tells them apart).
 - If sandrun is gone or broken it says so and runs the tool.
 - One that `sandrun init` added has the projects that want it as comments at its end; one without
   them is the user's own.
@@ -51,35 +52,7 @@ _BUNDLES = {"make": ("-*[!bBdeiklLmnpqrRsStvw]*", "-*[nqt]*")}
 
 _TEXT = """#!/bin/sh
 {first_line}: {tool} takes its turn in the project's queue (sandrun shims)
-real=
-passed=${{SANDRUN_SHIM-}}
-case $passed in
-"$$:{tool}:"*|"$PPID:{tool}:"*) passed=${{passed#*:*:}} ;; # from there it came back to us
-*) passed= ;;
-esac
-search() {{
-	set -f
-	IFS=:
-	for directory in $PATH; do
-		if [ -x "$directory/{tool}" ] && [ ! -d "$directory/{tool}" ] &&
-			[ ! -e "$directory/{mark}" ]; then
-			real=$directory/{tool}
-			[ "$passed" ] || break
-			[ "$real" != "$passed" ] || passed=
-			real=
-		fi
-	done
-	unset IFS
-	set +f
-}}
-search
-[ "$real" ] || [ -z "$passed" ] || {{ passed=; search; }} # it took its own folder off the PATH
-if [ -z "$real" ]; then
-	echo >&2 "sandrun: {tool}: command not found"
-	exit 127
-fi
-export SANDRUN_SHIM="$$:{tool}:$real"
-
+{search}
 case ${{1-}} in {first}) exec "$real" "$@" ;; esac
 {any}inside() {{
 	[ "${{SANDRUN_RUNS-}}" ] && [ "${{SANDRUN_PROJECT-}}" ] || return
@@ -126,6 +99,7 @@ below() {{ # DIRECTORY/ID: its cgroup is around us, or its owner is an ancestor
 }}
 if inside; then exec "$real" "$@"; fi
 if [ -x {python} ] && [ -e {launch} ]; then
+	SANDRUN_SHIM=":$$:$note"
 	exec {python} -I {launch} -- "$real" "$@"
 fi
 echo >&2 "sandrun: {tool} runs without queue and memory limit: sandrun is not where it was"
@@ -159,15 +133,15 @@ def _bytes(tool: str) -> bytes:
 def text(tool: str) -> str:
     """The shim for a tool, with this very sandrun in it."""
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    if tool == "git":
-        from sandrun.gitguard import shim
+    from sandrun.gitguard import shim
 
+    if tool == "git":
         return shim.text(shim.launch(sys.executable, library))
     first = "|".join(filter(None, (_FIRST_WORDS[""], _FIRST_WORDS.get(tool))))
     return _TEXT.format(
         tool=tool,
         first_line=_FIRST_LINE.format(tool=tool),
-        mark=MARK,
+        search=shim.search(tool),
         first=first,
         any=_any_word(tool),
         python=command_text([sys.executable]),

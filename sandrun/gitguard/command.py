@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SHIM_MARK = b"sandrun shim"
 """In the first lines of a shim, so that a search of PATH knows it from the real git."""
+SHIM_VARIABLE = "SANDRUN_SHIM"
+"""What a shim notes in the environment (`sandrun.gitguard.shim`)."""
 
 
 def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.Heritage) -> int:
@@ -35,7 +37,7 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.
         from sandrun.gitguard import unlock
 
         return unlock.main(_repository(command, env), command.arguments)
-    git = real_git(env.get("PATH", os.defpath))
+    git = real_git(env)
     needed = commands.needs(command)
     if needed is None:
         from sandrun.gitguard import aliases
@@ -98,11 +100,19 @@ def _wait(repo: repository.Repository, flags: "Mapping[str, object]") -> "Wait":
     return Wait(repo, chosen.git_wait, "running git anyway")
 
 
-def real_git(path: str) -> str:
-    """The first git on `path` that is not a shim of ours. Raises SandrunError."""
-    for directory in path.split(":"):
+def real_git(env: "dict[str, str]") -> str:
+    """The git behind the shim that became this process, or else the first one on PATH that is no
+    shim of ours; `env` then tells the shim what we passed, should that git come back by the PATH.
+
+    Raises SandrunError.
+    """
+    noted = env.get(SHIM_VARIABLE, "").partition("\n")[0].split(":")
+    if noted[0] == str(os.getpid()) and noted[4:5] == ["git"]:
+        return noted[-2]
+    for directory in env.get("PATH", os.defpath).split(":"):
         file = os.path.join(directory or ".", "git")
         if os.access(file, os.X_OK) and os.path.isfile(file) and not _is_shim(file):
+            env[SHIM_VARIABLE] = f"{os.getpid()}:{os.getppid()}:0:0:git::{file}:\n\n"
             return os.path.abspath(file)
     raise SandrunError("git: command not found", "install git", EXIT_NOT_FOUND)
 

@@ -6,11 +6,82 @@ the first word that is no option, and a background reader takes no optional lock
 
 A shim directory has an (empty) file `.sandrun-shims`, by which the shims know each other: reading
 every `git` on PATH for a mark would cost more in sh than git does.
+
+`search` is how every shim, of git or of another tool, finds the program behind it.
 """
 
 from sandrun.gitguard import commands
 
 DIRECTORY_MARK = ".sandrun-shims"
+
+# Nothing shows whether a version manager behind a shim has come back to it by the PATH or the tool
+# has started itself by name. So the shim notes what it passed, in SANDRUN_SHIM:
+#   PID:PPID:DEPTH:AGAIN:TOOL:OWN<newline>BEFORE<newline>WORDS
+# the process that became the tool (an empty PID: the run's child, whose parent is PPID), how many
+# shims deep it is, how often only a passed place was left, the places that this process passed,
+# those that the processes around it passed with the same words in the same directory, and these.
+# A process that becomes the tool again came back: what lies behind is the tool. A child starts the
+# search anew. It ends: each process passes a place once, processes inside one another pass it twice
+# with the same words, and the counts limit all else.
+_SEARCH = r"""line='
+'
+words="$PWD $*" depth=0 again=0 own= before= real= back=
+[ ${{#words}} -lt 1000 ] || words="$PWD $# ${{#words}}"
+recall() {{
+	set -f
+	IFS=:
+	set -- ${{SANDRUN_SHIM-}}
+	unset IFS
+	set +f
+	[ $# -gt 5 ] && kill -0 "${{1:-$2}}" 2>/dev/null || return
+	case $3$4 in *[!0-9]*) return ;; esac
+	depth=$(($3 + 1))
+	[ "$5" = {tool} ] || return
+	own=${{SANDRUN_SHIM%%"$line"*}} own=${{own#*:*:*:*:*:}}
+	rest=${{SANDRUN_SHIM#*"$line"}}
+	same=
+	[ "${{rest#*"$line"}}" != "$words" ] || same=1
+	[ $depth -lt {deep} ] || same=1
+	[ -z "$same" ] || again=$4 before=${{rest%%"$line"*}}
+	[ "$1:$2" != "$$:$PPID" ] && [ "$1:$2" != ":$PPID" ] || return
+	[ -z "$same" ] || before=$before$own
+	[ $depth -lt {deep} ] || before=$before$before
+	own=
+}}
+[ -z "${{SANDRUN_SHIM-}}" ] || recall
+set -f
+IFS=:
+for directory in $PATH; do
+	place=$directory/{tool}
+	[ -x "$place" ] && [ ! -d "$place" ] && [ ! -e "$directory/{mark}" ] || continue
+	case $own in *":$place:"*) back=$place; continue ;; esac
+	case $before in *":$place:"*":$place:"*) back=$place; continue ;; esac
+	real=$place
+	break
+done
+unset IFS
+set +f
+if [ -z "$real" ] && [ "$back" ] && [ $again -lt 20 ] && [ $depth -lt {deepest} ]; then
+	real=$back again=$((again + 1))
+	case $own in *":$back:"*) own=${{own%%":$back:"*}}${{own#*":$back:"}} ;; esac # once, and last
+fi
+if [ -z "$real" ]; then
+	echo >&2 "sandrun: {tool}: command not found${{back:+, $back only starts itself}}"
+	exit 127
+fi
+note="$depth:$again:{tool}:$own:$real:$line$before$line$words"
+export SANDRUN_SHIM="$$:$PPID:$note"
+"""
+
+
+def search(tool: str) -> str:
+    """Shell text that sets `real` to the program behind a shim for `tool`, or ends with 127.
+
+    It exports SANDRUN_SHIM for a shell that becomes `real`; ":$$:$note" is right for one that
+    becomes a run of it.
+    """
+    return _SEARCH.format(tool=tool, mark=DIRECTORY_MARK, deep=300, deepest=400)
+
 
 _TEXT = """#!/bin/sh
 # sandrun shim for git: commands that only read go straight through, others wait for their turn
@@ -24,7 +95,7 @@ for argument; do
 	*) word=$argument; break ;;
 	esac
 done
-case ${{word:-version}} in
+{search}case ${{word:-version}} in
 {read_only})
 	[ -t 0 ] || [ -t 1 ] || [ -t 2 ] || export GIT_OPTIONAL_LOCKS="${{GIT_OPTIONAL_LOCKS-0}}"
 	;;
@@ -32,16 +103,7 @@ case ${{word:-version}} in
 	{sandrun} "$@"
 	;;
 esac
-set -f
-IFS=:
-for directory in $PATH; do
-	if [ -x "$directory/git" ] && [ ! -d "$directory/git" ] && [ ! -e "$directory/{mark}" ]; then
-		unset IFS
-		exec "$directory/git" "$@"
-	fi
-done
-echo >&2 "sandrun: git: command not found"
-exit 127
+exec "$real" "$@"
 """
 
 
@@ -64,5 +126,5 @@ def text(sandrun: str) -> str:
         answers="|".join(sorted(commands.ANSWERS)),
         read_only="|".join(sorted(commands.READ_ONLY)),
         sandrun=sandrun,
-        mark=DIRECTORY_MARK,
+        search=search("git"),
     )

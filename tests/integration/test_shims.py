@@ -213,6 +213,28 @@ done
 }
 
 
+LOOPING = {
+    # a child of a child, as a program that captures the output does
+    "substitutes": """#!/bin/sh
+me=$(dirname "$0"); [ $((hops += 1)) -lt 9 ] || exit 99; export hops
+IFS=:; for d in $PATH; do
+    if [ "$d" != "$me" ] && [ -x "$d/mytool" ]; then
+        unset IFS; said=$("$d/mytool" "$@"); code=$?; echo "$said"; exit $code
+    fi
+done
+exit 127
+""",
+    # a wrapper that adds to the words in each round
+    "adds words": """#!/bin/sh
+me=$(dirname "$0"); [ $((hops += 1)) -lt 9 ] || exit 99; export hops
+IFS=:; for d in $PATH; do
+    if [ "$d" != "$me" ] && [ -x "$d/mytool" ]; then unset IFS; exec "$d/mytool" -j4 "$@"; fi
+done
+exit 127
+""",
+}
+
+
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("order", [[name] for name in MANAGERS] + [list(MANAGERS)])
 def test_it_never_recurses_whatever_stands_behind_it(
@@ -245,12 +267,80 @@ def test_two_folders_of_shims_on_one_path(shimbox: Box) -> None:
     assert len(shimbox.records()) == 1
 
 
-def test_a_tool_that_calls_itself_by_name_finds_itself(shimbox: Box) -> None:
-    text = '#!/bin/sh\necho "$0 $1"\n[ "$1" ] || mytool again\n'
-    tool(shimbox, "front", text)
+# How tools start themselves by name: the words after it are counted down.
+SELF = {
+    "as a child": "mytool $(($1 - 1)); exit",
+    "by a shell that becomes it": 'sh -c "mytool $(($1 - 1))"; exit',
+    "by a shell below": 'said=$(mytool $(($1 - 1))); echo "$said"; exit',
+    "in another directory": "mkdir -p below; cd below; mytool $(($1 - 1)); exit",
+    "in the background": "mytool $(($1 - 1)) & wait; exit",
+    "by env": "env -u NONE mytool $(($1 - 1)); exit",
+    "by becoming it": "exec mytool $(($1 - 1))",
+    "with the same words": '[ ! "$AGAIN" ] || exit 0; AGAIN=1 mytool "$1"; exit',
+    "by becoming it with the same words": '[ ! "$AGAIN" ] || exit 0; AGAIN=1 exec mytool "$1"',
+}
+RECURSIVE = '#!/bin/sh\necho "$0 $1"\n[ "$1" != 0 ] || exit 0\n'
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("how", SELF)
+def test_a_tool_that_starts_itself_by_name_finds_itself(
+    shimbox: Box, how: str, inside: bool
+) -> None:
+    """Where PATH has one place of it, as with a venv, nvm or rustup: a shim changes nothing."""
+    path = tool(shimbox, "tools", RECURSIVE + SELF[how] + "\n")
     shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
-    done = shimbox.run(argv=["mytool"])
-    assert [line.split("/")[-2] for line in done.stdout.splitlines()] == ["front", "front"]
+    plain = shimbox.run("5", argv=[str(path)], env={"PATH": f"{path.parent}:/usr/bin:/bin"})
+    words = ["sandrun", "--", "mytool"] if inside else ["mytool"]
+    done = shimbox.run("5", argv=words, seconds=60)
+    assert (done.returncode, said(done.stderr), done.stdout) == (0, [], plain.stdout)
+    assert len(shimbox.records()) == 1
+
+
+@pytest.mark.parametrize("how", [how for how in SELF if "becoming" not in how])
+def test_a_child_finds_the_same_tool_where_path_has_several(shimbox: Box, how: str) -> None:
+    front = tool(shimbox, "front", RECURSIVE + SELF[how] + "\n")
+    shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
+    done = shimbox.run("5", argv=["mytool"], seconds=60)
+    assert (done.returncode, said(done.stderr)) == (0, [])
+    assert {line.split()[0] for line in done.stdout.splitlines()} == {str(front)}
+
+
+def test_recursion_goes_as_deep_as_without_a_shim(shimbox: Box) -> None:
+    tool(shimbox, "tools", RECURSIVE + SELF["as a child"] + "\n")
+    shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
+    done = shimbox.run("60", argv=["mytool"], seconds=60)
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 61)
+
+
+@pytest.mark.parametrize("name", ["searches", "forks", "substitutes", "adds words"])
+def test_a_manager_without_a_tool_behind_it_ends_with_127(shimbox: Box, name: str) -> None:
+    """Ours passes it on, and it comes back; also when each round changes the words."""
+    (shimbox.root / "tools/mytool").unlink()
+    text = LOOPING[name] if name in LOOPING else MANAGERS[name]
+    path = tool(shimbox, name, text.replace("[ $((hops += 1)) -lt 9 ] || exit 99", ": ", 1))
+    shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
+    done = shimbox.run("--", "mytool", "x", seconds=120)
+    assert done.returncode == 127
+    told = f"sandrun: mytool: command not found, {path} only starts itself"
+    assert told in done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("name", ["substitutes", "adds words"])
+def test_a_manager_that_comes_back_in_an_odd_way_leads_to_the_tool(shimbox: Box, name: str) -> None:
+    tool(shimbox, name, LOOPING[name])
+    shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
+    done = shimbox.run("x", argv=["mytool"], seconds=60)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"tool {shimbox.root}/tools/mytool [")
+
+
+def test_a_note_of_another_process_or_of_nonsense_is_no_harm(shimbox: Box) -> None:
+    expected = f"tool {shimbox.root}/tools/mytool [x] in a run\n"
+    passed = f"mytool::{shimbox.root}/tools/mytool:\n\n"
+    for note in (f"{os.getpid()}:1:0:0:{passed}", f"999999999:1:0:0:{passed}", "a:b", ":::::::",
+                 f"{os.getpid()}:1:x:0:{passed}", "\n\n\n"):  # fmt: skip
+        assert shimbox.run("x", argv=["mytool"], env={"SANDRUN_SHIM": note}).stdout == expected
 
 
 def test_a_missing_tool_is_told_as_by_a_shell(shimbox: Box) -> None:
@@ -325,6 +415,33 @@ def test_the_git_shim_waits_for_its_turn(shimbox: Box) -> None:
     done = shimbox.run("init", "-q", argv=["git"])
     assert (done.returncode, done.stderr) == (0, "")
     assert (shimbox.project / ".git/HEAD").exists()
+
+
+@pytest.mark.parametrize("name", [*MANAGERS, *LOOPING])
+@pytest.mark.parametrize("words", [["status", "--short"], ["add", "x"]], ids=["reads", "writes"])
+@pytest.mark.parametrize("entry", ["shim", "sandrun git"])
+def test_a_version_managers_git_shim_leads_to_the_real_git(
+    shimbox: Box, name: str, words: "list[str]", entry: str
+) -> None:
+    """As pyenv's is where conda brings a git; the one that adds words gives git an option of its
+    own."""
+    add(shimbox, "git")
+    shimbox.run("init", "-q", argv=["git"])
+    (shimbox.project / "x").touch()
+    text = {**MANAGERS, **LOOPING}[name].replace("mytool", "git").replace("-j4", "--no-pager")
+    tool(shimbox, "manager", text, "git")
+    shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
+    argv = ["git"] if entry == "shim" else ["sandrun", "git"]
+    done = shimbox.run(*words, argv=argv, seconds=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    listed = shimbox.run("ls-files", argv=["git"]).stdout.split()
+    assert listed == (["x"] if words[0] == "add" else [])
+
+
+def test_a_git_alias_of_a_shell_starts_git_again(shimbox: Box) -> None:
+    add(shimbox, "git")
+    script = "git init -q && git config alias.two '!git init -q b; git -C b status -s' && git two"
+    assert shimbox.run(script, argv=["sh", "-c"], seconds=60).returncode == 0
 
 
 def test_shims_at_once_run_one_at_a_time(shimbox: Box) -> None:
