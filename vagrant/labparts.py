@@ -33,7 +33,7 @@ GUEST_PYTHON = "3.11"  # Debian 12's, where image.sh comes from
 PACKAGES = f"lib/python{GUEST_PYTHON}/dist-packages"
 DEBIAN_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
 CONTAINER_TOOLS = {"buildah": "buildah"}
-CONTAINER_SOURCES = ("pyproject.toml", "README.md", "LICENSE", "sandrun", "backends")
+CONTAINER_SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "sandrun", "backends")
 # Not everywhere that mmdebstrap is: Ubuntu does not install it along.
 DEBIAN_KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 APT_INSTALL = "apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends"

@@ -425,7 +425,7 @@ def test_a_real_pre_commit_installs_us_as_a_repository(project: Box) -> None:
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("sandrun", "backends"):
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", ".pre-commit-hooks.yaml"):
+    for name in ("pyproject.toml", "setup.py", "README.md", ".pre-commit-hooks.yaml"):
         shutil.copy(ROOT / name, source)
     git = ["git", "-C", str(source)]
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):

@@ -1,5 +1,7 @@
-"""The wheel: what it contains, and that no top-level `backends` is installed."""
+"""The wheel: what it contains, and that its command runs wherever and however it is installed."""
 
+import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -8,27 +10,29 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT
+from tests.entering import need
+from tests.harness import ROOT, Box
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy: setuptools leaves its droppings in the source tree."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is built: setuptools leaves its droppings in the source tree."""
     if not (ROOT / "pyproject.toml").exists():
         pytest.skip("the checkout is gone (an installed wheel is being tested)")
     copy = tmp_path_factory.mktemp("source")
-    for name in ("sandrun", "backends", "pyproject.toml", "README.md", "LICENSE"):
-        source = ROOT / name
-        if source.is_dir():
-            ignore = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(source, copy / name, symlinks=True, ignore=ignore)
-        elif source.exists():
-            shutil.copy(source, copy / name)
-        else:
-            (copy / name).touch()
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("sandrun", "backends"):
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignore)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "."]
-    subprocess.run([*build, "-w", "out"], cwd=copy, check=True)
-    (built,) = (copy / "out").glob("*.whl")
+    subprocess.run([*build, "-w", "out"], cwd=source, check=True)
+    (built,) = (source / "out").glob("*.whl")
     return built
 
 
@@ -58,9 +62,81 @@ def test_the_distribution_has_a_name_of_its_own(wheel: Path) -> None:
     assert b"\nName: sandrun-queue\n" in archive.read(metadata)
 
 
-def test_the_command_is_our_own_script(wheel: Path) -> None:
-    """The wrapper of an entry point would import `re` before our first line."""
-    archive = zipfile.ZipFile(wheel)
-    (script,) = [name for name in archive.namelist() if name.endswith("/scripts/sandrun")]
-    assert b"import re" not in archive.read(script)
-    assert archive.read(script).startswith(b"#!python")
+PLACES = {"plain": "venv", "space": "a b/venv", "long": f"{'l' * 140}/{'o' * 140}/venv"}
+"""Where an environment may lie: a `#!` line can hold neither a space nor 281 characters."""
+
+
+def environment(top: Path, place: str) -> Path:
+    """The programs of a new virtual environment."""
+    where = top / PLACES[place]
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", where], check=True)
+    return where / "bin"
+
+
+def install(bin: Path, what: Path, *options: str) -> str:
+    """... with the pip and setuptools of this one; the text of the command."""
+    homes = [importlib.import_module(name).__path__[0] for name in ("wheel", "setuptools")]
+    pip = [sys.executable, "-m", "pip", "--python", str(bin / "python"), "install", "-q"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.dirname, homes))}
+    words = [*pip, "--no-deps", "--no-build-isolation", *options, str(what)]
+    subprocess.run(words, check=True, env=env)
+    return (bin / "sandrun").read_text()
+
+
+def runs(box: Box, bin: Path) -> None:
+    """By execve(2), and from a shell, which takes for its own script what no kernel can start."""
+    for argv in ([str(bin / "sandrun")], ["sh", "-c", '"$0" "$@"', str(bin / "sandrun")]):
+        done = box.run("--", "echo", "a  b", "", "c", argv=argv)
+        assert (done.returncode, done.stdout) == (0, "a  b  c\n"), done.stderr
+        assert box.run("--", "sh", "-c", "exit 3", argv=argv).returncode == 3
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_wheel_runs_wherever_it_is_installed(
+    box: Box, wheel: Path, tmp_path: Path, place: str
+) -> None:
+    bin = environment(tmp_path, place)
+    install(bin, wheel)
+    runs(box, bin)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("options", [[], ["-e"]], ids=["copied", "editable"])
+def test_a_checkout_runs_wherever_it_is_installed(
+    box: Box, source: Path, tmp_path: Path, place: str, options: "list[str]"
+) -> None:
+    """Where it can, the command is our own script: an old pip's wrapper imports `re` before us."""
+    bin = environment(tmp_path, place)
+    text = install(bin, source, *options)
+    runs(box, bin)
+    assert ("import re\n" in text or "from sandrun.__main__" in text) == (place != "plain")
+
+
+@pytest.mark.parametrize("how", ["tool install", "tool run", "run"])
+def test_uv_runs_it(source: Path, box: Box, how: str) -> None:
+    """From a path with a space, and from a clone, for which uv locks all extras: none is built."""
+    need("uv")
+    kept = {key: os.environ[key] for key in os.environ if key.startswith(("UV_", "SSL_", "PIP_"))}
+    tools = {"UV_TOOL_DIR": str(box.root / "a b"), "UV_TOOL_BIN_DIR": str(box.root / "bin")}
+    box.env |= {**kept, **tools, "UV_PYTHON": sys.executable, "UV_PYTHON_DOWNLOADS": "never"}
+    box.env.pop("PYTHONPATH", None)
+    words: list[str | Path] = ["uv", *how.split()]
+    if how == "tool install":
+        done = box.run(source, argv=["uv", "tool", "install"], seconds=200)
+        assert done.returncode == 0, done.stderr
+        words = [box.root / "bin/sandrun"]
+    else:
+        words += ["--from" if how == "tool run" else "--project", source, "sandrun"]
+    done = box.run("--", "echo", "ok", argv=[str(word) for word in words], seconds=200)
+    assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
+
+
+def test_pipx_runs_it(source: Path, box: Box) -> None:
+    need("pipx")
+    kept = {key: os.environ[key] for key in os.environ if key.startswith(("SSL_", "PIP_"))}
+    homes = {"PIPX_HOME": str(box.root / "a b"), "PIPX_BIN_DIR": str(box.root / "bin")}
+    box.env |= {**kept, **homes}
+    box.env.pop("PYTHONPATH", None)
+    done = box.run("install", source, argv=["pipx"], seconds=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs(box, box.root / "bin")
