@@ -1,8 +1,11 @@
 """Whether we run inside a run of the same queue, and whether a wait between runs would never end.
 
 The environment says where to look, but it leaks into daemons and terminal multiplexers that
-outlive their run. The proof is a ticket that is locked (the run is alive) AND that who locked it
-is among our ancestors, or that we are in its cgroup (a daemon of the run).
+outlive their run, and tools clear it. The proof is a ticket that is locked (the run is alive) AND
+that its locker is among our ancestors, or that we are in its cgroup (a daemon of the run). In a pid
+and cgroup namespace of our own (a sandbox) neither is visible; there the proof is a descriptor of
+the run lock that we inherited: proc(5) lists the lock with the open file that holds it, and with no
+other. A sandbox that closes descriptors, or has no /proc, leaves no proof: such a run waits.
 
 A run that waits inside another run is known by a link beside its ticket, `around.<id>`, whose
 target names the runs around it (on Windows a file with that text). It is laid before the first
@@ -16,7 +19,7 @@ import sys
 from sandrun import kernel, project
 from sandrun.model import SandrunError
 from sandrun.queue import Queue
-from sandrun.ticket import Ticket
+from sandrun.ticket import Ticket, slot_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,13 +33,15 @@ class Circle(SandrunError):
 
 
 def is_inside(around: str, state: str) -> bool:
-    """Whether a live run of the queue in the state directory `state` contains this process."""
+    """Whether a live run of the queue in the state directory `state` contains this process,
+    if `around` (the environment) says so."""
     ids = [run_id for path, run_id in _runs(around) if path == state]
     if not ids or not os.path.isdir(state):
         return False
     queue = Queue(state)
     try:
-        return any(t.id in ids and _contains(queue, t) for t in queue.tickets())
+        found = any(t.id in ids and _contains(queue, t) for t in queue.running())
+        return found or bool(_locks_of_ours(queue))
     finally:
         queue.close()
 
@@ -46,16 +51,112 @@ def contains_us(queue: Queue) -> bool:
 
     An environment that was cleared (`env -i`) must not make a run wait for itself.
     """
-    return any(_contains(queue, ticket) for ticket in queue.tickets())
+    return any(_contains(queue, t) for t in queue.running()) or bool(_locks_of_ours(queue))
 
 
 def _contains(queue: Queue, ticket: Ticket) -> bool:
     # A job is asked first: it is the better proof, and there the ancestors cost more.
-    return ticket.running and (
+    return (
         (sys.platform == "win32" and _in_group(ticket.id))
         or is_ancestor(ticket_holder(queue, ticket))
         or _in_group(ticket.id)
     )
+
+
+def enclosing(around: str) -> str:
+    """The live runs that contain this process, as `around` has them, whose hints are followed.
+
+    Looks at all queues and the pool, also below the state directories that our ancestors used: the
+    environment that named them to us may have been cleared. Costs a millisecond: only for who has
+    to wait.
+    """
+    found: dict[str, str] = {}
+    for path in _states(around):
+        try:
+            queue = Queue(path)
+        except SandrunError:
+            continue
+        try:
+            ids = [t.id for t in queue.running() if t.id not in found and _contains(queue, t)]
+            found.update(dict.fromkeys([*ids, *_locks_of_ours(queue)], path))
+        except OSError:
+            continue  # removed meanwhile
+        finally:
+            queue.close()
+    return os.pathsep.join(f"{path}/{run_id}" for run_id, path in found.items())
+
+
+def _states(around: str) -> "list[str]":
+    """The state directories in which a run around us may have its ticket."""
+    roots = _roots(around)
+    for pid in kernel.ancestors(os.getpid()):
+        try:
+            told = kernel.environ(pid)
+        except OSError:  # another user's, or it is gone
+            continue
+        roots |= {told.get("SANDRUN_STATE_DIR", "")} | _roots(told.get("SANDRUN_RUNS", ""))
+    return _all_states(roots)
+
+
+def _all_states(roots: "set[str]") -> "list[str]":
+    """The state directories of all queues and pools of ours, also of those below `roots`."""
+    pool = project.pool_path()
+    found = {*project.all_states(), pool}
+    for root in roots - {""}:
+        found.update(project.states_below(root), [os.path.join(root, os.path.basename(pool))])
+    return sorted(path for path in found if os.path.isdir(path))
+
+
+def _roots(around: str) -> "set[str]":
+    return {os.path.dirname(path) for path, _ in _runs(around)}
+
+
+def _locks_of_ours(queue: Queue) -> "list[str]":
+    """The ids of the runs whose run lock is held by an open file that we inherited."""
+    if sys.platform == "win32":
+        return []
+    from sandrun import recovery
+    from sandrun.runlock import read_line
+
+    ids = []
+    for slot in queue.slots():
+        try:
+            file = os.stat(slot_file("executor", slot), dir_fd=queue.dir, follow_symlinks=False)
+        except OSError:
+            continue
+        fd = inherited_lock(file)
+        if fd >= 0:
+            holder = recovery.parse(read_line(fd)) or {}
+            ids.append(str(holder.get("id", "")))
+    return ids
+
+
+def inherited_lock(file: os.stat_result) -> int:
+    """A descriptor that we inherited through which the file is locked by flock(2); -1: none.
+
+    Only the open file that holds a lock shows it (proc(5), fdinfo; Linux 4.1): a daemon of an ended
+    run has the file open too. Our own descriptors are close-on-exec.
+    """
+    try:
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                here = os.fstat(int(name))
+                if (here.st_ino, here.st_dev) != (file.st_ino, file.st_dev):
+                    continue
+                locked = b"FLOCK" in kernel.read(f"/proc/self/fdinfo/{name}")
+                if locked and os.get_inheritable(int(name)):
+                    return int(name)
+            except OSError:  # closed: it was the listing's own
+                continue
+    except OSError:
+        pass
+    return -1
+
+
+def is_ours(file: os.stat_result) -> bool:
+    """Whether the run that has locked this file is around us."""
+    holder = lock_holder(file)
+    return bool(holder and is_ancestor(holder)) or inherited_lock(file) >= 0
 
 
 def ticket_holder(queue: Queue, ticket: Ticket) -> int:
@@ -118,17 +219,10 @@ def _runs(around: str) -> "Iterator[tuple[str, str]]":
             yield path, run_id
 
 
-def proved(around: str) -> str:
-    """The part of `around` that is true: the live runs that contain this process."""
-    runs = (f"{path}/{run_id}" for path, run_id in _runs(around) if _holds(path, run_id))
-    return os.pathsep.join(runs)
-
-
-def _holds(path: str, run_id: str) -> bool:
-    try:
-        return is_inside(f"{path}/{run_id}", path)
-    except SandrunError:
-        return False
+def is_charged(pool: Queue, around: str) -> bool:
+    """Whether one of the runs `around` has its share of the pool, to which we are charged then."""
+    ids = {run_id for _, run_id in _runs(around)}
+    return any(ticket.id in ids for ticket in pool.running())
 
 
 def announce(queue: Queue, ticket: Ticket, around: str) -> None:
@@ -179,7 +273,7 @@ def check_circle(queue: Queue, ticket: Ticket, around: str) -> None:
     mine = {run_id for _, run_id in _runs(around)}
     if not mine:
         return
-    seen = list(_look())
+    seen = list(_look(around))
     here = next((s for s in seen if s.path == queue.path), None)
     if here is None or not here.running:
         return
@@ -197,8 +291,8 @@ def check_circle(queue: Queue, ticket: Ticket, around: str) -> None:
     )
 
 
-def _look() -> "Iterator[_Seen]":
-    for path in (*project.all_states(), project.pool_path()):
+def _look(around: str) -> "Iterator[_Seen]":
+    for path in _all_states(_roots(around)):
         try:
             yield _Seen(path)
         except (SandrunError, OSError):

@@ -161,7 +161,7 @@ def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
     def wait(patience: "Patience", check: "Callable[[], None]") -> None:
         waiting.wait_turn(queue, ticket, lock, patience, check)
 
-    _wait(this, queue, ticket, nesting.proved(this.around), deadline, [ticket.fd], wait)
+    _wait(this, queue, ticket, nesting.enclosing(this.around), deadline, [ticket.fd], wait)
     return True
 
 
@@ -189,9 +189,15 @@ def _wait_room(this: "Run", place: Place, share: "Share", deadline: float) -> No
     def wait(patience: "Patience", check: "Callable[[], None]") -> None:
         waiting.wait_room(share, patience, check)
 
+    around = nesting.enclosing(this.around)
+    if nesting.is_charged(share.queue, around):
+        messages.decision("inside a run that has its share of the pool: starting at once")
+        share.leave()
+        place.share = None
+        return
     place.show()
     # Inside our own run too: those who wait for it wait for the pool through us.
-    around = f"{nesting.proved(this.around)}{os.pathsep}{this.state}/{this.id}"
+    around += f"{os.pathsep if around else ''}{this.state}/{this.id}"
     try:
         private = [*place.descriptors(), share.ticket.fd]
         _wait(this, share.queue, share.ticket, around, deadline, private, wait)

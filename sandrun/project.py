@@ -276,15 +276,19 @@ def all_states() -> "list[str]":
     """The state directories of this user's queues; what others made under such names left out."""
     from sandrun import taken_names
 
-    found: list[str] = []
-    for root in (state_root(), *taken_names.spare_roots()):
-        try:
-            names = sorted(filter(is_state_name, os.listdir(root)))
-        except OSError:
-            continue
-        paths = [os.path.join(root, name) for name in names]
-        found += [p for p in paths if os.path.isdir(p) and taken_names.owner(p) is None]
-    return found
+    return [p for root in (state_root(), *taken_names.spare_roots()) for p in states_below(root)]
+
+
+def states_below(root: str) -> "list[str]":
+    """Those of them that are in the directory `root`."""
+    from sandrun import taken_names
+
+    try:
+        names = sorted(filter(is_state_name, os.listdir(root)))
+    except OSError:
+        return []
+    paths = [os.path.join(root, name) for name in names]
+    return [p for p in paths if os.path.isdir(p) and taken_names.owner(p) is None]
 
 
 def foreign_states() -> "tuple[int, str]":

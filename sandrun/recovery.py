@@ -33,14 +33,15 @@ def end_orphans(queue: Queue, line: bytes) -> bool:
 
     False: it is alive, or the line is not readable.
     """
-    holder = _parse(line)
+    holder = parse(line)
     if not holder or any(ticket.id == holder["id"] for ticket in queue.tickets()):
         return False
     _end(_container(holder), holder)
     return True
 
 
-def _parse(line: bytes) -> "dict[str, object] | None":
+def parse(line: bytes) -> "dict[str, object] | None":
+    """What a holder wrote about itself; None: it is not readable, or nothing."""
     import json
 
     try:
@@ -75,7 +76,7 @@ def finish(container: "Container | None", line: bytes) -> bool:
 
     The caller holds the run lock.
     """
-    holder = _parse(line)
+    holder = parse(line)
     if holder is None:
         return True
     dead = _end(container, holder)
@@ -108,7 +109,7 @@ def take_over(lock: RunLock) -> None:
     line = lock.read_holder()
     if not line:
         return
-    holder = _parse(line)
+    holder = parse(line)
     if holder:
         messages.status(
             f"cleaning up after run {holder['id']}: "

@@ -142,6 +142,10 @@ class Chain:
         """The live tickets in order. Removes the dead ones it meets."""
         return [Ticket(name) for name in self.names() if self.is_live(name)]
 
+    def running(self) -> "list[Ticket]":
+        """The live tickets that run: what asks only for those looks at no waiter."""
+        return [Ticket(name) for name in self.names() if name[0] == "r" and self.is_live(name)]
+
     def slots(self) -> "list[int]":
         """The numbers of the slots that were ever taken, at least the first."""
         names = [n for n in self.listing() if n[:9] == "executor." and n[-5:] == ".lock"]

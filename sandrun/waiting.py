@@ -198,11 +198,11 @@ def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience)
     if second:
         from sandrun import nesting
 
-        holder = nesting.lock_holder(os.fstat(second.fd))
-        if holder and nesting.is_ancestor(holder):
+        file = os.fstat(second.fd)
+        if nesting.is_ours(file):
             lock.skip_second()
             return False
-        patience.feedback.elsewhere(second.path, holder)
+        patience.feedback.elsewhere(second.path, nesting.lock_holder(file))
     else:
         if max([_end_orphans(queue, fd) for fd in lock.blocked]) and lock.try_take():
             return True

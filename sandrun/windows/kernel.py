@@ -87,6 +87,12 @@ def directory(pid: int) -> str:
     return str(_ask(pid, "cwd"))
 
 
+def environ(pid: int) -> "dict[str, str]":
+    """The environment of a process. Raises OSError."""
+    found = _ask(pid, "environ")
+    return found if isinstance(found, dict) else {}
+
+
 def is_zombie(pid: int) -> bool:
     """Whether the process is dead."""
     try:

@@ -1,7 +1,9 @@
 """Runs inside runs: at once in the same queue, with proof; circles across queues are named."""
 
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 
@@ -29,11 +31,104 @@ def test_a_nested_run_starts_at_once(make_box: "Callable[[str], Box]", backend: 
     assert box.finish(waiter).returncode == 0
 
 
+_NEEDED = ("PATH", "PYTHONPATH", "SANDRUN_BACKEND", "XDG_STATE_HOME", "SANDRUN_TEST_PROFILE",
+           "SANDRUN_TEST_REAPER")  # fmt: skip
+
+
+def cleared(box: Box, **env: object) -> str:
+    """`env -i`, and what a test cannot do without."""
+    kept = {name: box.env[name] for name in _NEEDED if name in box.env}
+    words = {"HOME": box.home, "SANDRUN_STATE_DIR": box.state, **kept, **env}
+    return " ".join(["env -i", *(f"{name}={value}" for name, value in words.items()), INNER])
+
+
 def test_a_cleared_environment_does_not_make_a_run_wait_for_itself(box: Box) -> None:
-    kept = f"PATH={box.env['PATH']} PYTHONPATH={box.env.get('PYTHONPATH', '')} HOME={box.home}"
-    kept += f" SANDRUN_STATE_DIR={box.state} SANDRUN_BACKEND=none XDG_STATE_HOME={box.home}"
-    done = box.run("--", "sh", "-c", f"env -i {kept} {INNER} --wait-timeout 20 -- echo inner")
+    done = box.run("--", "sh", "-c", f"{cleared(box)} --wait-timeout 20 -- echo inner")
     assert (done.returncode, done.stdout) == (0, "inner\n")
+
+
+@pytest.mark.parametrize("backend", ["auto", "rlimit"])
+@pytest.mark.parametrize("how", ["child", "three deep", "daemon", "behind a waiter"])
+def test_a_cleared_environment_does_not_make_a_run_wait_for_the_memory_of_its_own_run(
+    make_box: "Callable[[str], Box]", backend: str, how: str
+) -> None:
+    """What contains us has its share of the pool, and we are charged to that."""
+    box = make_box(backend)
+    box.env["SANDRUN_POOL"] = "300M"
+    inner = f"{cleared(box, SANDRUN_POOL='300M')} -m 200M --wait-timeout 30"
+    script = f"{inner} --queue q -- echo inner"
+    if how == "three deep":
+        script = f"{inner} --queue q -- {inner} --queue r -- echo inner"
+    elif how == "daemon":  # in a session of its own, whose parent is gone
+        said = box.root / "said"
+        os.mkfifo(said)
+        script = f"(setsid {inner} --queue q -- echo inner >{said} 2>&1 &); cat {said}"
+    elif how == "behind a waiter":  # that came first, and waits for us
+        gate = box.root / "gate-go"
+        os.mkfifo(gate)
+        script = f"echo begin outer $$ >>{box.log}; read _ <{gate}; {script}"
+    outer = box.start("-m", "300M", "--", "sh", "-c", script)
+    if how == "behind a waiter":
+        box.begun("outer")
+        waiter = box.start("-m", "100M", "--queue", "s", "--", "true")
+        wait_for(lambda: "waiting for memory" in box.heard(waiter), 20)
+        box.let("go")
+    done = box.finish(outer)
+    assert (done.returncode, done.stdout) == (0, "inner\n")
+    assert "waiting" not in done.stderr
+
+
+def test_a_run_in_a_run_without_a_share_waits_for_memory(make_box: "Callable[[str], Box]") -> None:
+    """Nobody answers for its memory: with the pool it is as with any other."""
+    box = make_box("rlimit")
+    box.env["SANDRUN_POOL"] = "300M"
+    holder = box.hold("one", "-m", "300M", "--queue", "other")
+    inner = f"{cleared(box, SANDRUN_POOL='300M')} -m 200M --queue q -- echo inner"
+    outer = box.start("--pool", "off", "--", "sh", "-c", inner)
+    wait_for(lambda: "waiting for memory" in box.heard(outer), 20)
+    box.let("one")
+    assert box.finish(holder).returncode == 0
+    assert box.finish(outer).stdout == "inner\n"
+
+
+USER = [] if os.geteuid() == 0 else ["--map-current-user"]
+SANDBOXES = {
+    "unshare": ["unshare", *USER, "--pid", "--fork", "--mount-proc", "--cgroup"],
+    "bwrap": ["bwrap", "--unshare-all", "--bind", "/", "/", "--proc", "/proc", "--die-with-parent"],
+}
+"""Namespaces in which neither our ancestors nor our cgroup can be seen."""
+
+
+@pytest.fixture(params=SANDBOXES)
+def sandbox(request: pytest.FixtureRequest) -> str:
+    words = SANDBOXES[request.param]
+    if not shutil.which(words[0]):
+        pytest.skip(f"{words[0]} is not installed")
+    if subprocess.run([*words, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs namespaces")
+    return " ".join(words)
+
+
+@pytest.mark.parametrize("where", ["kept", "cleared", "private /tmp", "other queue"])
+@pytest.mark.parametrize("backend", ["auto", "none"])
+def test_a_sandbox_inside_a_run_does_not_wait_for_it(
+    make_box: "Callable[[str], Box]", sandbox: str, backend: str, where: str
+) -> None:
+    """The open file of the run lock, which the command inherits, proves it."""
+    box = make_box(backend)
+    box.env["SANDRUN_POOL"] = "300M"
+    subprocess.run(["git", "init", "-q", str(box.project)], check=True)
+    (box.root / "private").mkdir()
+    inner = {
+        "kept": INNER,
+        "cleared": cleared(box, SANDRUN_POOL="300M"),
+        "private /tmp": cleared(box, SANDRUN_STATE_DIR=box.root / "private"),
+        "other queue": f"{cleared(box, SANDRUN_POOL='300M')} --queue other",
+    }[where]
+    script = f"{sandbox} {inner} -m 200M --wait-timeout 30 -- echo inner"
+    done = box.run("-m", "300M", "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout) == (0, "inner\n")
+    assert "waiting" not in done.stderr
 
 
 def test_a_leaked_environment_lets_nothing_bypass_the_queue(box: Box) -> None:
@@ -76,15 +171,22 @@ def test_a_nested_run_in_another_queue_queues_there(box: Box) -> None:
     assert (done.returncode, done.stdout) == (0, "inner\n")
 
 
-def circle(box: Box, queues: "list[str]") -> "list[tuple[int, str, float]]":
-    """Each queue's run waits inside for the next queue; code, stderr and seconds of each run."""
+def circle(
+    box: Box, queues: "list[str]", sandrun: str = INNER, states: "tuple[str, ...]" = ()
+) -> "list[tuple[int, str, float]]":
+    """Each queue's run waits inside for the next queue, by `sandrun`; code, stderr and seconds of
+    each run. `states`: each queue's state directory."""
     runs = []
     for number, queue in enumerate(queues):
         os.mkfifo(box.root / f"gate-{queue}")
-        following = queues[(number + 1) % len(queues)]
-        inner = f"{INNER} --queue {following} -- sh -c : inside-{queue}"
+        following = (number + 1) % len(queues)
+        inner = f"{sandrun} --queue {queues[following]} -- sh -c : inside-{queue}"
+        env = {}
+        if states:
+            env["SANDRUN_STATE_DIR"] = states[number]
+            inner = inner.replace(str(box.state), states[following])
         script = f"echo begin {queue} $$ >>{box.log}; read _ <{box.root}/gate-{queue}; {inner}"
-        runs.append(box.start("--queue", queue, "--", "sh", "-c", script))
+        runs.append(box.start("--queue", queue, "--", "sh", "-c", script, env=env))
         box.begun(queue)
     began = time.monotonic()
     for queue in queues:
@@ -96,10 +198,23 @@ def circle(box: Box, queues: "list[str]") -> "list[tuple[int, str, float]]":
     return ends
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_a_circle_of_waits_ends_with_125_and_both_named(box: Box, count: int) -> None:
-    """Who closes it fails; the others then have their turn. Two may close it at once."""
-    ends = circle(box, ["a", "b", "c"][:count])
+@pytest.mark.parametrize(
+    ("count", "environment"),
+    [(2, "kept"), (3, "kept"), (2, "cleared"), (3, "cleared"), (2, "cleared, elsewhere")],
+)
+def test_a_circle_of_waits_ends_with_125_and_both_named(
+    box: Box, count: int, environment: str
+) -> None:
+    """Who closes it fails; the others then have their turn. Two may close it at once.
+
+    Elsewhere: each queue has a state directory that the environment inside does not name.
+    """
+    states: tuple[str, ...] = ()
+    if environment == "cleared, elsewhere":
+        states = (str(box.state), str(box.root / "elsewhere"))
+        os.mkdir(states[1])
+    sandrun = INNER if environment == "kept" else cleared(box)
+    ends = circle(box, ["a", "b", "c"][:count], sandrun, states)
     refused = [(err, seconds) for code, err, seconds in ends if code == 125]
     assert 1 <= len(refused) <= count
     assert all(code in (0, 125) for code, _, _ in ends)

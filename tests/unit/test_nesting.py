@@ -48,3 +48,20 @@ def test_without_the_list_the_name_is_believed(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(kernel, "read", missing)
     assert nesting.lock_holder(os.stat(os.curdir), 77) == 77
+
+
+def test_only_the_open_file_that_holds_the_lock_proves_it(tmp_path: Path) -> None:
+    """Not another one of the same file, nor one of our own, nor one unlocked since."""
+    path = tmp_path / "file"
+    with open(path, "w") as file, open(path) as other:
+        for each in (file, other):
+            os.set_inheritable(each.fileno(), True)
+        info = os.fstat(file.fileno())
+        assert nesting.inherited_lock(info) == -1
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert nesting.inherited_lock(info) == file.fileno()
+        os.set_inheritable(file.fileno(), False)
+        assert nesting.inherited_lock(info) == -1
+        os.set_inheritable(file.fileno(), True)
+        fcntl.flock(file, fcntl.LOCK_UN)
+        assert nesting.inherited_lock(info) == -1
