@@ -8,7 +8,7 @@ that rules two of them out.)
 import os
 import sys
 
-from sandrun.model import DARWIN, SandrunError, Unusable, error_text
+from sandrun.model import DARWIN, SandrunError, Unusable, error_text, exhausted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,10 +72,14 @@ def choose(
             if kernel_only and not backend.kernel:
                 raise Unusable("not a kernel's container, and --require kernel")
             return backend, backend.open(run_id, limits), [f"{n}: {text}" for n, text, _ in refused]
-        except Unusable as error:
-            refused.append((name, error.text, error.hint))
-        except OSError as error:  # files that every such host has, but not this one
-            refused.append((name, error_text(error), ""))
+        except (Unusable, OSError) as error:
+            lack = exhausted(error)
+            if lack:  # of descriptors: a worse backend must not be taken for that
+                raise lack from None
+            if isinstance(error, Unusable):
+                refused.append((name, error.text, error.hint))
+            else:  # files that every such host has, but not this one
+                refused.append((name, error_text(error), ""))
         except ImportError as error:
             refused.append((name, f"{error.name} is missing", f"pip install {error.name}"))
     raise NoBackend(refused)

@@ -217,7 +217,7 @@ def marked(mark: str, limit: str) -> "list[int]":
     `limit` among their limits (blanks squeezed); ourselves left out.
 
     Sees what escaped by double fork, setsid and closed descriptors; by the limit also what cleared
-    its environment, and other users' processes, whose environment is hidden from us.
+    its environment, and root's processes (sudo in a run), whose environment is hidden from us.
     """
     pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
     return [pid for pid in pids if pid != os.getpid() and _is_marked(pid, mark, limit)]
@@ -241,9 +241,17 @@ def newborn(mark: str, limit: str, seconds: float) -> "list[int]":
 
 
 def _is_marked(pid: int, mark: str, limit: str) -> bool:
-    if limit and limit.encode() in b" ".join(_try_read(f"/proc/{pid}/limits").split()):
+    limits = _try_read(f"/proc/{pid}/limits") if limit else b""
+    # Whoever reads that limit can give it to a process of theirs; root does not.
+    if limit and limit.encode() in b" ".join(limits.split()) and _user(pid) in (0, os.getuid()):
         return True
     return os.fsencode(mark) in _try_read(f"/proc/{pid}/environ")
+
+
+def _user(pid: int) -> int:
+    """The real uid of a process (proc(5)); -1: it is gone."""
+    _, _, words = _try_read(f"/proc/{pid}/status").partition(b"\nUid:")
+    return int(words.split()[0]) if words else -1
 
 
 def _try_read(path: str) -> bytes:

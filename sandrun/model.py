@@ -4,6 +4,7 @@ Everything else imports this module and it imports nothing that costs, because i
 of every run. `sandrun.protocol` holds the types that only a type checker needs.
 """
 
+import errno
 import sys
 
 MIB = 1 << 20
@@ -176,6 +177,19 @@ def error_text(error: OSError) -> str:
     name = error.filename  # bytes where cgroupspy opened it
     shown = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
     return f"{shown}: {error.strerror}" if shown else str(error.strerror)
+
+
+def exhausted(error: "BaseException | None") -> "OSError | None":
+    """The failure for want of descriptors that `error` is, or was raised for; None: there is none.
+
+    It says nothing about the file that could not be opened: no other backend helps, nor other
+    rights.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return error
+        error = error.__context__
+    return None
 
 
 def size_text(size: "int | None") -> str:

@@ -19,7 +19,7 @@ import os
 import sys
 
 from sandrun import messages, project
-from sandrun.model import MIB, SandrunError, size_text
+from sandrun.model import MIB, SandrunError, exhausted, size_text
 from sandrun.queue import Queue
 from sandrun.ticket import StateGone, Ticket, is_stopped
 
@@ -162,6 +162,8 @@ def enter(run_id: str, command: "list[str]", settings: "Settings") -> "Share | N
         try:
             queue = Queue(project.pool_path())
         except SandrunError as error:  # laid by somebody else: it must not stop our runs
+            if exhausted(error):
+                raise
             messages.warn(f"going on without the pool; {error.text}", error.hint)
             return None
         try:

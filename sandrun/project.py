@@ -9,7 +9,7 @@ below it is reached through that descriptor.
 import os
 import sys
 
-from sandrun.model import SandrunError
+from sandrun.model import SandrunError, exhausted
 
 SHARED_QUEUES = "/var/lib/sandrun/queues"
 
@@ -310,6 +310,8 @@ def open_state(path: str) -> int:
             _make_state(path)
             continue
         except OSError as error:
+            if exhausted(error):
+                raise
             raise SandrunError(
                 f"{path}: {error.strerror}: the state directory must be a real directory of yours",
                 f"look at it with: ls -ld {path}; or set SANDRUN_STATE_DIR to a directory of yours",
@@ -327,7 +329,8 @@ def _make_state(path: str) -> None:
     except OSError as error:
         raise SandrunError(
             f"cannot make the state directory {path}: {error.strerror}",
-            "set SANDRUN_STATE_DIR to a directory that you can write",
+            f"make {os.path.dirname(path)} a directory that you can write, or set "
+            "SANDRUN_STATE_DIR to one",
         ) from None
 
 

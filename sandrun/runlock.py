@@ -31,7 +31,7 @@ import fcntl
 import os
 
 from sandrun import messages, project
-from sandrun.model import SandrunError
+from sandrun.model import SandrunError, exhausted
 from sandrun.queue import Queue
 from sandrun.ticket import StateGone, slot_file
 
@@ -198,6 +198,8 @@ class RunLock:
         try:
             return project.open_state(path), path, os.path.basename(self.queue.path), _OWN
         except SandrunError as error:
+            if exhausted(error):
+                raise
             self.note = error.text
             messages.decision(f"no second home for the run lock: {self.note}")
             return None
@@ -254,7 +256,7 @@ class RunLock:
                     continue
                 self.blocked.append(file.fd)
             except OSError as error:
-                if file is files[0]:
+                if file is files[0] or exhausted(error):
                     self._refuse(file, error)
                 self._without(file, error)
             for each in files:  # also one that was granted while we slept

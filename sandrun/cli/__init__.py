@@ -5,7 +5,7 @@ import os
 import sys
 
 from sandrun import messages, options, project, settings, spawn
-from sandrun.model import EXIT_SANDRUN, SandrunError, UsageError
+from sandrun.model import EXIT_SANDRUN, SandrunError, UsageError, exhausted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ def main() -> "NoReturn":
         _listen(os.environ)
         code = _main(sys.argv[1:], heritage)
     except SandrunError as error:
-        messages.error(error.text, error.hint)
+        lack = exhausted(error)
+        hint = _more_of(lack) if lack else error.hint
+        messages.error(error.text, hint)
         code = error.exit_code
-        messages.tell("failed", {"text": error.text, "hint": error.hint, "exit": code})
+        messages.tell("failed", {"text": error.text, "hint": hint, "exit": code})
     except BaseException as error:
         code = _surprise(error)
     # On Windows a code has 32 bits (an NTSTATUS), and C's int a sign.
@@ -91,12 +93,19 @@ def _surprise(error: BaseException) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-        messages.error(
-            f"the system refuses: {error.strerror}", "ulimit -a shows what this shell may have"
-        )
+        messages.error(f"the system refuses: {error.strerror}", _more_of(error))
         return EXIT_SANDRUN
     messages.error(
         f"internal error: {type(error).__name__}: {error}",
         "this is a bug; SANDRUN_DEBUG=1 shows where",
     )
     return EXIT_SANDRUN
+
+
+def _more_of(error: OSError) -> str:
+    """What gives more of what the system refused."""
+    if error.errno == errno.EMFILE and sys.platform != "win32":
+        return f"{os.sysconf('SC_OPEN_MAX')} open files are too few: ulimit -n 1024"
+    if error.errno == errno.ENFILE:
+        return "the whole host has no more open files: sysctl fs.file-max"
+    return "ulimit -a shows what this shell may have"

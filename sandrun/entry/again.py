@@ -11,6 +11,7 @@ The first make may start itself anew when an included file has changed meanwhile
 run twice nor forget a failure, so a failure is left in a link named after that make.
 """
 
+import contextlib
 import os
 
 from sandrun import kernel, project, settings, spawn
@@ -57,18 +58,32 @@ class _Notes:
         self.name = _note(make)
 
     def leave(self, code: int) -> None:
-        for name in os.listdir(self.state):
-            if name.startswith("made.") and name != _note(int(name.split(".")[1])):
-                os.unlink(os.path.join(self.state, name))  # that make is over
-        os.symlink(str(code), os.path.join(self.state, self.name))
+        """Keep the code, in a directory made anew if somebody removed it. Raises SandrunError."""
+        while True:
+            directory = project.open_state(self.state)
+            try:
+                self._sweep(directory)
+                os.symlink(str(code), self.name, dir_fd=directory)
+                return
+            except FileNotFoundError:
+                continue  # removed just now
+            finally:
+                os.close(directory)
+
+    def _sweep(self, directory: int) -> None:
+        for name in os.listdir(directory):
+            made, _, pid = name.rpartition(".")[0].partition(".")
+            if made == "made" and pid.isdigit() and name != _note(int(pid)):  # that make is over
+                with contextlib.suppress(FileNotFoundError):  # another one's sweep
+                    os.unlink(name, dir_fd=directory)
 
     def take(self) -> int:
         path = os.path.join(self.state, self.name)
         try:
             code = int(os.readlink(path))
+            os.unlink(path)
         except FileNotFoundError:
             return 0
-        os.unlink(path)
         return code
 
 

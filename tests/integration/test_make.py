@@ -373,6 +373,16 @@ def test_kill_all_needs_no_turn_and_no_rule(mkbox: Box) -> None:
     wait_for(lambda: not mkbox.leftovers(), 10)
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_failure_counts_though_the_state_was_removed(mkbox: Box, restart: bool) -> None:
+    """And though make starts itself anew afterwards, for an included file that it has remade."""
+    remade = "include gen.d\ngen.d: ; @touch $@\n" if restart else ""
+    makefile(mkbox, f"{remade}fails: ; @rm -rf {mkbox.state}/*; exit 3\n.PHONY: fails\n")
+    done = mkbox.run("fails", argv=["make"])
+    assert done.returncode == 2, done.stderr
+    assert "internal" not in done.stderr and "Traceback" not in done.stderr
+
+
 def test_a_kill_all_of_the_users_own_goes_first(mkbox: Box) -> None:
     makefile(mkbox, "kill-all: ; @echo mine\n")
     done = mkbox.run("kill-all", argv=["make"])

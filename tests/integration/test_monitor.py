@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandrun import kernel
-from tests.harness import SCALE, Box, is_keeper, wait_for
+from tests.harness import SCALE, Box, alive, is_keeper, wait_for
 
 MIB = 1 << 20
 
@@ -230,3 +230,34 @@ def test_the_monitor_costs_little(place: Box) -> None:
 def _own_cpu(pid: int) -> float:
     fields = kernel.read(f"/proc/{pid}/schedstat").split()
     return int(fields[0]) / 1e9
+
+
+def data_limit(pid: int) -> int:
+    """The soft limit, which everybody may read."""
+    line = Path(f"/proc/{pid}/limits").read_text().partition("Max data size")[2]
+    return int(line.split()[0].replace("unlimited", "0"))
+
+
+@pytest.mark.parametrize("user", [12345, None], ids=["a user", "root"])
+def test_a_process_of_another_user_is_not_the_runs_by_its_limit(
+    open_box: Box, user: "int | None"
+) -> None:
+    """Everybody can read the limit that marks a run's processes, and set it for their own."""
+    box = open_box
+    box.log.chmod(0o666)
+    words = box.job("one")
+    (box.root / "gate-one").chmod(0o666)
+    run = box.start("--backend", "rlimit", "--", *words, user=user)
+    job = box.begun("one")
+    limit = data_limit(job)
+    other = box.start(f"--data={limit}:", "sleep", "1000", argv=["prlimit"], user=65534)
+    wait_for(lambda: data_limit(other.pid) == limit, 20)
+    killed = [run.pid, *(pid for pid in kernel.descendants(run.pid) if is_keeper(pid))]
+    for signum in (signal.SIGSTOP, signal.SIGKILL):  # all at once: the next run cleans up
+        for pid in killed:
+            os.kill(pid, signum)
+    run.wait()
+    done = box.run("--backend", "rlimit", "--", "true", user=user)
+    assert (done.returncode, "do not die" in done.stderr) == (0, False), done.stderr
+    assert not alive(job)
+    assert alive(other.pid)

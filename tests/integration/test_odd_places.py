@@ -70,6 +70,36 @@ def test_an_umask_that_takes_everything_is_the_commands_alone(open_box: Box) -> 
     assert not history.stat().st_mode & 0o077
 
 
+def test_an_umask_that_takes_nothing_leaves_no_folder_that_others_can_write(box: Box) -> None:
+    """Below ~/.local: history's and the shims', and all above them that were missing."""
+    for name in ("XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        del box.env[name]
+    for words in (["--", "true"], ["shims", "add", "make"]):
+        done = box.run("-c", 'umask 000; exec "$@"', "sh", *launcher(), *words, argv=["sh"])
+        assert done.returncode == 0, done.stderr
+    made = [path for path in box.home.rglob("*") if path.lstat().st_mode & 0o022]
+    assert (box.home / ".local/state/sandrun/history.jsonl").exists()
+    assert (box.home / ".local/share/sandrun/shims/make").exists()
+    assert made == []
+
+
+@pytest.mark.parametrize("most", [8, 9, 10, 12, 14, 16, 18, 20, 24])
+def test_too_few_descriptors_are_told_as_such(place: Box, most: int) -> None:
+    """Not as a full disk, another's file or a missing right; and no weaker backend is taken."""
+    place.run("--", "true")
+    script = f'ulimit -n {most}; exec "$@"'
+    done = place.run("-c", script, "sh", *launcher(), "--", "true", argv=["sh"], seconds=60)
+    if done.returncode:
+        assert (done.returncode, done.stdout) == (125, "")
+        first, second = done.stderr.splitlines()
+        assert "Too many open files" in first
+        assert second == f"sandrun: hint: {most} open files are too few: ulimit -n 1024"
+    else:
+        assert done.stderr == ""
+        backends = [record["backend"] for record in place.records()]
+        assert backends[-1] == backends[0]
+
+
 def test_no_home_is_no_folder_of_that_name(open_box: Box) -> None:
     """A uid without an account, and no HOME: `~` stands for nothing."""
     open_box.project.chmod(0o777)
