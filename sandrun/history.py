@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 
-from sandrun.project import make_folders, state_home
+from sandrun.project import create, make_folders, state_home
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,11 +108,21 @@ def _byte(fd: int, at: int) -> bytes:
     return os.pread(fd, 1, at)
 
 
+_FLAGS = os.O_RDWR | os.O_APPEND
+for _name in ("O_CLOEXEC", "O_NONBLOCK"):  # where there is such a thing
+    _FLAGS |= getattr(os, _name, 0)
+
+
 def _open(file: str) -> int:
     try:
         return _open_there(file)
     except FileNotFoundError:
         make_folders(os.path.dirname(file), 0o700)
+        try:
+            if sys.platform != "win32":
+                return create(file, _FLAGS, 0o600)
+        except FileExistsError:
+            pass  # somebody was faster
         return _open_there(file)
 
 
@@ -121,8 +131,8 @@ def _open_there(file: str) -> int:
         from sandrun.windows import files
 
         return files.open_log(file)
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-    fd = os.open(file, flags, 0o600)
+    # Root may be at work with a user's HOME: by a link that user would choose where root writes.
+    fd = os.open(file, _FLAGS | (0 if os.geteuid() else os.O_NOFOLLOW))
     if not _is_regular(fd):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", file)

@@ -7,6 +7,7 @@ below it is reached through that descriptor.
 """
 
 import os
+import stat
 import sys
 
 from sandrun.model import SandrunError, exhausted
@@ -211,19 +212,6 @@ def state_home() -> str:
     return os.path.join(state, "sandrun")
 
 
-def make_folders(path: str, mode: int = 0o755) -> None:
-    """Make a folder below the user's home, and those above it: never writable by others, whatever
-    the umask (os.makedirs gives its mode to the last one only). Raises OSError."""
-    above = os.path.dirname(path)
-    if above != path and not os.path.isdir(above):
-        make_folders(above)
-    try:
-        os.mkdir(path, mode)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise
-
-
 def lock_root() -> str:
     """The directory of run locks for queues without a checkout (see `sandrun.runlock`)."""
     name = f"sandrun-locks{_mine()}"
@@ -348,3 +336,72 @@ def _check_state(path: str, fd: int) -> None:
         )
     if info.st_mode & 0o700 != 0o700:
         os.fchmod(fd, 0o700)  # made under an umask that takes the owner's own bits away
+
+
+# Making files and directories as their surroundings are: owner, group and mode of the one above.
+# - What root makes in a user's directory belongs to that user, who must be able to change it.
+# - What is made is open to nobody whom the directory above keeps out, whatever the umask is.
+# - Nothing else changes hands. Only an inode that was made here does, by its own descriptor: a new
+#   file is known by O_EXCL, a new directory is not entered through a link and is still empty. So
+#   whoever owns the directory above could have removed it anyway, and gains nothing.
+# On Windows rights are inherited, which is the same.
+
+FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+NEW = os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+
+def make_folders(path: str, most: int = 0o755) -> None:
+    """Make a directory with `most` rights, and those above it that are missing. Raises OSError."""
+    if sys.platform == "win32":
+        os.makedirs(path, exist_ok=True)
+        return
+    above, name = os.path.split(path)
+    try:
+        parent = os.open(above or ".", FOLDER)
+    except FileNotFoundError:
+        make_folders(above, most | 0o755)
+        parent = os.open(above, FOLDER)
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+        made = os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+        try:
+            if not os.listdir(made):
+                _adapt(made, parent, most | stat.S_ISGID)
+        finally:
+            os.close(made)
+    except FileExistsError:
+        if not os.path.isdir(path):
+            raise
+    finally:
+        os.close(parent)
+
+
+def create(path: str, flags: int = os.O_WRONLY, most: int = 0o666) -> int:
+    """Make a file that is not there yet, with `most` rights; its descriptor. Raises OSError."""
+    if sys.platform == "win32":
+        return os.open(path, flags | NEW | os.O_BINARY | os.O_NOINHERIT, most)
+    above, name = os.path.split(path)
+    parent = os.open(above or ".", FOLDER)
+    try:
+        fd = os.open(name, flags | NEW, 0o600, dir_fd=parent)
+        _adapt(fd, parent, most)
+        return fd
+    finally:
+        os.close(parent)
+
+
+def _adapt(fd: int, parent: int, most: int) -> None:
+    above = os.fstat(parent)
+    mode = above.st_mode & most
+    if above.st_mode & stat.S_ISVTX:  # everybody may write there, but not into what is there
+        mode &= ~0o022
+    try:
+        if os.geteuid() == 0 and above.st_uid:
+            os.fchown(fd, above.st_uid, above.st_gid)
+        else:
+            mask = os.umask(0o077)
+            os.umask(mask)
+            mode &= ~mask
+        os.fchmod(fd, mode)
+    except OSError:
+        pass  # a user that is not mapped here, a file system without owners: ours, 0600

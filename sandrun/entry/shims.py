@@ -27,7 +27,7 @@ import sys
 from collections.abc import Iterable
 
 from sandrun.model import SandrunError, command_text
-from sandrun.project import home, make_folders
+from sandrun.project import create, home, make_folders
 
 MARK = ".sandrun-shims"
 _FIRST_LINE = "# sandrun shim for {tool}"
@@ -171,17 +171,24 @@ def add(tool: str, projects: "Iterable[str]" = ()) -> str:
         raise SandrunError(f"a shim for {tool} would stand in the way of the shims themselves")
     folder = directory()
     make_folders(folder)
-    os.close(os.open(os.path.join(folder, MARK), os.O_WRONLY | os.O_CREAT, 0o644))
+    _write(os.path.join(folder, MARK), b"")
     path = os.path.join(folder, tool + _ENDING)
     if os.path.lexists(path) and tool not in installed():
         raise SandrunError(f"{path} is not a shim of sandrun's", "move it away")
     private = f"{path}.{os.getpid()}"
-    with open(private, "wb") as file:
-        file.write(_bytes(tool))
-        file.writelines(_WANTED + os.fsencode(root) + b"\n" for root in projects)
-    os.chmod(private, 0o755)
+    wanted = [_WANTED + os.fsencode(root) + b"\n" for root in projects]
+    _write(private, _bytes(tool) + b"".join(wanted), 0o755)
     os.replace(private, path)  # a shell that is reading the old one must not read half of this
     return path
+
+
+def _write(path: str, data: bytes, mode: int = 0o644) -> None:
+    try:
+        with open(create(path, most=mode), "wb") as file:
+            file.write(data)
+    except FileExistsError:
+        if data:
+            raise
 
 
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.+-")

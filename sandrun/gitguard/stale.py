@@ -17,7 +17,7 @@ while it does. Whoever changes the clock by hand while git runs still has a live
 import os
 import time
 
-from sandrun import kernel, messages
+from sandrun import kernel, messages, project
 from sandrun.gitguard import lock_paths, locks, processes
 from sandrun.gitguard.repository import Repository
 from sandrun.model import SandrunError
@@ -158,7 +158,7 @@ def move_aside(
     aside = _aside(home or repo, lock, stamp)
     try:
         before = os.lstat(lock)
-        os.makedirs(os.path.dirname(aside), exist_ok=True)
+        project.make_folders(os.path.dirname(aside), 0o777)
         os.rename(lock, aside)
         after = os.lstat(aside)
         same = (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
