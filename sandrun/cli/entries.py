@@ -17,8 +17,9 @@ def init(obj: "tuple[str, settings.Settings]", dry_run: bool, undo: bool) -> Non
     """Set this project up, so that its make, hooks and tools take their turns.
 
     Writes sandrun.toml (all commented out) and sandrun.mk, includes that in the Makefile, puts a
-    line into the pre-commit hook, adds shims for the tools in use. Edits of yours are kept; it
-    can be said again at any time. Its undoing leaves a shim that another project has from it.
+    line into the pre-commit hook, adds shims for the tools in use. Edits of yours are kept, and
+    what is generated or shared with other projects is left; it can be said again at any time.
+    Its undoing leaves a shim that another project has from it.
     """
     from sandrun.entry import init as setting_up
 

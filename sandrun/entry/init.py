@@ -4,17 +4,17 @@ Promises: nothing is asked, and nothing is kept about what was done, so it can b
 time: each step looks at the files as they are. A file of the user's is never replaced, only a line
 of ours is put into it or taken out of it. A file that we wrote is removed only while it is still
 what we wrote; a shim, which all projects share, only if we added it and no other project wants it.
-A step that would have to do more than that says why it is left to the user.
+A step that would have to do more than that says why it is left to the user, and what does the same:
+for a file that is generated, and for one that is not of this project alone.
 """
 
 import os
 import re
-import stat
 from collections.abc import Callable, Iterator
 
-from sandrun import gitguard, options, project
-from sandrun.entry import shims
-from sandrun.model import MIB, SandrunError
+from sandrun import project
+from sandrun.entry import files, hooks, shims
+from sandrun.model import SandrunError
 
 MAKEFILES = ("GNUmakefile", "makefile", "Makefile")  # the order in which GNU make looks
 INCLUDE_LINE = "-include sandrun.mk\n"
@@ -22,12 +22,19 @@ INCLUDE_LINE = "-include sandrun.mk\n"
 _HAS_INCLUDE = re.compile(
     r"^ *[-s]?include[ \t](?:[^#\n]|\\\n)*(?<![\w.-])sandrun\.mk(?![\w.-])", re.MULTILINE
 )
-HOOK_LINE = (
-    f'[ -n "${{{gitguard.HOOK_MARK}-}}" ] || ! command -v sandrun >/dev/null || '
-    f'{gitguard.HOOK_MARK}="$0" exec sandrun -- "$0" "$@" # sandrun init\n'
+# In the comments at its head: what cmake, automake, configure, qmake, MakeMaker, premake, gyp,
+# imake and Linux say of a Makefile of theirs.
+_GENERATED = re.compile(
+    r"^#.*\b(do not|don'?t) (edit|modify)\b(?=\W*$| (this|it\b|by hand))"
+    r"|^#(.*\bmakefile(\.\w+)?)?\W*((is|was|it was) )?"
+    r"(auto(matically )?)?generated (auto\w+ )?(by|from)",
+    re.MULTILINE | re.IGNORECASE,
 )
-_HAS_HOOK = re.compile(rf"^[^#\n]*\b{gitguard.HOOK_MARK}=", re.MULTILINE)
-_SHELLS = (b"sh", b"bash", b"dash", b"zsh", b"ksh")
+_LEADING_COMMENTS = re.compile(r"(\ufeff?#.*\n|[ \t\r]*\n)*")
+# What must stay the first lines: an interpreter's, an editor's mode, a licence's tag.
+_FIRST = re.compile(
+    r"\ufeff?(#!{0})?(#.*(-\*-|SPDX-){0})*".replace("{0}", r"(.*\\\r?\n)*.*(\n|\Z)")
+)
 _TOOLS = {
     "make": MAKEFILES,
     "ninja": ("build.ninja",),
@@ -65,47 +72,71 @@ def include() -> str:
 
 
 def settings_text() -> str:
-    """A sandrun.toml in which every setting stands with its default, commented out."""
-    lines = [
-        "# Settings of sandrun for this project; each is optional: sandrun config shows them all"
-    ]
-    for option in options.OPTIONS:
-        if option.scope != "all":
-            continue
-        value = option.default
-        if option.kind == "size" and isinstance(value, int):
-            value = f"{value // MIB}M"
-        unset = value in ("", -1) or (value == 0.0 and option.kind == "share")
-        shown = "..." if unset else value if isinstance(value, int | float) else f'"{value}"'
-        lines.append(f"#{option.key} = {shown}  # {option.help}")
-    return "\n".join(lines) + "\n"
+    """A sandrun.toml in which every setting stands commented out."""
+    return files.text(include().removesuffix("mk") + "toml")
+
+
+def check(root: str) -> None:
+    """Raise SandrunError if the directory is certainly no project: nobody meant to set that up."""
+    if os.path.lexists(os.path.join(root, "sandrun.toml")) or not os.access(root, os.W_OK):
+        return  # somebody did mean it, or the first step will say that it cannot be done
+    hint = "cd to a project; or, if this shall be one: touch sandrun.toml, then again"
+    if root in (os.path.realpath(home) for home in (project.home(), _home_of_owner(root)) if home):
+        raise SandrunError(f"{root} is a home directory, not a project", hint)
+    if os.stat(root).st_mode & 0o1002 == 0o1002:
+        raise SandrunError(f"{root} is everybody's directory, not a project", hint)
+    if not os.listdir(root):
+        raise SandrunError(f"{root} is empty, not a project", hint)
+
+
+def _home_of_owner(root: str) -> str:
+    if not hasattr(os, "geteuid"):
+        return ""
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.stat(root).st_uid).pw_dir
+    except KeyError:
+        return ""
 
 
 def steps(root: str, undo: bool) -> "Iterator[Step]":
-    """What is to be done, or undone, in the project `root`."""
+    """What is to be done, or undone, in the project `root`. Raises SandrunError."""
+    if not undo:
+        check(root)
     yield _own_file(os.path.join(root, "sandrun.toml"), settings_text(), undo, _has_table(root))
-    makefile = next((m for m in MAKEFILES if os.path.isfile(os.path.join(root, m))), "")
-    if makefile:
-        with open(include(), encoding="utf-8") as file:
-            yield _own_file(os.path.join(root, "sandrun.mk"), file.read(), undo)
-        yield _line(os.path.join(root, makefile), INCLUDE_LINE, 0, undo, _HAS_INCLUDE)
+    yield from _make(root, undo)
     yield from _hook(root, undo)
     yield from _shims(root, undo)
 
 
 def _has_table(root: str) -> str:
     settled = os.path.join(root, "pyproject.toml")
-    return settled if b"[tool.sandrun]" in _read(settled) else ""
+    return settled if b"[tool.sandrun]" in files.read(settled) else ""
 
 
-def _read(path: str) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except FileNotFoundError:
-        return b""
-    except OSError as error:
-        raise SandrunError(f"cannot read {path}: {error.strerror}", f"ls -l {path}") from error
+def _make(root: str, undo: bool) -> "Iterator[Step]":
+    """The Makefile and what it includes; a generated one has the shim alone."""
+    name = next((m for m in MAKEFILES if os.path.isfile(os.path.join(root, m))), "")
+    if not name:
+        return
+    path = os.path.join(root, name)
+    text = files.text(path)
+    real = os.path.realpath(path)
+    why = ""
+    comments = _LEADING_COMMENTS.match(text)
+    found = _GENERATED.search(comments[0]) if comments else None
+    if not hooks.is_below(real, root):
+        why = f"it is {real}, outside of this project"
+    elif found and not undo:
+        why = f"it is generated ({text[found.start() :].splitlines()[0].strip('# ')})"
+    if why:
+        yield Step(f"leave {path}: {why}; the shim for make does the same")
+    if not why or undo:
+        with open(include(), encoding="utf-8") as file:
+            yield _own_file(os.path.join(root, "sandrun.mk"), file.read(), undo)
+    if not why:
+        yield _line(path, INCLUDE_LINE, undo, _HAS_INCLUDE)
 
 
 def _own_file(path: str, text: str, undo: bool, instead: str = "") -> Step:
@@ -113,85 +144,62 @@ def _own_file(path: str, text: str, undo: bool, instead: str = "") -> Step:
     if undo:
         if not os.path.lexists(path):
             return Step(f"no {path}")
-        if _read(path) != text.encode():
+        if files.read(path) != text.encode():
             return Step(f"leave {path}: it was edited, or is of another version")
         return Step(f"remove {path}", lambda: os.unlink(path))
     if instead:
         return Step(f"leave out {path}: {instead} has the settings")
     if os.path.lexists(path):
-        same = _read(path) == text.encode()
+        same = files.read(path) == text.encode()
         return Step(f"keep {path}" + ("" if same else ": it was edited, or is of another version"))
-    return Step(f"write {path}", lambda: _write_new(path, text))
+    return Step(f"write {path}", lambda: files.write_new(path, text))
 
 
-def _write_new(path: str, text: str) -> None:
-    with open(path, "x", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-
-
-def _line(path: str, line: str, at: int, undo: bool, has: "re.Pattern[str]") -> Step:
-    """A line of ours in a file of the user's, after `at` of theirs; `has` finds one like it.
+def _line(path: str, line: str, undo: bool, has: "re.Pattern[str]") -> Step:
+    """A line of ours in a file of the user's, first but for what must be; `has` finds one like it.
 
     After a last line without its end ours has none either, so that undoing finds that out.
     """
-    text = _read(path).decode("utf-8", "surrogateescape")
+    text = files.text(path)
     bare = line.rstrip()
     if undo:
-        if f"\n{text}".endswith(f"\n{bare}"):
-            rest = text[: -len(bare)].removesuffix("\n")
-        elif f"\n{line}" in f"\n{text}":
-            rest = f"\n{text}".replace(f"\n{line}", "\n", 1)[1:]
-        else:
+        if _without(text, bare) is None:
             return Step(f"nothing of ours in {path}")
-        return Step(f"take out of {path}: {bare}", lambda: _rewrite(path, rest))
+        says = f"take out of {path}: {bare}"
+        return Step(says, lambda: files.change(path, lambda text: _without(text, bare) or ""))
     if has.search(text):
         return Step(f"keep {path}: it has the line")
-    lines = text.split("\n")
-    lines.insert(at, bare)
-    return Step(f"put into {path}: {bare}", lambda: _rewrite(path, "\n".join(lines)))
+    return Step(f"put into {path}: {bare}", lambda: files.change(path, lambda t: _with(t, bare)))
 
 
-def _rewrite(path: str, text: str) -> None:
-    """Replace a file's text in one step, under its own mode, through its links."""
-    path = os.path.realpath(path)
-    private = f"{path}.sandrun.{os.getpid()}"
-    with open(private, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        file.write(text)
-    os.chmod(private, stat.S_IMODE(os.stat(path).st_mode))
-    os.replace(private, path)
+def _with(text: str, line: str) -> str:
+    first = _FIRST.match(text)
+    at = first.end() if first else 0
+    if at and text[at - 1] not in "\n\ufeff":
+        return f"{text}\n{line}"
+    return f"{text[:at]}{line}\n{text[at:]}"
+
+
+def _without(text: str, line: str) -> "str | None":
+    mark = "\ufeff" if text.startswith("\ufeff") else ""
+    body = "\n" + text.removeprefix(mark)
+    if body.endswith(f"\n{line}"):
+        return mark + body[1 : -len(line)].removesuffix("\n")
+    if f"\n{line}\n" in body:
+        return mark + body.replace(f"\n{line}\n", "\n", 1)[1:]
+    return None
 
 
 def _hook(root: str, undo: bool) -> "Iterator[Step]":
     """The pre-commit hook, if there is one: it goes on as a run of itself."""
-    path = os.path.join(_hooks(root), "pre-commit")
-    if not os.path.isfile(path):
-        if os.path.isfile(os.path.join(root, ".pre-commit-config.yaml")) and not undo:
-            yield Step("no pre-commit hook yet: pre-commit install, then sandrun init once more")
-        return
-    first = _read(path).partition(b"\n")[0]
-    words = first[2:].replace(b"/", b" ").split()
-    if first.startswith(b"#!") and any(word in _SHELLS for word in words):
-        yield _line(path, HOOK_LINE, 1, undo, _HAS_HOOK)
+    hook = hooks.find(root)
+    if not hook.path:
+        if hook.why and not undo:
+            yield Step(hook.why)
+    elif hook.why and not (undo and hook.undone):
+        yield Step(f"leave {hook.path}: {hook.why}")
     else:
-        yield Step(f"leave {path}: no shell script; call it through sandrun -- yourself")
-
-
-def _hooks(root: str) -> str:
-    """The folder of the repository's hooks, which core.hooksPath may have moved."""
-    import subprocess
-
-    if not project.git_directory(root):
-        return os.path.join(root, ".git", "hooks")
-    try:
-        said = subprocess.run(
-            ["git", "-C", root, "rev-parse", "--git-path", "hooks"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return os.path.join(root, ".git", "hooks")
-    return os.path.join(root, said.stdout.rstrip("\n"))
+        yield _line(hook.path, hook.line, undo, hooks.HAS_LINE)
 
 
 def _shims(root: str, undo: bool) -> "Iterator[Step]":

@@ -118,8 +118,12 @@ HOOK_MARK = "SANDRUN_HOOK"
 
 def is_hook(command: "list[str]") -> bool:
     """Whether a command is that very hook, which needs what git tells it, such as the index of a
-    `commit -a`. What the hook starts has the mark too, but is another command."""
-    return os.environ.get(HOOK_MARK) == command[0]
+    `commit -a`. What the hook starts has the mark too, but is another command.
+
+    The hook itself, or `sh -e HOOK`, as husky starts it.
+    """
+    mark = os.environ.get(HOOK_MARK)
+    return bool(mark) and mark in (command[0], *command[2:3])
 
 
 def leaked() -> "list[str]":

@@ -307,25 +307,33 @@ def test_a_hook_without_sandrun_is_the_hook_that_it_was(project: Box) -> None:
     assert (done.returncode, done.stdout) == (0, "hook  a b\n")
 
 
-def test_the_settings_file_lists_every_setting_as_it_is(project: Box) -> None:
-    """Uncommented it is valid, and nothing of it differs from the defaults."""
+def test_the_settings_file_is_what_a_person_writes(project: Box) -> None:
+    """All settings, each with a word of why; those of the first part uncommented change nothing,
+    those of the second are examples of what is not set without it."""
     init(project)
     path = project.project / "sandrun.toml"
     text = path.read_text()
-    tomllib.loads(text)
-    assert project.run("config").stderr == ""
-    rows = [line for line in text.splitlines()[1:] if "= ..." not in line]
-    path.write_text("\n".join(row.removeprefix("#") for row in rows))
-    assert len(tomllib.loads(path.read_text())) == len(rows)
-    shown = project.run("config")
-    assert shown.stderr == ""
-    path.unlink()
-    plain = project.run("config").stdout.splitlines()
-    assert [line.split()[:2] for line in shown.stdout.splitlines()] == [
-        line.split()[:2] for line in plain
-    ]
+    assert tomllib.loads(text) == {}
+    assert "= 0.0" not in text and "= 15" not in text
+    parts = [part.splitlines()[1:] for part in text.split("\n# --- ")[1:]]
+    rows = [[line.removeprefix("#") for line in part if line] for part in parts]
+    shown = []
+    for part in ([], *rows):
+        path.write_text("\n".join(part))
+        assert len(tomllib.loads(path.read_text())) == len(part)
+        done = project.run("config")
+        assert done.stderr == ""
+        lines = [line.split() for line in done.stdout.splitlines() if line[0] != "#"]
+        shown.append({words[0]: words[1:-1] for words in lines})
+    defaults, examples = ({row.split()[0] for row in part} for part in rows)
+    assert shown[1] == shown[0]
+    assert {key for key in shown[2] if shown[2][key] != shown[0][key]} == examples
+    assert defaults | examples == {o.key for o in options.OPTIONS if o.scope == "all"}
+    assert not defaults & examples
     for option in options.OPTIONS:
         assert (f"#{option.key} = " in text) == (option.scope == "all")
+    assert all("  # " in row or row.startswith("io_") for part in rows for row in part)
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_make_include_prints_the_file(project: Box) -> None:

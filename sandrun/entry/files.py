@@ -1,0 +1,115 @@
+"""Files of the user's, as `sandrun init` reads them and puts a line into them or takes one out.
+
+Promises
+- A file is replaced in one step and keeps its owner, group, mode, attributes and links; where that
+  cannot be, it is written in place.
+- Nothing but a regular file is read.
+- All is done below one open directory, so that a user in whose project root is at work cannot send
+  root elsewhere meanwhile.
+"""
+
+import os
+import stat
+import sys
+from collections.abc import Callable
+
+from sandrun import project
+from sandrun.model import SandrunError
+
+_MOST = 8 << 20
+"""Bytes: no Makefile and no hook that a person wrote is larger."""
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+
+
+def read(path: str) -> bytes:
+    """The bytes of a file; b"" if there is none. Raises SandrunError."""
+    try:
+        return _read(os.open(path, _READ | getattr(os, "O_BINARY", 0)))
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise SandrunError(f"cannot read {path}: {error.strerror}", f"ls -l {path}") from error
+
+
+def _read(fd: int) -> bytes:
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(22, "not a regular file")
+        data = file.read(_MOST + 1)
+    if len(data) > _MOST:
+        raise OSError(27, "File too large")
+    return data
+
+
+def text(path: str) -> str:
+    """The same as text that gives the same bytes again."""
+    return read(path).decode("utf-8", "surrogateescape")
+
+
+def write_new(path: str, content: str) -> None:
+    """Make a file that is not there yet. Raises OSError."""
+    with open(project.create(path), "w", encoding="utf-8", newline="\n") as file:
+        file.write(content)
+
+
+def change(path: str, edit: "Callable[[str], str]") -> None:
+    """Replace the text of a file, through its links. Raises OSError."""
+    folder, name = os.path.split(os.path.realpath(path))
+    if sys.platform == "win32":
+        _replace(name, os.path.join(folder, ""), None, edit)
+        return
+    directory = os.open(folder, project.FOLDER)
+    try:
+        _replace(name, "", directory, edit)
+    finally:
+        os.close(directory)
+
+
+def _replace(name: str, prefix: str, at: "int | None", edit: "Callable[[str], str]") -> None:
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    path = prefix + name
+    old = os.open(path, _READ | flags, dir_fd=at)
+    info = os.fstat(old)
+    attributes = _attributes(old)
+    before = _read(old).decode("utf-8", "surrogateescape")
+    data = edit(before).encode("utf-8", "surrogateescape")
+    private = f"{prefix}.{name}.sandrun.{os.getpid()}"
+    fd = os.open(private, os.O_WRONLY | project.NEW | flags, 0o600, dir_fd=at)
+    try:
+        with open(fd, "wb") as file:
+            same = info.st_nlink == 1 and _make_alike(fd, info, attributes)
+            file.write(data)
+        if same:
+            os.replace(private, path, src_dir_fd=at, dst_dir_fd=at)
+            return
+    except OSError:
+        os.unlink(private, dir_fd=at)
+        raise
+    os.unlink(private, dir_fd=at)
+    with open(os.open(path, os.O_WRONLY | flags, dir_fd=at), "wb") as file:
+        file.write(data)
+        file.truncate()
+
+
+def _attributes(fd: int) -> "dict[str, bytes]":
+    """Access lists, labels and what else there is (xattr(7))."""
+    try:
+        return {name: os.getxattr(fd, name) for name in os.listxattr(fd)}
+    except (OSError, AttributeError):
+        return {}
+
+
+def _make_alike(fd: int, info: os.stat_result, attributes: "dict[str, bytes]") -> bool:
+    """Give a new file the owner, group, mode and attributes of an old one; False: it is refused."""
+    if sys.platform == "win32":
+        return True
+    new = os.fstat(fd)
+    try:
+        if (new.st_uid, new.st_gid) != (info.st_uid, info.st_gid):
+            os.fchown(fd, info.st_uid, info.st_gid)
+        for name, value in attributes.items():
+            os.setxattr(fd, name, value)
+        os.fchmod(fd, stat.S_IMODE(info.st_mode))
+        return True
+    except OSError:
+        return False
