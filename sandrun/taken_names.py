@@ -64,7 +64,8 @@ def spare_roots() -> "Iterator[str]":
         return
     # The XDG base directory specification: owned by the user, mode 0700, local, gone at logout.
     session = os.environ.get("XDG_RUNTIME_DIR", "")
-    for path, mask in ((session, 0o077), (project.state_home(), 0o022)):
+    # In /run, which is root's, root finds one even without a home.
+    for path, mask in ((session, 0o077), (project.state_home(), 0o022), ("/run", 0o022)):
         try:
             info = os.stat(path)
         except OSError:
@@ -105,7 +106,8 @@ def count_foreign() -> "tuple[int, str]":
         names = sorted(filter(project.is_state_name, os.listdir(root)))
     except OSError:
         return 0, ""
-    taken = [path for n in names if owner(path := os.path.join(root, n)) is not None]
+    owners = ((path, owner(path)) for path in (os.path.join(root, name) for name in names))
+    taken = [path for path, uid in owners if uid is not None and not project.is_ours(uid)]
     return len(taken), taken[0] if taken else ""
 
 

@@ -189,6 +189,43 @@ def test_a_taken_name_costs_nobody_a_run(users: Users, kind: str) -> None:
     assert all(a == ("begin", b[1]) for a, b in zip(events[::2], events[1::2], strict=True))
 
 
+def test_a_taken_pool_is_elsewhere_too(users: Users) -> None:
+    users.own(Path(f"/tmp/sandrun-pool-{users.first}"), users.other)
+    env = {"HOME": str(users.home), "SANDRUN_BACKEND": "rlimit", "SANDRUN_POOL": "80%"}
+    done = users.box.run("-v", "--", "true", env=env, user=users.first)
+    assert (done.returncode, "going on without" in done.stderr) == (0, False), done.stderr
+    assert (users.home / f".local/state/sandrun/sandrun-pool-{users.first}").is_dir()
+
+
+# Takes root's name for another user in the instant before we make the directory.
+RACE = """
+import os, sys
+
+def squat(event, words):
+    if event == "os.mkdir" and words[0].startswith("/tmp/seq-exec-") and not taken:
+        taken.append(words[0])
+        os.mkdir(words[0])
+        os.chown(words[0], other, -1)
+
+taken, other = [], int(sys.argv.pop(1))
+sys.addaudithook(squat)
+from sandrun.cli import main
+
+main()
+"""
+
+
+def test_a_name_that_is_taken_just_then(users: Users) -> None:
+    box = users.box
+    words = ["-c", RACE, str(users.other), "-v", "--", "echo", "ran"]
+    try:
+        done = box.run(*words, argv=[sys.executable])
+        assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+        assert f"{users.state(0)} is taken by uid {users.other}" in done.stderr
+    finally:
+        remove(users.state(0))
+
+
 def test_many_foreign_names_are_one_line_and_disable_nothing(users: Users) -> None:
     box = users.box
     run = users.start("--", *users.job("one"))
