@@ -18,9 +18,9 @@ from tests.summary import pytest_terminal_summary as pytest_terminal_summary
 
 if sys.platform == "linux":
     adopt_orphans()
-# Started in the background of a script we ignore it, as would all that the tests start; and a
-# shell cannot trap what was ignored before it.
-for _signum in (signal.SIGINT, getattr(signal, "SIGQUIT", signal.SIGINT)):
+# Started in the background of a script, or by nohup(1), we ignore some, as would all that the tests
+# start; and a shell cannot trap what was ignored before it.
+for _signum in (getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIGQUIT", "SIGHUP")):
     if signal.getsignal(_signum) == signal.SIG_IGN:
         signal.signal(_signum, signal.SIG_DFL)
 

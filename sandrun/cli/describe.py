@@ -111,7 +111,9 @@ _sandrun() {{
 	case $state in
 	first)
 		_describe -t subcommands subcommand subcommands
-		_command_names -e ;;
+		_command_names -e
+		# `sta` begins stat(1) and status: show both, and not only their common `stat`.
+		(( compstate[nmatches] < 2 )) || compstate[list]=list ;;
 	rest)
 		case $words[1] in
 {words}

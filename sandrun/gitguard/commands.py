@@ -28,7 +28,7 @@ def _set(words: str) -> "frozenset[str]":
 READ_ONLY = _set(
     "annotate archive blame bugreport cat-file check-attr check-ignore check-mailmap "
     "check-ref-format cherry column count-objects describe diagnose diff diff-files diff-index "
-    "diff-tree fast-export fmt-merge-msg for-each-ref format-patch fsck fsck-objects "
+    "diff-pairs diff-tree fast-export fmt-merge-msg for-each-ref format-patch fsck fsck-objects "
     "get-tar-commit-id grep help interpret-trailers last-modified log ls-files ls-remote ls-tree "
     "mailinfo merge-base name-rev patch-id pickaxe range-diff request-pull rev-list rev-parse "
     "shortlog show show-branch show-index show-ref status stripspace var verify-commit "

@@ -71,6 +71,12 @@ def launcher() -> list[str]:
     return [str(installed)] if installed.exists() else [sys.executable, str(source)]
 
 
+def without_note(said: str) -> str:
+    """... but for the one line of the fallback about itself; no kernel backend has it."""
+    lines = said.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("sandrun: a monitor polls "))
+
+
 def installed_env(env: dict[str, str]) -> dict[str, str]:
     """`env` in which the tested package is found: the installed one, or the checkout's."""
     if ROOT in Path(kernel.__file__).parents:
@@ -123,6 +129,7 @@ class Box:
         user: "int | None" = None,
         stderr: "int | None" = None,
         new_session: bool = False,
+        own_group: bool = False,
     ) -> "subprocess.Popen[str]":
         """Start `sandrun ARGS` (or `argv`) in the project; stdout is a pipe (see `heard`).
 
@@ -141,6 +148,7 @@ class Box:
                 group=user,
                 extra_groups=None if user is None else [],
                 start_new_session=new_session,
+                process_group=0 if own_group else None,
             )
         self.started.append(process)
         return process

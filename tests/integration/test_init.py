@@ -403,8 +403,11 @@ print("completed")
 """
     need("zsh")
     words = [sys.executable, "-c", script, str(20 * SCALE)]
-    done = project.run(argv=words, seconds=90, env={"TERM": "xterm"})
-    assert (done.returncode, done.stdout) == (0, "completed\n"), done.stderr
+    users = [name for name in project.env["PATH"].split(":") if not name.endswith("sbin")]
+    for folders in (users, [*users, "/usr/sbin"]):  # there is a stat(1), and what begins with `sta`
+        env = {"TERM": "xterm", "PATH": ":".join(folders)}
+        done = project.run(argv=words, seconds=90, env=env)
+        assert (done.returncode, done.stdout) == (0, "completed\n"), done.stderr
 
 
 def test_the_manual_page_is_well_formed_and_tells_everything(project: Box) -> None:

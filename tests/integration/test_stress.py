@@ -15,7 +15,7 @@ FULL = bool(os.environ.get("SANDRUN_TEST_FULL"))
 SECONDS, WORKERS = ("10", "4") if FULL else ("1", "1")
 # What takes more memory than there is: ended at the limit. The rest ends by itself.
 HUNGRY: dict[str, list[str]] = {
-    "bigheap": ["--bigheap-growth", "4M"],
+    "bigheap": ["--bigheap-growth", str(4 << 20)],  # stress-ng 0.19 takes no suffix here
     "brk": [],
     "mmap": ["--mmap-bytes", "600M"],
     "shm": ["--shm-bytes", "600M", "--shm-objs", "4"],

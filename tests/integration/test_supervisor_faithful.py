@@ -110,7 +110,7 @@ def test_input_of_any_size_passes(place: Box) -> None:
 
 
 def test_a_reader_that_goes_away_ends_the_writer_by_sigpipe(place: Box) -> None:
-    script = '{ "$@" -- yes; echo $? >&2; } | head -n 1'
+    script = '{ "$@" -q -- yes; echo $? >&2; } | head -n 1'
     done = place.run(script, "sh", *launcher(), argv=["sh", "-c"])
     assert (done.stdout, done.stderr) == ("y\n", "141\n")
 

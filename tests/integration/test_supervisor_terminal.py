@@ -227,7 +227,7 @@ def test_a_session_leader_passes_the_hang_up_on(place: Box) -> None:
 
 def test_under_script(place: Box) -> None:
     words = " ".join(launcher())
-    inner = f"{words} -- sh -c 'test -t 0 && test -t 1 && test -t 2 && echo all; exit 6'"
+    inner = f"{words} -q -- sh -c 'test -t 0 && test -t 1 && test -t 2 && echo all; exit 6'"
     done = place.run("-qec", inner, "/dev/null", argv=["script"])
     assert (done.returncode, done.stdout.strip()) == (6, "all")
 
@@ -305,7 +305,7 @@ def test_sigstop_of_the_command_does_not_stop_its_limits(make_box: "Callable[[st
 
 def test_no_traceback_from_an_interrupt_at_any_time(place: Box) -> None:
     for delay in range(0, 60, 4):
-        process = place.start("--", "sleep", "1000")
+        process = place.start("-q", "--", "sleep", "1000")
         time.sleep(delay / 1000)
         process.send_signal(signal.SIGINT)
         done = place.finish(process, 10)

@@ -42,7 +42,8 @@ class Tool:
     def start(self, *command: str, before: "tuple[str, ...]" = ()) -> "subprocess.Popen[str]":
         """Start the tool; `before`: a command that starts it in its turn."""
         argv = [*self.prefix, *before, *self.argv, *command]
-        return self.box.start(argv=argv, stdin=subprocess.DEVNULL)
+        # A group of its own, below ours: in an orphaned one SIGTSTP stops nobody, setpgid(2).
+        return self.box.start(argv=argv, stdin=subprocess.DEVNULL, own_group=True)
 
     def run(self, *command: str, before: "tuple[str, ...]" = ()) -> int:
         seconds = 30 if self.ours else 5  # some peers hang
