@@ -23,7 +23,8 @@ if sys.platform == "win32":
 
 
 def named(name: str) -> "Backend":
-    """The backend of that name. Raises Unusable for one of another system."""
+    """The backend of that name. Raises Unusable for one of another system, or of no version that
+    we know: what that would hold, or end, nobody here can tell."""
     if (name == "job-object") != (sys.platform == "win32") and name != "none":
         raise Unusable(f"there is no {name} on this system")
     if name == "none":
@@ -46,6 +47,8 @@ def named(name: str) -> "Backend":
         from sandrun.backends import job
 
         return job.JobBackend()
+    if name != "rlimit":
+        raise Unusable(f"this version has no backend {name}")
     if DARWIN:
         from sandrun.backends import darwin
 

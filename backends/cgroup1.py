@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 
 _V1_NAMES = {"io": "blkio"}
+_CONTROLLERS = frozenset(("memory", "pids", "cpu", "blkio", "freezer", "cpuacct", ""))
+"""The hierarchies in which a run may have a group; '': the v2 one beside."""
 _POLLIN = 1  # select.POLLIN, poll(2), without an import on every run's path
 _PERIOD = 100_000
 """cpu.cfs_period_us: the kernel's default."""
@@ -58,6 +60,7 @@ class Group1:
         self.paths = paths
         self.token = "\n".join(f"{name}={path}" for name, path in paths.items())
         self.keeper = 0
+        self.mark = ""
         self.struck = ""
         self.limits = limits
         self.memory = MemoryController(groups.Node(paths["memory"]))
@@ -263,8 +266,7 @@ class Group1:
         if self.beside:
             self.beside.kill()
         self._freeze("FROZEN")
-        for pid in self.pids():
-            groups.signal(pid, 9)
+        groups.kill_members(self.paths["memory"])
         self._freeze("THAWED")  # frozen v1 tasks do not even die
         groups.kill_each(self.paths["memory"], lambda: not self.pids())
 
@@ -360,9 +362,10 @@ class Cgroup1Backend:
                 messages.decision("neither a freezer nor cgroup v2: no atomic kill")
         return parents
 
-    def attach(self, token: str) -> Group1:
+    def attach(self, run_id: str, token: str) -> Group1:
         paths = dict(line.partition("=")[::2] for line in token.split("\n"))
-        known = all(os.path.basename(p).startswith(groups.PREFIX) for p in paths.values())
-        if not known or "memory" not in paths:
-            raise Unusable(f"{token} is not a group of sandrun's")
+        if "memory" not in paths or not _CONTROLLERS.issuperset(paths):
+            raise Unusable(f"{token!r} does not name the groups of a run")
+        for name, path in paths.items():
+            groups.check_ours(path, run_id, name)
         return Group1(paths)

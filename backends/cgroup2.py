@@ -242,9 +242,8 @@ class Cgroup2Backend:
         guarded(container.create, "make the run's group")
         return container
 
-    def attach(self, token: str) -> "Group2":
+    def attach(self, run_id: str, token: str) -> "Group2":
         from sandrun.backends import group2
 
-        if not os.path.basename(token).startswith(groups.PREFIX):
-            raise Unusable(f"{token} is not a group of sandrun's")
+        groups.check_ours(token, run_id, "")
         return group2.Group2(token)

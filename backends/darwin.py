@@ -90,7 +90,7 @@ class DarwinContainer(RlimitContainer):
         else:
             pairs = zip(self.shared[::2], self.shared[1::2], strict=True)
             self.known |= dict(itertools.takewhile(lambda pair: pair[0], pairs))
-            frontier = kernel.marked(f"/{self.run_id}", "")
+            frontier = kernel.marked(self.mark, "")
         # Another user's process does not tell its start: that one is known by its parent alone.
         known = [p for p, start in self.known.items() if start and kernel.start(p) == start]
         frontier += known + self._orphans(known)
@@ -123,7 +123,7 @@ class DarwinContainer(RlimitContainer):
                 return True
         except OSError:
             return False
-        return darwin.is_marked(pid, f"/{self.run_id}")
+        return darwin.is_marked(pid, self.mark)
 
     def _remember(self, known: "dict[int, int]") -> None:
         if known != self.known:
@@ -134,7 +134,9 @@ class DarwinContainer(RlimitContainer):
 
     def pids(self) -> "list[int]":
         # Twice: one that was about to be an orphan may hide from one look.
-        return list(self._members() or self._members())
+        found = self._members() or self._members()
+        self.starts = {pid: info.start for pid, info in found.items()}
+        return list(found)
 
     def leave(self) -> None:
         """Nothing to lift: nobody can change another's limits here."""

@@ -3,6 +3,14 @@
 Invariant: a run's group is locked (flock on its directory) by its supervisor and keeper while
 either lives, so a group of ours that is not locked belongs to a dead run and may be ended. Nobody
 but our own user and root can open the directory, hence lock it; no lock is waited for.
+
+What proves that a process may be killed
+- Its group is ours: named `sandrun-<run id>`, below the mount of its hierarchy, made by our own
+  user, and either that of the run in question (`check_ours`) or one that nobody has locked
+  (`collect`). A group of another name or owner is never touched, nor is anything outside of one.
+- The process is a member: a number is only signalled while a pidfd holds on to the process and
+  the group, read again after that was opened, still lists the number (`kill_members`). So a number
+  that was given to somebody else meanwhile is never hit.
 """
 
 import errno
@@ -11,7 +19,7 @@ import os
 import time
 
 from sandrun import kernel
-from sandrun.model import Unusable
+from sandrun.model import Unusable, is_run_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +27,8 @@ if TYPE_CHECKING:
 
 PREFIX = "sandrun-"
 """Every group of ours is `sandrun-<run id>`, below our own group and nowhere else."""
+_BATCH = 64
+"""Processes pinned by a pidfd at a time: RLIMIT_NOFILE may be low."""
 MAIN = "main"
 """The group inside a v2 run's group that holds its processes; nested runs are made beside it."""
 KILL_SECONDS = 10.0
@@ -110,20 +120,46 @@ def lowest(group: str, name: str) -> int:
         group = os.path.dirname(group)
 
 
+def is_run(name: str) -> bool:
+    """Whether a group's name is one that we give: somebody's own `sandrun-builds` is not."""
+    return name.startswith(PREFIX) and is_run_id(name.removeprefix(PREFIX))
+
+
+def check_ours(path: str, run_id: str, controller: str) -> None:
+    """Raise Unusable unless `path` can only be the group that our user made for that run."""
+    mount = own_mount(controller)
+    named = is_run(os.path.basename(path)) and path.endswith(f"/{PREFIX}{run_id}")
+    if not named or os.path.normpath(path) != path or not path.startswith(mount + "/"):
+        raise Unusable(f"{path!r} is not the group of run {run_id} below {mount}")
+    try:
+        owner = os.lstat(path).st_uid
+    except FileNotFoundError:
+        return  # it is gone
+    except (OSError, ValueError) as error:
+        raise Unusable(f"{path!r}: {error}") from None
+    if owner != os.geteuid():
+        raise Unusable(f"{path} belongs to uid {owner}, not to us")
+
+
+def _listed(path: str) -> "list[int]":
+    """The processes in a group and all below it, dead ones too, as far as we can see them."""
+    found: list[int] = []
+    for directory, _, _ in os.walk(path):
+        try:
+            found.extend(map(int, kernel.read(directory + "/cgroup.procs").split()))
+        except OSError:
+            continue
+    return [pid for pid in found if pid]  # 0: outside of our pid namespace
+
+
 def pids(path: str) -> "list[int]":
     """The live processes in a group and all below it; zombies left out."""
     # One that was listed and is dead by now may have forked in between: look again, until all that
     # are listed were dead before.
     dead: set[int] = set()
     for _ in range(100):
-        found: list[int] = []
-        for directory, _, _ in os.walk(path):
-            try:
-                found.extend(map(int, kernel.read(directory + "/cgroup.procs").split()))
-            except OSError:
-                continue
-        # 0 stands for a process outside our pid namespace.
-        live = [pid for pid in found if pid and not kernel.is_zombie(pid)]
+        found = _listed(path)
+        live = [pid for pid in found if not kernel.is_zombie(pid)]
         if live or dead.issuperset(found):
             break
         dead = set(found)
@@ -159,12 +195,17 @@ def move_out(path: str, file: str) -> None:
                 continue  # it is gone
 
 
-def signal(pid: int, signum: int) -> None:
-    """Send a signal to a process just read from a group: the gap to a reuse is microseconds."""
-    try:
-        os.kill(pid, signum)
-    except OSError:
-        pass
+def kill_members(path: str) -> None:
+    """SIGKILL what is in a group and below it now, and nobody else (see above)."""
+    found = _listed(path)
+    for start in range(0, len(found), _BATCH):
+        pinned = {pid: kernel.pin(pid) for pid in found[start : start + _BATCH]}
+        still = set(_listed(path))
+        for pid, pidfd in pinned.items():
+            if pid in still:
+                kernel.kill(pid, pidfd)
+            if pidfd >= 0:
+                os.close(pidfd)
 
 
 def kill_each(path: str, done: "Callable[[], bool]") -> None:
@@ -172,8 +213,7 @@ def kill_each(path: str, done: "Callable[[], bool]") -> None:
     deadline = time.monotonic() + KILL_SECONDS
     pause = 0.001
     while True:
-        for pid in pids(path):
-            signal(pid, 9)
+        kill_members(path)
         if done():
             return
         if time.monotonic() > deadline:
@@ -251,7 +291,7 @@ def _lock(path: str) -> int:
 def collect(parent: str, end: "Callable[[str], None]") -> None:
     """End the groups of dead runs below `parent` by `end(path)`, each under its lock."""
     try:
-        names = [name for name in os.listdir(parent) if name.startswith(PREFIX)]
+        names = [name for name in os.listdir(parent) if is_run(name)]
     except OSError:
         return
     for name in names:
@@ -262,7 +302,8 @@ def collect(parent: str, end: "Callable[[str], None]") -> None:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            end(path)
+            if os.fstat(fd).st_uid == os.geteuid():
+                end(path)
         except OSError:
             continue
         finally:

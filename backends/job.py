@@ -140,6 +140,7 @@ class JobContainer:
     def __init__(self, run_id: str, job: int, limits: Limits, port: "Port | None") -> None:
         self.token = self.run_id = run_id
         self.keeper = 0
+        self.mark = ""
         self.job = job
         self.limits = limits
         self.port = port
@@ -290,7 +291,7 @@ def _commit(pid: int) -> int:
 
 
 def _room_of(run_id: str) -> float:
-    found = JobBackend().attach(run_id)
+    found = JobBackend().attach(run_id, run_id)
     try:
         return found._room()
     finally:
@@ -369,9 +370,11 @@ class JobBackend:
             calls.CloseHandle(job)
             raise
 
-    def attach(self, token: str) -> JobContainer:
+    def attach(self, run_id: str, token: str) -> JobContainer:
+        if token != run_id:
+            raise Unusable(f"{token!r} is not the job of run {run_id}")
         try:
-            job = calls.OpenJobObjectW(_ATTACH, False, name_of(token))
+            job = calls.OpenJobObjectW(_ATTACH, False, name_of(run_id))
         except OSError:
             job = 0  # it is gone, or not ours to open: without its supervisor the kernel ends it
-        return JobContainer(token, job, Limits(0), None)
+        return JobContainer(run_id, job, Limits(0), None)

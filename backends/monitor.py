@@ -208,8 +208,8 @@ class Monitor:
             pss, shmem = _field(rollup, b"\nPss:"), _field(rollup, b"\nPss_Shmem:")
         except PermissionError:  # another user's process
             pss, shmem = rss, 0
-        except OSError:  # gone
-            pss, shmem = 0, 0
+        except OSError:  # gone, or only its first thread, which alone would tell
+            pss, shmem = 0 if kernel.is_zombie(pid) else rss, 0
         self._kept[pid] = (start, rss, pss, shmem, now)
         return pss, shmem
 
@@ -236,17 +236,10 @@ def _rss(pid: int, info: kernel.Stat) -> int:
     if info.state not in "ZX":
         return info.rss
     try:
-        tasks = os.listdir(f"/proc/{pid}/task")
-    except OSError:  # the last thread ended, and the parent has reaped it
+        rss = int(kernel.read(f"{kernel.told_at(pid)}/statm").split()[1])
+    except (OSError, IndexError):  # the last thread ended, and the parent has reaped it
         return 0
-    for task in tasks[::-1]:
-        try:
-            rss = int(kernel.read(f"/proc/{pid}/task/{task}/statm").split()[1])
-        except (OSError, IndexError):
-            continue
-        if rss:
-            return rss * os.sysconf("SC_PAGESIZE")
-    return 0
+    return rss * os.sysconf("SC_PAGESIZE")
 
 
 class Host:

@@ -16,6 +16,7 @@ class NoContainer:
 
     token = ""
     keeper = 0
+    mark = ""
     events = (-1, 0)
     struck = ""
 
@@ -56,5 +57,5 @@ class NoBackend:
     def open(self, run_id: str, limits: Limits) -> NoContainer:
         return NoContainer()
 
-    def attach(self, token: str) -> NoContainer:
+    def attach(self, run_id: str, token: str) -> NoContainer:
         return NoContainer()

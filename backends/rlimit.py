@@ -9,6 +9,10 @@ Processes are the supervisor's descendants (it becomes a subreaper). Once the su
 they are those that carry the run's mark, and all below them: its name in the environment, or its
 own RLIMIT_DATA, whose odd last bytes no other run has. A daemon by the book that clears its
 environment and closes every descriptor still has that one, and everybody may read it.
+
+What proves that a process may be killed: it is a descendant of ours, or it was one of those when it
+was looked at, and is the same process still (its start), held by a pidfd while it is signalled. The
+name is a whole entry of SANDRUN_RUNS, the limit one that only this run's id gives.
 """
 
 import os
@@ -52,8 +56,11 @@ class RlimitContainer:
         self.data = data
         self.token = f"{run_id}:{data}"
         self.keeper = 0
+        self.mark = ""
         self.events = (-1, 0)
         self.struck = ""
+        self.starts: dict[int, int] = {}
+        """Of the processes last seen, by pid."""
         self.owner = os.getpid() if limits else 0
         self.strangers: dict[int, int] = {}
         self.tasks = kernel.tasks()
@@ -130,6 +137,7 @@ class RlimitContainer:
             if os.getpid() != self.owner:
                 return self._marked()
             found = self._members()
+            self.starts = {pid: info.start for pid, info in found.items()}
             if found:
                 return list(found)
             children = kernel.children(self.owner)
@@ -143,14 +151,17 @@ class RlimitContainer:
         return many and monitor.is_crowd(self.owner, groups.CROWD)
 
     def _marked(self) -> "list[int]":
-        mark = f"/{self.run_id}"
         limit = f"Max data size {self.data} " if self.data else ""
-        found = kernel.marked(mark, limit)
-        below = {child: None for pid in found for child in monitor.walk(pid)}
-        live = [pid for pid in {**dict.fromkeys(found), **below} if not kernel.is_zombie(pid)]
+        found = kernel.marked(self.mark, limit)
         # One in a chain of forks and exits is born after the scan has passed its number.
-        live = live or kernel.newborn(mark, limit, _NEWBORN_SECONDS)
-        return [pid for pid in live if pid != os.getpid()]
+        found = found or kernel.newborn(self.mark, limit, _NEWBORN_SECONDS)
+        # A scan takes its time, in which a number may get another owner.
+        before = {pid: kernel.start(pid) for pid in found}
+        still = kernel.marked(self.mark, limit, found) if found else []
+        roots = [pid for pid in still if kernel.start(pid) == before[pid]]
+        below = monitor.tree(roots, {os.getpid(): kernel.start(os.getpid())})
+        self.starts = {pid: info.start for pid, info in below.items()}
+        return list(below)
 
     def _sweep(self) -> None:
         """SIGKILL our children, without a look at any: what those leave behind becomes ours, and
@@ -159,7 +170,7 @@ class RlimitContainer:
         while (found := kernel.children(self.owner)) != before:
             for pid in found:
                 if not self._is_other(pid):
-                    _kill(pid)
+                    kernel.kill(pid, -1)  # our child, and not reaped: the number is its own
             before = found
             time.sleep(0.001)  # whoever has slept runs before those who did not
 
@@ -170,7 +181,7 @@ class RlimitContainer:
         deadline = began + KILL_SECONDS
         before: list[int] = []
         while pids := self.pids():
-            refused = [pid for pid in reversed(pids) if not _kill(pid)]
+            refused = [pid for pid in reversed(pids) if not _kill(pid, self.starts[pid])]
             if refused == pids[::-1]:  # nobody is left whom we may signal
                 deadline = min(deadline, time.monotonic() + _REFUSED_SECONDS)
             if time.monotonic() > deadline:
@@ -193,19 +204,24 @@ class RlimitContainer:
         pass
 
 
-def _kill(pid: int) -> bool:
+def _kill(pid: int, start: int) -> bool:
+    """SIGKILL the process of that number and start; False: it lives, and we may not."""
+    pidfd = kernel.pin(pid)
     try:
-        os.kill(pid, 9)
-    except PermissionError:
-        return False
-    except OSError:
-        pass
-    return True
+        return kernel.start(pid) != start or kernel.kill(pid, pidfd)
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+def _odd(run_id: str) -> int:
+    """What a run's RLIMIT_DATA has in its last bytes."""
+    return int.from_bytes(run_id.encode(), "big") % (_MARK_BYTES - 3)  # a prime: every byte counts
 
 
 def _data_limit(run_id: str, limits: Limits, kind: int) -> int:
     """The soft limit of that `kind` for a run; odd in its last bytes, by the run's id."""
-    odd = int.from_bytes(run_id.encode(), "big") % (_MARK_BYTES - 3)  # a prime: every byte counts
+    odd = _odd(run_id)
     backstop = limits.memory + limits.memory // 4 + 64 * MIB
     backstop += -backstop % _MARK_BYTES + odd
     soft, hard = resource.getrlimit(kind)
@@ -234,6 +250,9 @@ class RlimitBackend:
         kind = self.container.kind
         return self.container(run_id, limits, _data_limit(run_id, limits, kind))
 
-    def attach(self, token: str) -> RlimitContainer:
-        run_id, _, data = token.partition(":")
-        return self.container(run_id, None, int(data or "0"))
+    def attach(self, run_id: str, token: str) -> RlimitContainer:
+        of, _, digits = token.partition(":")
+        data = int(digits) if digits.isdecimal() and len(digits) < 20 else -1
+        if of != run_id or (data and data % _MARK_BYTES != _odd(run_id)):
+            raise Unusable(f"{token!r} is not the mark of run {run_id}")
+        return self.container(run_id, None, data)

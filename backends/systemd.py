@@ -185,7 +185,7 @@ def _collect(beside: str) -> None:
     from sandrun.backends import group2
 
     for name in os.listdir(beside):
-        if name.startswith(groups.PREFIX) and name.endswith(".scope"):
+        if name.endswith(".scope") and groups.is_run(name.removesuffix(".scope")):
             groups.collect(f"{beside}/{name}", group2.end_stale)
 
 
@@ -215,5 +215,5 @@ class SystemdBackend:
         _collect(os.path.dirname(own))
         return cgroup2.Cgroup2Backend().open(run_id, limits)
 
-    def attach(self, token: str) -> "Group2":
-        return cgroup2.Cgroup2Backend().attach(token)
+    def attach(self, run_id: str, token: str) -> "Group2":
+        return cgroup2.Cgroup2Backend().attach(run_id, token)

@@ -13,7 +13,7 @@ import ctypes
 import errno
 import os
 
-from sandrun.model import Process
+from sandrun.model import RUNS_VARIABLE, Process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,17 +181,19 @@ def directory(pid: int) -> str:
 
 
 def is_marked(pid: int, mark: str) -> bool:
-    """Whether the process was started with `mark` in its environment, as far as we may look."""
+    """Whether the process was started in the run of that mark, as far as we may look."""
     try:
-        return any(mark in value for value in environ(pid).values())
+        runs = environ(pid).get(RUNS_VARIABLE, "")
     except OSError:
         return False
+    return bool(mark) and f":{mark}:" in f":{runs}:"
 
 
-def marked(mark: str, limit: str) -> "list[int]":
-    """Our processes that were started with `mark` in their environment; ourselves left out.
+def marked(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int]":
+    """Our processes that were started in the run of that mark; ourselves left out.
     (Nobody can read another's limits here.)"""
-    return [pid for pid in _processes() if pid != os.getpid() and is_marked(pid, mark)]
+    pids = _processes() if among is None else among
+    return [pid for pid in pids if pid != os.getpid() and is_marked(pid, mark)]
 
 
 def newborn(mark: str, limit: str, seconds: float) -> "list[int]":

@@ -2,8 +2,13 @@
 
 Waiters go first, so that the end of a run does not start the next. A run is ended through its
 supervisor (SIGTERM, which the command sees), and when the grace is over through its container,
-the way a lost run is cleaned up. The pid that is signalled is the one of who holds the ticket's
-lock, as the kernel tells it in our namespace; it is alive, so the pid is its own.
+the way a lost run is cleaned up.
+
+What proves that the target is ours: the pid that is signalled is the one of who holds the ticket's
+lock, as the kernel tells it in our namespace, asked anew before each signal. Who holds a lock is
+alive, so the pid is its own. The number in a ticket's name is believed only where the kernel does
+not tell (macOS), and never one that would mean many (kill(2): 0, -1) or init. What a killed
+supervisor left is proved by `sandrun.recovery`.
 
 On Windows there are no signals: see `sandrun.windows.emergency`.
 """
@@ -75,13 +80,13 @@ def _ended(queue: Queue, ticket: Ticket, grace: float) -> bool:
             return True
         emergency.terminate(queue, ticket)
         return _gone_within(queue, ticket, _DEATH)
-    pid = nesting.ticket_holder(queue, ticket)
-    if not pid and not ticket.running:
-        queue.ring(ticket.name, CANCEL)  # it is in another pid namespace
     for signum, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _DEATH)):
-        if pid:
+        pid = nesting.ticket_holder(queue, ticket)
+        if pid > 1:
             _send(pid, signum)
             _send(pid, signal.SIGCONT)
+        elif not ticket.running:
+            queue.ring(ticket.name, CANCEL)  # it is in another pid namespace
         if _gone_within(queue, ticket, patience):
             return True
     return False

@@ -5,10 +5,12 @@ Everything here answers "no" on a system that has no such thing; on macOS what /
 from `sandrun.darwin`, under the same names.
 """
 
+import _signal
+import errno
 import os
 import time
 
-from sandrun.model import DARWIN, Process
+from sandrun.model import DARWIN, RUNS_VARIABLE, Process
 
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
 
@@ -212,14 +214,49 @@ def descendants(root: int) -> "list[int]":
     return found
 
 
-def marked(mark: str, limit: str) -> "list[int]":
-    """The processes that were started with `mark` in their environment, or that have the line
-    `limit` among their limits (blanks squeezed); ourselves left out.
+def pin(pid: int) -> int:
+    """A pidfd (pidfd_open(2)): as long as it is open, `kill` hits that process or nobody. -1: there
+    is no such process, or there are none here (before Linux 5.3, macOS)."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return -1
+
+
+def kill(pid: int, pidfd: int) -> bool:
+    """SIGKILL the process that was pinned; without a pidfd whoever has the number now. False: it is
+    there, and we may not."""
+    if pidfd >= 0:
+        try:
+            _signal.pidfd_send_signal(pidfd, 9)
+            return True
+        except OSError as error:  # EPERM and ENOSYS: a filter of system calls
+            if error.errno == errno.ESRCH:
+                return True
+    try:
+        os.kill(pid, 9)
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def has_mark(environ: bytes, mark: str) -> bool:
+    """Whether `mark` is an entry of SANDRUN_RUNS, and a whole one, in an environment (proc(5))."""
+    start = f"{RUNS_VARIABLE}=".encode()
+    runs = next((e for e in environ.split(b"\0") if e.startswith(start)), b"")
+    return bool(mark) and b":%s:" % os.fsencode(mark) in b":%s:" % runs[len(start) :]
+
+
+def marked(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int]":
+    """The processes that were started in the run of that mark, or that have the line `limit` among
+    their limits (blanks squeezed); ourselves left out.
 
     Sees what escaped by double fork, setsid and closed descriptors; by the limit also what cleared
     its environment, and root's processes (sudo in a run), whose environment is hidden from us.
     """
-    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    pids = among or [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
     return [pid for pid in pids if pid != os.getpid() and _is_marked(pid, mark, limit)]
 
 
@@ -245,7 +282,21 @@ def _is_marked(pid: int, mark: str, limit: str) -> bool:
     # Whoever reads that limit can give it to a process of theirs; root does not.
     if limit and limit.encode() in b" ".join(limits.split()) and _user(pid) in (0, os.getuid()):
         return True
-    return os.fsencode(mark) in _try_read(f"/proc/{pid}/environ")
+    return has_mark(_try_read(f"{told_at(pid)}/environ"), mark)
+
+
+def told_at(pid: int) -> str:
+    """Where /proc tells of a process's memory: in its own directory, or, when its first thread has
+    exited before others, in that of one of those."""
+    try:
+        stat = Stat(pid)
+        if stat.state in "ZX" and stat.threads > 1:
+            for task in os.listdir(f"/proc/{pid}/task"):
+                if int(task) != pid and _try_read(f"/proc/{pid}/task/{task}/statm")[:2] != b"0 ":
+                    return f"/proc/{pid}/task/{task}"
+    except OSError:
+        pass
+    return f"/proc/{pid}"
 
 
 def _user(pid: int) -> int:
@@ -264,10 +315,14 @@ def _try_read(path: str) -> bytes:
 def describe(pid: int, memory: "int | None" = None) -> "Process | None":
     """A process as people know it; memory is its RSS unless given. None: it is gone."""
     try:
-        words = read(f"/proc/{pid}/cmdline").replace(b"\0", b" ").decode("utf-8", "replace")
+        at = f"/proc/{pid}"
+        if not (line := read(f"{at}/cmdline")):
+            at = told_at(pid)
+            line = read(f"{at}/cmdline")
+        words = line.replace(b"\0", b" ").decode("utf-8", "replace")
         text = "".join(c if c.isprintable() else "?" for c in words.strip())
         if memory is None:
-            memory = int(read(f"/proc/{pid}/statm").split()[1]) * _PAGE
+            memory = int(read(f"{at}/statm").split()[1]) * _PAGE
         return Process(pid, memory, text[:200] or f"[{Stat(pid).name}]")
     except (OSError, IndexError):
         return None

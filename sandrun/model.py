@@ -37,6 +37,19 @@ ENDED = {
 """The exit codes of runs that were ended, by reason."""
 
 
+RUNS_VARIABLE = "SANDRUN_RUNS"
+"""In the command's environment: `<state directory>/<run id>` of each run around it, outermost
+first, separated as in PATH. A hint for finding them, never a proof."""
+
+
+def is_run_id(text: str) -> bool:
+    """Whether it has the form of a run's id: eight hexadecimal digits."""
+    return len(text) == 8 and _HEX.issuperset(text)
+
+
+_HEX = frozenset("0123456789abcdef")
+
+
 class SandrunError(Exception):
     """A failure of sandrun's own: one line of what happened, and how to mend it.
 

@@ -118,7 +118,7 @@ def _locks_of_ours(queue: Queue) -> "list[str]":
     from sandrun import recovery
     from sandrun.runlock import read_line
 
-    ids = []
+    ids: list[str] = []
     for slot in queue.slots():
         try:
             file = os.stat(slot_file("executor", slot), dir_fd=queue.dir, follow_symlinks=False)
@@ -126,8 +126,8 @@ def _locks_of_ours(queue: Queue) -> "list[str]":
             continue
         fd = inherited_lock(file)
         if fd >= 0:
-            holder = recovery.parse(read_line(fd)) or {}
-            ids.append(str(holder.get("id", "")))
+            holder = recovery.parse(read_line(fd))
+            ids += [holder.id] if holder else []
     return ids
 
 

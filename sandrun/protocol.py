@@ -5,7 +5,7 @@ A container is what it opens for one run. The order of calls is fixed:
 
     backend.open -> container.spawn -> (poll | signal)* -> kill -> close
 
-and, in a process that did not open it, `backend.attach(token) -> kill -> close`.
+and, in a process that did not open it, `backend.attach(run_id, token) -> kill -> close`.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,8 @@ class Container(Protocol):
     """What `attach` needs to find the container again after the supervisor died; '' if nothing."""
     keeper: int
     """The pid of the run's keeper once it was started: never one of the run's processes."""
+    mark: str
+    """The entry of SANDRUN_RUNS that every process of the run was started with; set by the core."""
     events: "tuple[int, int]"
     """A descriptor, and the poll(2) events of it that mean that `poll` should look; (-1, 0): none.
     POLLPRI: a control file, to be read again after each; POLLIN: an eventfd, `poll` reads it."""
@@ -77,5 +79,9 @@ class Backend(Protocol):
     def open(self, run_id: str, limits: Limits) -> Container:
         """Make a container for a run. Raises Unusable when this backend cannot work here."""
 
-    def attach(self, token: str) -> Container:
-        """The container of a run whose supervisor died; it may be gone already."""
+    def attach(self, run_id: str, token: str) -> Container:
+        """The container of a run whose supervisor died; it may be gone already.
+
+        `token` was read from a file, so nothing in it is believed: raises Unusable unless it is
+        one that this backend gives to that very run, and what it names was made by our user.
+        """

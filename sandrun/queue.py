@@ -171,8 +171,8 @@ class Queue(Chain):
             pass
         finally:
             os.close(fd)
-        if DARWIN and self.is_live(name):
+        if DARWIN and (pid := Ticket(name).pid) > 1 and self.is_live(name):
             try:
-                os.kill(Ticket(name).pid, BELL)
+                os.kill(pid, BELL)
             except OSError:
                 pass  # it ended just now

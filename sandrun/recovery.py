@@ -3,20 +3,87 @@
 Whoever finds the run does it: its keeper at once, else the next run of the queue, which reads
 the holder's line in the run lock's file. Ending processes may be done by several at once and does
 no harm; the record is written only by who holds the run lock, so it is written once.
+
+What proves that a process may be killed. The line is only text: damaged, copied, or of a version
+that knows other backends. So nothing is ended unless
+- every field has its form, and the line names the state directory that it was found in (`Holder`);
+- the supervisor is dead: we hold the run lock that it held, or no live ticket has the run's id;
+  and no process has the supervisor's number and start;
+- the backend is one of ours, and takes the token for that of this very run (`attach`);
+- the processes are those that the backend holds for the run's (`groups`, `rlimit`).
+What cannot be proved is left alone and said. Git's locks are moved only if every process is dead,
+and only those made since the line was written (`gitguard.stale`).
 """
 
+import os
 import time
 
 from sandrun import history, messages
-from sandrun.model import SandrunError
+from sandrun.model import SandrunError, is_run_id
 from sandrun.queue import Queue
 from sandrun.runlock import RunLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from sandrun.protocol import Container
+
+
+class Holder:
+    """The run that a holder's line tells of. Every field has been checked: texts are texts without
+    NUL, `state` is an absolute path, times lie in the past. `born` is the supervisor's start in
+    clock ticks (0: not told), `record` what is known for the run's record."""
+
+    __slots__ = (
+        *("backend", "born", "container", "cwd", "id", "leaves", "pid", "record", "since"),
+        "state",
+    )
+
+    def __init__(self, fields: "Mapping[str, object]") -> None:
+        """Raises ValueError for a field that we never write, TypeError for no fields at all."""
+        self.id = _text(fields, "id")
+        self.pid = _number(fields, "pid", 1 << 32)
+        self.backend = _text(fields, "backend")
+        self.container = _text(fields, "container")
+        self.state = _text(fields, "state")
+        self.cwd = _text(fields, "cwd")
+        self.since = _number(fields, "since", time.time() + _AHEAD)
+        self.born = int(_number(fields, "born", 1 << 62)) if "born" in fields else 0
+        self.leaves = fields.get("leftovers") == "leave"
+        known = fields.get("v", history.VERSION) == history.VERSION  # once there was no version
+        if not known or not is_run_id(self.id) or not os.path.isabs(self.state):
+            raise ValueError
+        self.record = {key: fields[key] for key, kind in _RECORDED.items()
+                       if isinstance(fields.get(key), kind)}  # fmt: skip
+
+
+_AHEAD = 3600.0
+"""Seconds by which somebody may have set the clock back."""
+_DYING = 1.0
+"""Seconds that a killed process may still be seen after its ticket."""
+_LONGEST = 1 << 22
+"""Bytes of a line; a command line has two million at most (execve(2))."""
+_RECORDED: "dict[str, type | tuple[type, ...]]" = {
+    **dict.fromkeys(("id", "project", "cwd", "backend"), str),
+    **dict.fromkeys(("pid", "limit", "since", "wait"), (int, float)),
+    "command": list,
+}
+
+
+def _text(fields: "Mapping[str, object]", key: str) -> str:
+    value = fields.get(key)
+    # What cannot be encoded or has a NUL is the name of no file.
+    if not isinstance(value, str) or b"\0" in os.fsencode(value):
+        raise ValueError
+    return value
+
+
+def _number(fields: "Mapping[str, object]", key: str, most: float) -> float:
+    value = fields.get(key)
+    if not isinstance(value, int | float) or not 0 < value < most:
+        raise ValueError
+    return value
 
 
 def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
@@ -31,75 +98,94 @@ def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
 def end_orphans(queue: Queue, line: bytes) -> bool:
     """End what is left of the run that `line` tells of, if its supervisor is dead.
 
-    False: it is alive, or the line is not readable.
+    False: it is alive, or the line does not prove what may be ended.
     """
     holder = parse(line)
-    if not holder or any(ticket.id == holder["id"] for ticket in queue.tickets()):
+    if not holder or any(t.id == holder.id for t in queue.tickets()) or _is_alive(holder):
         return False
-    _end(_container(holder), holder)
+    container = _container(queue, holder)
+    if container is None:
+        return False
+    _end(container, holder)
     return True
 
 
-def parse(line: bytes) -> "dict[str, object] | None":
-    """What a holder wrote about itself; None: it is not readable, or nothing."""
+def parse(line: bytes) -> "Holder | None":
+    """What a holder's line says; None: it is not one of ours."""
     import json
 
     try:
-        holder = json.loads(line)
-        return holder if isinstance(holder["id"], str) else None
-    except (ValueError, KeyError, TypeError, RecursionError):
+        return Holder(json.loads(line)) if len(line) < _LONGEST else None
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def _container(holder: "dict[str, object]") -> "Container | None":
+def _is_alive(holder: Holder) -> bool:
+    """Whether the supervisor lives all the same: its ticket was removed by hand, or the line is
+    that of another queue."""
+    from sandrun import kernel
+
+    pid = int(holder.pid)
+    deadline = time.monotonic() + _DYING
+    while holder.born and kernel.start(pid) == holder.born and not kernel.is_zombie(pid):
+        if time.monotonic() > deadline:
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def _container(queue: Queue, holder: Holder) -> "Container | None":
+    """The run's container, if the line proves that there may be one of ours."""
     from sandrun import backends
 
     try:
-        return backends.named(str(holder["backend"])).attach(str(holder["container"]))
-    except (SandrunError, KeyError, ImportError):
+        # A copy of a state directory speaks of runs that are none of its own.
+        if not os.path.samefile(holder.state, queue.path):
+            return None
+        container = backends.named(holder.backend).attach(holder.id, holder.container)
+    except (SandrunError, ImportError, OSError):
         return None
+    container.mark = f"{holder.state}/{holder.id}"
+    return container
 
 
-def _end(container: "Container | None", holder: "dict[str, object]") -> bool:
-    if container is None:
-        return True
+def _end(container: "Container", holder: Holder) -> bool:
     try:
         container.kill()
         return True
     except TimeoutError as error:
-        messages.warn(f"processes of the ended run {holder['id']} do not die: {error}")
+        messages.warn(f"processes of the ended run {holder.id} do not die: {error}")
         return False
 
 
-def finish(container: "Container | None", line: bytes) -> bool:
-    """End a lost run for good: processes, container, record; whether its processes are dead.
+def finish(container: "Container", line: bytes) -> bool:
+    """End a lost run for good, whose own process we are: processes, container, record; whether its
+    processes are dead.
 
     The caller holds the run lock.
     """
     holder = parse(line)
-    if holder is None:
-        return True
+    return holder is None or _finish(container, holder, os.environ)
+
+
+def _finish(container: "Container", holder: Holder, env: "Mapping[str, str]") -> bool:
     dead = _end(container, holder)
-    if container is not None:
-        container.close()
-    since = holder.get("since")
-    wall = time.time() - since if isinstance(since, int | float) else 0.0
-    if dead and holder.get("leftovers") != "leave" and holder.get("backend") != "none":
+    container.close()
+    if dead and not holder.leaves and holder.backend != "none" and os.path.isabs(holder.cwd):
         from sandrun import gitguard
 
-        gitguard.heal_after(str(holder.get("cwd")), time.time() - wall, str(holder["id"]))
-    _record_lost(holder, wall)
+        gitguard.heal_after(holder.cwd, holder.since, holder.id, env)
+    _record_lost(holder)
     return dead
 
 
-def _record_lost(holder: "dict[str, object]", wall: float) -> None:
+def _record_lost(holder: Holder) -> None:
     """Record the run as lost, unless its supervisor was killed after its own record."""
-    own = ("container", "leftovers", "state")
-    record = {key: value for key, value in holder.items() if key not in own}
-    record |= {"wall": wall, "exit": 137, "reason": "lost"}
+    wall = max(0.0, time.time() - holder.since)
+    record = {**holder.record, "wall": wall, "exit": 137, "reason": "lost"}
     try:
-        if not history.recorded(str(holder["id"])):
-            history.append(record, str(holder["state"]))
+        if not history.recorded(holder.id):
+            history.append(record, holder.state)
     except OSError:
         messages.decision("cannot record the lost run")
 
@@ -110,9 +196,24 @@ def take_over(lock: RunLock) -> None:
     if not line:
         return
     holder = parse(line)
-    if holder:
-        messages.status(
-            f"cleaning up after run {holder['id']}: "
-            f"its sandrun (pid {holder.get('pid')}) was killed"
+    if holder is None:
+        messages.warn(
+            "a killed sandrun left a line that is damaged or of another version: nothing is ended",
+            f"what it had started may still run; the line is in {lock.queue.path}",
         )
-        finish(_container(holder), line)
+        return
+    messages.status(
+        f"cleaning up after run {holder.id}: its sandrun (pid {int(holder.pid)}) was killed"
+    )
+    container = None if _is_alive(holder) else _container(lock.queue, holder)
+    if container is None:
+        messages.warn(
+            f"what is left of run {holder.id} cannot be told from others: nothing is ended",
+            "end it by hand if it still runs; a sandrun of another version started it",
+        )
+        _record_lost(holder)
+        return
+    # The line was written when the run began, whatever it says itself.
+    holder.since = max(holder.since, lock.written_at())
+    # Where this run's own git variables lead is not where the other's led.
+    _finish(container, holder, {})

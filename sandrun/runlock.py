@@ -329,6 +329,10 @@ class RunLock:
         """What the holder wrote about itself; empty after a clean end."""
         return read_line(self.fd)
 
+    def written_at(self) -> float:
+        """When the holder's line was written, by the clock of its file."""
+        return os.fstat(self.fd).st_mtime
+
     def write_holder(self, line: bytes) -> None:
         """Write who holds the lock. A full disk only costs the cleaning up after a SIGKILL."""
         try:

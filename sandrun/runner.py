@@ -14,7 +14,7 @@ import time
 from sandrun import backends, gitguard, history, messages, spawn
 from sandrun import project as projects
 from sandrun import settings as settled
-from sandrun.model import EXIT_HANGUP, Outcome
+from sandrun.model import EXIT_HANGUP, RUNS_VARIABLE, Outcome
 from sandrun.place import Place, take
 from sandrun.supervisor import Supervisor
 
@@ -23,10 +23,6 @@ if TYPE_CHECKING:
     from sandrun.keeper import Keeper
     from sandrun.protocol import Backend, Container
     from sandrun.settings import Settings
-
-RUNS_VARIABLE = "SANDRUN_RUNS"
-"""In the command's environment: `<state directory>/<run id>` of each run around it, outermost
-first, separated as in PATH. A hint for finding them, never a proof."""
 
 _KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory")
 """Ends that may leave git's locks behind: the run's processes had no time to clean up."""
@@ -48,6 +44,7 @@ class Run:
         self.project = project
         self.heritage = heritage
         self.state = projects.state_path(project, settings.queue)
+        self.mark = f"{self.state}/{self.id}"
         self.around = os.environ.get(RUNS_VARIABLE, "")
         self.place = Place()
         self.log: history.Log | None = None
@@ -62,7 +59,7 @@ class Run:
 
     def environment(self) -> "dict[str, str]":
         """The command's environment: the caller's, and the mark of this run."""
-        mark = f"{self.state}/{self.id}"
+        mark = self.mark
         marks = {RUNS_VARIABLE: f"{self.around}{os.pathsep}{mark}" if self.around else mark}
         if not self.settings.source["queue"].startswith("-"):  # a flag's queue is not the project's
             marks[PROJECT_VARIABLE] = self.project
@@ -147,6 +144,7 @@ def _contained(this: Run) -> Outcome:
     )
     if refused and not backend.kernel and not this.around:
         messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
+    container.mark = this.mark
     this.record["backend"] = backend.name
     more = {
         "v": history.VERSION,
@@ -155,6 +153,10 @@ def _contained(this: Run) -> Outcome:
         "leftovers": settings.leftovers,
         "state": this.state,
     }
+    if container.token:
+        from sandrun import kernel
+
+        more["born"] = kernel.start(os.getpid())
     line = history.encode(more).encode()
     if place.lock:
         place.lock.write_holder(line)

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from sandrun.model import command_text
+from sandrun.model import command_text, is_run_id
 
 RUNS = b"R"
 """What a ticket's owner writes into it when its turn has come."""
@@ -28,7 +28,6 @@ _TRIES = 50
 """How often a ticket is looked for under a new name; more moves at once are no accident."""
 _VIEW = "queue.txt"
 _PAUSED = "paused"
-_HEXADECIMAL = frozenset("0123456789abcdef")
 _ID_AT = 22  # where the id starts in a name: after the order, 20 digits and a dot
 
 
@@ -304,7 +303,7 @@ class Chain:
             if _is_private(name):
                 self.is_live(name)
             elif name.startswith("around."):  # see sandrun.nesting; laid after its ticket
-                if _is_id(name[7:]) and name[7:] not in ids:
+                if is_run_id(name[7:]) and name[7:] not in ids:
                     self.take_up(name)
             elif name.startswith("kept."):
                 expiry = self.laid(name).rpartition(".")[2]
@@ -321,13 +320,9 @@ def _is_ticket(name: str) -> bool:
     return fields[2].removeprefix("-").isdecimal()
 
 
-def _is_id(text: str) -> bool:
-    return len(text) == 8 and _HEXADECIMAL.issuperset(text)
-
-
 def _is_private(name: str) -> bool:
     """Whether it is a file under way to its name: a ticket's (`.<id>`), or a view's."""
-    return name[:1] == "." and (_is_id(name[1:]) or name.startswith(".view."))
+    return name[:1] == "." and (is_run_id(name[1:]) or name.startswith(".view."))
 
 
 def _is_fresh(expiry: int) -> bool:

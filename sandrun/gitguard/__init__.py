@@ -22,6 +22,8 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sandrun.gitguard.repository import Repository
 
 LOCAL_VARIABLES = (
@@ -49,12 +51,12 @@ _GUARDED = ("index", "HEAD")
 _DANGEROUS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 
 
-def around(project: str) -> "Repository | None":
-    """The repository that the gits of a run in `project` act on."""
+def around(project: str, env: "Mapping[str, str]" = os.environ) -> "Repository | None":
+    """The repository that the gits of a run in `project` act on, with the variables of `env`."""
     from sandrun.gitguard.repository import find
 
     # A relative GIT_DIR counts from where we are.
-    return find("." if os.environ.get("GIT_DIR") else project, os.environ)
+    return find("." if env.get("GIT_DIR") else project, env)
 
 
 def is_quiet(project: str) -> bool:
@@ -101,11 +103,13 @@ def wait_quiet(project: str, patience: float, mask: "set[int]") -> None:
         Wait(repo, patience, "going on without waiting").quiet()
 
 
-def heal_after(project: str, since: float, run_id: str) -> None:
+def heal_after(
+    project: str, since: float, run_id: str, env: "Mapping[str, str]" = os.environ
+) -> None:
     """Move aside the locks that a run's dead processes left (`stale.after_run`)."""
     if sys.platform == "win32":
         return
-    repo = around(project)
+    repo = around(project, env)
     if repo:
         from sandrun.gitguard import stale
 

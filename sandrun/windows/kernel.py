@@ -93,6 +93,14 @@ def environ(pid: int) -> "dict[str, str]":
     return found if isinstance(found, dict) else {}
 
 
+def start(pid: int) -> int:
+    """When the process started, in milliseconds; 0: it is gone."""
+    try:
+        return Stat(pid).start
+    except OSError:
+        return 0
+
+
 def is_zombie(pid: int) -> bool:
     """Whether the process is dead."""
     try:

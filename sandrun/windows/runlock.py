@@ -98,6 +98,10 @@ class RunLock:
         """What the holder wrote about itself; empty after a clean end."""
         return read_line(self.fd)
 
+    def written_at(self) -> float:
+        """Not asked for: nothing of git is moved here."""
+        return 0.0
+
     def write_holder(self, line: bytes) -> None:
         """Write who holds the lock. A full disk only costs the cleaning up after a kill."""
         try:

@@ -109,7 +109,11 @@ def test_sigkill_at_every_point(make_box: "Callable[[str], Box]", backend: str) 
 
 @pytest.mark.parametrize(
     "point",
-    ["supervisor.py:wait:sigtimedwait+1", "rlimit.py:_kill:kill", "history.py:append:write"],
+    [
+        "supervisor.py:wait:sigtimedwait+1",
+        "kernel.py:kill:pidfd_send_signal",
+        "history.py:append:write",
+    ],
 )
 def test_keeper_and_supervisor_killed_the_next_run_cleans_up(
     make_box: "Callable[[str], Box]", point: str

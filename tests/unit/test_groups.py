@@ -4,6 +4,7 @@ A FAKE: plain files stand for the kernel's, because no kernel here lies or lacks
 tests/vm/test_limits.py is about the real ones.
 """
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -215,3 +216,60 @@ def test_a_new_group_whose_lock_another_holds_holds_nobody_up(
         check=False,
     )
     assert done.stdout == f"{said}\n", done.stderr
+
+
+@pytest.fixture
+def hierarchy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Taken for the mount of the v2 hierarchy."""
+    monkeypatch.setattr(groups, "_mounts", [("2", ["rw"], "/", str(tmp_path))])
+    return tmp_path
+
+
+def test_only_the_group_of_that_very_run_is_its_container(hierarchy: Path) -> None:
+    inside = hierarchy / "user.slice"
+    ours = inside / "sandrun-0badcafe"
+    ours.mkdir(parents=True)
+    (inside / "sandrun-builds").mkdir()
+    groups.check_ours(str(ours), "0badcafe", "")
+    groups.check_ours(str(hierarchy / "sandrun-0badcafe"), "0badcafe", "")  # it is gone
+    others = {
+        "": "0badcafe",
+        "/": "0badcafe",
+        "sandrun-0badcafe": "0badcafe",
+        str(ours): "0badcaff",
+        str(inside / "sandrun-builds"): "0badcafe",
+        str(inside): "0badcafe",
+        f"{ours}/": "0badcafe",
+        f"{inside}/x/../sandrun-0badcafe": "0badcafe",
+        f"{hierarchy}/../sandrun-0badcafe": "0badcafe",
+        "/etc/sandrun-0badcafe": "0badcafe",
+        f"{hierarchy}x/sandrun-0badcafe": "0badcafe",
+        f"{hierarchy}/\0/sandrun-0badcafe": "0badcafe",
+        str(inside / "sandrun-"): "",
+    }
+    for path, run in others.items():
+        with pytest.raises(Unusable):
+            groups.check_ours(path, run, "")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: runs as two different users")
+def test_another_users_group_is_never_ended(hierarchy: Path) -> None:
+    theirs = hierarchy / "sandrun-0badcafe"
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    with pytest.raises(Unusable, match="belongs to uid 65534"):
+        groups.check_ours(str(theirs), "0badcafe", "")
+    ended: list[str] = []
+    groups.collect(str(hierarchy), ended.append)
+    assert not ended
+
+
+def test_only_unlocked_groups_with_a_runs_name_are_collected(hierarchy: Path) -> None:
+    for name in ("0badcafe", "0badcaff", "builds", "0BADCAFE", "0badcafe1", ""):
+        (hierarchy / f"sandrun-{name}").mkdir()
+    live = os.open(hierarchy / "sandrun-0badcaff", os.O_RDONLY)
+    fcntl.flock(live, fcntl.LOCK_EX)
+    ended: list[str] = []
+    groups.collect(str(hierarchy), ended.append)
+    os.close(live)
+    assert ended == [str(hierarchy / "sandrun-0badcafe")]

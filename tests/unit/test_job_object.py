@@ -397,12 +397,12 @@ def test_the_container_of_a_dead_supervisor_is_ended_by_its_token(
 ) -> None:
     container = opened()
     pid = _spawn(container)
-    found = job.JobBackend().attach(container.token)
+    found = job.JobBackend().attach(container.run_id, container.token)
     assert found.pids() == [pid]
     found.kill()
     found.close()
     assert not fake.processes[pid].alive
-    gone = job.JobBackend().attach("nobody")
+    gone = job.JobBackend().attach("nobody", "nobody")
     assert gone.pids() == []
     gone.kill()
     gone.close()

@@ -79,7 +79,7 @@ def ended(container: job.JobContainer, seconds: float = 30) -> int:
 
 def exists(run_id: str) -> bool:
     """Whether a run's job does: somebody has a handle, or a process is in it."""
-    found = job.JobBackend().attach(run_id)
+    found = job.JobBackend().attach(run_id, run_id)
     there = bool(found.job)
     found.close()
     return there
@@ -292,7 +292,7 @@ def test_a_container_inside_is_part_of_the_outer_one(opened: Opener, tmp_path: P
     inner_id = os.urandom(4).hex()
     start(outer, sys.executable, "-c", SUPERVISOR, inner_id, *tree(tmp_path))
     pids = tree_pids(tmp_path)
-    inner = job.JobBackend().attach(inner_id)
+    inner = job.JobBackend().attach(inner_id, inner_id)
     assert set(inner.pids()) == set(pids)
     assert set(pids) < set(outer.pids())
     inner.kill()
