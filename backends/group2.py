@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 _POLLPRI = 2  # select.POLLPRI, poll(2), without an import on every run's path
+_SOON = 20
+"""Milliseconds after which what was killed is mostly gone."""
 
 # Not a subclass: the plain interface takes and gives words: `max`, `50000 100000`, `8:0 rbps=1000`.
 TextFile = BaseFileInterface
@@ -63,6 +65,7 @@ class Group2:
     def __init__(self, path: str, limits: "Limits | None" = None) -> None:
         self.token = path
         self.keeper = 0
+        self.mark = ""
         self.events = (-1, 0)
         self.struck = ""
         self.limits = limits
@@ -260,6 +263,9 @@ class Group2:
         self._wait_empty()
 
     def _wait_empty(self) -> None:
+        """Return when the killed group is empty. cgroup.kill signals the first thread of each
+        process; where that one has exited already, the others never hear of it (__cgroup_kill in
+        kernel/cgroup/cgroup.c, send_sig). So whatever is still there is killed by its number."""
         import select
 
         deadline = time.monotonic() + groups.KILL_SECONDS
@@ -275,7 +281,8 @@ class Group2:
                 if left <= 0:
                     raise TimeoutError(self.pids())
                 # Not only the event: a read between two changes may have missed one.
-                waiter.poll(min(left * 1000, 50))
+                if not waiter.poll(min(left * 1000, _SOON)):
+                    groups.kill_members(self.token)
         except OSError as error:
             if error.errno != errno.ENODEV:  # the group was removed meanwhile
                 raise

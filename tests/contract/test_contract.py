@@ -339,6 +339,69 @@ def test_the_supervisor_replaces_a_killed_keeper(place: Box) -> None:
     wait_for(lambda: not any(map(alive, pids)), 3, "the tree is dead")
 
 
+# Its first thread has exited, others work on; they ignore what can be ignored. Its pid in a file.
+HEADLESS = """
+import ctypes, os, signal, sys, threading, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def work(number):
+    while not number and open("/proc/self/stat").read().split()[2] != "Z":
+        time.sleep(0.01)
+    if not number:
+        with open(sys.argv[1] + ".new", "w") as file: file.write(str(os.getpid()))
+        os.rename(sys.argv[1] + ".new", sys.argv[1])
+    time.sleep(1000)
+for number in range(int(sys.argv[2])):
+    threading.Thread(target=work, args=(number,)).start()
+ctypes.CDLL(None).syscall({"x86_64": 60}.get(os.uname().machine, 93), 0)  # exit(2), this thread
+"""
+
+
+def headless(place: Box, threads: int) -> "tuple[list[str], Path]":
+    file = place.root / f"headless-{threads}"
+    return [sys.executable, "-c", HEADLESS, str(file), str(threads)], file
+
+
+@pytest.mark.skipif(ON_MACOS, reason="not on macOS: no first thread ends alone")
+@pytest.mark.parametrize("threads", [1, 50])
+def test_a_process_without_its_first_thread_is_ended(
+    place: Box, backend: str, threads: int
+) -> None:
+    """cgroup.kill alone does not reach it (seen with 6.12, 6.18 and 7.2)."""
+    command, file = headless(place, threads)
+    began = time.monotonic()
+    done = place.run("-t", str(2 * SCALE), "--grace", "0.2", "--", *command)
+    assert done.returncode == 124, done.stderr
+    assert "could not end" not in done.stderr
+    assert time.monotonic() - began < 9 * SCALE
+    assert not alive(pid_in(file))
+    nothing_left(place)
+    assert place.run("--", "true", seconds=5).returncode == 0
+
+
+@pytest.mark.skipif(ON_MACOS, reason="not on macOS: no first thread ends alone")
+def test_after_sigkill_of_the_supervisor_no_thread_lives(place: Box, backend: str) -> None:
+    command, file = headless(place, 5)
+    run = place.start("--", "sh", "-c", '"$@" & wait', "sh", *command)
+    pid = pid_in(file)
+    os.kill(run.pid, signal.SIGKILL)
+    wait_for(lambda: not alive(pid), 1 if backend != "rlimit" else 3, "it is dead")
+    run.wait()
+    assert place.run("--", "true", seconds=10).returncode == 0
+    nothing_left(place)
+
+
+@pytest.mark.skipif(ON_MACOS, reason="not on macOS: no first thread ends alone")
+def test_the_next_run_ends_a_process_without_its_first_thread(place: Box) -> None:
+    command, file = headless(place, 5)
+    run = place.start("--", "sh", "-c", '"$@" & wait', "sh", *command)
+    pid = pid_in(file)
+    _kill_at_once([run.pid, *_keepers()])
+    run.wait()
+    assert place.run("--", "true", seconds=15).returncode == 0
+    assert not alive(pid)
+    nothing_left(place)
+
+
 def test_a_fork_bomb_hits_the_pids_limit_and_is_gone(kernel_place: Box) -> None:
     bomb = "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass\n"
     began = time.monotonic()

@@ -19,6 +19,8 @@ from tests.windows.test_job import IS_WINE, SPIN, exists, not_on_wine, tree, tre
 ABSENT = {
     "a_daemon_that_ignores_sigterm_is_killed": "no SIGTERM: TerminateJobObject cannot be ignored",
     "a_killed_second_keeper_is_replaced": "no keepers: a job ends with its last handle",
+    "a_process_without_its_first_thread_is_ended": "no first thread that ends alone",
+    "after_sigkill_of_the_supervisor_no_thread_lives": "no first thread that ends alone",
     "after_sigkill_of_the_whole_process_group_nothing_lives": "no process groups",
     "no_other_user_can_hold_the_lock_of_a_runs_group": "a job has no directory to open",
     "shared_memory_counts_once_and_counts": "a job counts what is committed",
@@ -26,6 +28,7 @@ ABSENT = {
     "supervisor_and_keepers_killed_together_the_next_run_cleans_up": "no keepers",
     "swap_that_was_asked_for_is_limited_or_refused": "swap is part of what is committed",
     "the_group_of_a_dead_run_is_ended_by_a_run_of_another_queue": "no group outlives its sandrun",
+    "the_next_run_ends_a_process_without_its_first_thread": "no keepers",
     "the_processors_are_divided_between_the_run_and_who_ends_it": "one call ends a whole job",
     "the_supervisor_replaces_a_killed_keeper": "no keepers",
     "what_kind_of_memory_it_was_is_told": "a job tells one figure",
