@@ -171,11 +171,11 @@ def finish(container: "Container", line: bytes) -> bool:
 def _finish(container: "Container", holder: Holder, env: "Mapping[str, str]") -> bool:
     dead = _end(container, holder)
     container.close()
+    _record_lost(holder)
     if dead and not holder.leaves and holder.backend != "none" and os.path.isabs(holder.cwd):
         from sandrun import gitguard
 
         gitguard.heal_after(holder.cwd, holder.since, holder.id, env)
-    _record_lost(holder)
     return dead
 
 

@@ -9,9 +9,10 @@ ticket: it starts at once, in a container inside the outer one (`sandrun.nesting
 """
 
 import os
+import sys
 import time
 
-from sandrun import backends, gitguard, history, messages, spawn
+from sandrun import backends, gitguard, history, messages, module_files, spawn
 from sandrun import project as projects
 from sandrun import settings as settled
 from sandrun.model import EXIT_HANGUP, RUNS_VARIABLE, Outcome
@@ -20,6 +21,8 @@ from sandrun.supervisor import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sandrun.keeper import Keeper
     from sandrun.protocol import Backend, Container
     from sandrun.settings import Settings
@@ -85,6 +88,8 @@ def run(
     except OSError:
         pass  # the record will go to the state directory
     messages.tell("queued", {"id": this.id})
+    if sys.platform != "win32":  # where nobody could replace what is open
+        module_files.hold()
     this.place = take(this)
     this.record["limit"] = settings.memory  # a small pool shrinks the default
     this.record["since"] = since = time.time()
@@ -94,14 +99,25 @@ def run(
         _guard_git(this)
         outcome = _contained(this) if _is_wanted(this) else Outcome("parent", EXIT_HANGUP)
         if outcome.reason in _KILLED and not outcome.undead and _all_dead(this):
-            gitguard.heal_after(project, since, this.id)
+            _surely(lambda: gitguard.heal_after(project, since, this.id))
     finally:
-        _record(this, outcome, time.time() - since)
+        _surely(lambda: _record(this, outcome, time.time() - since))
         if not outcome.undead:  # what cannot be ended holds the inherited lock as long as it lives
             this.place.release()
         if this.keeper:
             this.keeper.reap()
     return outcome
+
+
+def _surely(step: "Callable[[], None]") -> None:
+    """Do what comes after the command's end: whatever goes wrong there, its exit code stands."""
+    try:
+        step()
+    except Exception as error:
+        messages.error(
+            f"internal error after the command's end: {type(error).__name__}: {error}",
+            "the exit code is the run's all the same; this is a bug",
+        )
 
 
 def _is_wanted(this: Run) -> bool:
@@ -171,9 +187,7 @@ def _contained(this: Run) -> Outcome:
             )
         outcome = _supervised(this, backend, container, keeper)
         if outcome.reason not in ("exit", "signal") or outcome.leftovers or outcome.undead:
-            from sandrun import report
-
-            report.end(outcome, settings, backend)
+            _surely(lambda: _report(outcome, settings, backend))
     except BaseException:
         container.kill()
         raise
@@ -183,6 +197,12 @@ def _contained(this: Run) -> Outcome:
             keeper.dismiss()
             this.keeper = keeper
     return outcome
+
+
+def _report(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
+    from sandrun import report
+
+    report.end(outcome, settings, backend)
 
 
 def _supervised(

@@ -369,7 +369,9 @@ def test_a_process_without_its_first_thread_is_ended(
     """cgroup.kill alone does not reach it (seen with 6.12, 6.18 and 7.2)."""
     command, file = headless(place, threads)
     began = time.monotonic()
-    done = place.run("-t", str(2 * SCALE), "--grace", "0.2", "--", *command)
+    # Not the command itself, whose number the supervisor has.
+    words = ["sh", "-c", '"$@" & wait', "sh", *command]
+    done = place.run("-t", str(2 * SCALE), "--grace", "0.2", "--", *words)
     assert done.returncode == 124, done.stderr
     assert "could not end" not in done.stderr
     assert time.monotonic() - began < 9 * SCALE

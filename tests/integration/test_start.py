@@ -17,9 +17,10 @@ FREE = {
 }  # fmt: skip
 OURS = {
     "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.cli", "sandrun.gitguard",
-    "sandrun.history", "sandrun.messages", "sandrun.model", "sandrun.options",
-    "sandrun.place", "sandrun.project", "sandrun.queue", "sandrun.runlock", "sandrun.runner",
-    "sandrun.settings", "sandrun.spawn", "sandrun.supervisor", "sandrun.ticket", "sandrun.values",
+    "sandrun.history", "sandrun.messages", "sandrun.model", "sandrun.module_files",
+    "sandrun.options", "sandrun.place", "sandrun.project", "sandrun.queue", "sandrun.runlock",
+    "sandrun.runner", "sandrun.settings", "sandrun.spawn", "sandrun.supervisor", "sandrun.ticket",
+    "sandrun.values",
 }  # fmt: skip
 
 

@@ -1,0 +1,84 @@
+"""Our own modules that are needed late or never, held open so that they can still be loaded then.
+
+A run may last for hours, and the package may go away meanwhile: an upgrade over it, a virtual
+environment that is made anew, by somebody else or by the command itself. Loading all that may be
+needed (1.6 ms) would cost every start; a descriptor of each file costs a twentieth of that, and an
+unlinked file can be read as long as it is open.
+
+Promise: after `hold`, the modules in `_NAMES` are those of the version that is running. As long as
+the file of one is still in its place, it is imported as ever; else from the open file.
+"""
+
+import marshal
+import os
+import sys
+from _frozen_importlib import ModuleSpec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_NAMES = (
+    *("clocks", "ending", "kernel", "recovery", "report", "terminal"),
+    *(
+        f"gitguard/{name}"
+        for name in ("commands", "lock_paths", "locks", "processes", "repository", "stale")
+    ),
+)
+"""What the supervisor and its keepers import after the command has started."""
+_ENOUGH = 64
+"""With fewer descriptors than that none is spent on this (getrlimit(2), RLIMIT_NOFILE)."""
+_HEADER = 16
+"""Bytes before the code in a compiled file (PEP 552)."""
+
+_held: "dict[str, tuple[int, str]]" = {}
+"""The descriptor and the path of each module's file."""
+
+
+def hold() -> None:
+    """Open the files. What cannot be opened (a zip file) is imported as ever."""
+    if os.sysconf("SC_OPEN_MAX") < _ENOUGH:
+        return
+    top = os.path.dirname(__file__)
+    for name in _NAMES:
+        module = "sandrun." + name.replace("/", ".")
+        if module in sys.modules:
+            continue
+        folder, _, stem = f"{top}/{name}".rpartition("/")
+        cached = f"{folder}/__pycache__/{stem}.{sys.implementation.cache_tag}.pyc"
+        for path in (cached, f"{folder}/{stem}.py"):
+            try:
+                _held[module] = os.open(path, os.O_RDONLY | os.O_CLOEXEC), path
+                break
+            except OSError:
+                continue
+    sys.meta_path.insert(0, _Finder())
+
+
+class _Finder:
+    """Finds a held module whose file is not in its place any more; see importlib.abc."""
+
+    def find_spec(self, name: str, *_: object) -> "ModuleSpec | None":
+        fd, path = _held.get(name, (-1, ""))
+        if fd < 0 or _is_there(fd, path):
+            return None
+        return ModuleSpec(name, self, origin=path)  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """As it is usual."""
+
+    def exec_module(self, module: "ModuleType") -> None:
+        fd, path = _held[module.__name__]
+        data = os.pread(fd, os.fstat(fd).st_size, 0)
+        compiled = path.endswith(".pyc")
+        code = marshal.loads(data[_HEADER:]) if compiled else compile(data, path, "exec")
+        exec(code, module.__dict__)
+
+
+def _is_there(fd: int, path: str) -> bool:
+    held = os.fstat(fd)
+    try:
+        there = os.stat(path)
+    except OSError:
+        return False
+    return (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)

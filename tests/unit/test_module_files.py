@@ -1,0 +1,61 @@
+"""Modules that are loaded late are held open (`sandrun.module_files`), whatever they import."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sandrun
+from sandrun import module_files
+from tests.integration.test_start import OURS
+
+TOP = Path(sandrun.__file__).parent
+HELD = {f"sandrun.{name.replace('/', '.')}" for name in module_files._NAMES}
+# Before the command starts, and in every run with a container: what may come late comes from there.
+STARTED = OURS | {"sandrun.keeper", "sandrun.sampling"}
+# Only while a git is waited for, before the command; only on other systems; only for a taken name.
+ELSEWHERE = {
+    *("sandrun.gitguard.watch", "sandrun.gitguard.waiting", "sandrun.darwin", "sandrun.signals"),
+    *("sandrun.windows", "sandrun.windows.files", "sandrun.windows.console"),
+}
+
+
+def imported(name: str) -> "Iterator[str]":
+    """The modules of ours that a module imports anywhere, but for type checkers."""
+    tree = ast.parse((TOP / f"{name.removeprefix('sandrun.').replace('.', '/')}.py").read_text())
+    checks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
+    checks = [node for node in checks if "TYPE_CHECKING" in ast.unparse(node.test)]
+    types = {id(node) for check in checks for node in ast.walk(check)}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or id(node) in types:
+            continue
+        module = node.module or ""
+        if module in ("sandrun", "sandrun.gitguard", "sandrun.backends", "sandrun.windows"):
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+        elif module.startswith("sandrun."):
+            yield module
+
+
+@pytest.mark.parametrize("name", sorted(HELD | {"sandrun.supervisor", "sandrun.keeper"}))
+def test_all_that_may_be_loaded_late_is_held(name: str) -> None:
+    assert set(imported(name)) <= HELD | STARTED | ELSEWHERE
+
+
+def test_a_held_module_is_loaded_from_the_open_file(tmp_path: Path) -> None:
+    file = tmp_path / "late.py"
+    file.write_text("value = 3\n")
+    with open(file) as held:
+        module_files._held["sandrun.late"] = held.fileno(), str(file)
+        finder = module_files._Finder()
+        try:
+            assert finder.find_spec("sandrun.late") is None  # as long as it is in its place
+            file.unlink()
+            file.write_text("raise SystemError\n")
+            sys.meta_path.insert(0, finder)
+            assert importlib.import_module("sandrun.late").value == 3
+        finally:
+            sys.meta_path.remove(finder)
+            del module_files._held["sandrun.late"]
