@@ -6,7 +6,7 @@ they were killed.
 
 import time
 
-from sandrun import kernel
+from sandrun import kernel, messages
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,10 +33,15 @@ if TYPE_CHECKING:
 _SETTLE = 0.1
 """Seconds that processes already on their way out get before they count as left behind."""
 
+_PATIENCE = 2.0
+"""Seconds of housekeeping that are nobody's business."""
+
 
 def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
     """Deal with what the command left behind; the outcome, which may be another one now."""
     if not _lasts(run, _SETTLE):
+        return outcome
+    if run.leftovers == "kill" and not _keep_house(run):
         return outcome
     left = [p for p in map(kernel.describe, run.container.pids()) if p]
     if run.leftovers == "wait":
@@ -53,6 +58,24 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
     while not run.killed and _lasts(run, 60.0):
         pass
     return outcome
+
+
+def _keep_house(run: "Supervisor") -> bool:
+    """Wait for what git does in the background (`gc --auto`), within the run's limits: ended each
+    time, it would never be done. Whether processes of the run still live then."""
+    from sandrun import gitguard
+
+    say_at = time.monotonic() + _PATIENCE
+    while not (run.reason or run.killed):
+        pids = gitguard.housekeepers(run.container.pids())
+        if not pids:
+            break
+        if time.monotonic() >= say_at and (found := kernel.describe(pids[0])):
+            messages.status(f"waiting for {found.command} (pid {found.pid}), which git left at work")
+            say_at = float("inf")
+        if not _lasts(run, 0.1):
+            return False
+    return bool(run.container.pids())
 
 
 def _lasts(run: "Supervisor", seconds: float) -> bool:

@@ -116,6 +116,15 @@ def heal_after(
         stale.after_run(repo, since, run_id)
 
 
+def housekeepers(pids: "list[int]") -> "list[int]":
+    """Those of the processes that are git's own housekeeping in the background."""
+    if sys.platform == "win32":
+        return []
+    from sandrun.gitguard import processes
+
+    return [pid for pid in pids if processes.keeps_house(pid)]
+
+
 HOOK_MARK = "SANDRUN_HOOK"
 """Set by the line that `sandrun init` puts into a hook: the hook, as git has called it."""
 

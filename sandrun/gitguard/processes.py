@@ -146,6 +146,19 @@ def _runs_git(pid: int) -> bool:
         return False
 
 
+def keeps_house(pid: int) -> bool:
+    """Whether the process is the housekeeping that a git has put in the background at its end:
+    `gc --auto`, `maintenance run --auto`. It is finite, and what it packs is not packed elsewhere."""
+    try:
+        if not is_named_git(kernel.Stat(pid).name):
+            return False
+        command = commands.parse(kernel.arguments(pid)[1:])
+    except OSError:
+        return False
+    background = not {"--auto", "--detach"}.isdisjoint(command.arguments)
+    return background and command.word in ("gc", "maintenance")
+
+
 def openers(path: str) -> "list[int]":
     """The processes that hold the file at `path` open, as far as we may look."""
     try:

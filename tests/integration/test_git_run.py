@@ -1,5 +1,7 @@
 """Before a run and around it: git at work, ancestors, variables that leak."""
 
+import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +132,87 @@ def test_a_run_inside_of_a_git_starts_at_once(box: GitBox, how: str, outer: str)
     assert code == 0, said
     assert "waiting" not in said
     assert (box.root / "ran").exists()
+
+
+# What git leaves in the background
+
+
+def _loose(box: GitBox) -> int:
+    return int(box.bare("count-objects").split()[0])
+
+
+def _to_be_packed(box: GitBox) -> None:
+    """So many loose objects that `gc --auto` finds it must do something: it counts folder 17."""
+    box.bare("config", "gc.auto", "1")
+    box.bare("config", "gc.autoDetach", "true")
+    box.bare("config", "maintenance.autoDetach", "true")
+    texts = (f"{number}".encode() for number in range(9999))
+    named = {hashlib.sha1(b"blob %d\0%s" % (len(text), text)).hexdigest(): text for text in texts}
+    found = [text for name, text in named.items() if name.startswith("17")][:3]
+    for number, text in enumerate(found):
+        (box.repo / f"loose{number}").write_bytes(text)
+    box.bare("-c", "gc.auto=0", "add", ".")
+
+
+def _slow_repack(box: GitBox) -> dict[str, str]:
+    """git starts what its exec path has: there `git repack` blocks at the gate `repack`."""
+    inner = box.root / "exec-path"
+    inner.mkdir()
+    gate = f'case "$1" in repack) {box.gate("repack")};; esac'
+    (inner / "git").write_text(f'#!/bin/sh\n{gate}\nexec {GIT} "$@"\n')
+    (inner / "git").chmod(0o755)
+    return {"GIT_EXEC_PATH": str(inner)}
+
+
+@pytest.mark.parametrize("how", ["guarded", "bare", "cleared"])
+@pytest.mark.parametrize("backend", ["auto", "rlimit"])
+def test_the_housekeeping_of_a_commit_gets_done(box: GitBox, how: str, backend: str) -> None:
+    """Ended at the end of each run, it would never be: loose objects pile up."""
+    _to_be_packed(box)
+    box.env["SANDRUN_BACKEND"] = backend
+    clear = ["env", "-i", f"HOME={box.root}/home", f"GIT_CONFIG_GLOBAL={box.root}/gitconfig", GIT]
+    git = {"guarded": [str(box.shims / "git")], "bare": [GIT], "cleared": clear}[how]
+    code, said = box.end(box.sandrun("--", *git, "commit", "-qm", "x"))
+    assert code == 0, said
+    assert "left behind" not in said, said
+    assert _loose(box) == 0
+    assert not (box.repo / ".git/gc.pid").exists()
+
+
+def test_housekeeping_is_waited_for_within_the_limits(box: GitBox) -> None:
+    _to_be_packed(box)
+    box.env["SANDRUN_BACKEND"] = "auto"
+    slow = _slow_repack(box)
+    run = box.sandrun("--", GIT, "commit", "-qm", "x", **slow)
+    box.reached("repack")
+    assert "waiting for" in (line := heard(run)), "it says whom for"
+    assert " gc --auto" in line or " maintenance run --auto" in line
+    assert run.poll() is None
+    box.let("repack")
+    assert box.end(run) == (0, "")
+    assert _loose(box) == 0
+
+
+def test_housekeeping_ends_at_a_limit(box: GitBox) -> None:
+    """The commit has succeeded, whatever becomes of its housekeeping."""
+    _to_be_packed(box)
+    box.env["SANDRUN_BACKEND"] = "auto"
+    slow = _slow_repack(box)
+    limits = ("--timeout", "4", "--grace", "0")
+    code, said = box.end(box.sandrun(*limits, "--", GIT, "commit", "-qm", "x", **slow))
+    assert (box.root / "reached-repack").exists(), said
+    assert code == 0, said
+    assert "gc --auto" in said
+    assert not (box.repo / ".git/objects/maintenance.lock").exists()
+
+
+def test_other_processes_that_a_git_leaves_are_ended(box: GitBox) -> None:
+    box.env["SANDRUN_BACKEND"] = "auto"
+    box.hook("post-commit", "sleep 600 >/dev/null 2>&1 & git cat-file --batch <$0.fifo &")
+    os.mkfifo(box.repo / ".git/hooks/post-commit.fifo")
+    code, said = box.end(box.sandrun("--", GIT, "commit", "-q", "--allow-empty", "-m", "x"))
+    assert code == 0
+    assert "sleep 600" in said
 
 
 # Variables that leak
