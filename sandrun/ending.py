@@ -71,7 +71,9 @@ def _keep_house(run: "Supervisor") -> bool:
         if not pids:
             break
         if time.monotonic() >= say_at and (found := kernel.describe(pids[0])):
-            messages.status(f"waiting for {found.command} (pid {found.pid}), which git left at work")
+            messages.status(
+                f"waiting for {found.command} (pid {found.pid}), which git left at work"
+            )
             say_at = float("inf")
         if not _lasts(run, 0.1):
             return False

@@ -1,8 +1,8 @@
 """Expanding git aliases, so that `git co` is guarded as `git checkout`.
 
 Only for words that git itself does not know; git's own words cannot be aliased. One `git config`
-per step, at most ten steps. What stays unknown (a shell alias, a program `git-foo`, a loop)
-queues with everything.
+per step, at most ten steps. A shell alias that is nothing but gits is their sum; what stays unknown
+(another one, a program `git-foo`, a loop) is foreign: it waits, and holds nothing.
 """
 
 import os
@@ -14,29 +14,49 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _STEPS = 10
+_SHELL = set("|&;<>()$`\n")
 
 
 def needs(git: str, command: commands.Invocation, env: "Mapping[str, str]") -> int:
-    """The locks that a command with an unknown word needs."""
+    """The locks that a command with an unknown word needs; `FOREIGN` if that stays open."""
     seen: set[str] = set()
-    needed: int | None = None
-    while needed is None:
-        if command.word in seen or len(seen) >= _STEPS:
-            return commands.UNKNOWN
-        seen.add(command.word)
-        words = _split(_value(git, command, env))
-        if not words:
-            return commands.UNKNOWN
-        if words[0][0:1] == "!":
-            # `!git log -3`: one git and nothing else for a shell to do.
-            if words[0] != "!git" or any(set(word) & set("|&;<>()$`\n") for word in words):
-                return commands.UNKNOWN
-            words = words[1:]
-        options = command.options
-        command = commands.parse(words + command.arguments)
-        command.options = options
+    total = 0
+    left = [command]
+    while left:
+        command = left.pop()
         needed = commands.needs(command)
-    return needed
+        if needed is not None:
+            total |= needed
+            continue
+        meant = _expand(git, command, env) if len(seen) < _STEPS else []
+        if command.word in seen or not meant:
+            return commands.FOREIGN
+        seen.add(command.word)
+        left += meant
+    return total
+
+
+def _expand(
+    git: str, command: commands.Invocation, env: "Mapping[str, str]"
+) -> "list[commands.Invocation]":
+    """The gits that an alias stands for: one, or for the shell several, one after the other (`!git
+    add -A && git commit`). Empty: no alias, or one that does something else."""
+    text = _value(git, command, env)
+    shell = text.lstrip()[:1] == "!"
+    texts = text.lstrip()[1:].replace("&&", ";").replace("||", ";").split(";") if shell else [text]
+    meant = []
+    for number, part in enumerate(texts, 1):
+        words = _split(part)
+        if shell and (words[:1] != ["git"] or any(set(word) & _SHELL for word in words)):
+            return []
+        # What follows the alias on the command line belongs to the last.
+        more = command.arguments if number == len(texts) else []
+        found = commands.parse(words[shell:] + more)
+        if not found.word:  # nothing, or quotes that a `;` stands in
+            return []
+        found.options = command.options
+        meant.append(found)
+    return meant
 
 
 def _value(git: str, command: commands.Invocation, env: "Mapping[str, str]") -> str:

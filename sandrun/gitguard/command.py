@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
     from sandrun.gitguard.waiting import Wait
 
+_READS = commands.REFRESH | commands.PAGED | commands.LOCKS
+_SHORT = 2.0  # seconds
+
 SHIM_MARK = b"sandrun shim"
 """In the first lines of a shim, so that a search of PATH knows it from the real git."""
 SHIM_VARIABLE = "SANDRUN_SHIM"
@@ -43,10 +46,15 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.
         from sandrun.gitguard import aliases
 
         needed = aliases.needs(git, command, env)
-    if needed:
+    if needed & ~_READS:
         _guard(_repository(command, env), needed, flags)
+    elif needed:
+        if not _may_refresh(_repository(command, env), needed, flags):
+            env.setdefault("GIT_OPTIONAL_LOCKS", "0")  # which only status knows
+            if needed & commands.PAGED:
+                arguments = ["-c", "diff.autoRefreshIndex=false", *arguments]
     elif not any(map(_is_terminal, (0, 1, 2))):
-        # Nobody is looking: a background `git status` shall not lock the index to refresh it.
+        # Nobody is looking: what reads in the background takes no optional locks.
         env.setdefault("GIT_OPTIONAL_LOCKS", "0")
     _signal.signal(_signal.SIGPIPE, pipe)
     return _become(git, arguments, env)
@@ -89,15 +97,43 @@ def _guard(
 
     if locks.first_of(locks.in_the_way(repo, needed)):
         patient().locks(needed)
+    if needed == commands.FOREIGN:
+        for fd in held:
+            os.close(fd)
 
 
-def _wait(repo: repository.Repository, flags: "Mapping[str, object]") -> "Wait":
+def _may_refresh(
+    repo: "repository.Repository | None", needed: int, flags: "Mapping[str, object]"
+) -> bool:
+    """Whether a reader may lock the index to refresh it: it has the tree's turn then, so that no
+    guarded writer meets that lock. It does not wait for the turn (a describe, which will lock in
+    any case, not for long), nor hold it where a pager may keep it alive."""
+    if repo is None:
+        return True
+    if needed & commands.PAGED and any(map(_is_terminal, (0, 1, 2))):
+        return False
+    refused = False
+
+    def wait(*lock: int) -> bool:
+        nonlocal refused
+        patient = needed & commands.LOCKS
+        refused = not (patient and _wait(repo, flags, _SHORT).turn(*lock))
+        return not refused
+
+    for fd in turn.take(repo, commands.REFRESH, processes.ancestor(repo), wait):
+        os.set_inheritable(fd, True)
+    return not refused
+
+
+def _wait(
+    repo: repository.Repository, flags: "Mapping[str, object]", longest: float = float("inf")
+) -> "Wait":
     """Settings are read here and not before: an uncontended git needs none of them."""
     from sandrun import project, settings
     from sandrun.gitguard.waiting import Wait
 
     chosen = settings.resolve(flags, project.find(repo.top))
-    return Wait(repo, chosen.git_wait, "running git anyway")
+    return Wait(repo, min(chosen.git_wait, longest), "running git anyway")
 
 
 def real_git(env: "dict[str, str]") -> str:

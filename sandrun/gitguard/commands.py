@@ -18,7 +18,15 @@ config, packed-refs and refs that worktrees share. REMOTE: what follows remotes.
 because it packs or prunes what others write. A commit needs the tree alone: an editor that stays
 open, or a slow fetch, keeps nobody from making a branch."""
 
+REFRESH, PAGED, LOCKS = 16, 32, 64
+"""A command that reads, but at its end may write what it has learned about unchanged files into
+the index: it does so only where the tree is free, and never keeps a writer from its lock. PAGED:
+on a terminal it may live as long as somebody reads. LOCKS: git has no way to tell it not to."""
+
 UNKNOWN = TREE | REFS | REMOTE
+FOREIGN = UNKNOWN | 128
+"""A program or a script that git does not know (`git cola`, an alias into a pager): nobody can
+tell how long it lives nor what it takes, so it waits for its turn but holds nothing."""
 
 
 def _set(words: str) -> "frozenset[str]":
@@ -28,13 +36,14 @@ def _set(words: str) -> "frozenset[str]":
 READ_ONLY = _set(
     "annotate archive blame bugreport cat-file check-attr check-ignore check-mailmap "
     "check-ref-format cherry column count-objects describe diagnose diff diff-files diff-index "
-    "diff-pairs diff-tree fast-export fmt-merge-msg for-each-ref format-patch fsck fsck-objects "
-    "get-tar-commit-id grep help interpret-trailers last-modified log ls-files ls-remote ls-tree "
-    "mailinfo merge-base name-rev patch-id pickaxe range-diff request-pull rev-list rev-parse "
-    "shortlog show show-branch show-index show-ref status stripspace var verify-commit "
-    "verify-pack verify-tag version whatchanged"
+    "diff-pairs diff-tree fast-export fmt-merge-msg for-each-ref format-patch format-rev fsck "
+    "fsck-objects get-tar-commit-id grep help interpret-trailers last-modified log ls-files "
+    "ls-remote ls-tree mailinfo merge-base name-rev patch-id pickaxe range-diff repo request-pull "
+    "rev-list rev-parse shortlog show show-branch show-index show-ref status stripspace url-parse "
+    "var verify-commit verify-pack verify-tag version whatchanged"
 )
-"""Read-only whatever their arguments; what a shim may start without asking us."""
+"""Read-only whatever their arguments, but for a refreshed index (`refreshes`); what a shim may
+start without asking us."""
 
 _STRAIGHT = READ_ONLY | _set(
     # Objects only.
@@ -60,7 +69,8 @@ _NEEDS = {
         (REFS, "branch config init init-db notes replace tag update-server-info"),
         (
             TREE | REFS,
-            "checkout filter-branch sparse-checkout stash switch symbolic-ref update-ref",
+            "checkout filter-branch history replay sparse-checkout stash switch symbolic-ref "
+            "update-ref",
         ),
         (REMOTE, "fetch fetch-pack push send-pack"),
         # A fetch walks from the HEADs of all worktrees, and one that is being made has none yet.
@@ -117,6 +127,8 @@ def parse(args: "list[str]") -> Invocation:
             taken.variables[_NAMING[name]] = value
         elif name == "--bare":
             taken.bare = True
+        elif name == "--no-optional-locks":
+            taken.variables["GIT_OPTIONAL_LOCKS"] = "0"
         at += 1
     taken.options = args[:at]
     if at < len(args):
@@ -127,14 +139,28 @@ def parse(args: "list[str]") -> Invocation:
 
 def needs(command: Invocation) -> "int | None":
     """The locks that a command needs; 0: none. None: git does not know the word, so it may be
-    an alias or a program of somebody's."""
+    an alias or a program of somebody's. The latter is `FOREIGN` (`sandrun.gitguard.aliases`)."""
     word, arguments = command.word, command.arguments
-    if not word or word in _STRAIGHT or arguments[:1] in (["-h"], ["--help"]):
+    if not word or arguments[:1] in (["-h"], ["--help"]):
         return 0
+    if word in _STRAIGHT:
+        return refreshes(word, arguments)
     if word not in _NEEDS:
         return None
     asks = _ASKS.get(word)
     return 0 if asks and asks(arguments) else _NEEDS[word]
+
+
+def refreshes(word: str, arguments: "list[str]") -> int:
+    """REFRESH and its like for a command that may refresh the index (builtin/commit.c, diff.c,
+    describe.c), else 0. The shim knows the same words."""
+    if word == "status":
+        return REFRESH
+    if word == "diff" and not {"--cached", "--staged", "--no-index"}.intersection(arguments):
+        return REFRESH | PAGED
+    if word == "describe" and any(argument[:7] == "--dirty" for argument in arguments):
+        return REFRESH | LOCKS
+    return 0
 
 
 def is_harmless(command: Invocation) -> bool:
@@ -249,6 +275,7 @@ _ASKS: "Mapping[str, Callable[[list[str]], bool]]" = {
     "stash": lambda arguments: arguments[:1] in (["list"], ["show"]),
     "submodule": _first_in("", "status", "summary"),
     "symbolic-ref": _symbolic_ref,
+    "replay": lambda arguments: "--ref-action=print" in arguments,
     "tag": _tag,
     "worktree": _first_in("list"),
 }

@@ -48,7 +48,9 @@ def _works_in(pid: int, repo: "repository.Repository | None", reads_count: bool)
         if not words:  # a zombie, or a kernel thread
             return False
         command = commands.parse(words[1:])
-        if commands.is_harmless(command) if reads_count else commands.needs(command) == 0:
+        # What git does not know holds no turn, nor a lock: what it starts does, here below it.
+        passive = commands.needs(command) in (0, None)
+        if commands.is_harmless(command) if reads_count else passive:
             return False
         if repo is None:
             return commands.writes_user_files(command) and _shares_user_files(pid)
@@ -148,7 +150,7 @@ def _runs_git(pid: int) -> bool:
 
 def keeps_house(pid: int) -> bool:
     """Whether the process is the housekeeping that a git has put in the background at its end:
-    `gc --auto`, `maintenance run --auto`. It is finite, and what it packs is not packed elsewhere."""
+    `gc --auto`, `maintenance run --auto`. It is finite, and done by nobody else."""
     try:
         if not is_named_git(kernel.Stat(pid).name):
             return False

@@ -2,7 +2,8 @@
 
 It knows the commands that never write (`commands.READ_ONLY`) and becomes the real git at once;
 everything else becomes `sandrun git`, which looks closer. Rules that both keep: the subcommand is
-the first word that is no option, and a background reader takes no optional locks.
+the first word that is no option, a background reader takes no optional locks, and what may refresh
+the index (`commands.refreshes`) has the tree's turn.
 
 A shim directory has an (empty) file `.sandrun-shims`, by which the shims know each other: reading
 every `git` on PATH for a mark would cost more in sh than git does.
@@ -91,10 +92,16 @@ for argument; do
 	case $argument in
 	{with_value}) skip=1 ;;
 	{answers}|--list-cmds=*) word=version; break ;;
+	--no-optional-locks) GIT_OPTIONAL_LOCKS=0 ;;
 	-*) ;;
 	*) word=$argument; break ;;
 	esac
 done
+# Those that may write a refreshed index ask for the tree's turn first.
+case "$word ${{GIT_OPTIONAL_LOCKS-}} $* " in
+"status 0 "*|diff*" --cached "*|diff*" --staged "*|diff*" --no-index "*) ;;
+"status "*|"diff "*|describe*" --dirty"*) word=refresh ;;
+esac
 {search}case ${{word:-version}} in
 {read_only})
 	[ -t 0 ] || [ -t 1 ] || [ -t 2 ] || export GIT_OPTIONAL_LOCKS="${{GIT_OPTIONAL_LOCKS-0}}"

@@ -14,7 +14,8 @@ Invariants
 - One descriptor per file: closing another one of the same file would drop the locks.
 - A git inside another git of the same repository (a hook) must not wait for what that one
   holds. It takes its turn among its siblings instead, on bytes of their own behind `base`.
-- The file's permissions are the directory's: who may write there may queue, and nobody else.
+- Who may write in the directory may read and write the file, and nobody else: whoever may only
+  read the repository cannot delay our gits.
   Where it cannot be opened (read-only, another's repository) there is no queue, only git's own
   locks. It is never removed; if somebody else does, the next to come makes a new one.
 
@@ -27,6 +28,7 @@ import fcntl
 import os
 import sys
 
+from sandrun import messages
 from sandrun.gitguard import commands
 
 TYPE_CHECKING = False
@@ -45,6 +47,8 @@ _WIDTH = 4
 
 def steps(repo: "Repository", needs: int) -> "list[tuple[str, int, int]]":
     """The locks that `needs` asks for, in order: directory, byte, operation."""
+    if needs == commands.REFRESH:
+        return [(repo.git_dir, TREE_BYTE, fcntl.LOCK_EX)]
     wanted = []
     if needs & (commands.TREE | commands.ALL):
         wanted.append((repo.git_dir, TREE_BYTE, fcntl.LOCK_EX))
@@ -87,6 +91,10 @@ def open_file(directory: str, make: bool = True) -> int:
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     for _ in range(3):
         try:
+            kind = os.lstat(path).st_mode & 0o170000
+            if kind != 0o100000:  # not even opened: a device may act on that
+                _complain(path)
+                return -1
             fd = os.open(path, flags)
         except FileNotFoundError:
             if not make or not _make(directory, path):
@@ -94,23 +102,46 @@ def open_file(directory: str, make: bool = True) -> int:
             continue
         except OSError:
             return -1
-        if os.fstat(fd).st_mode & 0o170000 != 0o100000:
+        info = os.fstat(fd)
+        if info.st_mode & 0o170000 != 0o100000:
             os.close(fd)
             return -1
+        _mend(fd, info, directory)
         return _high(fd)
     return -1
 
 
+def _complain(path: str) -> None:
+    messages.warn(f"{path} is no regular file: gits here take no turns", f"rm -r {path}")
+
+
+def _mode(home: os.stat_result) -> int:
+    """Reading for those who may write in the git dir, and for nobody else: a lock that keeps
+    writers away (F_RDLCK) needs no more than a descriptor for reading (fcntl(2))."""
+    writers = home.st_mode & 0o222
+    return 0o600 | writers | writers << 1
+
+
+def _mend(fd: int, info: os.stat_result, directory: str) -> None:
+    """Correct the mode of a file of ours, which an older version or a change of sharing left."""
+    try:
+        wanted = _mode(os.stat(directory))
+        if info.st_mode & 0o777 != wanted and os.geteuid() in (0, info.st_uid):
+            os.fchmod(fd, wanted)
+    except OSError:
+        pass
+
+
 def _make(directory: str, path: str) -> bool:
-    """Make the file with the directory's own permissions and, for root, its owner: a root who
-    commits in a user's repository must not shut the user out."""
+    """Make the file with the directory's writers and, for root, its owner: a root who commits in a
+    user's repository must not shut the user out."""
     try:
         home = os.stat(directory)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             if os.geteuid() == 0:
                 os.fchown(fd, home.st_uid, home.st_gid)
-            os.fchmod(fd, home.st_mode & 0o666)
+            os.fchmod(fd, _mode(home))
         finally:
             os.close(fd)
     except FileExistsError:

@@ -229,6 +229,60 @@ def test_a_killed_holder_frees_its_turn_at_once(box: GitBox) -> None:
 # Who does not wait
 
 
+FOREIGN = {
+    "a shell alias": ("lg", "!f() {{ git log | {pager}; }}; f"),
+    "a program": ("cola", ""),
+    "an alias to it": ("c", "cola"),
+}
+
+
+@pytest.mark.parametrize("how", FOREIGN)
+def test_what_git_does_not_know_waits_and_holds_nothing(box: GitBox, how: str) -> None:
+    """`git lg` may be a pager, `git cola` a window: they live as long as somebody looks at them."""
+    word, alias = FOREIGN[how]
+    programs = box.root / "programs"
+    programs.mkdir()
+    for name in ("pager", "git-cola"):
+        text = f"#!/bin/sh\n{box.gate(name)}\n"
+        (programs / name).write_text(text + "git commit -q --allow-empty -m inner\n")
+        (programs / name).chmod(0o755)
+    if alias:
+        box.bare("config", f"alias.{word}", alias.format(pager=programs / "pager"))
+    path = f"{programs}:{box.env['PATH']}"
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    window = box.guarded(word, PATH=path)
+    wait_for(lambda: is_queued(window), "it waits before it starts")
+    box.let("one")
+    assert box.end(holder)[0] == 0
+    gate = "pager" if alias.startswith("!") else "git-cola"
+    box.reached(gate)
+    assert all(is_free(box.repo / ".git", byte) for byte in range(4))
+    for line in ("commit -q --allow-empty -m outer", "branch new", "gc -q"):
+        assert box.git(*line.split(), SANDRUN_GIT_WAIT="999") == (0, "")
+    box.let(gate)
+    assert box.end(window) == (0, "")
+    assert box.bare("log", "--format=%s", "-2").split() == ["inner", "outer"]
+
+
+def test_gits_below_a_foreign_one_take_turns_with_all(box: GitBox) -> None:
+    """It holds nothing, so that what it starts is nobody's sibling."""
+    programs = box.root / "programs"
+    programs.mkdir()
+    (programs / "git-cola").write_text(
+        f"#!/bin/sh\n{box.gate('cola')}\nexec {box.sandrun_text()} git add a\n"
+    )
+    (programs / "git-cola").chmod(0o755)
+    window = box.guarded("cola", PATH=f"{programs}:{box.env['PATH']}")
+    box.reached("cola")
+    holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    box.let("cola")
+    assert "waiting for git commit" in heard(window)
+    box.let("one")
+    assert [box.end(process)[0] for process in (holder, window)] == [0, 0]
+
+
 def test_a_daemon_left_behind_holds_nothing(box: GitBox) -> None:
     """It inherits every descriptor of git's, and lives on."""
     box.hook("post-commit", f"({box.gate('daemon')}) >/dev/null 2>&1 & echo $! >{box.root}/pid")

@@ -76,18 +76,113 @@ def _echo_git(box: GitBox) -> dict[str, str]:
 
 def test_background_reading_takes_no_optional_locks(box: GitBox) -> None:
     env = _echo_git(box)
-    assert box.git("status", **env) == (0, "locks=0\n")
-    assert box.git("status", GIT_OPTIONAL_LOCKS="1", **env) == (0, "locks=1\n")
+    assert box.git("log", **env) == (0, "locks=0\n")
+    assert box.git("log", GIT_OPTIONAL_LOCKS="1", **env) == (0, "locks=1\n")
     assert box.git("commit", **env) == (0, "locks=\n")
     box.env |= env
-    assert _on_a_terminal(box, sys.executable, "-m", "sandrun", "git", "status") == "locks=\r\n"
+    assert _on_a_terminal(box, sys.executable, "-m", "sandrun", "git", "log") == "locks=\r\n"
 
 
-def test_a_background_status_leaves_the_index_alone(box: GitBox) -> None:
+REFRESHING = ["status --short", "diff", "describe --always --dirty", "st"]
+
+
+@pytest.mark.parametrize("line", REFRESHING)
+@pytest.mark.parametrize("entry", ["shim", "sandrun git", "in a run"])
+def test_what_refreshes_the_index_does_where_it_is_alone(
+    box: GitBox, line: str, entry: str
+) -> None:
+    """`git status; git diff-index --quiet HEAD` is how scripts ask whether anything has changed."""
+    box.bare("config", "alias.st", "status --short")
+    words = {
+        "shim": [str(box.shims / "git")],
+        "sandrun git": [sys.executable, "-m", "sandrun", "git"],
+        "in a run": [sys.executable, "-m", "sandrun", "--", str(box.shims / "git")],
+    }[entry]
+    os.utime(box.repo / "a", (1, 1))
+    assert box.end(box.start(GIT, "diff-index", "--quiet", "HEAD"))[0] == 1, "else it shows nothing"
+    code, _ = box.end(box.start(*words, *line.split()))
+    assert code == 0
+    assert box.end(box.start(*words, "diff-index", "--quiet", "HEAD"))[0] == 0
+
+
+@pytest.mark.parametrize("line", REFRESHING)
+def test_what_refreshes_the_index_leaves_it_to_a_writer(box: GitBox, line: str) -> None:
+    box.bare("config", "alias.st", "status --short")
+    plain = box.end(box.start(GIT, *line.split(), GIT_OPTIONAL_LOCKS="0"))
+    os.utime(box.repo / "a", (1, 1))
+    commit = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    before = (box.repo / ".git/index").stat().st_mtime_ns
+    code, said = box.git(*line.split(), SANDRUN_GIT_WAIT="999")
+    assert (code, said.splitlines()[-1:]) == (0, plain[1].splitlines())
+    if "describe" in line:  # which cannot be told to leave it
+        assert "s for git commit --allow-empty" in said
+    else:
+        assert "sandrun" not in said, "it waits for nobody"
+        assert (box.repo / ".git/index").stat().st_mtime_ns == before
+    box.let("one")
+    assert box.end(commit)[0] == 0
+
+
+@pytest.mark.parametrize("line", ["status --short", "describe --always --dirty"])
+def test_a_writer_waits_for_what_refreshes_the_index(box: GitBox, line: str) -> None:
+    """So that it does not fail on its lock."""
+    watcher = box.root / "watcher"
+    once = f"mkdir {box.root}/once 2>/dev/null || exit 1"  # git asks again in an older way
+    watcher.write_text(f"#!/bin/sh\n{once}\n{box.gate('watcher')}\nexit 1\n")
+    watcher.chmod(0o755)
+    reader = box.start(box.shims / "git", "-c", f"core.fsmonitor={watcher}", *line.split())
+    box.reached("watcher")
+    (box.repo / "b").write_text("b")
+    writer = box.guarded("add", "b")
+    wait_for(lambda: is_queued(writer), "the writer queues")
+    box.let("watcher")
+    assert box.end(reader)[0] == 0
+    assert box.end(writer)[0] == 0
+
+
+def test_a_diff_in_a_pager_keeps_nobody_waiting(box: GitBox) -> None:
+    (box.repo / "a").write_text("two\n")
+    os.utime(box.repo / "a", (1, 1))
+    pager = box.root / "pager"
+    pager.write_text(f"#!/bin/sh\n{box.gate('pager')}\nexec cat\n")
+    pager.chmod(0o755)
+    pid, master = pty.fork()
+    if pid == 0:
+        os.chdir(box.repo)
+        env = {**box.env, "TERM": "xterm", "GIT_PAGER": str(pager)}
+        os.execve(box.shims / "git", ["git", "diff"], env)
+    box.reached("pager")
+    (box.repo / "b").write_text("b")
+    assert box.git("add", "b", SANDRUN_GIT_WAIT="999") == (0, "")
+    box.let("pager")
+    out = b""
+    while part := _read(master):
+        out += part
+    os.close(master)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert b"two" in out
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, 65536)
+    except OSError:
+        return b""
+
+
+def test_told_to_take_no_optional_locks_a_status_asks_nobody(box: GitBox) -> None:
+    """As IDEs and prompts do; the shim does not even start Python for them."""
     os.utime(box.repo / "a", (1, 1))
     before = (box.repo / ".git/index").stat().st_mtime_ns
-    assert box.git("status", "--short") == (0, "")
+    shim = (box.shims / "git").read_text()
+    (box.shims / "git").write_text(shim.replace("exec ", "exit 9; exec ", 1))
+    words = [str(box.shims / "git"), "--no-optional-locks", "status", "--short"]
+    assert box.end(box.start(*words)) == (0, "")
+    assert box.end(box.start(words[0], *words[2:], GIT_OPTIONAL_LOCKS="0")) == (0, "")
+    assert box.end(box.start(words[0], "diff", "--cached")) == (0, "")
     assert (box.repo / ".git/index").stat().st_mtime_ns == before
+    assert box.end(box.start(words[0], *words[2:]))[0] == 9, "else this shows nothing"
 
 
 def test_a_shim_in_front_is_passed_by(box: GitBox) -> None:
@@ -154,17 +249,43 @@ def test_two_users_take_turns(box: GitBox) -> None:
     assert code == 0, said
 
 
-def test_a_hostile_guard_file_blocks_nobody(box: GitBox) -> None:
+@pytest.mark.parametrize("kind", ["FIFO", "link", "device", "directory"])
+def test_a_hostile_guard_file_blocks_nobody(box: GitBox, kind: str) -> None:
+    """Never opened if it can be helped, never waited for, never followed; one line says so."""
     guard = box.repo / ".git/sandrun-guard"
-    os.mkfifo(guard)
-    assert box.git("add", "a") == (0, "")
-    guard.unlink()
-    guard.symlink_to("/etc/passwd")
-    assert box.git("add", "a") == (0, "")
+    target = box.root / "target"
+    target.touch(mode=0o644)
+    if kind == "device":
+        if os.geteuid():
+            pytest.skip("needs root to make a device")
+        try:
+            os.mknod(guard, 0o020666, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("needs CAP_MKNOD")
+    elif kind == "FIFO":
+        os.mkfifo(guard)
+    elif kind == "link":
+        guard.symlink_to(target)
+    else:
+        guard.mkdir()
+    line = f"sandrun: {guard} is no regular file: gits here take no turns\n"
+    for args in (["add", "a"], ["status", "--short"]):
+        code, said = box.git(*args)
+        assert (code, said.partition("sandrun: hint")[0]) == (0, line)
+    assert box.end(box.sandrun("--", "echo", "ran"))[1].endswith("ran\n")
+    assert target.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_repository_that_cannot_be_written(box: GitBox) -> None:
-    """Root can write anywhere: the file system must say no."""
-    guard = box.repo / ".git/sandrun-guard"
-    guard.mkdir()
-    assert box.git("add", "a") == (0, "")
+@pytest.mark.parametrize("mode", [0o755, 0o775, 0o2775, 0o777, 0o700])
+def test_who_may_read_the_guard_file(box: GitBox, mode: int) -> None:
+    """A lock of a reader (F_RDLCK) keeps our gits away: only who may write may have one. The mode
+    of an older version, or of a repository that was shared since, is mended."""
+    git_dir = box.repo / ".git"
+    guard = git_dir / "sandrun-guard"
+    git_dir.chmod(mode)
+    wanted = 0o600 | (0o060 if mode & 0o020 else 0) | (0o006 if mode & 0o002 else 0)
+    for left in (None, 0o644, 0o600, 0o666):
+        if left:
+            guard.chmod(left)
+        assert box.git("add", "a") == (0, "")
+        assert guard.stat().st_mode & 0o777 == wanted

@@ -22,6 +22,10 @@ from tests.harness import SCALE
 WRITERS, ROUNDS = map(int, os.environ.get("SANDRUN_TEST_GIT_WRITERS", "8x4").split("x"))
 
 
+READS = ("status --short", "diff --stat", "describe --always --dirty")
+"""What goes on beside the writers: it refreshes the index, which takes the lock that they need."""
+
+
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[GitBox]:
     made = GitBox(tmp_path)
@@ -73,8 +77,13 @@ class Load:
             place = _place(box, writer)
             box.bare("worktree", "add", "-q", place, "-b", place.name)
         began = time.monotonic()
-        with ThreadPoolExecutor(WRITERS) as pool:
+        with ThreadPoolExecutor(WRITERS + len(READS)) as pool:
+            self.writing = True
+            reading = [pool.submit(self._read, line.split()) for line in READS]
             list(pool.map(self._write, range(WRITERS)))
+            self.writing = False
+            for reader in reading:
+                reader.result()
         self.seconds = time.monotonic() - began
         names = {f"w{writer}-{turn}" for writer in range(WRITERS) for turn in range(ROUNDS)}
         self.missing = names - set(box.bare("log", "--format=%s", "--branches").split("\n"))
@@ -87,6 +96,12 @@ class Load:
                 (place / f"s{writer}").write_text(f"{turn}\n")
             for words in _steps(writer, turn):
                 self._run(words, place)
+
+    def _read(self, words: "list[str]") -> None:
+        """Over and over, with a file touched so that there is something to refresh."""
+        while self.writing:
+            os.utime(self.box.repo / "a")
+            self._run(words, self.box.repo)
 
     def _run(self, words: "list[str]", place: Path) -> None:
         done = subprocess.run(

@@ -99,12 +99,8 @@ def shim(tree: Path, folder: Path) -> Path:
             link.symlink_to(path)
     (folder / shims.DIRECTORY_MARK).touch()
     text = shims.text(shims.launch(sys.executable, str(ROOT)))
-    # The git next on PATH shall be the one that was built. And the one thing that is meant to
-    # differ, a background `git status` that leaves the index alone, is switched off as a user
-    # would: t7113 counts on the refresh.
-    before = f"""PATH={folder}:{real}:$PATH
-case $1 in status) export GIT_OPTIONAL_LOCKS="${{GIT_OPTIONAL_LOCKS-1}}" ;; esac
-"""
+    # The git next on PATH shall be the one that was built.
+    before = f"PATH={folder}:{real}:$PATH\n"
     first, rest = text.split("\n", 1)
     (folder / "git").write_text(f"{first}\n{before}{rest}")
     (folder / "git").chmod(0o755)

@@ -10,7 +10,7 @@ from sandrun.gitguard.commands import ALL, REFS, REMOTE, TREE
 from tests.gitbox import GIT, GitBox
 
 READS = """
-status | log -3 | -C dir status | --no-pager -c a=b diff | rev-parse HEAD | cat-file --batch
+log -3 | -C dir show | --no-pager -c a=b log | rev-parse HEAD | cat-file --batch
 branch | branch -a | branch -vv | branch --list x | branch --show-current | branch --contains HEAD
 branch --sort=-committerdate | tag | tag -l v* | tag -n3 | tag --contains HEAD | tag -n x
 stash list | stash show -p | remote | remote -v | remote get-url origin | worktree list
@@ -18,7 +18,13 @@ config --get a.b | config -l | config user.name | config --global user.name | co
 config -f x --get a | reflog | reflog show | notes | notes show | submodule status | submodule
 symbolic-ref HEAD | symbolic-ref --short HEAD | bisect log | sparse-checkout list | clean -n
 add --help | commit -h | --version | --help | --exec-path | | --list-cmds=main | clone x y
-hash-object -w f | receive-pack . | hook run x | --paginate log | -p show
+hash-object -w f | receive-pack . | hook run x | --paginate log | -p show | diff --cached
+diff --no-index a b | describe | describe --tags | status -h | repo info | diff-pairs -z
+url-parse x | format-rev HEAD | replay --ref-action=print a..b
+"""
+REFRESHES = """
+status = | -C dir status --short = | --no-pager -c a=b diff = paged | diff HEAD = paged
+describe --dirty = locks | describe --dirty=-x --tags = locks
 """
 WRITES = """
 branch x = refs | branch -d x = refs | branch -m y = refs | branch --edit-description = refs
@@ -31,7 +37,8 @@ update-ref a b = tree refs | add . = tree | commit -m x = tree | -C d commit = t
 --work-tree x add . = tree | rebase -i = tree | reset --hard = tree | clean -f = tree
 stash = tree refs | stash push = tree refs | stash pop = tree refs | checkout -b x = tree refs
 bisect run x = tree refs remote | submodule update = tree refs remote
-fetch = remote | push = remote | pull = tree remote
+fetch = remote | push = remote | pull = tree remote | replay a..b = tree refs
+history reword HEAD = tree refs
 """
 BITS = {"tree": TREE, "refs": REFS, "remote": REMOTE, "all": ALL}
 
@@ -43,6 +50,13 @@ def _rows(text: str) -> list[str]:
 @pytest.mark.parametrize("line", _rows(READS))
 def test_reads_need_nothing(line: str) -> None:
     assert commands.needs(commands.parse(line.split())) == 0
+
+
+@pytest.mark.parametrize("row", _rows(REFRESHES))
+def test_some_reads_may_refresh_the_index(row: str) -> None:
+    line, _, more = row.partition(" =")
+    wanted = {"": 0, "paged": commands.PAGED, "locks": commands.LOCKS}[more.strip()]
+    assert commands.needs(commands.parse(line.split())) == commands.REFRESH | wanted
 
 
 @pytest.mark.parametrize("row", _rows(WRITES))
@@ -67,7 +81,7 @@ def test_every_command_of_this_git_is_known() -> None:
     unknown = {word for word in words if commands.needs(commands.parse([word, "x"])) is None}
     # Helpers of git's own, which nobody types: they queue with everything.
     helpers = {word for word in unknown if "--" in word or word.startswith(("merge-", "remote-"))}
-    assert unknown - helpers <= {"repo", "replay", "history", "url-parse", "format-rev"}
+    assert unknown == helpers
 
 
 def test_owners_of_locks() -> None:
@@ -86,12 +100,19 @@ def test_owners_of_locks() -> None:
         ('log --format="a b" -3', 0),
         ("branch", REFS),  # `git it x` is `git branch x`
         ("!git log", 0),
-        ("!git log | cat", commands.UNKNOWN),
-        ("!make", commands.UNKNOWN),
-        ("it", commands.UNKNOWN),
-        ("other", 0),
-        ("'open", commands.UNKNOWN),
-        (None, commands.UNKNOWN),
+        ("!git log | cat", commands.FOREIGN),
+        ("!git log -p | less -R", commands.FOREIGN),
+        ("!make", commands.FOREIGN),
+        ("!f() { git add .; }; f", commands.FOREIGN),
+        ("!git add -A && git commit -m 'a b'", TREE),
+        ("!git fetch; git branch", REMOTE | REFS),
+        ("!git fetch && make", commands.FOREIGN),
+        ("!git commit -m 'a;b'", commands.FOREIGN),
+        ("!git add -A && git other", TREE | commands.REFRESH),
+        ("it", commands.FOREIGN),
+        ("other", commands.REFRESH),
+        ("'open", commands.FOREIGN),
+        (None, commands.FOREIGN),
     ],
 )
 def test_aliases(tmp_path: Path, alias: "str | None", needs: int) -> None:
@@ -115,4 +136,4 @@ def test_a_ring_of_aliases_ends(tmp_path: Path) -> None:
     for number in range(30):
         box.bare("config", f"alias.a{number}", f"a{number + 1}")
     command = commands.parse(["-C", str(box.repo), "a0"])
-    assert aliases.needs(GIT, command, box.env) == commands.UNKNOWN
+    assert aliases.needs(GIT, command, box.env) == commands.FOREIGN
