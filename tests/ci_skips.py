@@ -1,10 +1,11 @@
 """The verdict of a whole CI run: `ci_skips.py PLACE FAILED-STAGES JUNIT-FILE...`.
 
 Promises: a skip that nobody expected where it happened fails the run, and so does a run of no
-tests. Where it happened: PLACE, but the clean root for `fresh.xml`, and the laboratory for a file
-in a folder of the name of one of in-lab's places. The last line printed is `ci: N passed, N failed,
-N skipped`, where every test counts once and a failed stage counts as a failure. An expected failure
-(xfail) is no skip: the test ran, and said so.
+tests. Where it happened: PLACE, but a clean root for `fresh-SUITE.xml`, its plain user for
+`fresh-SUITE-user.xml`, and the laboratory for a file in a folder of the name of one of in-lab's
+places. The last line printed is `ci: N passed, N failed, N skipped`, where every test counts once
+and a failed stage counts as a failure. An expected failure (xfail) is no skip: the test ran, and
+said so.
 """
 
 import re
@@ -35,15 +36,18 @@ _ANYWHERE = (
     "not on macOS: .*",  # in the stage that pretends to be there
     _TOOLS,
 )
+# The clean root of tests/fresh, in a pid namespace of its own, on any host.
+_FRESH = (
+    *_ANYWHERE,
+    "(cgroup1|cgroup2|systemd) is not to be had here: .*",
+    "in a pid namespace nobody knows that a lock's owner is dead",
+)
+_NOT_ROOT = ("needs root.*", "makes .*: runs as root")
 EXPECTED: dict[str, tuple[str, ...]] = {
     # A root shell in a container: cgroup v1 controllers, no systemd, no virtual machine.
     "container": (*_ANYWHERE, "(cgroup2|systemd) is not to be had here: .*"),
-    # The clean root of tests/fresh, in a pid namespace of its own, on any host.
-    "fresh": (
-        *_ANYWHERE,
-        "(cgroup1|cgroup2|systemd) is not to be had here: .*",
-        "in a pid namespace nobody knows that a lock's owner is dead",
-    ),
+    "fresh": _FRESH,
+    "fresh-user": (*_FRESH, *_NOT_ROOT),
     "lab": _IN_LAB,
     # A virtual machine of GitHub's: cgroup v2 under systemd, root through sudo.
     "github": (*_ANYWHERE, "(cgroup1|cgroup2) is not to be had here: .*"),
@@ -51,9 +55,8 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "Windows": ("about POSIX: .*",),
     "macOS": (
         *_ANYWHERE,
-        # A plain user, and programs that only Debian's packages bring.
-        "needs root.*",
-        "makes .*: runs as root",
+        *_NOT_ROOT,
+        # Programs that only Debian's packages bring.
         "needs .*",
         ".* is not installed",
         "no /dev/shm here",
@@ -91,8 +94,8 @@ class Tally:
 
 def where(file: Path, place: str) -> str:
     """The place whose skips are right in a JUnit file."""
-    if file.name == "fresh.xml":
-        return "fresh"
+    if file.name.startswith("fresh-"):
+        return "fresh-user" if file.stem.endswith("-user") else "fresh"
     return "lab" if file.parent.name in LAB else place
 
 

@@ -14,6 +14,7 @@ CASES = {
     "known": '<skipped type="pytest.skip" message="about cgroup v2"/>',
     "lost": '<skipped type="pytest.skip" message="the moon is full"/>',
     "away": '<skipped type="pytest.skip" message="runs inside vagrant/lab"/>',
+    "root": '<skipped type="pytest.skip" message="needs root: mounts"/>',
     "xfail": '<skipped type="pytest.xfail" message="the moon is full"/>',
 }
 
@@ -51,6 +52,14 @@ def test_what_fails_the_run(
 def test_each_place_has_its_own_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verdict(tmp_path, capsys, "passed", "away")[0] == 0
     assert verdict(tmp_path, capsys, "passed", "away", file="v1/vm.xml")[0] == 1
+
+
+def test_a_plain_user_in_a_clean_root_skips_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("passed", "away", "root")
+    assert verdict(tmp_path, capsys, *names, file="fresh-trixie-user.xml")[0] == 0
+    assert verdict(tmp_path, capsys, *names, file="fresh-trixie.xml")[0] == 1
 
 
 def test_the_laboratory_may_skip_what_its_tests_say() -> None:
