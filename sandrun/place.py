@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from sandrun.waiting import Patience
 
 
+class Refused(Exception):
+    """The run would have to wait, and its command cannot be executed; `number`: the errno."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 class Place:
     """A run's queue, ticket, run lock and share of the pool; nothing of them for a nested run."""
 
@@ -69,7 +77,8 @@ class Place:
 def take(this: "Run") -> Place:
     """Queue up and return when the run may start.
 
-    Raises SandrunError (exit code 75 when the user would not wait longer) and leaving.Left.
+    Raises SandrunError (exit code 75 when the user would not wait longer), leaving.Left, and
+    Refused.
     """
     if this.around:
         from sandrun import nesting
@@ -217,9 +226,12 @@ def _wait(
     wait: "Callable[[Patience, Callable[[], None]], None]",
 ) -> None:
     """Wait in `queue`, telling others in which runs we are so that a circle is seen."""
-    from sandrun import leaving, nesting, waiting
+    from sandrun import leaving, lookup, nesting, waiting
     from sandrun.feedback import Feedback
 
+    began = min((ticket.since for ticket in queue.running()), default=0)
+    if number := lookup.refusal(this.command[0], this.project, began):
+        raise Refused(number)
     if this.settings.no_wait:
         raise leaving.gave_up("not our turn, and --no-wait")
     if around:

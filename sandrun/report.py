@@ -120,7 +120,7 @@ def _count(processes: "list[Process]") -> str:
     return f"{len(processes)} process" + ("" if len(processes) == 1 else "es")
 
 
-def not_started(stage: str, number: int, name: str) -> Outcome:
+def not_started(stage: str, number: int, command: "list[str]") -> Outcome:
     """Say why the command could not be started, as a shell would; the outcome.
 
     `stage` is E when the child could not enter its container, X when exec failed.
@@ -131,8 +131,11 @@ def not_started(stage: str, number: int, name: str) -> Outcome:
             "see sandrun doctor",
         )
         return Outcome("failed", EXIT_SANDRUN)
+    name = command[0]
     if number == errno.ENOENT and "/" not in name:
-        messages.error(f"{name}: command not found")
+        from sandrun import lookup
+
+        messages.error(f"{name}: command not found", lookup.hint(command))
         return Outcome("not-started", EXIT_NOT_FOUND)
     missing = number in (errno.ENOENT, errno.ENOTDIR)
     messages.error(f"{name}: {os.strerror(number)}")

@@ -16,7 +16,7 @@ from sandrun import backends, gitguard, history, messages, module_files, spawn
 from sandrun import project as projects
 from sandrun import settings as settled
 from sandrun.model import EXIT_HANGUP, RUNS_VARIABLE, Outcome
-from sandrun.place import Place, take
+from sandrun.place import Place, Refused, take
 from sandrun.supervisor import Supervisor
 
 TYPE_CHECKING = False
@@ -90,7 +90,10 @@ def run(
     messages.tell("queued", {"id": this.id})
     if sys.platform != "win32":  # where nobody could replace what is open
         module_files.hold()
-    this.place = take(this)
+    try:
+        this.place = take(this)
+    except Refused as refused:
+        return _refused(this, refused.number, began)
     this.record["limit"] = settings.memory  # a small pool shrinks the default
     this.record["since"] = since = time.time()
     this.record["wait"] = since - began
@@ -118,6 +121,15 @@ def _surely(step: "Callable[[], None]") -> None:
             f"internal error after the command's end: {type(error).__name__}: {error}",
             "the exit code is the run's all the same; this is a bug",
         )
+
+
+def _refused(this: Run, number: int, began: float) -> Outcome:
+    from sandrun import report
+
+    outcome = report.not_started("X", number, this.command)
+    this.record |= {"limit": this.settings.memory, "since": began, "wait": 0.0}
+    _record(this, outcome, 0.0)
+    return outcome
 
 
 def _is_wanted(this: Run) -> bool:
@@ -223,7 +235,7 @@ def _supervised(
     if stage:
         from sandrun import report
 
-        return report.not_started(stage, number, this.command[0])
+        return report.not_started(stage, number, this.command)
     return outcome
 
 

@@ -1,0 +1,113 @@
+"""Whether a command can be executed, what could still make it so, and what was meant if nothing.
+
+Imported only by a run that has to wait for its turn or that could not start. A mistyped command is
+refused before the wait; one that a run ahead may be about to make is waited for.
+"""
+
+import errno
+import os
+import sys
+
+from sandrun import messages, options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SHELLS = frozenset("|&;<>()$`*?[]{}~\n\t ")
+"""What has a meaning in a shell's line, and hardly ever a place in a command's name."""
+_BUILTINS = frozenset(
+    (".", "alias", "cd", "eval", "exec", "export", "set", "source", "ulimit", "umask", "unset")
+)
+_ALIKE = 0.74  # `mkae` for `make` is 0.75, as difflib counts
+
+
+def refusal(name: str, project: str, since: float) -> int:
+    """Why the command `name` need not wait: the errno that its start would end with; 0: it may.
+
+    It may also if a run ahead could be making it: a path that the user gave relative, or below the
+    `project`, or a word where PATH leads into that. A file that is there and cannot be executed is
+    in the making only if it changed since `since`, when the first of those runs began.
+    """
+    number, file = _find(name)
+    if not number:
+        return 0
+    if file:
+        is_done = os.path.isdir(file) or os.stat(file).st_ctime < since
+        return number if is_done else _hope(name)
+    if os.path.dirname(name):
+        may_appear = not os.path.isabs(name) or _is_below(name, project)
+    else:
+        may_appear = any(_is_below(folder, project) for folder in _folders())
+        may_appear = may_appear and bool(name) and not (_meant(name) or _SHELLS & {*name})
+    return _hope(name) if may_appear else number
+
+
+def _hope(name: str) -> int:
+    messages.status(f"{name}: cannot be executed yet; waiting, as a run ahead may make it")
+    return 0
+
+
+def _find(name: str) -> "tuple[int, str]":
+    """0 if `name` can be executed (execvp(3)), else the errno, and the file that is in the way."""
+    if sys.platform == "win32":
+        from sandrun import spawn
+
+        try:
+            return 0, spawn.program(name, os.environ)
+        except FileNotFoundError:
+            return errno.ENOENT, ""
+    found = ""
+    folders = [""] if os.path.dirname(name) else _folders()
+    for file in [os.path.join(folder, name) for folder in folders] if name else []:
+        if os.path.isfile(file) and os.access(file, os.X_OK):
+            return 0, file
+        if os.path.exists(file):
+            found = found or file
+    return errno.EACCES if found else errno.ENOENT, found
+
+
+def _folders() -> "list[str]":
+    return os.environ.get("PATH", os.defpath).split(os.pathsep)
+
+
+def _is_below(path: str, project: str) -> bool:
+    return os.path.realpath(path).startswith(os.path.join(os.path.realpath(project), ""))
+
+
+def hint(command: "list[str]") -> str:
+    """What the user may have meant by a word that PATH does not lead to; '' if nothing is alike."""
+    name = command[0]
+    if name in _BUILTINS or _SHELLS & {*name}:
+        import shlex
+
+        line = name if len(command) == 1 else shlex.join(command)
+        return f"a shell's line goes to a shell: sandrun -- sh -c {shlex.quote(line)}"
+    if "=" in name:
+        return "a variable for the command: sandrun -- env NAME=VALUE COMMAND"
+    if os.path.isfile(name) and os.access(name, os.X_OK):
+        return f"did you mean: sandrun -- {os.path.join(os.curdir, name)}"
+    if meant := _meant(name):
+        return f"did you mean: sandrun {meant}"
+    near = _alike(name, {entry for folder in _folders() for entry in _entries(folder)})
+    return f"did you mean: sandrun -- {near}" if near else ""
+
+
+def _meant(name: str) -> str:
+    """The subcommand of ours that `name` is alike."""
+    return _alike(name, options.SUBCOMMANDS)
+
+
+def _alike(name: str, words: "set[str] | frozenset[str]") -> str:
+    if len(name) < 4:
+        return ""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, sorted(words), 1, _ALIKE)), "")
+
+
+def _entries(folder: str) -> "Iterator[str]":
+    try:
+        yield from os.listdir(folder or ".")
+    except OSError:
+        return
