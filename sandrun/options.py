@@ -9,6 +9,10 @@ corpus of command lines through both.
 from sandrun.model import MIB, UsageError
 from sandrun.values import PARSERS, RIGHT
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 class Option:
     """One setting: its key in files, its flags, its variables, its values.
@@ -315,17 +319,24 @@ SUBCOMMANDS = frozenset(
 
 _BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}
 _HELP = ("-h", "--help", "--version")
+_VERBATIM = ("git", "make-again")
+"""Subcommands whose words are all their own."""
+_OWN = {"queue": ("-p", "--priority")}
+"""Flags of a run that mean something else after a subcommand: the priority to move another to."""
 
 
 class Parsed:
     """A command line taken apart: `flags` by key, then either a `command` or a `subcommand`.
 
-    `subcommand` is '' for a run, else its name or `--help` / `--version`; `arguments` follow it.
+    `subcommand` is '' for a run, else its name or `--help` / `--version`; `arguments` follow it,
+    without the options of a run, which may stand there too. `ordered` is the whole line with those
+    in front, as click wants them.
     """
 
-    __slots__ = ("arguments", "command", "flags", "subcommand")
+    __slots__ = ("arguments", "command", "flags", "ordered", "subcommand")
 
-    def __init__(self) -> None:
+    def __init__(self, argv: "list[str]") -> None:
+        self.ordered = argv
         self.flags: dict[str, object] = {}
         self.command: list[str] = []
         self.subcommand = ""
@@ -336,9 +347,9 @@ def parse(argv: "list[str]") -> Parsed:
     """Take `argv` (without the program's name) apart. Raises UsageError.
 
     Options end at `--` or at the first word that is no option. That word starts the command,
-    unless it is a subcommand and no `--` came before.
+    unless it is a subcommand and no `--` came before. After a subcommand they may go on.
     """
-    parsed = Parsed()
+    parsed = Parsed(argv)
     at = 0
     while at < len(argv):
         word = argv[at]
@@ -353,6 +364,8 @@ def parse(argv: "list[str]") -> Parsed:
             if word in SUBCOMMANDS:
                 parsed.subcommand = word
                 parsed.arguments = argv[at:]
+                if word not in _VERBATIM:
+                    _take_later(parsed, argv[: at - 1])
             else:
                 parsed.command = argv[at - 1 :]
             break
@@ -360,19 +373,37 @@ def parse(argv: "list[str]") -> Parsed:
     return parsed
 
 
+def _take_later(parsed: Parsed, before: "list[str]") -> None:
+    """Take the options of a run from among a subcommand's words; `before` are those before it."""
+    words = parsed.arguments
+    later: list[str] = []
+    rest: list[str] = []
+    own = _OWN.get(parsed.subcommand, ())
+    at = 0
+    while at < len(words) and words[at] != "--":
+        names, has_value, _ = _names(words[at]) if words[at][:1] == "-" else ([], "", "")
+        last = _BY_FLAG.get(names[-1]) if names else None
+        end = at + (2 if last and last.kind != "count" and not has_value else 1)
+        if not names or names[0] not in _BY_FLAG or names[0] in own:
+            rest += words[at:end]
+        else:
+            _take_option(parsed.flags, words[at], words, at + 1)
+            later += words[at:end]
+        at = end
+    parsed.arguments = rest + words[at:]
+    parsed.ordered = [*before, *later, parsed.subcommand, *parsed.arguments]
+
+
 def _take_option(flags: "dict[str, object]", word: str, argv: "list[str]", at: int) -> int:
     """Take one word of options, and its value from `argv[at]` if it needs one; the new `at`."""
-    if word.startswith("--"):
-        name, has_value, text = word.partition("=")
-        names = [name]
-    else:
-        names, has_value, text = _unbundle(word)
+    names, has_value, text = _names(word)
     for name in names:
         option = _BY_FLAG.get(name)
         if option is None:
             raise UsageError(
                 f"no such option: {name}",
-                "options of the command itself go after it, or after --; see sandrun --help",
+                nearest(name, [*_BY_FLAG, *_HELP])
+                or "options of the command itself go after it, or after --; see sandrun --help",
             )
         if option.kind == "count":
             if has_value and name == names[-1]:  # a value belongs to the last letter of a bundle
@@ -389,6 +420,23 @@ def _take_option(flags: "dict[str, object]", word: str, argv: "list[str]", at: i
         except ValueError as error:
             raise UsageError(f"{name} {text!r}: expected {error}") from None
     return at
+
+
+def nearest(word: str, known: "Iterable[str]") -> str:
+    """A hint at the word that was meant, if one is near; else ''."""
+    import difflib
+
+    # A single letter is like every other one.
+    found = difflib.get_close_matches(word, [k for k in known if len(k) > 2], 1, 0.7)
+    return f"did you mean: {found[0]}" if found and len(word) > 3 else ""
+
+
+def _names(word: str) -> "tuple[list[str], str, str]":
+    """The flags of a word that starts with a dash, `=` if a value follows in it, and that value."""
+    if word.startswith("--"):
+        name, has_value, text = word.partition("=")
+        return [name], has_value, text
+    return _unbundle(word)
 
 
 def _unbundle(word: str) -> "tuple[list[str], str, str]":

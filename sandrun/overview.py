@@ -1,13 +1,18 @@
 """Who runs and who waits, for `sandrun status` and `sandrun kill`; removes dead tickets."""
 
 import os
+import sys
 import time
 
 from sandrun import kernel, project
 from sandrun.model import SandrunError, size_text, span_text
 from sandrun.queue import Queue
 from sandrun.recovery import each_slot
-from sandrun.ticket import Ticket
+from sandrun.ticket import Ticket, is_stopped
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def open_queue(path: str) -> "Queue | None":
@@ -30,10 +35,13 @@ def waiting_for_memory() -> "set[str]":
         queue.close()
 
 
-def look(path: str) -> "dict[str, object]":
-    """One queue as plain data: its path, and its tickets in order, the running one first."""
+def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
+    """One queue as plain data: its path, and its tickets in order, the running one first; of the
+    project `root` or with the `name` also who is waited for without a ticket (`held`)."""
     rows: list[dict[str, object]] = []
+    held: list[dict[str, object]] = []
     note = ""
+    lost = False
     try:
         queue = open_queue(path)
         if queue:
@@ -43,22 +51,31 @@ def look(path: str) -> "dict[str, object]":
             if queue.paused:
                 note = "paused; go on with: sandrun resume"
             # Looking means locking for an instant, so only where nobody should hold it.
-            elif not any(row["running"] for row in rows) and not all(
-                f for _, f in each_slot(queue)
-            ):
+            elif not any(row["running"] for row in rows):
+                lost = not all(free for _, free in each_slot(queue))
+            if lost:
                 note = "processes of a run whose sandrun was killed hold the run lock"
             queue.write_view()
+        if sys.platform != "win32" and (root or name) and not lost:
+            from sandrun import lock_holders
+
+            held = lock_holders.foreign(queue, root, name)
+        if queue:
             queue.close()
     except SandrunError as error:
         note = error.text
-    return {"path": path, "runs": rows, "note": note}
+    of = "" if name else root
+    return {"path": path, "project": of, "queue": name, "runs": rows, "held": held, "note": note}
 
 
 def _row(ticket: Ticket, poor: bool) -> "dict[str, object]":
+    stopped = _stopped(ticket)
     return {
         "id": ticket.id,
         "pid": ticket.pid,
         "running": ticket.running,
+        "stopped": bool(stopped),
+        "stopped_pid": stopped,
         "waits_for_memory": poor,
         "since": ticket.since,
         "head_start": ticket.extra,
@@ -66,6 +83,15 @@ def _row(ticket: Ticket, poor: bool) -> "dict[str, object]":
         "cwd": _cwd(ticket.pid),
         "memory": tree_memory(ticket.pid),
     }
+
+
+def _stopped(ticket: Ticket) -> int:
+    """The stopped process that keeps a run or a waiter from going on; 0: none does."""
+    if sys.platform == "win32":
+        return 0
+    # A supervisor follows what the terminal stops, but not a SIGSTOP to the command alone.
+    command = kernel.children(ticket.pid) if ticket.running else []
+    return next((pid for pid in (ticket.pid, *command) if is_stopped(pid)), 0)
 
 
 def _cwd(pid: int) -> str:
@@ -84,24 +110,44 @@ def tree_memory(pid: int) -> int:
 def text(queues: "list[dict[str, object]]", everything: bool) -> str:
     """The queues for people."""
     lines: list[str] = []
-    now = time.time()
     for queue in queues:
-        rows = queue["runs"]
-        assert isinstance(rows, list)
-        if everything and not rows and not queue["note"]:
+        rows, held = queue["runs"], queue["held"]
+        assert isinstance(rows, list) and isinstance(held, list)
+        if everything and not rows and not held and not queue["note"]:
             continue
-        lines.append(f"queue {queue['path']}")
+        of = queue["project"] or (f"the name {queue['queue']}" if queue["queue"] else "")
+        lines.append(f"queue {queue['path']}" + (f" of {of}" if of else ""))
         if queue["note"]:
             lines.append(f"  note: {queue['note']}")
-        for position, row in enumerate(rows, 1):
-            state = "runs " if row["running"] else "waits"
-            memory = f", {size_text(row['memory'])}" if row["running"] else ""
-            memory += ", waits for memory in the pool" if row["waits_for_memory"] else ""
-            memory += f", head start {row['head_start']} s" if row["head_start"] else ""
-            lines.append(
-                f"  {position:3} {state} {row['id']}  {row['command']}  (pid {row['pid']}, "
-                f"{span_text(max(0.0, now - row['since']))}{memory}, in {row['cwd']})"
-            )
+        lines += [f"  held: {_holder_text(holder)}" for holder in held]
+        lines += [f"  {position:3} {_row_text(row)}" for position, row in enumerate(rows, 1)]
         if not rows:
             lines.append("  empty")
     return "\n".join(lines) or "nothing runs and nothing waits"
+
+
+def _row_text(row: "dict[str, Any]") -> str:
+    state = "runs " if row["running"] else "waits"
+    stopped = f"stopped: fg, or kill -CONT {row['stopped_pid']}; " if row["stopped"] else ""
+    memory = f", {size_text(row['memory'])}" if row["running"] else ""
+    memory += ", waits for memory in the pool" if row["waits_for_memory"] else ""
+    memory += f", head start {row['head_start']} s" if row["head_start"] else ""
+    return (
+        f"{state} {row['id']}  {row['command']}  ({stopped}pid {row['pid']}, "
+        f"{_age(row['since'])}{memory}, in {row['cwd']})"
+    )
+
+
+def _holder_text(holder: "dict[str, Any]") -> str:
+    """Somebody without a ticket in this queue, whom it waits for."""
+    if not holder["user"]:
+        pid = f"pid {holder['pid']}" if holder["pid"] else "in another container, perhaps"
+        return f"{holder['path']} by a process that cannot be seen from here ({pid})"
+    return (
+        f"{holder['path']} by {holder['user']}: {holder['command']}  "
+        f"(pid {holder['pid']}, {_age(holder['since'])})"
+    )
+
+
+def _age(since: float) -> str:
+    return span_text(max(0.0, time.time() - since))

@@ -16,6 +16,7 @@ import click
 from sandrun import __version__, messages, options, project, settings, spawn
 from sandrun.cli import entries
 from sandrun.cli.answer import out
+from sandrun.cli.mistakes import Group, explained
 from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
 
 TYPE_CHECKING = False
@@ -92,16 +93,23 @@ def _help(option: options.Option) -> str:
     return text + (f" [{option.variable}]" if option.variable else "")
 
 
-class _Group(click.Group):
+class _Root(Group):
     """Subcommands, or a command to run as the rest of the line."""
+
+    def parse_args(self, ctx: click.Context, args: "list[str]") -> "list[str]":
+        try:
+            args = options.parse(args).ordered
+        except SandrunError:
+            pass  # click says it too
+        return super().parse_args(ctx, args)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage("sandrun", "[OPTIONS] [--] COMMAND [ARGUMENTS]...")
-        formatter.write_usage("sandrun", "SUBCOMMAND [ARGUMENTS]...", prefix="       ")
+        formatter.write_usage("sandrun", "SUBCOMMAND [OPTIONS] [ARGUMENTS]...", prefix="       ")
 
 
 @click.group(
-    cls=_Group,
+    cls=_Root,
     params=run_options(),
     epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -160,8 +168,11 @@ def status(
     from sandrun import overview
 
     root, chosen = obj
-    paths = project.all_states() if everything else [project.state_path(root, chosen.queue)]
-    queues = [overview.look(path) for path in paths]
+    here = project.state_path(root, chosen.queue)
+    queues = [
+        overview.look(path, root, chosen.queue) if path == here else overview.look(path)
+        for path in (project.all_states() if everything else [here])
+    ]
     foreign, example = project.foreign_states() if everything else (0, "")
     if as_json:
         out(json.dumps({"v": 1, "queues": queues, "foreign": foreign}))
@@ -252,6 +263,7 @@ def _waiter(obj: "tuple[str, settings.Settings]", run: str) -> "tuple[Queue, Tic
 @queue.command()
 @click.argument("run")
 @click.option(
+    "-p",
     "--priority",
     required=True,
     type=_Value(next(o for o in options.OPTIONS if o.key == "priority")),
@@ -341,7 +353,7 @@ def _guarded(call: "Callable[[], object]") -> int:
     except click.Abort:
         return 130
     except click.ClickException as error:
-        messages.error(error.format_message(), "sandrun --help")
+        messages.error(*explained(error))
         return EXIT_SANDRUN
     except SandrunError as error:
         messages.error(error.text, error.hint)

@@ -5,6 +5,7 @@ import click
 from sandrun import messages, settings
 from sandrun.cli import describe
 from sandrun.cli.answer import out
+from sandrun.cli.mistakes import Group
 
 SHELLS = click.Choice(["bash", "zsh", "fish"])
 
@@ -29,7 +30,7 @@ def init(obj: "tuple[str, settings.Settings]", dry_run: bool, undo: bool) -> Non
         out(("would " if dry_run and step.act else "") + step.says)
 
 
-@click.group()
+@click.group(cls=Group)
 def shims() -> None:
     """Small programs first on PATH that send make, git and others through the queue."""
 

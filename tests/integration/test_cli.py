@@ -2,11 +2,13 @@
 
 import json
 import os
+import pwd
 import re
 import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -250,6 +252,72 @@ def test_status_of_nothing(box: Box) -> None:
     assert box.run("status", "--all").stdout == "nothing runs and nothing waits\n"
 
 
+def test_status_shows_what_is_stopped_and_how_it_goes_on(box: Box) -> None:
+    run, waiter = box.hold("one"), box.queue_up("two")
+    assert "stopped" not in box.run("status").stdout
+    for process in (run, waiter):
+        process.send_signal(signal.SIGSTOP)
+    wait_for(lambda: all(row["stopped"] for row in box.status()), 20)
+    for line, process in zip(box.run("status").stdout.splitlines()[1:], (run, waiter), strict=True):
+        assert f"(stopped: fg, or kill -CONT {process.pid}; pid {process.pid}, " in line
+    run.send_signal(signal.SIGCONT)
+    wait_for(lambda: [row["stopped"] for row in box.status()] == [False, True], 20)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGSTOP, signal.SIGTSTP])
+def test_status_shows_a_stopped_command_too(box: Box, stop: signal.Signals) -> None:
+    """Whether its supervisor follows or not."""
+    box.hold("one")
+    os.kill(box.begun("one"), stop)
+    wait_for(lambda: box.status()[0]["stopped"], 20)
+    os.kill(int(str(box.status()[0]["stopped_pid"])), signal.SIGCONT)
+    wait_for(lambda: not box.status()[0]["stopped"], 20)
+
+
+def held(box: Box, **more: str) -> "list[dict[str, object]]":
+    (queue,) = json.loads(box.run("status", "--json", env=more).stdout)["queues"]
+    found = queue["held"]
+    assert isinstance(found, list)
+    return found
+
+
+def test_status_names_a_run_of_the_checkout_that_is_not_in_this_queue(box: Box) -> None:
+    """One with another state directory, as another user's or a container's."""
+    subprocess.run(["git", "init", "-q"], cwd=box.project, check=True)
+    other = box.root / "other-state"
+    other.mkdir()
+    run = box.hold("one", env={"SANDRUN_STATE_DIR": str(other)})
+    (holder,) = held(box)
+    assert holder["path"] == str(box.project / ".git/sandrun.lock")
+    assert (holder["pid"], holder["uid"]) == (run.pid, os.geteuid())
+    assert str(holder["command"]).startswith("sandrun -- sh -c ")
+    assert abs(float(str(holder["since"])) - time.time()) < 300 * SCALE
+    assert held(box, SANDRUN_STATE_DIR=str(other)) == []
+    line = box.run("status").stdout.splitlines()[1]
+    assert re.search(rf"held: .*/sandrun\.lock by \S+: sandrun -- sh .*\(pid {run.pid}, ", line)
+    box.let("one")
+    assert box.finish(run).returncode == 0
+    assert held(box) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: runs as two different users")
+def test_status_names_the_user_that_is_waited_for(open_box: Box) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=open_box.project, check=True)
+    for path in (open_box.project, open_box.project / ".git"):
+        path.chmod(0o777)
+    nobody = pwd.getpwnam("nobody")
+    run = open_box.start("--", *open_box.job("one"), user=nobody.pw_uid)
+    open_box.log.chmod(0o666)
+    (open_box.root / "gate-one").chmod(0o666)
+    wait_for(lambda: held(open_box), 20)
+    (holder,) = held(open_box)
+    assert (holder["pid"], holder["user"]) == (run.pid, "nobody")
+    waiter = open_box.queue_up("two")
+    shown = open_box.run("status").stdout
+    assert "by nobody: sandrun -- sh " in shown and f"(pid {run.pid}, " in shown
+    assert waiter.poll() is None
+
+
 def test_kill_ends_a_waiter_a_run_or_everything_and_says_so(box: Box) -> None:
     runs = [box.hold("one"), box.queue_up("two"), box.queue_up("three")]
     ids = [str(row["id"]) for row in box.status()]
@@ -272,6 +340,61 @@ def test_kill_ends_a_stopped_run_that_ignores_sigterm(box: Box) -> None:
     done = box.run("--grace", "0.2", "kill", "--all")
     assert "ended run" in done.stdout
     assert stubborn.wait(20 * SCALE) != 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["status", "--queue", "x", "--json"],
+        ["status", "--json", "--queue=x"],
+        ["--queue", "y", "status", "--queue", "x", "--json"],
+        ["queue", "--queue", "x"],
+    ],
+)
+def test_options_go_after_a_subcommand_too(box: Box, words: "list[str]") -> None:
+    run = box.hold("one", "--queue", "x")
+    assert str(run.pid) in box.run(*words).stdout
+    assert str(run.pid) not in box.run("status").stdout
+
+
+def test_another_project_goes_after_a_subcommand_too(box: Box) -> None:
+    run = box.hold("one")
+    below = box.project / "below"
+    below.mkdir()
+    assert str(run.pid) not in box.run("status", cwd=below).stdout
+    assert str(run.pid) in box.run("status", "-C", "..", cwd=below).stdout
+    assert "ended run" in box.run("kill", "-C", "..", "-q", "--grace", "1", cwd=below).stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (["--memroy", "2G", "true"], "no such option: --memroy", "did you mean: --memory"),
+        (["--timeuot=5", "true"], "no such option: --timeuot", "did you mean: --timeout"),
+        (["--hepl"], "no such option: --hepl", "did you mean: --help"),
+        (["-x", "true"], "no such option: -x", "options of the command itself go after it"),
+        (["status", "--jsn"], "no such option: --jsn", "did you mean: --json"),
+        (["status", "--memroy", "2G"], "no such option: --memroy", "did you mean: --memory"),
+        (["doctor", "-vx"], "no such option: -x", ""),
+        (["status", "--queue"], "option --queue needs a value", ""),
+        (["queue", "mvoe", "x"], "no such subcommand: sandrun queue mvoe", "sandrun queue move"),
+        (["shims", "ad"], "no such subcommand: sandrun shims ad", "sandrun shims --help"),
+        (["shims", "lits"], "no such subcommand: sandrun shims lits", "mean: sandrun shims list"),
+        (["shims", "xyz"], "no such subcommand: sandrun shims xyz", "sandrun shims --help"),
+        (["queue", "move", "x"], "missing option", "sandrun queue move --help"),
+        (["status", "it"], "got unexpected extra argument (it)", "sandrun status --help"),
+        (["completions", "bsh"], "'bsh' is not one of", "sandrun completions --help"),
+    ],
+)  # fmt: skip
+def test_what_is_mistyped_is_answered_with_what_was_meant(
+    box: Box, words: "list[str]", said: str, hint: str
+) -> None:
+    done = box.run(*words)
+    assert (done.returncode, done.stdout) == (125, "")
+    error, *hints = done.stderr.splitlines()
+    assert error.startswith("sandrun: ") and said in error
+    assert hint in "".join(hints)
+    assert len(hints) <= 1
 
 
 def test_doctor_names_the_backend_in_force(box: Box) -> None:

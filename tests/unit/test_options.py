@@ -52,6 +52,40 @@ CORPUS = [
     "- a",
     "-",
     "-v -",
+    "status",
+    "-v status --json",
+    "status --queue x --json",
+    "status --json --queue=x",
+    "status -C ..",
+    "-C /tmp status -C ..",
+    "status -C/tmp -vq",
+    "kill -q",
+    "-q kill -qv ID",
+    "kill ID -q --grace 2",
+    "kill -- -q",
+    "kill -",
+    "doctor -v",
+    "doctor -vx",
+    "doctor --json -m4G",
+    "status --memory lots",
+    "status --queue",
+    "status --no-such",
+    "status --memroy 4G",
+    "queue -v",
+    "queue --queue x move ID --priority high -v",
+    "queue move --priority high ID --queue x",
+    "queue move ID -p low",
+    "queue move ID --priority=low",
+    "-p high queue move ID --priority low",
+    "queue cancel ID -C /tmp",
+    "queue mvoe ID",
+    "shims add make -v",
+    "shims -q list",
+    "completions bash -q",
+    "git -C x status --queue y",
+    "git commit -q",
+    "status -h",
+    "init --undo -C /tmp",
 ]
 
 
@@ -60,17 +94,47 @@ def ours(argv: "list[str]") -> object:
         parsed = options.parse(argv)
     except UsageError:
         return "refused"
-    return parsed.flags, parsed.command
+    own = parsed.arguments
+    if parsed.subcommand not in ("", "git"):
+        # Whether a subcommand takes its own words only click knows.
+        try:
+            inner(app.cli.commands[parsed.subcommand], parsed.subcommand, own, None)
+        except click.ClickException:
+            return "refused"
+    return parsed.flags, parsed.command or [parsed.subcommand, *own]
+
+
+def inner(
+    command: click.Command, name: str, words: "list[str]", parent: "click.Context | None"
+) -> None:
+    """Have click take a subcommand's words, down to the last one. Raises click's exceptions."""
+    try:
+        context = command.make_context(name, list(words), parent=parent)
+    except click.exceptions.Exit:  # --help
+        return
+    if isinstance(command, click.Group) and (rest := remaining(context)):
+        found, sub, more = command.resolve_command(context, rest)
+        assert found and sub
+        inner(sub, found, more, context)
+
+
+def remaining(context: click.Context) -> "list[str]":
+    first = getattr(context, "_protected_args", None) or getattr(context, "protected_args", [])
+    return [*first, *context.args]
 
 
 def clicks(argv: "list[str]") -> object:
     try:
         context = app.cli.make_context("sandrun", list(argv))
+        words = remaining(context)
+        before = argv[: argv.index(words[0])] if words else []
+        is_ours = words and words[0] in app.cli.commands and "--" not in before
+        if is_ours and words[0] != "git":
+            inner(app.cli.commands[words[0]], words[0], words[1:], context)
     except click.ClickException:
         return "refused"
     flags = {key: value for key, value in context.params.items() if value not in (None, 0)}
-    first = getattr(context, "_protected_args", None) or getattr(context, "protected_args", [])
-    return flags, [*first, *context.args]
+    return flags, words
 
 
 @pytest.mark.parametrize("line", CORPUS)
@@ -89,6 +153,7 @@ def test_both_parsers_take_a_command_line_the_same_way(line: str) -> None:
         ("-h", "--help"),
         ("-v --version", "--version"),
         ("make --help", ""),
+        ("make status --queue x", ""),
     ],
 )
 def test_what_is_a_subcommand(line: str, subcommand: str) -> None:

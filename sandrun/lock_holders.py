@@ -1,0 +1,84 @@
+"""Who holds the run lock of a shared checkout or queue without being in our queue, for status.
+
+That is a run of another user, of another container, or one with another SANDRUN_STATE_DIR: it is
+waited for, but has no ticket that could be shown.
+"""
+
+import os
+import time
+
+from sandrun import kernel, nesting, project
+from sandrun.model import command_text
+from sandrun.queue import Queue
+from sandrun.ticket import slot_file
+
+
+def foreign(queue: "Queue | None", root: str, name: str) -> "list[dict[str, object]]":
+    """The holders of the shared locks of the project `root`, or of the queue `name`, that have no
+    running ticket in `queue`. Each as plain data: `path`, and of the process `pid` (0: it cannot be
+    seen from here), `uid`, `user`, `command`, `since`.
+    """
+    folder = project.shared_queue(name) if name else project.git_directory(root)
+    known = _supervisors(queue) if queue else set()
+    found = []
+    slot = 1
+    while folder:
+        path = os.path.join(folder, slot_file("sandrun", slot))
+        try:
+            file = os.stat(path, follow_symlinks=False)
+        except OSError:
+            break
+        holder = nesting.lock_holder(file) or (-1 if not known and _is_locked(path) else 0)
+        if holder and holder not in known:
+            found.append({"path": path, **_process(holder)})
+        slot += 1
+    return found
+
+
+def _supervisors(queue: Queue) -> "set[int]":
+    return {nesting.ticket_holder(queue, ticket) for ticket in queue.tickets() if ticket.running}
+
+
+def _is_locked(path: str) -> bool:
+    """Whether somebody has the lock whom /proc/locks does not tell us: a process of another pid
+    namespace. Looking locks for an instant, so only where no run of ours is on."""
+    import fcntl
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+
+
+def _process(pid: int) -> "dict[str, object]":
+    """What can be seen of a process, which may be another user's."""
+    try:
+        uid = kernel.owner(pid)
+        age = float(kernel.read("/proc/uptime").split()[0])
+        age -= kernel.Stat(pid).start / os.sysconf("SC_CLK_TCK")
+        words = kernel.arguments(pid)
+    except (OSError, IndexError):
+        return {"pid": max(0, pid), "uid": -1, "user": "", "command": "", "since": 0}
+    for at, word in enumerate(words[:4]):  # after the interpreter and its options
+        if os.path.basename(word) == "sandrun":
+            words = ["sandrun", *words[at + 1 :]]
+            break
+    since = int(time.time() - age)
+    command = command_text(words)[:200]
+    return {"pid": pid, "uid": uid, "user": _user(uid), "command": command, "since": since}
+
+
+def _user(uid: int) -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
