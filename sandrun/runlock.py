@@ -291,8 +291,10 @@ class RunLock:
         if info.st_mode & 0o170000 != 0o100000:
             hint = f"it should be a file or nothing; look: ls -ld {file.path}"
         elif os.access(".", os.W_OK, dir_fd=file.directory, effective_ids=True):
-            hint = f"any run of its owner (uid {info.st_uid}) mends that, or: "
-            hint += f"chmod {file.rights[0]:o} {file.path}"
+            cure = f"chmod {file.rights[0]:o} {file.path}"
+            if info.st_mode & 0o777 == file.rights[0]:
+                cure = f"chown --reference={os.path.dirname(file.path)} {file.path}"
+            hint = f"any run of its owner (uid {info.st_uid}) mends that, or: {cure}"
         else:
             return  # who may not write in the directory is no sharer of it
         messages.warn(f"{self.note}: {_NOT_EXCLUDED}", hint)

@@ -103,6 +103,7 @@ def test_what_root_made_becomes_the_users(open_box: Box, lock: Path) -> None:
     os.chown(lock, 0, 0)
     told = open_box.run("--", "true", argv=member(FIRST)).stderr
     assert LOST in told and "its owner (uid 0)" in told
+    assert f"or: chown --reference={lock.parent} {lock}" in told
     assert open_box.run("--", "true").returncode == 0
     assert (lock.stat().st_uid, lock.stat().st_gid, mode(lock)) == (FIRST, FIRST, 0o600)
 
