@@ -32,6 +32,7 @@ Left to others: when to wait and what to say meanwhile (`sandrun.waiting`).
 """
 
 import _signal
+import errno
 import fcntl
 import os
 import time
@@ -44,6 +45,8 @@ CANCEL = b"c"
 """What is written into a ticket that has to leave the queue; any other byte: look again."""
 BELL = _signal.SIGURG
 
+_NO_SUCH_FILES = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+"""From mknod(2) and flock(2) on a file system without FIFOs, or without locks."""
 _MADE = os.O_CREAT | os.O_EXCL | os.O_APPEND if DARWIN else 0
 
 
@@ -83,9 +86,13 @@ class Queue(Chain):
                     raise StateGone from None
                 self.take_up(private)
             except OSError as error:
+                full = error.errno not in _NO_SUCH_FILES
                 raise SandrunError(
                     f"cannot take a place in the queue {self.path}: {error.strerror}",
-                    "free some space there, or set SANDRUN_STATE_DIR to another directory",
+                    "free some space there, or set SANDRUN_STATE_DIR to another directory"
+                    if full
+                    else "set SANDRUN_STATE_DIR to a directory of yours on a local file system "
+                    "that has FIFOs and locks",
                 ) from None
 
     def listing(self) -> "list[str]":

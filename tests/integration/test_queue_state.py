@@ -216,6 +216,21 @@ def test_a_full_disk_is_told_and_nothing_runs_unqueued(box: Box) -> None:
     assert "hint: " in done.stderr
 
 
+def test_a_file_system_without_fifos_is_told_as_that(box: Box) -> None:
+    """bpf's: it has directories, and nothing else that anybody could make with mknod(2)."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts a file system of bpf's")
+    odd = box.root / "odd"
+    odd.mkdir()
+    script = f'mount -t bpf none {odd} && chmod 700 {odd} && exec "$@"'
+    words = ["-m", "sh", "-c", script, "sh", *launcher(), "--", "echo", "ran"]
+    done = box.run(*words, argv=["unshare"], env={"SANDRUN_STATE_DIR": str(odd)})
+    assert (done.returncode, done.stdout) == (125, "")
+    first, second = done.stderr.splitlines()
+    assert "cannot take a place in the queue" in first
+    assert "a local file system that has FIFOs and locks" in second
+
+
 def test_a_full_disk_costs_the_view_and_the_record_only(box: Box) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: mounts a small tmpfs")
