@@ -1,10 +1,14 @@
 """What a waiter tells its user: live on a terminal, a line per change and a heartbeat elsewhere.
 
+In the background of a shell the terminal shows another program, so there it is as elsewhere, until
+the waiter is brought to the foreground.
+
 Imported only by a run that has to wait. It looks at the whole queue only when it is about to say
 something, so that a silent waiter costs nothing.
 """
 
 import os
+import sys
 import time
 
 from sandrun import messages
@@ -48,12 +52,28 @@ class Feedback:
         """Seconds until there is something to say, at most `longest`."""
         if self.silent:
             return longest
-        if self.terminal:
+        if self.terminal:  # nobody is told that it became the foreground
             return _LIVE
+        return min(longest, max(0.0, self._pause()))
+
+    def _pause(self) -> float:
+        """Seconds until a line is due that is no news."""
         due = self.said_at + HEARTBEAT
         if self.behind and not self.hinted:
             due = min(due, self.behind_since + HINT_AFTER)
-        return min(longest, max(0.0, due - time.monotonic()))
+        return due - time.monotonic()
+
+    def _is_due(self, mark: str) -> bool:
+        return self._is_foreground() or mark != self.said or self._pause() <= 0
+
+    def _is_foreground(self) -> bool:
+        """Whether there is a terminal that is ours for a live line."""
+        if sys.platform == "win32" or not self.terminal:
+            return self.terminal
+        try:
+            return os.tcgetpgrp(2) == os.getpgrp()
+        except OSError:  # it is not our controlling terminal: there is no job control on it
+            return True
 
     def show(self, nearest: "list[Ticket]") -> None:
         """Say the position and who runs, if that is news or a heartbeat is due; StateGone.
@@ -65,7 +85,7 @@ class Feedback:
         now = time.monotonic()
         # A change further ahead is told with the next heartbeat: it wakes nobody but its next.
         mark = " ".join(t.name[0] + t.id for t in nearest)
-        if not self.terminal and mark == self.said and self.due(1.0) > 0:
+        if not self._is_due(mark):
             return
         names = self.queue.names()
         position = 1 + self.queue.find(self.ticket, names)
@@ -78,11 +98,10 @@ class Feedback:
             if head.id != self.behind:
                 self.behind, self.behind_since, self.hinted = head.id, now, False
             age = max(0.0, time.time() - head.since)
-            text += (
-                f"; running: {head.command} (pid {head.pid}{_where(head.pid)}, "
-                f"for {span_text(age)}{self._memory(head.pid)})"
-            )
+            # First what a narrow terminal must not cut.
+            text += f"; running for {span_text(age)}"
             text += self._expectation([Ticket(n) for n in names[: position - 1]], age)
+            text += f": {head.command} (pid {head.pid}{_where(head.pid)}{self._memory(head.pid)})"
         self._say(text, mark)
         if self.behind and not self.hinted and now - self.behind_since >= HINT_AFTER:
             self._hint(head)
@@ -106,18 +125,19 @@ class Feedback:
 
     def end(self) -> None:
         """Clear the live line, so that the command's output starts in a clean column."""
-        if self.live:
+        if self.live and self._is_foreground():
             messages.write("\r\x1b[K")
-            self.live = False
+        self.live = False
 
     def _once(self, text: str, mark: str) -> None:
         self.behind = ""  # there is no run to hint at
-        if not self.silent and (self.terminal or mark != self.said or self.due(1.0) <= 0):
+        if not self.silent and self._is_due(mark):
             self._say(text, mark)
 
     def _say(self, text: str, mark: str) -> None:
         self.said, self.said_at = mark, time.monotonic()
-        if not self.terminal:
+        self.live = self._is_foreground()
+        if not self.live:
             messages.status(text)
             return
         line = f"sandrun: {text}"
@@ -125,10 +145,7 @@ class Feedback:
             width = os.get_terminal_size(2).columns
         except OSError:
             width = 80
-        if len(line) >= width > 4:
-            line = line[: width - 2] + "…"
-        messages.write("\r\x1b[K" + line)
-        self.live = True
+        messages.write("\r\x1b[K" + (_cut(line, width - 1) if width > 4 else line))
 
     def _hint(self, head: Ticket) -> None:
         self.hinted = True
@@ -139,7 +156,7 @@ class Feedback:
         )
 
     def _memory(self, pid: int) -> str:
-        if not self.terminal:
+        if not self._is_foreground():
             return ""
         from sandrun import kernel
 
@@ -157,7 +174,21 @@ class Feedback:
             return ""
         running = sum(1 for t in ahead if t.running)
         left = sum(spans) - min(age, spans[0])
-        return f"; about {span_text(max(0.0, left) / max(1, running))} to go"
+        return f", about {span_text(max(0.0, left) / max(1, running))} to go"
+
+
+def _cut(line: str, columns: int) -> str:
+    """As much of a line as fits into so many columns, of which some characters take two."""
+    if len(line) <= columns and line.isascii():
+        return line
+    from unicodedata import east_asian_width
+
+    ends = [0]  # the column in which each character ends
+    for char in line:
+        ends.append(ends[-1] + (2 if east_asian_width(char) in "WF" else 1))
+    if ends[-1] <= columns:
+        return line
+    return line[: sum(end < columns for end in ends[1:])] + "…"
 
 
 def _where(pid: int) -> str:

@@ -32,8 +32,8 @@ def test_waiters_are_told_their_position_and_who_runs(box: Box) -> None:
         box.let(name)
     box.finish(first)
     said = [box.finish(run).stderr for run in (second, third)]
-    assert re.search(r"waiting, position 2 of [23]; running: .* job one .*\(pid \d+", said[0])
-    assert re.search(r"waiting, position 3 of 3; running: .* job one .*\(pid \d+", said[1])
+    assert re.search(r"waiting, position 2 of [23]; running for .* job one .*\(pid \d+", said[0])
+    assert re.search(r"waiting, position 3 of 3; running for .* job one .*\(pid \d+", said[1])
     assert f"pid {first.pid}" in said[0]
     assert f"in {box.project}" in said[0]
 

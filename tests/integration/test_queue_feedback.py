@@ -6,6 +6,9 @@ import pty
 import re
 import struct
 import termios
+import unicodedata
+
+import pytest
 
 from tests.harness import Box, wait_for
 
@@ -37,8 +40,8 @@ def test_a_live_line_on_a_terminal(box: Box) -> None:
     terminal = Terminal()
     second = box.start("--", *box.job("two"), stderr=terminal.slave, env={"TERM": "xterm"})
     pattern = re.compile(
-        r"\r\x1b\[Ksandrun: waiting, position 2 of 2; running: [^\r]* job one [^\r]*"
-        rf"\(pid {first.pid}, in {box.project}, for ([\d.]+ \w+), [\d.]+ [KM]iB\)"
+        r"\r\x1b\[Ksandrun: waiting, position 2 of 2; running for ([\d.]+ \w+): [^\r]* job one "
+        rf"[^\r]*\(pid {first.pid}, in {box.project}, [\d.]+ [KM]iB\)"
     )
     wait_for(lambda: len(set(pattern.findall(terminal.text()))) >= 2, 20, "its age changes")
     box.let("one")
@@ -50,15 +53,42 @@ def test_a_live_line_on_a_terminal(box: Box) -> None:
     terminal.close()
 
 
-def test_a_live_line_never_wraps(box: Box) -> None:
-    box.hold("one")
+def live_lines(box: Box, columns: int) -> "list[str]":
+    """What a waiter shows on a terminal of that width."""
     terminal = Terminal()
-    fcntl.ioctl(terminal.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    fcntl.ioctl(terminal.slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     box.start("--", "true", stderr=terminal.slave, env={"TERM": "xterm"})
     wait_for(lambda: terminal.text().count("\r\x1b[K") >= 2, 20)
     lines = [line for line in terminal.text().split("\r\x1b[K") if line]
-    assert all(len(line) < 40 for line in lines), lines
     terminal.close()
+    return lines
+
+
+@pytest.mark.parametrize("name", ["one", "\u6e2c\u8a66" * 10])
+def test_a_live_line_never_wraps(box: Box, name: str) -> None:
+    """Also where characters take two columns each."""
+    box.start("--", "sh", "-c", f": {name}; read _ <{box.root}/gate-x", "x", *box.job("x")[3:])
+    wait_for(box.view, 20)
+    for columns in (40, 60, 61):
+        for line in live_lines(box, columns):
+            wide = sum(unicodedata.east_asian_width(char) in "WF" for char in line)
+            assert len(line) + wide < columns, line
+
+
+def test_80_columns_show_how_long_it_has_been_and_will_be(box: Box) -> None:
+    """First of all: who it is that runs may be cut."""
+    directory = box.project / ("long-" * 20)
+    directory.mkdir()
+    script = ["sh", "-c", f": {'x' * 100}; test -e ../gate || exec cat ../gate-fifo"]
+    (box.project / "gate").touch()
+    os.mkfifo(box.project / "gate-fifo")
+    box.run("--project", box.project, "--", *script, cwd=directory)
+    (box.project / "gate").unlink()
+    box.start("--project", box.project, "--", *script, cwd=directory)
+    wait_for(box.view, 20)
+    for line in live_lines(box, 80):
+        assert re.search(r" of 2; running for [\d.]+ \w+, about [\d.]+ \w+ to go: sh", line)
+        assert len(line) == 79
 
 
 def test_without_a_terminal_a_line_per_change_and_a_heartbeat(box: Box) -> None:
@@ -95,7 +125,7 @@ def test_the_expected_wait_comes_from_history(box: Box) -> None:
     wait_for(lambda: len(box.view()) == 1, 20)
     waiter = box.start("--", "true")
     told = wait_for(lambda: box.heard(waiter), 20)
-    assert re.search(r"; about \d\.\d s to go", told), told
+    assert re.search(r" for [\d.]+ m?s, about \d\.\d s to go: sh -c", told), told
     behind = box.start("--", "true")
     told = wait_for(lambda: box.heard(behind), 20)
     assert "to go" not in told, "nothing is known of the first `true`"

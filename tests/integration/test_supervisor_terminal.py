@@ -205,6 +205,26 @@ def test_the_window_size_and_its_changes(shell: Terminal) -> None:
     shell.expect("44 111\n")
 
 
+def test_a_waiter_in_the_background_has_no_live_line(place: Box, shell: Terminal) -> None:
+    """Another program has the terminal. In the foreground the line lives, whenever that comes."""
+    place.hold("one")
+    line, live = "sandrun: waiting, position 2 of 2", "\x1b\\[Ksandrun: waiting"
+    plain = f"{line}[^\x1b]*{line}"
+    shell.send("export TERM=xterm NO_COLOR=1 SANDRUN_HEARTBEAT=0.5\n")
+    shell.expect("ready> ")
+    shell.send("s -- true &\n")
+    assert "\x1b" not in shell.expect(plain).string
+    shell.send("fg\n")
+    shell.expect(f"{live}.*{live}")
+    shell.send("\x1a")
+    shell.expect("Stopped(.|\n)*ready> ")
+    shell.send("bg\n")
+    assert "\x1b" not in shell.expect(plain).string
+    place.let("one")
+    shell.send("wait; echo do''ne\n")
+    assert "\x1b" not in shell.expect("done").string
+
+
 def test_the_end_of_the_terminal_ends_the_run(place: Box, shell: Terminal) -> None:
     shell.send("s -- sleep 1000\n")
     pids = wait_for(lambda: _running("sleep", shell.pid), 10)
