@@ -1,14 +1,22 @@
 """No containment, because the user said so: the command runs as from a shell.
 
-Promises nothing but faithfulness and the least cost. What the command leaves behind lives on.
+Promises nothing but faithfulness and the least cost. What the command leaves behind lives on. A
+limit that the user asked for as clearly is refused, as by every backend that cannot enforce it.
 """
 
 from sandrun import spawn
-from sandrun.model import Limits, Process, Usage
+from sandrun.model import Limits, Process, Unusable, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+_LIMITS = frozenset(
+    ("memory", "swap", "pids", "cpus", "cpu_weight", "io_weight")
+    + ("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
+)
+"""Settings that need a container; limits on time do not."""
 
 
 class NoContainer:
@@ -55,6 +63,12 @@ class NoBackend:
     kernel = False
 
     def open(self, run_id: str, limits: Limits) -> NoContainer:
+        asked = sorted(limits.asked & _LIMITS)
+        if asked:
+            raise Unusable(
+                f"nothing would enforce {', '.join(asked)}",
+                "leave out the limit, or --backend none",
+            )
         return NoContainer()
 
     def attach(self, run_id: str, token: str) -> NoContainer:

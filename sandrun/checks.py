@@ -4,9 +4,13 @@ import json
 import os
 from collections.abc import Callable
 
-from sandrun import backends, messages, project
-from sandrun.model import SandrunError
+from sandrun import backends, messages, project, trust
+from sandrun.model import SandrunError, plain
 from sandrun.queue import Queue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandrun.settings import Settings
 
 PASS, CAUTION, FAIL, UNUSED = "PASS", "CAUTION", "FAIL", "-"
 
@@ -35,6 +39,14 @@ def state() -> Line:
     return Line("state", CAUTION, evidence, f"have it removed: ls -ld {wanted}")
 
 
+def trusted(chosen: "Settings") -> Line:
+    """Which settings of the project's files wait for the user's trust."""
+    if not chosen.waiting:
+        return Line("settings", PASS, "nothing in the project's files waits for trust")
+    held = "; ".join(trust.held_text(file, keys) for file, keys in chosen.waiting.items())
+    return Line("settings", CAUTION, held, "if you trust them: sandrun trust")
+
+
 def show(lines: "list[Line]", out: "Callable[[str], None]", as_json: bool) -> int:
     """Print the checks; exit code 0, or 1 when no kernel backend works here."""
     works = [x.name for x in lines if x.name in backends.ORDER and x.status in (PASS, CAUTION)]
@@ -49,9 +61,9 @@ def show(lines: "list[Line]", out: "Callable[[str], None]", as_json: bool) -> in
     for line in lines:
         start = f"\x1b[{colors[line.status]}m" if colors else ""
         status = f"{start}{line.status:7}{start and chr(27) + '[0m'}"
-        out(f"{status}  {line.name:{width}}  {line.evidence}")
+        out(f"{status}  {line.name:{width}}  {plain(line.evidence)}")
         if line.fix and line.status in (CAUTION, FAIL):
-            out(f"         fix: {line.fix}")
+            out(f"         fix: {plain(line.fix)}")
     how = "the kernel enforces the limits" if enforced else "no kernel enforces the limits here"
     out(f"in force: {in_force} ({how})")
     return 0 if enforced else 1

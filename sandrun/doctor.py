@@ -24,7 +24,7 @@ from sandrun import (
     spawn,
 )
 from sandrun.backends import cgroup2, groups
-from sandrun.checks import CAUTION, FAIL, PASS, UNUSED, Line, state
+from sandrun.checks import CAUTION, FAIL, PASS, UNUSED, Line, state, trusted
 from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
 from sandrun.queue import Queue
 from sandrun.runlock import RunLock
@@ -192,8 +192,8 @@ def _git() -> Line:
     return Line("git", PASS if well else CAUTION, evidence, fix)
 
 
-def examine(queue: str = "") -> "list[Line]":
-    """All checks in order; `queue`: the one that was named, if any."""
+def examine(chosen: settings.Settings) -> "list[Line]":
+    """All checks in order; with the settings that were `chosen` here."""
     host = os.uname()
     versions = f"Python {sys.version.split()[0]}, sandrun {__version__}"
     return [
@@ -202,11 +202,12 @@ def examine(queue: str = "") -> "list[Line]":
         *_backends(),
         *([] if DARWIN else [_prctl()]),
         state(),
-        *([_named(queue)] if queue else [_second_home()]),
+        trusted(chosen),
+        *([_named(chosen.queue)] if chosen.queue else [_second_home()]),
         _git(),
     ]
 
 
-def main(out: "Callable[[str], None]", as_json: bool, queue: str = "") -> int:
+def main(out: "Callable[[str], None]", as_json: bool, chosen: settings.Settings) -> int:
     """Print the checks; exit code 0, or 1 when no kernel backend works here."""
-    return checks.show(examine(queue), out, as_json)
+    return checks.show(examine(chosen), out, as_json)

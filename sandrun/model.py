@@ -229,6 +229,35 @@ def span_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+_LINE = 4000
+"""Characters of a line that are shown: names of others' choosing have no end."""
+
+
+def plain(text: str) -> str:
+    """`text` as one line that terminals, logs and CI services show and do not act on.
+
+    Names in it are often of others' choosing: of files, settings, queues, processes. What is not
+    printable (line feeds, terminal escapes, characters that change the direction of writing) is
+    written as an escape, and the start of a workflow command is broken up: `::` counts at the
+    start of a line, `##[`, `##vso[` and the like anywhere (GitHub's ActionCommand.cs, Azure
+    Pipelines, TeamCity); GitLab's section markers need a carriage return.
+    """
+    if len(text) > _LINE:
+        text = text[:_LINE] + "…"
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else _escaped(c) for c in text)
+    if "##" in text and "[" in text:
+        text = text.replace("##", "# #")
+    return "\\x3a" + text.lstrip()[1:] if text.lstrip()[:2] == "::" else text
+
+
+def _escaped(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code < 0xDD00:  # a byte of a file name that is no text (PEP 383)
+        return f"\\x{code - 0xDC00:02x}"
+    return ascii(char)[1:-1]
+
+
 def command_text(command: "list[str]") -> str:
     """A command line as a shell would take it, on one line (what shlex.join does, without `re`)."""
     return " ".join(_quoted(word) for word in command)

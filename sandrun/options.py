@@ -21,6 +21,16 @@ class Option:
     plain environment variable (the `SANDRUN_` one follows from the key). `alias` is a second key
     that means the same. `scope` is where it may be set: `all`, or `flag` for what makes sense only
     there.
+
+    `limit` says what a project's file may do with it before the user has said `sandrun trust`
+    (`sandrun.settings`). A limit counts at once, but never loosens one in the user's own file: what
+    it bounds is the project's own run. All else counts only after that, and the user's own file
+    comes first: it decides over the user's protection (backend, leftovers, kill_signal, grace,
+    check_interval, detach), over the user's other runs (pool, priority, queue, slots, the weights),
+    over whether there is a run at all (require, no_wait), over what the user is told (quiet,
+    verbose, color) or over the command's environment (clean_git_env). A stricter `require` waits
+    for trust too: it refuses runs, and whether a run without a kernel is better than none is the
+    user's to say.
     """
 
     __slots__ = (
@@ -31,6 +41,7 @@ class Option:
         "help",
         "key",
         "kind",
+        "limit",
         "metavar",
         "scope",
         "variable",
@@ -48,6 +59,7 @@ class Option:
         choices: "tuple[str, ...]" = (),
         scope: str = "all",
         alias: str = "",
+        limit: bool = False,
     ) -> None:
         self.key = key
         self.flags = flags
@@ -59,10 +71,19 @@ class Option:
         self.choices = choices
         self.scope = scope
         self.alias = alias
+        self.limit = limit
 
     def names(self) -> "tuple[str, ...]":
         """What it is called in files and, with `SANDRUN_`, in the environment."""
         return (self.key, self.alias) if self.alias else (self.key,)
+
+    def is_tighter(self, value: object, other: object) -> bool:
+        """Whether one value of a limit allows less than another; of a limit whose default is 0.0,
+        0 is none at all."""
+        assert isinstance(value, int | float) and isinstance(other, int | float)
+        if self.default == 0.0 and isinstance(self.default, float):
+            return (value or float("inf")) < (other or float("inf"))
+        return value < other
 
     def convert(self, text: str) -> object:
         """The value of a text. Raises ValueError with what would be right."""
@@ -89,6 +110,7 @@ OPTIONS = (
         "Memory for the whole process tree: 512M, 4G, or a number of MiB.",
         "SIZE",
         "MEMORY_LIMIT_MB",
+        limit=True,
     ),
     Option(
         "timeout",
@@ -98,6 +120,7 @@ OPTIONS = (
         "Wall time after which the run is ended (SIGTERM, --grace, SIGKILL); 0: none.",
         "TIME",
         "TIMEOUT",
+        limit=True,
     ),
     Option(
         "cpu_time",
@@ -106,6 +129,7 @@ OPTIONS = (
         0.0,
         "CPU time of the whole tree after which the run is ended in the same way; 0: no limit.",
         "TIME",
+        limit=True,
     ),
     Option(
         "idle_timeout",
@@ -114,6 +138,7 @@ OPTIONS = (
         0.0,
         "Time without output and without use of the CPU after which the run is ended; 0: none.",
         "TIME",
+        limit=True,
     ),
     Option(
         "kill_signal", ("--kill-signal",), "signal", 15, "What is sent in place of SIGTERM.", "SIG"
@@ -157,7 +182,9 @@ OPTIONS = (
         choices=("any", "kernel"),
         alias="required",
     ),
-    Option("swap", ("--swap",), "bytes", 0, "Swap on top of the memory; 0: none.", "SIZE"),
+    Option(
+        "swap", ("--swap",), "bytes", 0, "Swap on top of the memory; 0: none.", "SIZE", limit=True
+    ),
     Option(
         "pids",
         ("--pids",),
@@ -165,8 +192,11 @@ OPTIONS = (
         8192,
         "Processes and threads of the tree; more than a build needs, less than a fork bomb.",
         "NUMBER",
+        limit=True,
     ),
-    Option("cpus", ("--cpus",), "share", 0.0, "Processors' worth of time: 1.5.", "NUMBER"),
+    Option(
+        "cpus", ("--cpus",), "share", 0.0, "Processors' worth of time: 1.5.", "NUMBER", limit=True
+    ),
     Option(
         "cpu_weight",
         ("--cpu-weight",),
@@ -182,6 +212,7 @@ OPTIONS = (
         -1,
         "Bytes a second read from the project's disk.",
         "RATE",
+        limit=True,
     ),
     Option(
         "io_write_bps",
@@ -190,6 +221,7 @@ OPTIONS = (
         -1,
         "Bytes a second written to the project's disk.",
         "RATE",
+        limit=True,
     ),
     Option(
         "io_read_iops",
@@ -198,6 +230,7 @@ OPTIONS = (
         -1,
         "Reads a second from the project's disk.",
         "RATE",
+        limit=True,
     ),
     Option(
         "io_write_iops",
@@ -206,6 +239,7 @@ OPTIONS = (
         -1,
         "Writes a second to the project's disk.",
         "RATE",
+        limit=True,
     ),
     Option(
         "io_weight",
@@ -257,6 +291,7 @@ OPTIONS = (
         0.0,
         "Give up (exit 75) after waiting so long; 0: never. Who comes back soon has its old place.",
         "TIME",
+        limit=True,
     ),
     Option(
         "git_wait",
@@ -265,6 +300,7 @@ OPTIONS = (
         10.0,
         "Longest wait for a git operation under way in the project's repository.",
         "TIME",
+        limit=True,
     ),
     Option(
         "clean_git_env",
@@ -285,7 +321,7 @@ OPTIONS = (
     Option(
         "queue",
         ("--queue",),
-        "text",
+        "name",
         "",
         "Join a queue by name instead: a device, a licence, a deploy target.",
         "NAME",
@@ -314,7 +350,7 @@ OPTIONS = (
 
 SUBCOMMANDS = frozenset(
     {"completions", "config", "doctor", "git", "init", "kill", "make-again", "make-include", "man"}
-    | {"pause", "queue", "resume", "shims", "status"}
+    | {"pause", "queue", "resume", "shims", "status", "trust"}
 )
 
 _BY_FLAG = {flag: option for option in OPTIONS for flag in option.flags}

@@ -176,7 +176,9 @@ def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
 
 def _enter_pool(this: "Run", place: Place, deadline: float) -> None:
     """Wait until the run's limit fits into the pool."""
-    if this.settings.pool == "off" or this.settings.backend == "none":
+    settings = this.settings
+    whose = settings.source["memory"] == "default" or settings.is_the_users("memory")
+    if settings.backend == "none" or (settings.pool == "off" and whose):
         return
     from sandrun import pool
 

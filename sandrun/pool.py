@@ -134,10 +134,13 @@ class Share:
 
 
 def settle_limit(settings: "Settings", total: int) -> int:
-    """The memory limit of a run within a budget; the default shrinks, a wish is warned of."""
+    """The memory limit of a run within a budget; the default and what a project's untrusted file
+    says shrink, the user's own wish is warned of."""
+    if settings.swap > total and not settings.is_the_users("swap"):
+        settings.swap = total
     if settings.memory <= total:
         return settings.memory
-    if settings.source.get("memory") == "default":
+    if not settings.is_the_users("memory"):
         messages.decision(
             f"memory limit {size_text(total)} instead of {size_text(settings.memory)}: "
             "the pool is no larger"
@@ -155,9 +158,10 @@ def settle_limit(settings: "Settings", total: int) -> int:
 def enter(run_id: str, command: "list[str]", settings: "Settings") -> "Share | None":
     """Take a place in the pool; None: there is no pool. Whether it has room tells `try_enter`."""
     total = budget(settings.pool)
+    ceiling = total or budget("100%")
+    size = settle_limit(settings, ceiling) if ceiling else 0
     if not total:
         return None
-    size = settle_limit(settings, total)
     while True:
         try:
             queue = Queue(project.pool_path())

@@ -4,6 +4,12 @@ The state directory's name depends on the project's real path and the user alone
 environment, so that cron, ssh, an IDE and a git hook agree. It lives in a shared /tmp, therefore
 nothing about it is trusted: it is opened once, checked through the descriptor, and everything
 below it is reached through that descriptor.
+
+Whose mark counts. `.git`, `sandrun.toml` and `pyproject.toml` choose the queue when they are ours
+(`speaks_for_us`) or belong to the owner of the directory that they are in: who owns a directory
+decides over all names below it anyway (a colleague's checkout, a container's mount, root in a
+user's clone). Anybody else put it into a directory that others may write, as into /tmp. Their
+settings count only when the file is ours, or after `sandrun trust` (`sandrun.settings`).
 """
 
 import os
@@ -11,6 +17,7 @@ import stat
 import sys
 
 from sandrun.model import SandrunError, exhausted
+from sandrun.small_files import read_small
 
 SHARED_QUEUES = "/var/lib/sandrun/queues"
 
@@ -19,17 +26,15 @@ def find(start: str) -> str:
     """The project around the directory `start`, as a real path.
 
     The git worktree's top level, else the nearest ancestor with `sandrun.toml` or
-    `[tool.sandrun]` in its pyproject.toml, else `start` itself.
+    `[tool.sandrun]` in its pyproject.toml, else `start` itself. Where the home directory is a
+    worktree (of dotfiles), such an ancestor below it comes first.
     """
     top = os.path.realpath(start)
     here = top
     marked = ""
     while True:
-        # A worktree has a .git directory with a HEAD, or a .git file that names one.
-        git = os.path.join(here, ".git")
-        found = os.path.isfile(git) or os.path.isfile(os.path.join(git, "HEAD"))
-        if found and is_trusted(here, ".git"):
-            return here
+        if _is_worktree(here) and counts(here, ".git"):
+            return marked if marked and here == os.path.realpath(home()) else here
         if not marked and _is_marked(here):
             marked = here
         parent = os.path.dirname(here)
@@ -38,26 +43,44 @@ def find(start: str) -> str:
         here = parent
 
 
-def _is_marked(directory: str) -> bool:
-    if os.path.isfile(os.path.join(directory, "sandrun.toml")):
-        return is_trusted(directory, "sandrun.toml")
+def _is_worktree(directory: str) -> bool:
+    """Whether there is a .git directory with a HEAD, or a .git file that names one."""
+    git = os.path.join(directory, ".git")
     try:
-        with open(os.path.join(directory, "pyproject.toml"), "rb") as file:
-            return b"[tool.sandrun]" in file.read() and is_trusted(directory, "pyproject.toml")
+        if stat.S_ISDIR(os.stat(git).st_mode):
+            return os.path.isfile(os.path.join(git, "HEAD"))
+        return (read_small(git) or b"").startswith(b"gitdir:")
     except OSError:
         return False
 
 
-def is_trusted(directory: str, name: str) -> bool:
-    """Whether `name`, if it is there, may speak for `directory` and all below it.
-
-    Where everybody may make files (/tmp: writable by all, sticky) anybody could have laid it to
-    choose our settings, or to hold our run lock: there it counts only if it is ours or root's.
-    """
+def _is_marked(directory: str) -> bool:
+    if os.path.isfile(os.path.join(directory, "sandrun.toml")):
+        return counts(directory, "sandrun.toml")
+    path = os.path.join(directory, "pyproject.toml")
     try:
-        if os.stat(directory).st_mode & 0o1002 != 0o1002:
-            return True
-        return os.lstat(os.path.join(directory, name)).st_uid in (0, os.geteuid())
+        if not os.path.lexists(path) or not counts(directory, "pyproject.toml"):
+            return False
+        return b"[tool.sandrun]" in (read_small(path) or b"")
+    except OSError:
+        return False
+
+
+def speaks_for_us(uid: int) -> bool:
+    """Whether what belongs to `uid` speaks for us: ourselves, root, and for root the user who
+    became root by sudo. (git's own rule, without root: setup.c, safe.directory in git-config(1).)
+    """
+    if sys.platform == "win32":
+        return True
+    me = os.geteuid()
+    return uid in (0, me) or (me == 0 and str(uid) == os.environ.get("SUDO_UID"))
+
+
+def counts(directory: str, name: str) -> bool:
+    """Whether the mark `name` may speak for `directory` and all below it (see above)."""
+    try:
+        owner = os.lstat(os.path.join(directory, name)).st_uid
+        return speaks_for_us(owner) or owner == os.stat(directory).st_uid
     except OSError:
         return False
 
@@ -73,11 +96,22 @@ def working_directory() -> str:
             return os.environ.get("PWD") or "/"
 
 
-def chosen(directory: str) -> str:
-    """The project that the user named with --project. Raises SandrunError."""
-    if not os.path.isdir(directory):
+def start(wish: object) -> str:
+    """Where to look for the project: the directory that the user named with --project, or where
+    we are. Raises SandrunError."""
+    directory = str(wish) if wish else working_directory()
+    if wish and not os.path.isdir(directory):
         raise SandrunError(f"--project {directory}: no such directory")
-    return find(directory)
+    return directory
+
+
+def owner(root: str) -> int:
+    """The other user whose checkout the project `root` is; -1: it is ours, or no checkout."""
+    try:
+        uid = os.lstat(os.path.join(root, ".git")).st_uid
+    except OSError:
+        return -1
+    return -1 if speaks_for_us(uid) else uid
 
 
 def state_path(project: str, queue: str = "") -> str:
@@ -170,19 +204,34 @@ def git_directory(root: str) -> str:
     `.git` is that directory, or a file that names it (a linked worktree, a submodule).
     """
     path = os.path.join(root, ".git")
-    if not is_trusted(root, ".git"):
+    if not counts(root, ".git"):
         return ""
     try:
-        with open(path, "rb") as file:
-            line = file.read(4096)
+        line = read_small(path) or b""
+        if not line.startswith(b"gitdir:"):
+            return ""
+        named = os.fsdecode(line[7:].split(b"\n")[0].strip())
+        git = os.path.normpath(os.path.join(root, named))
     except IsADirectoryError:
-        return path if os.path.exists(os.path.join(path, "HEAD")) else ""
+        git = path if os.path.exists(os.path.join(path, "HEAD")) else ""
     except OSError:
         return ""
-    if not line.startswith(b"gitdir:"):
-        return ""
-    named = os.fsdecode(line[7:].split(b"\n")[0].strip())
-    return os.path.normpath(os.path.join(root, named))
+    return git if git and _may_lock(root, git) else ""
+
+
+def _may_lock(root: str, git: str) -> bool:
+    """Whether a lock in the git directory `git` may hold us up; git asks the same of it.
+
+    Another user's only if it is the owner's of the checkout, and we may write it: who may only
+    read a repository does not share it, so its owner cannot keep him waiting.
+    """
+    try:
+        owner = os.stat(git).st_uid
+        if speaks_for_us(owner):
+            return True
+        return owner == os.stat(root).st_uid and os.access(git, os.W_OK)
+    except OSError:
+        return False
 
 
 def shared_queue(name: str) -> str:

@@ -81,7 +81,14 @@ def run(
     Raises SandrunError when sandrun fails before the command was started, and leaving.Left when
     a signal told the waiter to go.
     """
+    owner = projects.owner(project)
+    if settings.waiting or owner >= 0:
+        from sandrun import trust
+
+        trust.notify(settings.waiting, project, owner)
     this = Run(command, settings, project, heritage)
+    if settings.backend == "none":  # refused before the wait
+        backends.choose("none", this.id, settled.limits(settings, project), False)
     began = time.time()
     try:
         this.log = history.Log()  # before the wait, so that no hand-off waits for it

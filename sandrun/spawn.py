@@ -22,6 +22,9 @@ from sandrun.model import SandrunError, error_text
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 ALL_SIGNALS = _signal.valid_signals()
 
@@ -87,6 +90,26 @@ def _is_detached(parent: bytes) -> bool:
     from sandrun import terminal
 
     return terminal.is_ours() is None  # setsid: whoever makes a session on a terminal watches it
+
+
+_ENDING = {_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM}
+
+
+def interruptibly(heritage: Heritage, call: "Callable[[], T]") -> "T":
+    """What `call` returns, while the signals that end an ordinary program end us as well: it only
+    reads, so that nothing has to be given back, and files of others may take their time.
+
+    Not as PID 1, which the kernel spares every default action (pid_namespaces(7)).
+    """
+    if os.getpid() == 1:
+        return call()
+    if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+        _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _ENDING - heritage.mask)
+    try:
+        return call()
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, _ENDING)
 
 
 def _own_umask(heritage: Heritage) -> None:

@@ -4,6 +4,8 @@ Each parser returns the value or raises ValueError; only a message that starts w
 `more than` is advice for people. `RIGHT` says what would have been right.
 """
 
+import os
+
 from sandrun.model import MIB
 
 MEMORY_FLOOR = MIB
@@ -158,6 +160,13 @@ def parse_text(text: str) -> str:
     return text
 
 
+def parse_name(text: str) -> str:
+    """A text as short as a file's name. Raises ValueError."""
+    if len(os.fsencode(text)) > 255:
+        raise ValueError("at most 255 bytes")
+    return parse_text(text)
+
+
 PARSERS = {
     "size": parse_size,
     "bytes": parse_bytes,
@@ -173,6 +182,7 @@ PARSERS = {
     "count": parse_count,
     "signal": parse_signal,
     "text": parse_text,
+    "name": parse_name,
 }
 RIGHT = {
     "size": "a size such as 512M, 4G or a number of MiB",
@@ -189,4 +199,5 @@ RIGHT = {
     "count": "a number from 0 to 99, or true or false",
     "signal": "a signal such as INT, SIGTERM or 15",
     "text": "a text that is not empty",
+    "name": "a name of 1 to 255 bytes",
 }

@@ -69,9 +69,13 @@ def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
         return app.main(argv, heritage)
     if not parsed.command:
         raise UsageError("no command given", "sandrun -- make test, or sandrun --help")
-    wish = parsed.flags.get("project")
-    root = project.chosen(str(wish)) if wish else project.find(project.working_directory())
-    chosen = settings.resolve(parsed.flags, root)
+
+    def settle() -> "tuple[str, settings.Settings]":
+        start = project.start(parsed.flags.get("project"))
+        root = project.find(start)
+        return root, settings.resolve(parsed.flags, root, start)
+
+    root, chosen = spawn.interruptibly(heritage, settle)
     from sandrun import runner
 
     outcome = runner.run(parsed.command, chosen, root, heritage)

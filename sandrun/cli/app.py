@@ -15,7 +15,7 @@ import click
 
 from sandrun import __version__, messages, options, project, settings, spawn
 from sandrun.cli import entries
-from sandrun.cli.answer import out
+from sandrun.cli.answer import out, page
 from sandrun.cli.mistakes import Group, explained
 from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
 
@@ -122,11 +122,11 @@ def cli(ctx: click.Context, /, **flags: object) -> None:
     One run at a time per project, first in, first out. The limit holds for the whole process
     tree; whatever the command leaves behind is ended with it.
     """
-    wish = flags.get("project")
-    root = project.chosen(str(wish)) if wish else project.find(project.working_directory())
+    start = project.start(flags.get("project"))
+    root = project.find(start)
     counts = {option.key for option in options.OPTIONS if option.kind == "count"}
     given = {k: v for k, v in flags.items() if v is not None and (v or k not in counts)}
-    ctx.obj = (root, settings.resolve(given, root))
+    ctx.obj = (root, settings.resolve(given, root, start))
 
 
 @cli.command()
@@ -139,9 +139,14 @@ def config(obj: "tuple[str, settings.Settings]") -> None:
     for option in options.OPTIONS:
         shown = _shown(option, getattr(chosen, option.key))
         out(f"{option.key:15} {shown:12} {chosen.source[option.key]}")
+    if chosen.waiting:
+        from sandrun import trust
+
+        for file, keys in chosen.waiting.items():
+            out(f"# {trust.held_text(file, keys)} (sandrun trust)")
 
 
-_NONE = ("rate", "share", "span", "text", "weight")
+_NONE = ("name", "rate", "share", "span", "text", "weight")
 
 
 def _shown(option: options.Option, value: "Any") -> str:
@@ -175,9 +180,9 @@ def status(
     ]
     foreign, example = project.foreign_states() if everything else (0, "")
     if as_json:
-        out(json.dumps({"v": 1, "queues": queues, "foreign": foreign}))
+        page(json.dumps({"v": 1, "queues": queues, "foreign": foreign}))
         return
-    out(overview.text(queues, everything))
+    page(overview.text(queues, everything))
     if foreign:
         out(f"passed by: {foreign} entries of other users with names of your queues ({example})")
 
@@ -302,10 +307,10 @@ def doctor(obj: "tuple[str, settings.Settings]", as_json: bool) -> None:
     if sys.platform == "win32":
         from sandrun.windows import doctor as examiner
 
-        raise SystemExit(examiner.main(out, as_json))
-    from sandrun import doctor as examiner
+    else:
+        from sandrun import doctor as examiner
 
-    raise SystemExit(examiner.main(out, as_json, obj[1].queue))
+    raise SystemExit(examiner.main(page, as_json, obj[1]))
 
 
 @cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)

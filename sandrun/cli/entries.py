@@ -1,11 +1,14 @@
-"""Subcommands that set the entry points up: init, shims, completions, man."""
+"""Subcommands that set a project and the entry points up: init, trust, shims, completions, man."""
+
+import os
 
 import click
 
-from sandrun import messages, settings
+from sandrun import messages, project, settings
 from sandrun.cli import describe
-from sandrun.cli.answer import out
+from sandrun.cli.answer import out, page
 from sandrun.cli.mistakes import Group
+from sandrun.model import SandrunError
 
 SHELLS = click.Choice(["bash", "zsh", "fish"])
 
@@ -28,6 +31,60 @@ def init(obj: "tuple[str, settings.Settings]", dry_run: bool, undo: bool) -> Non
         if not dry_run:
             step.do()
         out(("would " if dry_run and step.act else "") + step.says)
+
+
+@click.command()
+@click.argument("file", required=False)
+@click.option("--revoke", is_flag=True, help="Trust it no more.")
+@click.option("--list", "listing", is_flag=True, help="Show the files that you trust.")
+@click.pass_obj
+def trust(
+    obj: "tuple[str, settings.Settings]", file: "str | None", revoke: bool, listing: bool
+) -> None:
+    """Let a project's settings file decide everything, as your own does.
+
+    FILE, or those that hold here. Until then only its limits count. Trust is for the file as it
+    is: once it is edited, say it again.
+    """
+    from sandrun import trust as trusted
+
+    if listing:
+        for path in trusted.paths():
+            found = _settings_at(path)
+            state = "" if found and found.is_trusted() else "changed, " if found else "gone, "
+            out(path + (f" ({state}not in force)" if state else ""))
+        return
+    here = [found.path for found in obj[1].files]
+    named = [_real(file)] if file else here
+    if revoke:
+        revoked = [path for path in named if trusted.revoke(path)]
+        for path in revoked:
+            out(f"revoked {path}")
+        if not revoked:
+            raise SandrunError("nothing there was trusted", "sandrun trust --list")
+        return
+    files = [found for path in named if (found := _settings_at(path))]
+    if not files:
+        raise SandrunError(f"no settings in {file or 'this project'}", "sandrun config")
+    for found in files:
+        trusted.add(found)
+        texts = ", ".join(f"{key} = {text}" for key, text in found.texts().items())
+        out(f"trusted {found.path}: {texts or 'it sets nothing'}")
+
+
+def _real(file: str) -> str:
+    """The path by which the settings know a file."""
+    directory, name = os.path.split(os.path.abspath(file))
+    return os.path.join(os.path.realpath(directory), name)
+
+
+def _settings_at(path: str) -> "settings.File | None":
+    complaints: list[str] = []
+    top = project.find(os.path.dirname(path))
+    found = settings.load(path, top, complaints, foreign=True)
+    for complaint in complaints:
+        messages.warn(complaint)
+    return found
 
 
 @click.group(cls=Group)
@@ -81,7 +138,7 @@ def shims_activate(shell: str) -> None:
     """
     from sandrun.entry import shims as made
 
-    out(made.activation(shell))
+    page(made.activation(shell))
 
 
 @click.command("make-include")
@@ -89,7 +146,7 @@ def make_include() -> None:
     """Print the path of sandrun.mk, the file that a Makefile includes."""
     from sandrun.entry import init as setting_up
 
-    out(setting_up.include())
+    page(setting_up.include())
 
 
 @click.command()
@@ -103,14 +160,14 @@ def completions(ctx: click.Context, shell: str) -> None:
     zsh   eval "$(sandrun completions zsh)", after compinit
     fish  sandrun completions fish | source
     """
-    out(describe.completions(ctx.find_root().command, shell))
+    page(describe.completions(ctx.find_root().command, shell))
 
 
 @click.command()
 @click.pass_context
 def man(ctx: click.Context) -> None:
     """Print the manual page: sandrun man | man -l -"""
-    out(describe.manual(ctx.find_root().command))
+    page(describe.manual(ctx.find_root().command))
 
 
 @click.command("make-again", hidden=True)
@@ -119,4 +176,4 @@ def make_again() -> None:
     raise AssertionError("handled before click is loaded")
 
 
-ALL = (init, shims, make_include, make_again, completions, man)
+ALL = (init, trust, shims, make_include, make_again, completions, man)

@@ -35,8 +35,9 @@ def main(flags: "dict[str, object]", heritage: spawn.Heritage) -> int:
     here = project.working_directory()
     os.environ.clear()
     os.environ.update({**env, MARK: os.path.realpath(here)})
-    root = project.find(here)
-    chosen = settings.resolve(flags, root)
+    root, chosen = spawn.interruptibly(
+        heritage, lambda: (root := project.find(here), settings.resolve(flags, root, here))
+    )
     notes = _Notes(project.state_path(root, chosen.queue), make)
     if restarted:
         return notes.take()

@@ -154,7 +154,10 @@ def leaked() -> "list[str]":
     return found
 
 
-LEAK_HINT = "clean_git_env = true in sandrun.toml, or: unset $(git rev-parse --local-env-vars)"
+LEAK_HINT = (
+    "clean_git_env = true in sandrun.toml, then sandrun trust; "
+    "or: unset $(git rev-parse --local-env-vars)"
+)
 
 
 def leak_check() -> "tuple[bool, str, str]":

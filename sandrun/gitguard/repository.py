@@ -10,6 +10,8 @@ Left to git: whether it trusts the repository (safe.directory) and understands i
 
 import os
 
+from sandrun.small_files import read_small
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,15 +103,9 @@ def follow(path: str) -> str:
 def first_line(path: str) -> str:
     """The text of a small file of git's without its line ends; '' if it cannot be read."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return os.fsdecode(read_small(path) or b"").rstrip("\r\n")
     except OSError:
         return ""
-    try:
-        return os.fsdecode(os.read(fd, 8192)).rstrip("\r\n")
-    except OSError:
-        return ""
-    finally:
-        os.close(fd)
 
 
 def _common_dir(git_dir: str, env: "Mapping[str, str]") -> str:

@@ -11,8 +11,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from sandrun import __version__, backends, checks, gitguard
-from sandrun.checks import CAUTION, FAIL, PASS, Line, state
+from sandrun import __version__, backends, checks, gitguard, settings
+from sandrun.checks import CAUTION, FAIL, PASS, Line, state, trusted
 from sandrun.model import MIB, size_text
 
 _LIMIT = 32 * MIB
@@ -65,13 +65,13 @@ def _system() -> str:
     return f"Windows {platform.version()}"
 
 
-def examine() -> "list[Line]":
-    """All checks in order."""
+def examine(chosen: settings.Settings) -> "list[Line]":
+    """All checks in order; with the settings that were `chosen` here."""
     versions = f"Python {sys.version.split()[0]}, sandrun {__version__}, {_system()}"
     probes = [probe(name) for name in backends.ORDER]
-    return [Line("versions", PASS, versions), *probes, state(), _git()]
+    return [Line("versions", PASS, versions), *probes, state(), trusted(chosen), _git()]
 
 
-def main(out: "Callable[[str], None]", as_json: bool) -> int:
+def main(out: "Callable[[str], None]", as_json: bool, chosen: settings.Settings) -> int:
     """Print the checks; exit code 0, or 1 when no kernel backend works here."""
-    return checks.show(examine(), out, as_json)
+    return checks.show(examine(chosen), out, as_json)

@@ -18,7 +18,10 @@ from sandrun.windows.api import calls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 ALL_SIGNALS: "frozenset[int]" = frozenset()
 SHIM_MARK = ".sandrun-shims"
@@ -60,6 +63,11 @@ def take() -> Heritage:
         else:
             files.close(process)
     return heritage
+
+
+def interruptibly(heritage: Heritage, call: "Callable[[], T]") -> "T":
+    """What `call` returns; the console's events wait for the run."""
+    return call()
 
 
 def restore(heritage: Heritage) -> None:

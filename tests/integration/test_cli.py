@@ -207,6 +207,8 @@ def test_required_is_require_in_every_file_and_in_the_environment(box: Box, wher
     else:
         table = "[tool.sandrun]\n" if where == "pyproject.toml" else ""
         Path(source).write_text(f'{table}required = "kernel"\n')
+        if where != "user":
+            box.run("trust")
     assert config(box, env=env)["require"] == ["kernel", source]
     done = box.run("--backend", "rlimit", "--", "echo", "ran", env=env)
     assert (done.returncode, done.stdout) == (125, "")

@@ -236,6 +236,7 @@ def test_clean_git_env(box: GitBox) -> None:
 
 def test_clean_git_env_from_the_file(box: GitBox) -> None:
     (box.repo / "sandrun.toml").write_text("clean_git_env = true\n")
+    assert box.end(box.sandrun("trust"))[0] == 0
     everything = dict.fromkeys(gitguard.LOCAL_VARIABLES, "x")
     code, said = box.end(box.sandrun("--git-wait", "0", "--", "env", **everything))
     assert code == 0
@@ -255,6 +256,7 @@ def test_the_run_warns_of_a_leak(box: GitBox) -> None:
     index = git_dir + "/next-index-1.lock"
     assert "GIT_INDEX_FILE from" in box.end(box.sandrun("--", "true", GIT_INDEX_FILE=index))[1]
     (box.repo / "sandrun.toml").write_text("clean_git_env = false\n")
+    assert box.end(box.sandrun("trust"))[0] == 0
     assert box.end(box.sandrun("--", "true", GIT_DIR=git_dir)) == (0, "")
 
 

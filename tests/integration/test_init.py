@@ -277,6 +277,7 @@ def test_the_hook_sees_the_index_of_its_commit(project: Box, where: str, setting
         assert project.run(*words, argv=["git"]).returncode == 0
     assert project.run("init", cwd=top).returncode == 0
     (top / "sandrun.toml").write_text(setting)
+    assert project.run("trust", cwd=top).returncode == 0
     for name in ("one", "two"):
         (top / name).write_text("changed")
     for words, seen in ((["one"], "one"), (["-a"], "two"), (["--allow-empty"], "")):
@@ -321,6 +322,7 @@ def test_the_settings_file_is_what_a_person_writes(project: Box) -> None:
     for part in ([], *rows):
         path.write_text("\n".join(part))
         assert len(tomllib.loads(path.read_text())) == len(part)
+        assert project.run("trust").returncode == 0
         done = project.run("config")
         assert done.stderr == ""
         lines = [line.split() for line in done.stdout.splitlines() if line[0] != "#"]

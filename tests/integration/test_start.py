@@ -19,8 +19,8 @@ OURS = {
     "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.cli", "sandrun.gitguard",
     "sandrun.history", "sandrun.messages", "sandrun.model", "sandrun.module_files",
     "sandrun.options", "sandrun.place", "sandrun.project", "sandrun.queue", "sandrun.runlock",
-    "sandrun.runner", "sandrun.settings", "sandrun.spawn", "sandrun.supervisor", "sandrun.ticket",
-    "sandrun.values",
+    "sandrun.runner", "sandrun.settings", "sandrun.small_files", "sandrun.spawn",
+    "sandrun.supervisor", "sandrun.ticket", "sandrun.values",
 }  # fmt: skip
 
 

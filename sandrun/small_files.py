@@ -1,0 +1,56 @@
+"""Reading a file that others may have made: a project's, a repository's, also the user's own.
+
+The one function for it: whatever is in the place of such a file, it is read at once or not at all.
+"""
+
+import errno
+import os
+from stat import S_ISDIR, S_ISLNK, S_ISREG
+
+SMALL = 1 << 20
+"""Bytes that no file of a project or a user that sandrun reads has a reason to exceed."""
+_FLAGS = os.O_RDONLY
+for _name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):  # where there is such a thing
+    _FLAGS |= getattr(os, _name, 0)
+
+
+def read_small(path: str, top: str = "", most: int = SMALL) -> "bytes | None":
+    """The bytes of a regular file of at most `most` bytes; None: there is none.
+
+    Nothing else is opened: a FIFO would block, /dev/zero never ends, a device may act on being
+    opened. A link is followed; with `top` (a real path) only to a file below that directory.
+    Raises OSError.
+    """
+    try:
+        info = os.lstat(path) if top else os.stat(path)
+        flags = _FLAGS
+        if top and S_ISLNK(info.st_mode):
+            path = os.path.realpath(path)
+            if not path.startswith(top.rstrip(os.sep) + os.sep):
+                raise OSError(errno.EXDEV, "a link that leads out of the project is not followed")
+            info = os.stat(path)
+        if top:
+            flags |= getattr(os, "O_NOFOLLOW", 0)
+        _require_small(info, most)
+        fd = os.open(path, flags)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        _require_small(os.fstat(fd), most)
+        data = b""
+        while part := os.read(fd, most + 1 - len(data)):
+            data += part
+    finally:
+        os.close(fd)
+    if len(data) > most:  # it grew, or is one of those whose size is told as 0
+        raise OSError(errno.EFBIG, "too large")
+    return data
+
+
+def _require_small(info: os.stat_result, most: int) -> None:
+    if S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if info.st_size > most:
+        raise OSError(errno.EFBIG, f"larger than {most >> 10} KiB")
