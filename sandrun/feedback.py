@@ -12,7 +12,7 @@ import sys
 import time
 
 from sandrun import messages
-from sandrun.model import size_text, span_text
+from sandrun.model import plain, size_text, span_text
 from sandrun.queue import Queue
 from sandrun.ticket import Ticket, shown
 
@@ -140,7 +140,7 @@ class Feedback:
         if not self.live:
             messages.status(text)
             return
-        line = f"sandrun: {text}"
+        line = f"sandrun: {plain(text)}"
         try:
             width = os.get_terminal_size(2).columns
         except OSError:

@@ -4,11 +4,16 @@ Levels: -2 silent (`-qq`), -1 results only (`-q`), 0 normal, 1 decisions (`-v`),
 a control file (`-vv`). A stderr that is closed or full (a reader that stands still, a terminal
 after Ctrl-S) never fails a run nor holds it up: what cannot be said soon is dropped.
 
+Each text passes `model.plain` here, at the exit, whoever wrote it: a name in it cannot start a
+line, move the cursor or command a CI service.
+
 Programs are told by `tell`, in events and facts instead of sentences, whatever the level.
 """
 
 import os
 import sys
+
+from sandrun.model import plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,15 +90,19 @@ def write(text: str, patience: int = _PATIENCE) -> bool:
     return not data
 
 
-def _line(text: str, code: str = "", patience: int = _PATIENCE) -> bool:
+def _line(
+    text: str, code: str = "", patience: int = _PATIENCE, more: "list[str] | None" = None
+) -> bool:
     prefix = f"\x1b[{code}msandrun:\x1b[0m" if code and colored() else "sandrun:"
-    # One write per line, so that lines of several sandruns on one terminal never mix.
-    return write("".join(f"{prefix} {part}\n" for part in text.split("\n")), patience)
+    # One write, so that lines of several sandruns on one terminal never mix.
+    lines = [text, *more] if more else [text]
+    return write("".join(f"{prefix} {plain(line)}\n" for line in lines), patience)
 
 
-def error(text: str, hint: str = "") -> None:
-    """Something failed: mostly our last words, worth some waiting for a slow reader."""
-    if level > -2 and _line(text, "31", _LAST_WORDS) and hint:
+def error(text: str, hint: str = "", more: "list[str] | None" = None) -> None:
+    """Something failed: mostly our last words, worth some waiting for a slow reader. `more` lines
+    follow the first."""
+    if level > -2 and _line(text, "31", _LAST_WORDS, more) and hint:
         _line("hint: " + hint, "36", _LAST_WORDS)
 
 

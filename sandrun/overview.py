@@ -5,7 +5,7 @@ import sys
 import time
 
 from sandrun import kernel, project
-from sandrun.model import SandrunError, size_text, span_text
+from sandrun.model import SandrunError, plain, size_text, span_text
 from sandrun.queue import Queue
 from sandrun.recovery import each_slot
 from sandrun.ticket import Ticket, is_stopped
@@ -123,7 +123,7 @@ def text(queues: "list[dict[str, object]]", everything: bool) -> str:
         lines += [f"  {position:3} {_row_text(row)}" for position, row in enumerate(rows, 1)]
         if not rows:
             lines.append("  empty")
-    return "\n".join(lines) or "nothing runs and nothing waits"
+    return "\n".join(map(plain, lines)) or "nothing runs and nothing waits"
 
 
 def _row_text(row: "dict[str, Any]") -> str:

@@ -113,7 +113,7 @@ def _memory(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
         text = f"a memory limit around the run struck, not its own of {own}: ended it ({facts})"
         hint = "look at the container's memory limit, the slice's MemoryMax, or the host's memory"
     lines = [f"  {size_text(p.memory):>9}  pid {p.pid}  {p.command}" for p in outcome.top]
-    messages.error("\n".join([text, *lines]), hint)
+    messages.error(text, hint, lines)
 
 
 def _count(processes: "list[Process]") -> str:

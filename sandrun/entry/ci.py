@@ -10,7 +10,7 @@ Source: docs.github.com, "Workflow commands for GitHub Actions" (escapes, GITHUB
 import os
 
 from sandrun import messages
-from sandrun.model import command_text, size_text, span_text
+from sandrun.model import command_text, plain, size_text, span_text
 
 LONG_WAIT = 60.0
 """Seconds of waiting that are worth an annotation."""
@@ -84,6 +84,8 @@ def _annotate(kind: str, title: str, text: str) -> None:
             value = value.replace(char, f"%{ord(char):02X}")
         return value
 
+    # Our own line starts it; what is in it must not.
+    title, text = plain(title), plain(text)
     messages.write(f"::{kind} title={escape(title, ':,')}::{escape(text)}\n")
 
 
