@@ -50,7 +50,7 @@ def test_a_crowd_of_somebody_elses_costs_nobody_the_grace(make_box: "Callable[[s
     before = kernel.tasks()
     threads = f"""
 import threading
-threading.stack_size(1 << 15)
+threading.stack_size(1 << 17)
 for _ in range({groups.CROWD + 100}):
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 print(flush=True)

@@ -416,7 +416,7 @@ def test_root_leaves_a_users_project_the_users(project: Box, umask: int) -> None
     git(project, "config", "--global", "safe.directory", "*")
     give(project)
     project.env |= {"SUDO_UID": str(USER), "SUDO_GID": str(USER)}
-    script = f"umask {umask:o}; sandrun init && sandrun git unlock && sandrun -- true"
+    script = f"umask {umask:o}; sandrun init && sandrun git unlock --force && sandrun -- true"
     done = project.run(script, argv=["sh", "-c"])
     assert done.returncode == 0, done.stderr
     owned(makefile, 0o664)
