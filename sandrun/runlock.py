@@ -289,7 +289,7 @@ class RunLock:
         except OSError:
             return  # we cannot make one either
         if info.st_mode & 0o170000 != 0o100000:
-            hint = f"it should be a file or nothing; look: ls -ld {file.path}"
+            hint = f"move it away: mv {file.path} {file.path}.odd"
         elif os.access(".", os.W_OK, dir_fd=file.directory, effective_ids=True):
             cure = f"chmod {file.rights[0]:o} {file.path}"
             if info.st_mode & 0o777 == file.rights[0]:

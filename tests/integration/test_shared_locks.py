@@ -144,7 +144,7 @@ def test_an_odd_thing_in_its_place_is_told_and_our_own_runs_stay_apart(
     box.begun("one")
     told, cure = box.heard(first).splitlines()
     assert f"{lock}: " in told and LOST in told
-    assert f"ls -ld {lock}" in cure
+    assert f"mv {lock} {lock}.odd" in cure
     for state in box.directories():
         shutil.rmtree(state)
     second = box.start("--", *job(box, "two"), argv=member(FIRST))
