@@ -271,9 +271,10 @@ def lock_root() -> str:
     path = os.path.join(root, name)
     if sys.platform == "win32" or os.environ.get("SANDRUN_STATE_DIR"):
         return path
-    spare = os.path.join(state_home(), name)
+    above = state_home()
+    spare = os.path.join(above, name)
     # Used once, it is used by all that follow: who took the other name may give it up meanwhile.
-    if os.path.isdir(spare):
+    if above and os.path.isdir(spare):
         return spare
     if _is_free(path):
         return path

@@ -197,6 +197,19 @@ def test_a_taken_pool_is_elsewhere_too(users: Users) -> None:
     assert (users.home / f".local/state/sandrun/sandrun-pool-{users.first}").is_dir()
 
 
+def test_without_a_home_nothing_of_the_current_directory_is_taken_for_ours(users: Users) -> None:
+    users.box.env.pop("HOME")
+    lure = users.own(users.box.project / f"sandrun-locks-{users.first}", users.first, 0o700)
+    for taken in (False, True):
+        if taken:
+            users.own(users.state(users.first), users.other)
+        done = users.box.run("--", "echo", "ran", user=users.first)
+        assert done.returncode == (125 if taken else 0), done.stderr
+        assert list(lure.iterdir()) == []
+        if not taken:
+            shutil.rmtree(users.state(users.first))
+
+
 # Takes root's name for another user in the instant before we make the directory.
 RACE = """
 import os, sys
