@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SHELLS = frozenset("|&;<>()$`*?[]{}~\n\t ")
+_OPERATORS = frozenset("|&;<>$`\n")
 """What has a meaning in a shell's line, and hardly ever a place in a command's name."""
 _BUILTINS = frozenset(
     (".", "alias", "cd", "eval", "exec", "export", "set", "source", "ulimit", "umask", "unset")
@@ -35,11 +35,12 @@ def refusal(name: str, project: str, since: float) -> int:
     if file:
         is_done = os.path.isdir(file) or os.stat(file).st_ctime < since
         return number if is_done else _hope(name)
+    if not name or _is_line(name):
+        return number
     if os.path.dirname(name):
         may_appear = not os.path.isabs(name) or _is_below(name, project)
     else:
-        may_appear = any(_is_below(folder, project) for folder in _folders())
-        may_appear = may_appear and bool(name) and not (_meant(name) or _SHELLS & {*name})
+        may_appear = any(_is_below(f, project) for f in _folders()) and not _meant(name)
     return _hope(name) if may_appear else number
 
 
@@ -76,13 +77,17 @@ def _is_below(path: str, project: str) -> bool:
 
 
 def hint(command: "list[str]") -> str:
-    """What the user may have meant by a word that PATH does not lead to; '' if nothing is alike."""
+    """What the user may have meant by a command that is not there; '' if nothing is alike."""
     name = command[0]
-    if name in _BUILTINS or _SHELLS & {*name}:
+    if name in _BUILTINS or _is_line(name):
         import shlex
 
         line = name if len(command) == 1 else shlex.join(command)
         return f"a shell's line goes to a shell: sandrun -- sh -c {shlex.quote(line)}"
+    if not _find(name)[0]:
+        return "it is there, but what its first line (#!) names is not"
+    if os.path.dirname(name):
+        return ""
     if "=" in name:
         return "a variable for the command: sandrun -- env NAME=VALUE COMMAND"
     if os.path.isfile(name) and os.access(name, os.X_OK):
@@ -91,6 +96,13 @@ def hint(command: "list[str]") -> str:
         return f"did you mean: sandrun {meant}"
     near = _alike(name, {entry for folder in _folders() for entry in _entries(folder)})
     return f"did you mean: sandrun -- {near}" if near else ""
+
+
+def _is_line(name: str) -> bool:
+    """Whether it is a line for a shell, not the name of a program: `make test`, `a && b`."""
+    words = name.split()
+    starts = len(words) > 1 and (words[0] in _BUILTINS or not _find(words[0])[0])
+    return starts or bool(_OPERATORS & {*name})
 
 
 def _meant(name: str) -> str:

@@ -132,11 +132,13 @@ def not_started(stage: str, number: int, command: "list[str]") -> Outcome:
         )
         return Outcome("failed", EXIT_SANDRUN)
     name = command[0]
-    if number == errno.ENOENT and "/" not in name:
+    missing = number in (errno.ENOENT, errno.ENOTDIR)
+    hint = ""
+    if missing:
         from sandrun import lookup
 
-        messages.error(f"{name}: command not found", lookup.hint(command))
-        return Outcome("not-started", EXIT_NOT_FOUND)
-    missing = number in (errno.ENOENT, errno.ENOTDIR)
-    messages.error(f"{name}: {os.strerror(number)}")
+        hint = lookup.hint(command)
+    found_nowhere = number == errno.ENOENT and "/" not in name
+    why = "command not found" if found_nowhere else os.strerror(number)
+    messages.error(f"{name}: {why}", hint)
     return Outcome("not-started", EXIT_NOT_FOUND if missing else EXIT_NOT_EXECUTABLE)

@@ -32,6 +32,9 @@ def tool(path: Path, mode: int = 0o755) -> Path:
         (["make && make test"], 127, "sandrun -- sh -c 'make && make test'"),
         (["--", "make test", "-j 2"], 127, "sandrun -- sh -c"),
         (["--", "true|cat"], 127, "sandrun -- sh -c 'true|cat'"),
+        (["make -C ./src test"], 127, "sandrun -- sh -c 'make -C ./src test'"),
+        (["./configure && make"], 127, "sandrun -- sh -c './configure && make'"),
+        (["cd build; ./x"], 127, "sandrun -- sh -c 'cd build; ./x'"),
         (["cd", "src"], 127, "sandrun -- sh -c 'cd src'"),
         (["FOO=1", "make"], 127, "sandrun -- env NAME=VALUE COMMAND"),
         (["configure"], 127, "did you mean: sandrun -- ./configure"),
@@ -65,7 +68,8 @@ def test_what_cannot_be_executed_does_not_wait(
 
 
 @pytest.mark.parametrize(
-    "name", ["./build/tool", "build/tool", "../elsewhere/tool", "{project}/build/tool", "tool"]
+    "name",
+    ["./build/tool", "build/tool", "../elsewhere/tool", "{project}/build/tool", "tool", "a tool/x"],
 )
 def test_what_a_run_ahead_may_make_is_waited_for(busy: Box, name: str) -> None:
     """Also a word, where PATH leads into the project."""
@@ -75,9 +79,18 @@ def test_what_a_run_ahead_may_make_is_waited_for(busy: Box, name: str) -> None:
     assert "a run ahead may make it" in busy.heard(waiter)
     tool(busy.project / "build/tool")
     tool(busy.root / "elsewhere/tool")
+    tool(busy.project / "a tool/x")
     busy.let("one")
     done = busy.finish(waiter)
     assert (done.returncode, done.stdout) == (0, "it ran\n")
+
+
+def test_a_missing_interpreter_is_named(box: Box) -> None:
+    """exec says ENOENT of a file that is there."""
+    tool(box.project / "tool").write_text("#!/no/such/interpreter\n")
+    done = box.run("--", "./tool")
+    assert done.returncode == 127
+    assert "hint: it is there, but what its first line (#!) names is not" in done.stderr
 
 
 def test_a_file_in_the_making_is_waited_for(busy: Box) -> None:
