@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("sandrun", "backends"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignore)
-    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
     return copy
 
@@ -53,6 +54,16 @@ def test_the_wheel_holds_every_module_once(wheel: Path) -> None:
 def test_nothing_else_is_installed_at_the_top(wheel: Path) -> None:
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {"sandrun"}
+
+
+def test_an_archive_of_the_sources_holds_both_launchers(source: Path, tmp_path: Path) -> None:
+    """Unpacked it is installed like a checkout."""
+    build = [sys.executable, "setup.py", "-q", "sdist", "--formats=tar", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=source, check=True)
+    (archive,) = tmp_path.glob("*.tar")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {"setup.py", "sandrun/bin/sandrun", "backends/__init__.py"} <= names
 
 
 def test_the_distribution_has_a_name_of_its_own(wheel: Path) -> None:
