@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import project
+from sandrun import kernel, project
 from tests.harness import Box, launcher, wait_for
 
 FIRST, SECOND, STRANGER, TEAM = 12345, 12346, 12347, 54321
@@ -155,6 +155,44 @@ def test_an_odd_thing_in_its_place_is_told_and_our_own_runs_stay_apart(
     if kind == "link":
         assert (precious.read_text(), mode(precious)) == ("precious", 0o666)
     assert precious.exists() == (kind == "link")
+
+
+def locked(pids: "list[int]") -> "set[str]":
+    """The files on which these processes hold an flock, by their own accounts (proc(5))."""
+    found = set()
+    for pid in pids:
+        for account in Path(f"/proc/{pid}/fdinfo").iterdir():
+            if "FLOCK" in account.read_text():
+                found.add(os.readlink(f"/proc/{pid}/fd/{account.name}"))
+    return found
+
+
+@pytest.mark.parametrize("git", [False, True])
+@pytest.mark.parametrize("backend", ["auto", "rlimit"])
+def test_no_other_user_can_hold_a_lock_that_a_run_needs(
+    open_box: Box, backend: str, git: bool
+) -> None:
+    """Whatever a run and a waiter have locked: another user cannot open it, hence not lock it."""
+    box = open_box
+    if git:
+        subprocess.run(["git", "init", "-q"], cwd=box.project, check=True)
+    os.umask(0)
+    try:
+        run = box.start("--backend", backend, "--", *job(box, "one"))
+        box.begun("one")
+        waiter = box.start("--backend", backend, "--", *job(box, "two"))
+        wait_for(lambda: "waiting, position 2" in box.heard(waiter), 20)
+    finally:
+        os.umask(0o022)
+    pids = [pid for each in (run, waiter) for pid in (each.pid, *kernel.descendants(each.pid))]
+    found = locked(pids)
+    assert len(found) >= 5, found  # two tickets, two homes of the run lock, a share of the pool
+    for path in found:
+        tried = box.run("-n", "-s", path, "true", argv=["flock"], user=STRANGER)
+        assert "Permission denied" in tried.stderr, path
+    box.let("one")
+    box.let("two")
+    assert [box.finish(each).returncode for each in (run, waiter)] == [0, 0]
 
 
 @pytest.fixture
