@@ -67,9 +67,8 @@ class Run:
         if not self.settings.source["queue"].startswith("-"):  # a flag's queue is not the project's
             marks[PROJECT_VARIABLE] = self.project
         env = spawn.environment(marks)
-        if self.settings.clean_git_env and not gitguard.is_hook(self.command):
-            for name in gitguard.LOCAL_VARIABLES:
-                env.pop(name, None)
+        if self.settings.clean_git_env:
+            gitguard.clean(env, gitguard.is_hook(self.command))
         return env
 
 
@@ -150,8 +149,8 @@ def _is_wanted(this: Run) -> bool:
 
 def _guard_git(this: Run) -> None:
     settings = this.settings
-    undecided = settings.source["clean_git_env"] == "default" and not gitguard.is_hook(this.command)
-    if undecided and (leak := gitguard.leaked()):
+    undecided = settings.source["clean_git_env"] == "default"
+    if undecided and (leak := gitguard.leaked(gitguard.is_hook(this.command))):
         messages.warn(
             f"{', '.join(leak)} from the environment: every git in this run acts on one repository",
             gitguard.LEAK_HINT,

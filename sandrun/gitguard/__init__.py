@@ -32,7 +32,6 @@ LOCAL_VARIABLES = (
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
     "GIT_CONFIG",
     "GIT_CONFIG_PARAMETERS",
-    "GIT_CONFIG_COUNT",
     "GIT_OBJECT_DIRECTORY",
     "GIT_DIR",
     "GIT_WORK_TREE",
@@ -45,11 +44,15 @@ LOCAL_VARIABLES = (
     "GIT_INTERNAL_SUPER_PREFIX",
     "GIT_SHALLOW_FILE",
     "GIT_COMMON_DIR",
+    "GIT_QUARANTINE_PATH",
 )
-"""What ties a process to one repository: `git rev-parse --local-env-vars`."""
+"""What hooks leak and what else ties a process to one repository: `git rev-parse --local-env-vars`
+and the quarantine of a pre-receive hook. But not GIT_CONFIG_COUNT, which is no git's but the
+user's: a CI's proxy, credentials, safe.directory. (What `git -c` sets is GIT_CONFIG_PARAMETERS.)"""
 
 _PLACES = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
 _GUARDED = ("index", "HEAD")
+_HOOKS_OWN = ("GIT_INDEX_FILE", "GIT_PREFIX")
 _DANGEROUS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 
 
@@ -142,14 +145,32 @@ def is_hook(command: "list[str]") -> bool:
     return bool(mark) and mark in (command[0], *command[2:3])
 
 
-def leaked() -> "list[str]":
+def clean(env: "dict[str, str]", hook: bool) -> None:
+    """Take out of `env` what makes every git below act on one repository.
+
+    A hook keeps its index, and all of it where its git would not be found without: the git dir
+    of `git --git-dir=~/.dotfiles commit` is nowhere above the hook.
+    """
+    if hook:
+        from sandrun.gitguard.repository import find
+
+        meant, seen = find(".", env), find(".", {})
+        if meant and (not seen or seen.git_dir != meant.git_dir):
+            return
+    for name in LOCAL_VARIABLES:
+        if not (hook and name in _HOOKS_OWN):
+            env.pop(name, None)
+
+
+def leaked(hook: bool = False) -> "list[str]":
     """The variables around us that make every git below act on one repository.
 
     A hook gets a relative GIT_INDEX_FILE from every commit: harmless, it counts from the top of
-    whatever repository a git is in.
+    whatever repository a git is in. In a linked worktree it gets a GIT_DIR too, and so do the
+    tests that it starts; a `hook` itself needs whatever index it has got.
     """
     found = [name for name in _DANGEROUS if os.environ.get(name)]
-    if os.path.isabs(os.environ.get("GIT_INDEX_FILE", "")):
+    if not hook and os.path.isabs(os.environ.get("GIT_INDEX_FILE", "")):
         found.append("GIT_INDEX_FILE")
     return found
 

@@ -220,7 +220,58 @@ def test_other_processes_that_a_git_leaves_are_ended(box: GitBox) -> None:
 
 def test_the_list_is_git_s(box: GitBox) -> None:
     listed = box.bare("rev-parse", "--local-env-vars").split()
-    assert set(listed) <= set(gitguard.LOCAL_VARIABLES)
+    assert set(listed) - {"GIT_CONFIG_COUNT"} <= set(gitguard.LOCAL_VARIABLES)
+
+
+HOOKS = """pre-commit prepare-commit-msg commit-msg post-commit post-checkout pre-rebase
+post-rewrite applypatch-msg pre-applypatch post-applypatch pre-merge-commit post-merge pre-push
+reference-transaction post-index-change pre-auto-gc pre-receive update post-receive post-update
+push-to-checkout"""
+HARMLESS = {"GIT_PREFIX", "GIT_EDITOR", "GIT_SEQUENCE_EDITOR", "GIT_REFLOG_ACTION", "GIT_EXEC_PATH",
+            "GIT_CHERRY_PICK_HELP", "GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_AUTHOR_DATE",
+            "GIT_PUSH_OPTION_COUNT", "GIT_INTERNAL_GETTEXT_SH_SCHEME"}  # fmt: skip
+"""What git's own hooks get and no repository is named by."""
+
+
+def test_what_hooks_leak_is_what_is_cleaned(box: GitBox) -> None:
+    """By this git itself: each hook of these commands notes what it got; the user's own stays."""
+    log = box.root / "leaks"
+    script = f"env | sed -n 's/^\\(GIT_[A-Z_0-9]*\\)=.*/\\1/p' >>{log}"
+    server = box.root / "server"
+    box.bare("init", "-q", "--bare", server)
+    for name in HOOKS.split():
+        box.hook(name, script)
+        box.hook(name, script, server)
+    other = box.root / "other"
+    config = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "a.b", "GIT_CONFIG_VALUE_0": "c"}
+    box.env |= config
+    mine = {name for name in box.env if name.startswith("GIT_")}
+    box.bare("worktree", "add", "-q", other, "-b", "side")
+    for place in (box.repo, other):
+        (place / "a").write_text(f"{place}\n")
+        box.bare("-c", "x.y=z", "commit", "-qam", "two", cwd=place)
+        box.bare("commit", "-q", "--amend", "-m", "three", "--allow-empty", "a", cwd=place)
+    box.bare("push", "-q", server, "side:main", cwd=other)
+    box.bare("rebase", "-q", "--force-rebase", "HEAD~1")
+    leaked = set(log.read_text().split()) - mine
+    assert {"GIT_DIR", "GIT_INDEX_FILE", "GIT_QUARANTINE_PATH", "GIT_CONFIG_PARAMETERS"} <= leaked
+    assert leaked - HARMLESS <= set(gitguard.LOCAL_VARIABLES)
+    assert not set(gitguard.LOCAL_VARIABLES) & set(config)
+
+
+def test_the_user_s_configuration_stays(box: GitBox) -> None:
+    """As CI gives it: a proxy, credentials, safe.directory."""
+    config = {
+        "GIT_CONFIG_COUNT": "2",
+        "GIT_CONFIG_KEY_0": "http.proxy",
+        "GIT_CONFIG_VALUE_0": "http://proxy",
+        "GIT_CONFIG_KEY_1": "safe.directory",
+        "GIT_CONFIG_VALUE_1": "*",
+    }
+    env = {**config, "GIT_DIR": str(box.root / "nothing"), "GIT_CONFIG_PARAMETERS": "'a.b'='c'"}
+    lines = "git config http.proxy; git config safe.directory; git config a.b; git rev-parse HEAD"
+    code, said = box.end(box.sandrun("--clean-git-env", "--", "sh", "-c", lines, **env))
+    assert (code, said.split()) == (0, ["http://proxy", "*", box.bare("rev-parse", "HEAD").strip()])
 
 
 def test_clean_git_env(box: GitBox) -> None:

@@ -267,8 +267,8 @@ sandrun -- sh -c 'echo "below: ${GIT_DIR:+GIT_DIR}"'
 @pytest.mark.parametrize("setting", ["", "clean_git_env = true\n"])
 @pytest.mark.parametrize("where", ["project", "linked"])
 def test_the_hook_sees_the_index_of_its_commit(project: Box, where: str, setting: str) -> None:
-    """Also of `commit -a` and of a partial one, which are not in .git/index; what it starts is
-    warned of the variables, or does without them."""
+    """Also of `commit -a` and of a partial one, which are not in .git/index; it and what it starts
+    are warned of the variables, or do without them."""
     (project.project / ".git/hooks/pre-commit").write_text(LOOKS)
     top = project.root / where
     for name in ("one", "two"):
@@ -284,11 +284,52 @@ def test_the_hook_sees_the_index_of_its_commit(project: Box, where: str, setting
         done = project.run("commit", "-qm", "y", *words, argv=["git"], cwd=top)
         assert done.returncode == 0, done.stderr
         assert done.stdout == ""
-        first, *warning, last = done.stderr.splitlines()
-        assert first == f"index: {seen} in a run"
+        lines = done.stderr.splitlines()
+        at = lines.index(f"index: {seen} in a run")
+        own, below, last = lines[:at], lines[at + 1 : -1], lines[-1]
         assert last == ("below: GIT_DIR" if where == "linked" and not setting else "below: ")
+        assert len(own) == (2 if where == "linked" and not setting else 0)  # with its hint
+        assert all(line.startswith(("sandrun: GIT_DIR from", "sandrun: hint")) for line in own)
         leaks = where == "linked" or seen  # a path from the root
-        assert len(warning) == (2 if leaks and not setting else 0)  # with its hint
+        assert len(below) == (2 if leaks and not setting else 0)
+
+
+@pytest.mark.parametrize("setting", ["", "clean_git_env = true\n"])
+def test_tests_in_a_hook_of_a_worktree(project: Box, setting: str) -> None:
+    """They commit in a repository of their own; with git's GIT_DIR that is the real branch."""
+    suite = "mkdir suite && cd suite && git init -q . && git config user.suite yes"
+    hook = project.project / ".git/hooks/pre-commit"
+    hook.write_text("#!/bin/sh\n")
+    for words in (["commit", "-q", "--allow-empty", "-m", "x"], ["worktree", "add", "../linked"]):
+        assert project.run(*words, argv=["git"]).returncode == 0
+    top = project.root / "linked"
+    hook.write_text(f"#!/bin/sh\n{suite}\n")
+    assert project.run("init", cwd=top).returncode == 0
+    (top / "sandrun.toml").write_text(setting)
+    done = project.run("commit", "-q", "--allow-empty", "-m", "x", argv=["git"], cwd=top)
+    assert done.returncode == 0, done.stderr
+    assert ("GIT_DIR from the environment" in done.stderr) == (not setting)
+    real = (project.project / ".git/config").read_text()
+    assert ("suite" in real) == (not setting), "else the warning has no reason"
+
+
+def test_a_hook_far_from_its_git_dir_keeps_it(project: Box) -> None:
+    """As with a repository of dotfiles, whose git dir is not above the hook."""
+    git_dir = project.root / "dotfiles"
+    home = project.root / "work"
+    home.mkdir()
+    words = [f"--git-dir={git_dir}", f"--work-tree={home}"]
+    assert project.run(*words, "init", "-q", argv=["git"]).returncode == 0
+    hook = git_dir / "hooks/pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    init(project)
+    line = (project.project / ".git/hooks/pre-commit").read_text().splitlines()[1]
+    hook.write_text(f"#!/bin/sh\n{line}\necho dir: $(git rev-parse --git-dir) >&2\n")
+    hook.chmod(0o755)
+    env = {"SANDRUN_CLEAN_GIT_ENV": "1"}
+    commit = [*words, "commit", "-q", "--allow-empty", "-m", "x"]
+    done = project.run(*commit, argv=["git"], cwd=home, env=env)
+    assert (done.returncode, done.stderr) == (0, f"dir: {git_dir}\n")
 
 
 def test_hooks_elsewhere_are_found(project: Box) -> None:
