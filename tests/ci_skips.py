@@ -33,6 +33,7 @@ _ANYWHERE = (
     "runs inside vagrant/lab",
     "about Windows: runs inside vagrant/wine-lab",
     "about the freezer of cgroup v1",
+    r"needs git's completions \(.*\)",
     "not on macOS: .*",  # in the stage that pretends to be there
     _TOOLS,
 )

@@ -53,6 +53,8 @@ _sandrun() {{
 		case $path:${{COMP_WORDS[at]}} in
 		:--)
 			at=$((at + 1)); path=+; break ;;
+		:git)
+			path=+; break ;;
 {paths}
 		{valued})
 			at=$((at + 1)) ;;
@@ -62,8 +64,13 @@ _sandrun() {{
 		esac
 	done
 	if [ "$path" = + ]; then
+		previous="${{COMP_WORDS[at]}} $((COMP_CWORD - at))"
 		if declare -F _command_offset >/dev/null; then _command_offset $at
+		elif [ "${{COMP_WORDS[at]}}" = git ] && declare -F __git_wrap__git_main >/dev/null; then
+			COMP_WORDS=("${{COMP_WORDS[@]:at}}") COMP_CWORD=$((COMP_CWORD - at))
+			__git_wrap__git_main
 		else COMPREPLY=($(compgen -c -f -- "$word")); fi
+		[ "$previous" != "git 1" ] || COMPREPLY+=($(compgen -W unlock -- "$word"))
 		return
 	fi
 	case $path:$previous in
@@ -89,7 +96,7 @@ def _bash(root: click.Command) -> str:
         f'\t"{name}") COMPREPLY=($(compgen -W "{_words(command)}" -- "$word")) ;;'
         for name, command in [("", root), *_subcommands(root).items()]
     ]
-    paths = [f"\t\t:{name}) path={name} ;;" for name in _subcommands(root)]
+    paths = [f"\t\t:{name}) path={name} ;;" for name in _subcommands(root) if name != "git"]
     return _BASH.format(
         paths="\n".join(paths),
         valued="|".join(f":{name}" for name in valued),
@@ -105,7 +112,7 @@ _sandrun() {{
 	subcommands=(
 {subcommands}
 	)
-	_arguments -S -C \\
+	_arguments -S -C -A "-*" \\
 {flags}
 		'1: :->first' '*:: :->rest'
 	case $state in
@@ -115,7 +122,11 @@ _sandrun() {{
 		# `sta` begins stat(1) and status: show both, and not only their common `stat`.
 		(( compstate[nmatches] < 2 )) || compstate[list]=list ;;
 	rest)
+		[[ $words[1] != -- ]] || {{ shift words; (( CURRENT-- )) }}
 		case $words[1] in
+		git)
+			(( CURRENT != 2 )) || compadd -- unlock
+			_normal ;;
 {words}
 		*) _normal ;;
 		esac ;;
@@ -150,10 +161,14 @@ def _fish(root: click.Command) -> str:
     def quoted(text: str) -> str:
         return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
+    takes = [name for o in _flags(root) if not (o.is_flag or o.count) for name in o.opts]
+    valued = " ".join(sorted(takes, key=lambda name: name.startswith("--")))
     lines = [
         "complete -c sandrun -e",
         "function __sandrun_first; test (count (commandline -opc)) -eq 1; end",
-        "complete -c sandrun -a '(__fish_complete_subcommand)'",
+        # Options that take a word, a short one first: long ones there are that function's own.
+        f"complete -c sandrun -a '(__fish_complete_subcommand {valued})'",
+        "complete -c sandrun -n 'test (commandline -opc)[-1] = git' -a unlock",
     ]
     for name, command in _subcommands(root).items():
         lines.append(

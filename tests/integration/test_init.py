@@ -294,8 +294,8 @@ def test_the_hook_sees_the_index_of_its_commit(project: Box, where: str, setting
         assert len(below) == (2 if leaks and not setting else 0)
 
 
-@pytest.mark.parametrize("setting", ["", "clean_git_env = true\n"])
-def test_tests_in_a_hook_of_a_worktree(project: Box, setting: str) -> None:
+@pytest.mark.parametrize("cleaned", [False, True])
+def test_tests_in_a_hook_of_a_worktree(project: Box, cleaned: bool) -> None:
     """They commit in a repository of their own; with git's GIT_DIR that is the real branch."""
     suite = "mkdir suite && cd suite && git init -q . && git config user.suite yes"
     hook = project.project / ".git/hooks/pre-commit"
@@ -305,12 +305,12 @@ def test_tests_in_a_hook_of_a_worktree(project: Box, setting: str) -> None:
     top = project.root / "linked"
     hook.write_text(f"#!/bin/sh\n{suite}\n")
     assert project.run("init", cwd=top).returncode == 0
-    (top / "sandrun.toml").write_text(setting)
-    done = project.run("commit", "-q", "--allow-empty", "-m", "x", argv=["git"], cwd=top)
+    env = {"SANDRUN_CLEAN_GIT_ENV": "1"} if cleaned else {}
+    done = project.run("commit", "-q", "--allow-empty", "-m", "x", argv=["git"], cwd=top, env=env)
     assert done.returncode == 0, done.stderr
-    assert ("GIT_DIR from the environment" in done.stderr) == (not setting)
+    assert ("GIT_DIR from the environment" in done.stderr) == (not cleaned)
     real = (project.project / ".git/config").read_text()
-    assert ("suite" in real) == (not setting), "else the warning has no reason"
+    assert ("suite" in real) == (not cleaned), "else the warning has no reason"
 
 
 def test_a_hook_far_from_its_git_dir_keeps_it(project: Box) -> None:
@@ -451,6 +451,72 @@ print("completed")
         env = {"TERM": "xterm", "PATH": ":".join(folders)}
         done = project.run(argv=words, seconds=90, env=env)
         assert (done.returncode, done.stdout) == (0, "completed\n"), done.stderr
+
+
+TYPED = r"""
+import os, pty, select, sys, time
+def read_until(mark):
+    text, end = b"", time.monotonic() + float(sys.argv[1])
+    while mark not in text:
+        ready, _, _ = select.select([fd], [], [], max(0, end - time.monotonic()))
+        assert ready, (mark, text)
+        text += os.read(fd, 65536)
+pid, fd = pty.fork()
+if pid == 0:
+    os.execvp(sys.argv[3], sys.argv[3:])
+os.write(fd, sys.argv[2].encode() + b"; echo go''on\n")
+read_until(b"goon")
+for line, mark in ((b"git checko", b"checkout"), (b"git cherry-p", b"cherry-pick"),
+                   (b"-m 64M git -C . checko", b"checkout"), (b"-- git checko", b"checkout"),
+                   (b"git checkout side-", b"side-branch"), (b"git unlo", b"ck")):
+    os.write(fd, b"sandrun " + line + b"\t")
+    read_until(mark)
+    os.write(fd, b"\x15")
+os.write(fd, b"exit\n")
+print("completed")
+"""
+_BASH_COMPLETION = "/usr/share/bash-completion/bash_completion"
+_GIT_COMPLETION = "/usr/share/bash-completion/completions/git"
+GITS = {
+    "bash": (f". {_BASH_COMPLETION}", ("bash", "--norc", "-i"), _BASH_COMPLETION),
+    "bash, git's alone": (f". {_GIT_COMPLETION}", ("bash", "--norc", "-i"), _GIT_COMPLETION),
+    "zsh": (
+        "autoload -Uz compinit; compinit -u -D",
+        ("zsh", "-f", "-i"),
+        "/usr/share/zsh/functions/Completion/Unix/_git",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", GITS)
+def test_git_is_completed_as_git(project: Box, how: str) -> None:
+    """By git's own completions, in a terminal as everybody has them."""
+    start, words, file = GITS[how]
+    need(words[0])
+    if not os.path.exists(file):
+        pytest.skip(f"needs git's completions ({file})")
+    for line in (["commit", "-q", "--allow-empty", "-m", "x", "-n"], ["branch", "side-branch"]):
+        assert project.run(*line, argv=["git"]).returncode == 0
+    start += f'; eval "$(sandrun completions {words[0]})"'
+    argv = [sys.executable, "-c", TYPED, str(20 * SCALE), start, *words]
+    done = project.run(argv=argv, seconds=120, env={"TERM": "xterm"})
+    assert (done.returncode, done.stdout) == (0, "completed\n"), done.stderr
+
+
+def test_git_is_completed_as_git_in_fish(project: Box) -> None:
+    need("fish")
+    if not os.path.exists("/usr/share/fish/completions/git.fish"):
+        pytest.skip("needs git's completions (/usr/share/fish/completions/git.fish)")
+    script = """
+sandrun completions fish | source
+for line in 'git che' '-m 64M git che' '--memory 1G -- git che' 'git unl'
+    complete -C "sandrun $line" | cut -f1; echo
+end
+"""
+    done = project.run(script, argv=["fish", "-c"])
+    answers = [answer.split() for answer in done.stdout.split("\n\n")]
+    assert [set(answer) >= {"checkout", "cherry-pick"} for answer in answers[:3]] == [True] * 3
+    assert "unlock" in answers[3]
 
 
 def test_the_manual_page_is_well_formed_and_tells_everything(project: Box) -> None:
