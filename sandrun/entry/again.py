@@ -8,18 +8,25 @@ With -jN the two ends of the jobserver's pipe that the first make has made for i
 nobody uses them.
 
 The first make may start itself anew when an included file has changed meanwhile; it must neither
-run twice nor forget a failure, so a failure is left in a link named after that make.
+run twice nor forget a failure, so a failure is left in a link named after that make. A make that
+ignores errors (-i) asks for it: it prints `passed` only if the run was made and ended with 0.
+
+A make that we started, in the directory where we started it, never comes here again.
 """
 
 import contextlib
 import os
+import stat
 
 from sandrun import kernel, project, settings, spawn
-from sandrun.model import UsageError
+from sandrun.model import SandrunError, UsageError
 
 MARK = "SANDRUN_MAKE"
 """In the environment of the make inside: the directory in which it need not queue again."""
+_IGNORES, _ENDED = "ignores", "ended"
+"""The same variable for us: the first make ignores errors; the run is over, and it is asked how."""
 
+_READ_ONCE = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR)
 _WITH_VALUE = "CIEfoW"  # short options whose value may be the next word
 _LONG_DIRECTORY = "--directory"
 
@@ -27,24 +34,33 @@ _LONG_DIRECTORY = "--directory"
 def main(flags: "dict[str, object]", heritage: spawn.Heritage) -> int:
     """Run the make that is our parent through the queue; the exit code. Raises SandrunError."""
     make = os.getppid()
-    words, env = _account(make) if "MAKELEVEL" in os.environ else ([], {})
+    told = os.environ.pop(MARK, "")
+    words, env = _account(make) if told == _ENDED or "MAKELEVEL" in os.environ else ([], {})
     if not words:
         raise UsageError("make-again is for sandrun.mk only", "include sandrun.mk in the Makefile")
-    command = [_program(words[0], make), *_stay_here(words[1:])]
-    restarted = env.pop("MAKE_RESTARTS", "")
     here = project.working_directory()
+    if told != _ENDED and env.get(MARK) == os.path.realpath(here):
+        raise SandrunError(
+            "this make is inside the run, and its Makefile hides that from sandrun.mk",
+            f"let it not set {MARK}",
+        )
+    restarted = env.pop("MAKE_RESTARTS", "")
     os.environ.clear()
     os.environ.update({**env, MARK: os.path.realpath(here)})
     root, chosen = spawn.interruptibly(
         heritage, lambda: (root := project.find(here), settings.resolve(flags, root, here))
     )
     notes = _Notes(project.state_path(root, chosen.queue), make)
+    if told == _ENDED:
+        os.write(1, b"failed\n" if notes.read(1) else b"passed\n")
+        return 0
     if restarted:
-        return notes.take()
+        return notes.read(0)
+    command = [_program(words[0], make), *_stay_here(words[1:], make)]
     from sandrun import runner
 
     outcome = runner.run(command, chosen, root, heritage)
-    if outcome.code:
+    if outcome.code or told == _IGNORES:
         notes.leave(outcome.code)
     if outcome.interrupted:
         spawn.die(outcome.signal)
@@ -78,14 +94,11 @@ class _Notes:
                 with contextlib.suppress(FileNotFoundError):  # another one's sweep
                     os.unlink(name, dir_fd=directory)
 
-    def take(self) -> int:
-        path = os.path.join(self.state, self.name)
+    def read(self, missing: int) -> int:
         try:
-            code = int(os.readlink(path))
-            os.unlink(path)
+            return int(os.readlink(os.path.join(self.state, self.name)))
         except FileNotFoundError:
-            return 0
-        return code
+            return missing
 
 
 def _note(pid: int) -> str:
@@ -110,15 +123,18 @@ def _program(name: str, pid: int) -> str:
         return name
 
 
-def _stay_here(words: "list[str]") -> "list[str]":
-    """The words of a make that is where its -C options led: each becomes `-C .`."""
+def _stay_here(words: "list[str]", make: int) -> "list[str]":
+    """The words of a make that is where its -C options led: each becomes `-C .`.
+
+    Raises UsageError for a Makefile that can be read once only, as it was.
+    """
     kept: list[str] = []
     value_of = ""
     for at, word in enumerate(words):
         if value_of:
             kept.append("." if value_of == "C" else word)
-            if value_of == "f" and word == "-":
-                raise _no_stdin()
+            if value_of == "f":
+                _check_readable(word, make)
             value_of = ""
         elif word == "--":
             return kept + words[at:]
@@ -127,16 +143,16 @@ def _stay_here(words: "list[str]") -> "list[str]":
             value_of = "" if "=" in word else "C"
         elif word.startswith("--"):
             kept.append(word)
-            value_of = _long_value(word)
+            value_of = _long_value(word, make)
         elif word[:1] == "-":
-            short, value_of = _short(word)
+            short, value_of = _short(word, make)
             kept.append(short)
         else:
             kept.append(word)
     return kept
 
 
-def _long_value(word: str) -> str:
+def _long_value(word: str, make: int) -> str:
     """The short form of a long option whose value is the next word; '' for all others."""
     name, given, value = word.partition("=")
     forms = {"--file": "f", "--makefile": "f", "--include-dir": "I", "--eval": "E",
@@ -144,13 +160,13 @@ def _long_value(word: str) -> str:
              "--assume-new": "W"}  # fmt: skip
     found = {form for long, form in forms.items() if len(name) > 3 and long.startswith(name)}
     if given:
-        if found == {"f"} and value == "-":
-            raise _no_stdin()
+        if found == {"f"}:
+            _check_readable(value, make)
         return ""
     return found.pop() if len(found) == 1 else ""
 
 
-def _short(word: str) -> "tuple[str, str]":
+def _short(word: str, make: int) -> "tuple[str, str]":
     """A bundle of short options, and the letter whose value is the next word."""
     for at, letter in enumerate(word[1:], 1):
         if letter in "jlO":  # takes the rest of the word, if there is one
@@ -159,11 +175,23 @@ def _short(word: str) -> "tuple[str, str]":
             value = word[at + 1 :]
             if not value:
                 return word, letter
-            if letter == "f" and value == "-":
-                raise _no_stdin()
+            if letter == "f":
+                _check_readable(value, make)
             return (word[: at + 1] + ".", "") if letter == "C" else (word, "")
     return word, ""
 
 
-def _no_stdin() -> UsageError:
-    return UsageError("a makefile on standard input cannot be queued", "sandrun -- make -f - ...")
+def _check_readable(makefile: str, make: int) -> None:
+    """Raise UsageError for what the first make has read, and no other can: a pipe, a terminal."""
+    for mine in ("/dev/fd/", "/proc/self/fd/"):
+        if makefile.startswith(mine):
+            makefile = f"/proc/{make}/fd/{makefile.removeprefix(mine)}"
+    try:
+        once = makefile == "-" or stat.S_IFMT(os.stat(makefile).st_mode) in _READ_ONCE
+    except OSError:
+        return  # make will say so
+    if once and makefile != os.devnull:
+        raise UsageError(
+            "a makefile on standard input or in a pipe can be read only once",
+            f"sandrun -- make -f {makefile if makefile == '-' else '<(...)'}",
+        )

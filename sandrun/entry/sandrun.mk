@@ -15,9 +15,13 @@
 # that the goals are done, or have failed, and ends. What the recipes of other included files (such
 # as *.d) would do is left to the make inside, by a shell that does nothing.
 #
+# Nothing that a Makefile or a command line may set is believed: not CURDIR, MAKECMDGOALS, MAKELEVEL
+# or SHELL. The directory is the kernel's, the goals are the words with which make was started, and
+# a make inside a run that takes itself for another is refused (`sandrun make-again`).
+#
 # Left to others: the run (`sandrun make-again`). A Makefile is read twice, so what it prints while
-# it is read (not in recipes) is printed twice, and --trace shows the gate as well. A goal with a
-# space (`make 'a b'`) looks like two in make's own list: it is run, but its failure ends with 0.
+# it is read (not in recipes) is printed twice, and --trace shows the gate as well. With -i the outer
+# make ignores errors, so one line more says that the run failed, and ends it with 2.
 #
 # A Makefile may have set .RECIPEPREFIX, and make may have been told to warn of undefined variables:
 # a recipe stands behind a semicolon, and what may be undefined is asked for by `value`.
@@ -31,18 +35,24 @@ ifneq ($(origin sandrun.mk),file)
 sandrun.mk := $(lastword $(MAKEFILE_LIST))
 # cron's PATH, and many an IDE's, has not what a login shell's has; nor has one that the Makefile
 # sets, but then the environment with which make was started is still to be read.
-sandrun.in = $(firstword $(wildcard $(addsuffix /sandrun,$(subst :, ,$1))))
-sandrun.command = $(or $(call sandrun.in,$(if $(value PATH),$(PATH)) ~/.local/bin /usr/local/bin),\
+sandrun.blank := $(subst ,, )
+sandrun.in = $(firstword $(foreach d,$(subst :, ,$(subst $(sandrun.blank),{blank},$1)),\
+    $(if $(wildcard $(subst {blank},\ ,$d)/sandrun),$(if $(wildcard $(subst {blank},\ ,$d)/sandrun/.),,\
+    $d/sandrun))))
+sandrun.command = $(subst {blank},$(sandrun.blank),$(or \
+    $(call sandrun.in,$(if $(value PATH),$(PATH)):$(wildcard ~)/.local/bin:/usr/local/bin),\
     $(if $(filter environment undefined,$(origin PATH)),,$(call sandrun.in,$(shell \
-    tr '\0' '\n' </proc/$$PPID/environ 2>/dev/null | sed -n s/^PATH=//p))))
+    tr '\0' '\n' </proc/$$PPID/environ 2>/dev/null | sed -n s/^PATH=//p)))))
+sandrun.quoted = '$(subst ','\'',$(or $(sandrun.command),sandrun))'
 
 # By a pattern, so that a Makefile that has its own goes first.
-kill-al%: ; @$(or $(sandrun.command),sandrun) kill --all || [ $$? = 1 ]
+kill-al%: ; @$(sandrun.quoted) kill --all || [ $$? = 1 ]
 
 # What says that we are in a run of this queue: each run that the environment names has a ticket
 # that its owner still holds open, and is around us (its cgroup, or its owner among our ancestors);
 # and there is no other project between here and that run's. (A guess that fails costs a start of
 # sandrun, which knows. Without a /proc, as on macOS, the tickets and the environment are believed.)
+sandrun.here := $(realpath .)
 sandrun.project := $(value SANDRUN_PROJECT)
 sandrun.read = $(if $(filter 4.0 4.1,$(MAKE_VERSION)),$(shell cat $1),$(file <$1))
 sandrun.above = $(patsubst PPid=%,%,$(filter PPid=%,$(subst \
@@ -58,17 +68,31 @@ sandrun.dead = $(foreach run,$(subst :, ,$(value SANDRUN_RUNS)),$(if $(call sand
     $(firstword $(wildcard $(dir $(run))r*.$(notdir $(run)).*))),,$(run)))
 sandrun.up = $(if $(filter-out $(sandrun.project),$1),$1 $(call sandrun.up,$(patsubst %/,%,$(dir $1))))
 sandrun.marks = $(if $(wildcard $(sandrun.project)/.git),.git,.git sandrun.toml pyproject.toml)
-sandrun.below = $(if $(filter $(sandrun.project)/%,$(CURDIR)),$(if $(strip \
-    $(wildcard $(addprefix $(sandrun.project)/,$(sandrun.marks)))),$(if $(strip \
-    $(wildcard $(foreach d,$(call sandrun.up,$(CURDIR)),$(addprefix $d/,$(sandrun.marks))))),,below)))
-sandrun.inside = $(and $(value SANDRUN_RUNS),$(sandrun.project),$(if $(word 2,$(CURDIR)),,one word),\
-    $(if $(strip $(sandrun.dead)),,live),$(or $(filter $(sandrun.project),$(CURDIR)),$(sandrun.below)))
+sandrun.below = $(if $(filter $(sandrun.project)/%,$(sandrun.here)),$(if $(strip \
+    $(wildcard $(addprefix $(sandrun.project)/,$(sandrun.marks)))),$(if $(strip $(wildcard \
+    $(foreach d,$(call sandrun.up,$(sandrun.here)),$(addprefix $d/,$(sandrun.marks))))),,below)))
+sandrun.inside = $(and $(value SANDRUN_RUNS),$(sandrun.project),\
+    $(if $(word 2,$(sandrun.here)),,one word),$(if $(strip $(sandrun.dead)),,live),\
+    $(or $(filter $(sandrun.project),$(sandrun.here)),$(sandrun.below)))
+sandrun.same = $(if $(subst |$1|,,|$2|),,same)
+
+# A shim became this make by its path, which $(MAKE) would show; plain make's shows how it was named.
+sandrun.shim := $(subst :, ,x$(firstword $(value SANDRUN_SHIM)))
+ifneq ($(filter $(MAKE_COMMAND),$(sandrun.shim)),)
+sandrun.stat := $(call sandrun.read,/proc/self/stat)
+ifneq ($(filter $(wordlist 1,2,$(sandrun.shim)),x$(word 1,$(sandrun.stat))) \
+    $(call sandrun.same,$(wordlist 1,2,$(sandrun.shim)),x $(word 4,$(sandrun.stat))),)
+MAKE_COMMAND := $(notdir $(MAKE_COMMAND))
+endif
+endif
 
 # Flags are the first word of MAKEFLAGS; with only long ones it is empty or starts with --.
 sandrun.flags := $(filter-out --%,$(firstword -$(MAKEFLAGS)))
-sandrun.plain := $(or $(filter off $(CURDIR),$(value SANDRUN_MAKE)),\
+sandrun.plain := $(or $(filter off,$(value SANDRUN_MAKE)),\
+    $(and $(sandrun.here),$(call sandrun.same,$(sandrun.here),$(value SANDRUN_MAKE))),\
     $(findstring n,$(sandrun.flags)),$(findstring q,$(sandrun.flags)),$(findstring t,$(sandrun.flags)),\
-    $(filter kill-all,$(value MAKECMDGOALS)),$(sandrun.inside))
+    $(if $(filter default,$(origin MAKECMDGOALS)),$(filter kill-all,$(value MAKECMDGOALS))),\
+    $(sandrun.inside))
 ifneq ($(value SANDRUN_MAKE),off)
 unexport SANDRUN_MAKE
 endif
@@ -80,7 +104,36 @@ $(warning sandrun: not found; going on without queue and memory limit)
 else ifneq ($(filter 3.%,$(MAKE_VERSION)),)
 $(error sandrun.mk needs GNU make 4; SANDRUN_MAKE=off does without sandrun)
 else
-sandrun.goals := $(sort $(value MAKECMDGOALS))
+sandrun.ignores := $(or $(findstring i,$(sandrun.flags)$(filter-out --% -I% -W% -o%,\
+    $(filter -%,$(MAKEFLAGS)))),$(filter --ignore-errors,$(MAKEFLAGS)))
+override MAKEFLAGS += -s -Otarget
+# The goals: make's words without options, their values and variables; a blank in one is {blank}.
+# And whether there is a jobserver of a make around, which only the environment tells while make 4.3
+# reads. By /bin/sh, whatever SHELL is; what it was is put back for the rest of the Makefile.
+# With -w or -C any $(shell) of make 4.3 says "Entering directory", so there make's own list is taken
+# if nobody has set it; a goal with a blank looks like two in it. A newer one is silent from here on.
+ifeq ($(and $(findstring w,$(sandrun.flags)),$(filter 0,$(MAKELEVEL)),\
+    $(filter default undefined,$(origin MAKECMDGOALS))),)
+sandrun.over := $(if $(filter command override,$(origin SHELL)),override)
+sandrun.overflags := $(if $(filter command override,$(origin .SHELLFLAGS)),override)
+$(eval sandrun.SHELL = $(value SHELL))
+$(eval sandrun.SHELLFLAGS = $(value .SHELLFLAGS))
+$(eval $(sandrun.over) SHELL := /bin/sh)
+$(eval $(sandrun.overflags) .SHELLFLAGS := -c)
+sandrun.words := $(shell { tr '\0\n\t' '\n  ' </proc/$$PPID/cmdline 2>/dev/null || \
+    ps -ww -o args= -p $$PPID | tr ' ' '\n'; } | sed -E -e 1d -e :word -e '/^--$$/{' -e :goal \
+    -e '$$d' -e 'N;s/^[^\n]*\n//;s/ /{blank}/g;/=/!p;bgoal' -e '}' \
+    -e '/^-[^-CEfIoWjlO]*[CEfIoW]$$/{$$!N;d;}' \
+    -e '/^--(di|f|mak|ev|inc|ol|as|wh|ne)[a-z-]*$$/{$$!N;d;}' \
+    -e '/^-([^-CEfIoWjlO]*[jl]|-j[a-z]*|-(loa|max)[a-z-]*)$$/{$$d;N;/\n[0-9.]+$$/d;s/^[^\n]*\n//;bword' \
+    -e '}' -e '/^-/d;/=/d;s/ /{blank}/g;s,^(\./+)+,,'; \
+    case $$MAKEFLAGS in (*--jobserver*) echo {jobs};; esac)
+$(eval $(sandrun.over) SHELL = $(value sandrun.SHELL))
+$(eval $(sandrun.overflags) .SHELLFLAGS = $(value sandrun.SHELLFLAGS))
+else
+sandrun.words := $(value MAKECMDGOALS)
+endif
+sandrun.goals := $(sort $(filter-out {jobs},$(sandrun.words)))
 ifeq ($(sandrun.goals),)
 sandrun.goals := .sandrun.default
 override .DEFAULT_GOAL := .sandrun.default
@@ -88,22 +141,37 @@ override .DEFAULT_GOAL := .sandrun.default
 endif
 # A gate's name has the goal in the middle, so that no pattern of the Makefile's own fits it better
 # (in what has none make ignores directories), and `lib.a(member)/go` is no member of a library.
-sandrun.gates := $(sandrun.goals:%=.sandrun.gate/%/go)
+sandrun.named = $(subst {blank},\ ,$(subst :,\:,$(subst %,\%,$1)))
+sandrun.gates := $(subst {blank},\ ,$(sandrun.goals:%=.sandrun.gate/%/go))
+sandrun.first := $(firstword $(sandrun.goals:%=.sandrun.gate/%/go))
+sandrun.go = exec $(sandrun.quoted)
+sandrun.run = $(call sandrun.same,$(subst {blank},$(sandrun.blank),$(sandrun.first)),$@)
 
-% .sandrun.gate/%/go:: .sandrun.goal/%/go ; +@$(if $(findstring \
-    $@,$(firstword $(sandrun.gates))),exec $(sandrun.command) make-again,:)
-$(subst :,\:,$(subst %,\%,$(sandrun.goals:%=.sandrun.goal/%/go))): ;
+% .sandrun.gate/%/go:: .sandrun.goal/%/go ; +@$(if $(sandrun.run),$(sandrun.go) make-again,:)
+$(call sandrun.named,$(sandrun.goals:%=.sandrun.goal/%/go)): ;
 -include $(sandrun.gates)
+
+# Where errors are ignored the gate's is not: .IGNORE is for one file then, which is none, and with
+# -i something that make cannot ignore looks after it.
+.IGNORE: .sandrun.none
+ifneq ($(sandrun.ignores),)
+sandrun.go = SANDRUN_MAKE=ignores exec $(sandrun.quoted)
+.sandrun.end: $(call sandrun.named,$(sandrun.first)) ; @$(if $(filter passed,$(shell \
+    SANDRUN_MAKE=ended exec $(sandrun.quoted) make-again)),,$(error \
+    sandrun: the run failed, which -i does not ignore))
+-include .sandrun.end
+.sandrun.end: override SHELL := /bin/sh
+.sandrun.end: override .SHELLFLAGS := -c
+endif
 
 # Nobody but a gate does or says anything here. The make inside does not get these flags: -O, which
 # takes hold with -j, keeps this one from saying "Entering directory" as well.
 %: override SHELL := $(firstword $(wildcard /bin/true /usr/bin/true))
 .sandrun.gate/%/go: override SHELL := /bin/sh
 .sandrun.gate/%/go: override .SHELLFLAGS := -c
-# A jobserver of a make around is in that variable of the environment alone while make 4.3 reads.
-sandrun.jobs := $(if $(findstring --jobserver,$(if $(filter-out 0,$(MAKELEVEL)),\
-    $(shell echo "$$MAKEFLAGS"))),,-j)
-override MAKEFLAGS += -s -Otarget $(sandrun.jobs)
+ifeq ($(filter {jobs},$(sandrun.words)),)
+override MAKEFLAGS += -j
+endif
 .NOTPARALLEL:
 endif
 endif

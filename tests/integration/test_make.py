@@ -73,6 +73,38 @@ first: ; @echo $$PATH; $(MAKE) -f path.mk second
 second: ; @echo $(PATH)
 """
 
+# What a Makefile may set above the include, or anywhere, and what must not change anything.
+SETS = {
+    "curdir": "CURDIR := $(dir $(abspath $(firstword $(MAKEFILE_LIST))))",
+    "curdir-root": "override CURDIR := /",
+    "goals": "MAKECMDGOALS := other",
+    "goals-override": "override MAKECMDGOALS := fails",
+    "no-goals": "undefine MAKECMDGOALS",
+    "list": "MAKEFILE_LIST :=",
+    "level": "MAKELEVEL := 7",
+    "no-shell": "SHELL := /bin/false\nall other fails: SHELL := /bin/sh",
+    "shell-flags": "SHELL = /bin/bash\n.SHELLFLAGS = -eu -o pipefail -c",
+    "default": ".DEFAULT_GOAL := other",
+    "marks": "SANDRUN_RUNS :=\nSANDRUN_PROJECT := /\nundefine SANDRUN_SHIM",
+    "path": "PATH := /usr/bin:/bin",
+    "special": ".ONESHELL:\n.POSIX:\n.SECONDEXPANSION:\n.SUFFIXES:\nVPATH = sub",
+    "export": ".EXPORT_ALL_VARIABLES:\n.DELETE_ON_ERROR:\n.SILENT:",
+    "flags": "MAKEFLAGS += -rR --warn-undefined-variables",
+    "more-flags": "MAKEFLAGS += -k",
+    "fewer-flags": "MAKEFLAGS :=",
+    "ignores": ".IGNORE:",
+    "ignores-some": ".IGNORE: fails",
+    "ignores-by-flag": "MAKEFLAGS += -i",
+    "any-goal": "%: ; @echo any $@\n.DEFAULT: ; @echo default $@",
+    "shadows": "sandrun.here := /\nsandrun.goals := other",
+}
+RULES = """
+all: ; @echo all in $(realpath .); $(MAKE) -s other
+other: ; @echo other
+fails: ; @echo failing; exit 3
+a\\ b: ; @echo spaced; exit 4
+"""
+
 SAME = [
     [],
     ["all"],
@@ -193,6 +225,124 @@ def test_the_same_as_plain_make_and_a_run_if_it_runs_anything(
     stay = {"-Csub": "-C.", "sub": ".", "--directory=sub": "--directory=."}
     again = ["make", *(stay.get(word, word) for word in words)]
     assert [record["command"] for record in mkbox.records()] == [again] * (words in RUNNING)
+
+
+@pytest.mark.parametrize("where", ["above", "below"])
+@pytest.mark.parametrize("what", SETS)
+def test_whatever_a_makefile_sets_it_is_one_run_and_the_same_as_plain_make(
+    mkbox: Box, what: str, where: str
+) -> None:
+    (mkbox.project / "sandrun.toml").touch()
+    lines = [SETS[what], "include sandrun.mk", RULES]
+    makefile(mkbox, "\n".join(lines if where == "above" else reversed(lines)), include="")
+    (mkbox.project / "sub").mkdir(exist_ok=True)
+    env = {"SANDRUN_TIMEOUT": "60"}  # should it go round and round
+    for words in ([], ["all"], ["fails"], ["-k", "fails", "other"], ["a b"], ["nonesuch"]):
+        seen = []
+        for mode in ({**env, **PLAIN}, env):
+            done = mkbox.run(*words, argv=["make"], env=mode, seconds=60)
+            seen.append((done.returncode, done.stdout, said(done.stderr)))
+        if "ignores" not in what or seen[0][0] == 0:
+            assert seen[1] == seen[0], words
+        else:  # one line more
+            assert seen[1][:2] == seen[0][:2], words
+    if what != "marks":
+        assert len(mkbox.records()) == 6
+
+
+GIVEN = ["CURDIR=/", "MAKECMDGOALS=x", "SHELL=/bin/bash", "MAKEFILE_LIST=",
+         "SANDRUN_RUNS=", "SANDRUN_PROJECT=/", ".DEFAULT_GOAL=fails"]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", GIVEN)
+def test_whatever_is_set_on_the_command_line_it_is_one_run(mkbox: Box, word: str) -> None:
+    (mkbox.project / "sandrun.toml").touch()
+    makefile(mkbox, RULES)
+    for words in ([word, "other"], [word, "-k", "fails"], ["-e", "a b", word]):
+        seen = []
+        for mode in (PLAIN, {}):
+            done = mkbox.run(*words, argv=["make"], env={**mode, "SANDRUN_TIMEOUT": "60"})
+            seen.append((done.returncode, done.stdout, said(done.stderr)))
+        assert seen[1] == seen[0], words
+    assert len(mkbox.records()) == 3
+
+
+@pytest.mark.parametrize("where", ["SANDRUN_MAKE := x", "undefine SANDRUN_MAKE"])
+def test_a_second_level_stops_whatever_a_makefile_hides(mkbox: Box, where: str) -> None:
+    """It says that it is in no run and that nobody started it; it ends, and with a failure."""
+    (mkbox.project / "sandrun.toml").touch()
+    makefile(mkbox, f"{where}\nSANDRUN_RUNS :=\ninclude sandrun.mk\n{RULES}", include="")
+    done = mkbox.run("other", argv=["make"], env={"SANDRUN_TIMEOUT": "60"})
+    assert done.returncode == 2
+    assert "sandrun: this make is inside the run, and its Makefile hides that" in done.stderr
+    assert len(mkbox.records()) == 1
+
+
+@pytest.mark.parametrize(
+    "ignoring", ["-i", "-ki", "--ignore-errors", ".IGNORE:", "MAKEFLAGS += -i"]
+)
+def test_what_make_ignores_is_a_recipes_failure_not_the_gates(mkbox: Box, ignoring: str) -> None:
+    (mkbox.project / "sandrun.toml").touch()
+    flags = [] if ignoring[0] in ".M" else [ignoring]
+    text = RULES + f"slow: ; @sleep 1000\n{'' if flags else ignoring}\n"
+    makefile(mkbox, f"{text}include sandrun.mk\n", include="")
+
+    def code(*words: str, **env: str) -> int:
+        return mkbox.run(*flags, *words, argv=["make"], env=env, seconds=60).returncode
+
+    assert code("fails") == 0
+    assert code("fails", "other") == 0
+    assert code("nonesuch") == code("nonesuch", **PLAIN) == 2
+    assert code("slow", SANDRUN_TIMEOUT="1", SANDRUN_GRACE="0.2") == 2
+    before = len(mkbox.records())
+    with_turn = mkbox.hold("holds")
+    assert code("other", SANDRUN_NO_WAIT="1") == 2
+    mkbox.let("holds")
+    mkbox.finish(with_turn)
+    assert len(mkbox.records()) == before + 1
+
+
+def test_a_makefile_in_a_pipe_is_refused_with_what_to_do(mkbox: Box) -> None:
+    need("bash")
+    makefile(mkbox, "all: ; @echo all\n")
+    for words in ("-f <(cat Makefile)", "-f<(cat Makefile) all", "--file=<(cat Makefile)"):
+        done = mkbox.run(f"make {words}", argv=["bash", "-c"])
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "in a pipe can be read only once" in done.stderr
+    done = mkbox.run("sandrun -- make -f <(cat Makefile)", argv=["bash", "-c"])
+    assert (done.returncode, done.stdout) == (0, "all\n")
+    done = mkbox.run("make -f /dev/fd/5 5<Makefile", argv=["bash", "-c"])
+    assert (done.returncode, done.stdout) == (0, "all\n")
+
+
+def test_sandrun_in_a_folder_with_blanks_and_quotes(mkbox: Box) -> None:
+    makefile(mkbox, "all: ; @echo all $${SANDRUN_RUNS:+in a run}\n")
+    odd = mkbox.root / "it's my bin"
+    odd.mkdir()
+    (mkbox.root / "bin/sandrun").rename(odd / "sandrun")
+    decoy = mkbox.root / "decoy/sandrun"
+    decoy.mkdir(parents=True)  # a checkout, say
+    path = f"{decoy.parent}:{odd}:{mkbox.env['PATH']}"
+    done = mkbox.run(argv=["make"], env={"PATH": path})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all in a run\n", "")
+    assert mkbox.run("kill-all", argv=["make"], env={"PATH": path}).returncode == 0
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_through_a_shim_make_is_called_as_without(mkbox: Box, outside: bool) -> None:
+    from tests.integration.test_shims import folder
+
+    (mkbox.project / "sandrun.toml").touch()
+    makefile(mkbox, "loud: ; $(MAKE) quiet\nquiet: ; @echo quiet with $(MAKE)\n")
+    mkbox.env["XDG_DATA_HOME"] = str(mkbox.home / "data")
+    assert mkbox.run("shims", "add", "make").returncode == 0
+    words = ["make"] if outside else ["sandrun", "--", "make"]
+    seen = []
+    for path in (mkbox.env["PATH"], f"{folder(mkbox)}:{mkbox.env['PATH']}"):
+        done = mkbox.run("loud", argv=words, env={"PATH": path})
+        seen.append((done.returncode, done.stdout, said(done.stderr)))
+    assert seen[1] == seen[0]
+    assert len(mkbox.records()) == 2
 
 
 @pytest.mark.parametrize("include", ["include sandrun.mk", "-include sandrun.mk", "at the end"])
