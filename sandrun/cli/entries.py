@@ -106,12 +106,19 @@ def shims_add(tools: "tuple[str, ...]") -> None:
 
 @shims.command("remove")
 @click.argument("tools", nargs=-1, required=True)
-def shims_remove(tools: "tuple[str, ...]") -> None:
-    """Remove the shims for tools."""
+@click.option("--no-forward", is_flag=True, help="Leave nothing, and remove what was left.")
+def shims_remove(tools: "tuple[str, ...]", no_forward: bool) -> None:
+    """Remove the shims for tools.
+
+    Each leaves a forwarder that runs the tool without sandrun: a build that was configured with the
+    shim knows it by its path (CMakeCache.txt, config.status).
+    """
     from sandrun.entry import shims as made
 
     for tool in tools:
-        out(f"removed {made.remove(tool)}")
+        path = made.remove(tool, forward=not no_forward)
+        left = os.path.exists(path)
+        out(f"removed {path}" + (", a forwarder in its place (or: --no-forward)" if left else ""))
 
 
 @shims.command("list")

@@ -232,4 +232,5 @@ def _without_shim(root: str, tool: str, wanted: "list[str]") -> Step:
     if others:
         text = f"leave the shim for {tool}, which {others[0]} wants too"
         return Step(text, lambda: shims.add(tool, others))
-    return Step(f"remove the shim for {tool}", lambda: shims.remove(tool))
+    text = f"remove the shim for {tool}: configure builds anew that recorded it (CMakeCache.txt)"
+    return Step(text, lambda: shims.remove(tool))

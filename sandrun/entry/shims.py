@@ -2,13 +2,15 @@
 
 Promises, of a shim for TOOL
 - It runs the first TOOL on PATH behind it, through `sandrun --`. Inside a run of the same queue,
-  and for questions that run nothing (`--version`, `make -n`, `go env`), it becomes that tool at
-  once: one exec of a POSIX sh and no other process.
+  and for questions that run nothing (`make -n`, `go env`: `sandrun.entry.questions`), it becomes
+  that tool at once: one exec of a POSIX sh and no other process.
 - It never starts itself again. No folder of shims is ever searched for the tool (the file
   `.sandrun-shims` marks them), and when what it found was another's shim (pyenv, asdf, ...) that
   comes back by way of the PATH, the search goes on behind that one, and it ends. A tool that starts
   itself by name finds itself (`sandrun.gitguard.shim` tells them apart).
 - If sandrun is gone or broken it says so and runs the tool.
+- A build that was configured with it knows it by its path (CMakeCache.txt, config.status), so one
+  that is removed leaves a forwarder: the tool, found in the same way, without sandrun.
 - One that `sandrun init` added has the projects that want it as comments at its end; one without
   them is the user's own.
 
@@ -34,27 +36,11 @@ _FIRST_LINE = "# sandrun shim for {tool}"
 _ENDING = ".cmd" if sys.platform == "win32" else ""
 _WANTED = b"rem sandrun init: " if sys.platform == "win32" else b"# sandrun init: "
 
-# What runs nothing worth a turn, as patterns of sh: for the first word, and for any word.
-_FIRST_WORDS = {
-    "": "--version|-V|--help|-h|version|help",
-    "cargo": "metadata|tree|locate-project|search|--list",
-    "go": "env|list|doc",
-    "npm": "-v|ls|root|prefix|bin|config|view",
-    "cmake": "--help-*",
-}
-_ANY_WORDS = {
-    "make": "--just-print|--dry-run|--question|--touch",
-    "ninja": "-n|-h",
-    "pytest": "--co|--collect-only",
-}
-# make's flags may be bundled. `-fbuild/not.mk` has an n, but is no bundle of flags.
-_BUNDLES = {"make": ("-*[!bBdeiklLmnpqrRsStvw]*", "-*[nqt]*")}
-
 _TEXT = """#!/bin/sh
 {first_line}: {tool} takes its turn in the project's queue (sandrun shims)
 {search}
-case ${{1-}} in {first}) exec "$real" "$@" ;; esac
-{any}inside() {{
+{questions}
+inside() {{
 	[ "${{SANDRUN_RUNS-}}" ] && [ "${{SANDRUN_PROJECT-}}" ] || return
 	here=$PWD
 	marks=".git sandrun.toml pyproject.toml"
@@ -107,6 +93,12 @@ echo >&2 "sandrun: hint: install it and say: sandrun shims add {tool}; or remove
 exec "$real" "$@"
 """
 
+_FORWARDER = "# sandrun forwarder for {tool}"
+_FORWARDING = """#!/bin/sh
+{forwarder}, where the sandrun shim was: builds that were configured with it go on
+{search}exec "$real" "$@"
+"""
+
 
 def directory() -> str:
     """The folder of the shims: $XDG_DATA_HOME/sandrun/shims."""
@@ -133,31 +125,19 @@ def _bytes(tool: str) -> bytes:
 def text(tool: str) -> str:
     """The shim for a tool, with this very sandrun in it."""
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from sandrun.entry import questions
     from sandrun.gitguard import shim
 
     if tool == "git":
         return shim.text(shim.launch(sys.executable, library))
-    first = "|".join(filter(None, (_FIRST_WORDS[""], _FIRST_WORDS.get(tool))))
     return _TEXT.format(
         tool=tool,
         first_line=_FIRST_LINE.format(tool=tool),
         search=shim.search(tool),
-        first=first,
-        any=_any_word(tool),
+        questions=questions.shell(tool),
         python=command_text([sys.executable]),
         launch=command_text([os.path.join(library, "sandrun", "entry", "launch.py")]),
     )
-
-
-def _any_word(tool: str) -> str:
-    at_once = '{}) exec "$real" "$@" ;;'
-    arms = ["--) break ;;"]
-    if tool in _ANY_WORDS:
-        arms.append(at_once.format(_ANY_WORDS[tool]))
-    if tool in _BUNDLES:
-        other, bundle = _BUNDLES[tool]
-        arms += [f"{other}) ;;", at_once.format(bundle)]
-    return f"for word; do case $word in {' '.join(arms)} esac; done\n" if len(arms) > 1 else ""
 
 
 def add(tool: str, projects: "Iterable[str]" = ()) -> str:
@@ -173,13 +153,16 @@ def add(tool: str, projects: "Iterable[str]" = ()) -> str:
     make_folders(folder)
     _write(os.path.join(folder, MARK), b"")
     path = os.path.join(folder, tool + _ENDING)
-    if os.path.lexists(path) and tool not in installed():
+    if os.path.lexists(path) and not _is_ours(path, tool):
         raise SandrunError(f"{path} is not a shim of sandrun's", "move it away")
-    private = f"{path}.{os.getpid()}"
-    wanted = [_WANTED + os.fsencode(root) + b"\n" for root in projects]
-    _write(private, _bytes(tool) + b"".join(wanted), 0o755)
-    os.replace(private, path)  # a shell that is reading the old one must not read half of this
+    _replace(path, _bytes(tool) + b"".join(_WANTED + os.fsencode(r) + b"\n" for r in projects))
     return path
+
+
+def _replace(path: str, text: bytes) -> None:
+    private = f"{path}.{os.getpid()}"
+    _write(private, text, 0o755)
+    os.replace(private, path)  # a shell that is reading the old one must not read half of this
 
 
 def _write(path: str, data: bytes, mode: int = 0o644) -> None:
@@ -194,12 +177,23 @@ def _write(path: str, data: bytes, mode: int = 0o644) -> None:
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.+-")
 
 
-def remove(tool: str) -> str:
-    """Remove the shim for a tool; its path. Raises SandrunError if there is none."""
-    if tool not in installed():
-        raise SandrunError(f"there is no shim for {tool}", "sandrun shims list")
+def remove(tool: str, forward: bool = False) -> str:
+    """Remove the shim for a tool, or its forwarder; its path.
+
+    With `forward` a forwarder takes the shim's place (not on Windows). Raises SandrunError if there
+    is no shim.
+    """
     path = os.path.join(directory(), tool + _ENDING)
-    os.unlink(path)
+    if not _is_ours(path, tool) or (forward and tool not in installed()):
+        raise SandrunError(f"there is no shim for {tool}", "sandrun shims list")
+    if forward and sys.platform != "win32":
+        from sandrun.gitguard import shim
+
+        forwarder = _FORWARDER.format(tool=tool)
+        text = _FORWARDING.format(forwarder=forwarder, search=shim.search(tool))
+        _replace(path, text.encode())
+    else:
+        os.unlink(path)
     return path
 
 
@@ -221,10 +215,18 @@ def installed() -> "list[str]":
     return [tool for tool in tools if _is_shim(os.path.join(folder, tool + _ENDING), tool)]
 
 
+def _is_ours(path: str, tool: str) -> bool:
+    return _is_shim(path, tool) or _has(path, _FORWARDER.format(tool=tool))
+
+
 def _is_shim(path: str, tool: str) -> bool:
+    return _has(path, _FIRST_LINE.format(tool=tool))
+
+
+def _has(path: str, line: str) -> bool:
     try:
         with open(path, "rb") as file:
-            return _FIRST_LINE.format(tool=tool).encode() in file.read(200)
+            return line.encode() in file.read(200)
     except OSError:
         return False
 

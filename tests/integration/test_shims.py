@@ -1,6 +1,7 @@
 """PATH shims, driven by the real shells and tools that meet them."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -160,33 +161,149 @@ def test_in_a_run_it_starts_at_once_however_deep(
     assert len(shimbox.records()) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "words", "queued"),
-    [
-        ("mytool", ["--version"], False),
-        ("mytool", ["all", "--version"], True),
-        ("make", ["-n"], False),
-        ("make", ["-kn", "all"], False),
-        ("make", ["all", "--dry-run"], False),
-        ("make", ["-fbuild/not.mk", "all"], True),
-        ("make", ["-j4", "all"], True),
-        ("make", ["--no-print-directory"], True),
-        ("make", ["--", "-n"], True),
-        ("go", ["env", "GOPATH"], False),
-        ("go", ["build"], True),
-        ("npm", ["ls"], False),
-        ("npm", ["test"], True),
-        ("pytest", ["tests", "--collect-only"], False),
-        ("pytest", ["tests"], True),
-    ],
-)
-def test_questions_do_not_wait(shimbox: Box, name: str, words: "list[str]", queued: bool) -> None:
+QUESTIONS = """
+mytool --version
+mytool --help
+make -n
+make -kn all
+make all --dry-run
+make -v
+make -h
+make --version
+make all --help
+gmake -n
+ninja -t x -n
+cmake --help-command add_test
+cmake --version
+ctest -N
+ctest --test-dir b --show-only=json-v1
+go env GOPATH
+go version
+go list ./...
+npm ls
+npm version
+npm run
+npm --version
+npm config get registry
+pnpm why x
+yarn --version
+npx --version
+node -v
+node --version x.js
+cargo metadata --no-deps
+cargo --version
+cargo help build
+rustc -vV
+pytest tests --collect-only
+pytest -h
+pytest tests --help
+tox --version
+tox -l
+nox --list
+gradle -v
+gradle -?
+mvn --version
+bazel version
+docker version
+docker compose ps
+just --list
+task --list-all
+rake -T
+pip list
+pip3 show x
+uv version
+uv pip list
+dotnet --info
+tsc --version
+tsc --showConfig
+"""
+WORK = """
+mytool all --version
+mytool --version all
+mytool -h
+mytool -V
+mytool version
+mytool help
+make -fbuild/not.mk all
+make -j4 all
+make --no-print-directory
+make -- -n
+make version
+make help
+make V=--version
+make -p
+ninja version
+ninja help
+cmake --build . --target help
+cmake -h.
+ctest -V
+go build
+go test -version
+go list -export ./...
+go help-me
+npm test
+npm version patch
+npm version --no-git-tag-version minor
+npm run x -- --version
+npm run version
+npm run ls:all
+npm config set x y
+npm x --version
+pnpm version patch
+pnpm help-me
+yarn version
+yarn version patch
+yarn list
+yarn help
+npx tsc --version
+npx -p typescript tsc -h
+node x.js --version
+node -e 1 -h
+cargo run -- --version
+cargo run --help-me
+cargo test version
+cargo xtask --help
+pytest tests
+pytest -- --help
+pytest -k version
+tox -- --version
+tox -e py --help-me
+nox -s x -- --list
+gradle -V build
+gradle help
+gradle tasks
+mvn -V package
+mvn help:effective-pom
+bazel run x -- --version
+docker run x --version
+docker compose up
+just version
+just help
+just x --list
+task version
+task help
+rake version
+pip install x
+pip config set a b
+uv version --bump patch
+uv run x --version
+poetry version patch
+dotnet run --version
+tsc -p . --watch
+"""
+
+
+@pytest.mark.parametrize("line", QUESTIONS.strip().splitlines() + WORK.strip().splitlines())
+def test_a_question_does_not_wait_and_work_does(shimbox: Box, line: str) -> None:
+    """A question is what the tool's own documentation calls one."""
+    name, *words = line.split()
     if name != "mytool":
         tool(shimbox, "tools", name=name)
         add(shimbox, name)
         shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
-    assert shimbox.run(*words, argv=[name]).stdout.startswith(f"tool {shimbox.root}/tools/{name} [")
-    assert len(shimbox.records()) == queued
+    done = shimbox.run(*words, argv=[name])
+    assert done.stdout.startswith(f"tool {shimbox.root}/tools/{name} [{' '.join(words)}]")
+    assert len(shimbox.records()) == (line in WORK.splitlines())
 
 
 # What version managers put first on PATH, by how they find the real thing.
@@ -398,6 +515,46 @@ def test_it_is_posix_sh_for_every_tool_and_shell(shimbox: Box) -> None:
     assert shimbox.run("shims", "list").stdout.split() == [
         name for name in listed if name not in ("git", "go")
     ]
+
+
+def test_a_build_that_was_configured_with_a_shim_outlives_it(shimbox: Box) -> None:
+    """By the path alone: as in a CMakeCache.txt, a config.status, an IDE's settings."""
+    shim = str(folder(shimbox) / "mytool")
+    said = shimbox.run("shims", "remove", "mytool").stdout
+    assert said == f"removed {shim}, a forwarder in its place (or: --no-forward)\n"
+    assert shimbox.run("shims", "list").stdout == ""
+    done = shimbox.run("a b", argv=[shim], env={"EXIT": "3"})
+    assert (done.returncode, done.stdout) == (3, f"tool {shimbox.root}/tools/mytool [a b] \n")
+    tool(shimbox, "manager", MANAGERS["searches"])
+    shimbox.env["PATH"] = f"{folder(shimbox)}:{shimbox.env['PATH']}"
+    assert shimbox.run("x", argv=["mytool"]).stdout == f"tool {shimbox.root}/tools/mytool [x] \n"
+    assert shimbox.records() == []
+    assert shimbox.run("shims", "remove", "mytool").returncode == 125
+    add(shimbox, "mytool")
+    assert "in a run" in shimbox.run(argv=["mytool"]).stdout
+    assert shimbox.run("shims", "remove", "mytool").returncode == 0
+    done = shimbox.run("shims", "remove", "--no-forward", "mytool")
+    assert (done.returncode, done.stdout) == (0, f"removed {shim}\n")
+    assert not os.path.exists(shim)
+
+
+def test_cmake_builds_on_when_the_shim_for_make_is_removed(shimbox: Box) -> None:
+    need("cmake", "make")
+    add(shimbox, "make", "gmake", "git")  # cmake looks for gmake first
+    (shimbox.project / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.10)\nproject(x NONE)\n"
+        "add_custom_target(x ALL COMMAND echo built)\n"
+    )
+    done = shimbox.run("-B", "b", "-G", "Unix Makefiles", argv=["cmake"], seconds=60)
+    assert done.returncode == 0, done.stderr
+    cache = (shimbox.project / "b/CMakeCache.txt").read_text()
+    assert re.search(f"={re.escape(str(folder(shimbox)))}/g?make\n", cache)
+    for words in ([], ["make", "gmake"], ["git"]):
+        if words:
+            assert shimbox.run("shims", "remove", *words).returncode == 0
+        done = shimbox.run("--build", "b", argv=["cmake"], seconds=60)
+        assert (done.returncode, "built" in done.stdout) == (0, True), done.stderr
+    assert shimbox.run("--version", argv=[str(folder(shimbox) / "git")]).returncode == 0
 
 
 def test_what_is_not_ours_is_not_touched(shimbox: Box) -> None:
