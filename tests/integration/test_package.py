@@ -120,7 +120,8 @@ def test_a_checkout_runs_wherever_it_is_installed(
     bin = environment(tmp_path, place)
     text = install(bin, source, *options)
     runs(box, bin)
-    assert ("import re\n" in text or "from sandrun.__main__" in text) == (place != "plain")
+    if sys.platform == "linux":  # elsewhere nobody sees that it is pip who builds
+        assert ("from sandrun.__main__" in text) == (place != "plain")
 
 
 @pytest.mark.parametrize("how", ["tool install", "tool run", "run"])
