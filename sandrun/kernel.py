@@ -183,14 +183,15 @@ def start(pid: int) -> int:
 
 
 def ancestors(pid: int) -> "list[int]":
-    """The chain of parents of `pid`, nearest first."""
+    """The chain of parents of `pid`, nearest first, as far as our pid namespace shows them."""
     chain: list[int] = []
     while pid > 1:
         try:
             pid = Stat(pid).parent
         except OSError:
             break
-        chain.append(pid)
+        if pid:  # 0 is whoever is outside: no process that could be told from another
+            chain.append(pid)
     return chain
 
 

@@ -70,14 +70,16 @@ def enclosing(around: str) -> str:
     environment that named them to us may have been cleared. Costs a millisecond: only for who has
     to wait.
     """
+    ours = kernel.ancestors(os.getpid())
     found: dict[str, str] = {}
-    for path in _states(around):
+    for path in _states(around, ours):
         try:
             queue = Queue(path)
         except SandrunError:
             continue
         try:
-            ids = [t.id for t in queue.running() if t.id not in found and _contains(queue, t)]
+            new = (t for t in queue.running() if t.id not in found)
+            ids = [t.id for t in new if ticket_holder(queue, t) in ours or _in_group(t.id)]
             found.update(dict.fromkeys([*ids, *_locks_of_ours(queue)], path))
         except OSError:
             continue  # removed meanwhile
@@ -86,10 +88,11 @@ def enclosing(around: str) -> str:
     return os.pathsep.join(f"{path}/{run_id}" for run_id, path in found.items())
 
 
-def _states(around: str) -> "list[str]":
-    """The state directories in which a run around us may have its ticket."""
+def _states(around: str, ours: "list[int]") -> "list[str]":
+    """The state directories in which a run around us may have its ticket, by the environments of
+    our ancestors."""
     roots = _roots(around)
-    for pid in kernel.ancestors(os.getpid()):
+    for pid in ours:
         try:
             told = kernel.environ(pid)
         except OSError:  # another user's, or it is gone

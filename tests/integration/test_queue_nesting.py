@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from sandrun import kernel
 from tests.harness import SCALE, Box, launcher, wait_for
 
 INNER = " ".join(launcher())
@@ -294,3 +295,18 @@ def test_a_killed_waiter_of_a_circle_leaves_no_trace(box: Box) -> None:
     box.run("--queue", "b", "status")
     left = [p.name for d in box.directories() for p in d.iterdir()]
     assert not [name for name in left if name.startswith(("around.", "w", "r"))]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces: runs as root")
+def test_whose_ancestors_are_hidden_is_not_inside_of_what_is_hidden(box: Box) -> None:
+    """As `docker exec` has it: the parent of the first process there has the number 0, and so has,
+    for us, whoever holds a lock from outside."""
+    init = box.start(*("--pid", "--fork", "--mount-proc", "sleep", "1000"), argv=["unshare"])
+    (child,) = wait_for(lambda: kernel.children(init.pid), 20)
+    enter = ["nsenter", "-t", str(child), "-p", "-m", "-w", *launcher()]
+    box.hold("one")
+    late = box.start("--", *box.job("late"), argv=enter)
+    wait_for(lambda: "waiting, position 2 of 2" in box.heard(late), 20)
+    box.let("one")
+    box.let("late")
+    assert box.finish(late).returncode == 0
