@@ -114,8 +114,10 @@ class _File:
         if info.st_nlink != 1 or not (ours or os.geteuid() == 0):
             return
         try:
-            os.fchown(self.fd, uid if ours else -1, gid)
-            os.fchmod(self.fd, mode)
+            try:
+                os.fchown(self.fd, uid if ours else -1, gid)
+            finally:
+                os.fchmod(self.fd, mode)
         except OSError as error:  # a group that we are not in, an owner outside of our namespace
             messages.decision(f"{self.path}: cannot set mode and group: {error.strerror}")
 

@@ -92,6 +92,16 @@ def test_what_each_makes_in_a_shared_checkout_all_can_open(
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_an_owner_outside_of_the_group_still_opens_it_to_those_who_may_write(
+    open_box: Box, lock: Path
+) -> None:
+    os.chown(lock.parent, STRANGER, TEAM)
+    lock.parent.chmod(0o777)
+    lock.unlink()
+    assert open_box.run("--", "true", argv=member(STRANGER)).returncode == 0
+    assert mode(lock) == 0o666
+
+
 def test_a_lock_that_all_could_hold_is_shut_again(open_box: Box, lock: Path) -> None:
     """Else whoever reads the repository could hold it, and with it all runs."""
     lock.chmod(0o666)
