@@ -126,6 +126,13 @@ def text(queues: "list[dict[str, object]]", everything: bool) -> str:
     return "\n".join(map(plain, lines)) or "nothing runs and nothing waits"
 
 
+def ids(queues: "list[dict[str, Any]]", waiting: bool) -> "list[str]":
+    """The ids of all runs and waiters, or of those that are `waiting`, each with what it is."""
+    rows = [row for queue in queues for row in queue["runs"] if not (waiting and row["running"])]
+    states = {True: "runs", False: "waits"}
+    return [f"{row['id']}\t{states[row['running']]}: {plain(row['command'])}" for row in rows]
+
+
 def _row_text(row: "dict[str, Any]") -> str:
     state = "runs " if row["running"] else "waits"
     stopped = f"stopped: fg, or kill -CONT {row['stopped_pid']}; " if row["stopped"] else ""

@@ -165,9 +165,13 @@ def _shown(option: options.Option, value: "Any") -> str:
 @cli.command()
 @click.option("--all", "everything", is_flag=True, help="All queues of yours on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with a version.")
+@click.option("--ids", type=click.Choice(["all", "waits"]), hidden=True)
 @click.pass_obj
 def status(
-    obj: "tuple[str, settings.Settings]", everything: bool = False, as_json: bool = False
+    obj: "tuple[str, settings.Settings]",
+    everything: bool = False,
+    as_json: bool = False,
+    ids: str = "",
 ) -> None:
     """Show who runs and who waits, in order."""
     from sandrun import overview
@@ -179,6 +183,10 @@ def status(
         for path in (project.all_states() if everything else [here])
     ]
     foreign, example = project.foreign_states() if everything else (0, "")
+    if ids:  # for completions
+        for line in overview.ids(queues, ids == "waits"):
+            page(line)
+        return
     if as_json:
         page(json.dumps({"v": 1, "queues": queues, "foreign": foreign}))
         return

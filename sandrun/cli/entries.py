@@ -5,6 +5,7 @@ import os
 import click
 
 from sandrun import messages, project, settings
+from sandrun.cli import completions as shells
 from sandrun.cli import describe
 from sandrun.cli.answer import out, page
 from sandrun.cli.mistakes import Group
@@ -167,7 +168,7 @@ def completions(ctx: click.Context, shell: str) -> None:
     zsh   eval "$(sandrun completions zsh)", after compinit
     fish  sandrun completions fish | source
     """
-    page(describe.completions(ctx.find_root().command, shell))
+    page(shells.text(ctx.find_root().command, shell))
 
 
 @click.command()

@@ -98,7 +98,7 @@ def test_huskys_own_file_of_the_user_gets_the_line_and_keeps_it(
 
 
 def test_a_hook_that_husky_calls_sees_the_index_of_its_commit(project: Box) -> None:
-    (project.project / "sandrun.toml").write_text("clean_git_env = true\n")
+    project.env["SANDRUN_CLEAN_GIT_ENV"] = "1"
     hook = project.project / ".husky/pre-commit"
     hook.parent.mkdir()
     hook.write_text('echo "index: $(git diff --cached --name-only)${SANDRUN_RUNS:+ in a run}"\n')
