@@ -10,6 +10,7 @@ line, move the cursor or command a CI service.
 Programs are told by `tell`, in events and facts instead of sentences, whatever the level.
 """
 
+import errno
 import os
 import sys
 
@@ -128,3 +129,12 @@ def detail(text: str) -> None:
     """Each write to a control file; shown by -vv."""
     if level >= 2:
         _line(text, "2")
+
+
+def more_of(number: "int | None") -> str:
+    """The hint for an errno of a shortage: what gives more of what the system refused."""
+    if number == errno.EMFILE and sys.platform != "win32":
+        return f"{os.sysconf('SC_OPEN_MAX')} open files are too few: ulimit -n 1024"
+    if number == errno.ENFILE:
+        return "the whole host has no more open files: sysctl fs.file-max"
+    return "ulimit -a shows what this shell may have"

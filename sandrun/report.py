@@ -128,7 +128,9 @@ def not_started(stage: str, number: int, command: "list[str]") -> Outcome:
     if stage == "E":
         messages.error(
             f"cannot enter the container: {os.strerror(number)}; the command was not started",
-            "see sandrun doctor",
+            messages.more_of(number)
+            if number in (errno.EMFILE, errno.ENFILE)
+            else "see sandrun doctor",
         )
         return Outcome("failed", EXIT_SANDRUN)
     name = command[0]

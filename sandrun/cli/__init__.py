@@ -28,7 +28,7 @@ def main() -> "NoReturn":
         code = _main(sys.argv[1:], heritage)
     except SandrunError as error:
         lack = exhausted(error)
-        hint = _more_of(lack) if lack else error.hint
+        hint = messages.more_of(lack.errno) if lack else error.hint
         messages.error(error.text, hint)
         code = error.exit_code
         messages.tell("failed", {"text": error.text, "hint": hint, "exit": code})
@@ -97,19 +97,10 @@ def _surprise(error: BaseException) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-        messages.error(f"the system refuses: {error.strerror}", _more_of(error))
+        messages.error(f"the system refuses: {error.strerror}", messages.more_of(error.errno))
         return EXIT_SANDRUN
     messages.error(
         f"internal error: {type(error).__name__}: {error}",
         "this is a bug; SANDRUN_DEBUG=1 shows where",
     )
     return EXIT_SANDRUN
-
-
-def _more_of(error: OSError) -> str:
-    """What gives more of what the system refused."""
-    if error.errno == errno.EMFILE and sys.platform != "win32":
-        return f"{os.sysconf('SC_OPEN_MAX')} open files are too few: ulimit -n 1024"
-    if error.errno == errno.ENFILE:
-        return "the whole host has no more open files: sysctl fs.file-max"
-    return "ulimit -a shows what this shell may have"

@@ -269,7 +269,8 @@ def test_status_shows_what_is_stopped_and_how_it_goes_on(box: Box) -> None:
 @pytest.mark.parametrize("stop", [signal.SIGSTOP, signal.SIGTSTP])
 def test_status_shows_a_stopped_command_too(box: Box, stop: signal.Signals) -> None:
     """Whether its supervisor follows or not."""
-    box.hold("one")
+    # A group of its own, below ours: in an orphaned one SIGTSTP stops nobody, setpgid(2).
+    box.start("--", *box.job("one"), own_group=True)
     os.kill(box.begun("one"), stop)
     wait_for(lambda: box.status()[0]["stopped"], 20)
     os.kill(int(str(box.status()[0]["stopped_pid"])), signal.SIGCONT)
