@@ -143,12 +143,12 @@ def real_git(env: "dict[str, str]") -> str:
     Raises SandrunError.
     """
     noted = env.get(SHIM_VARIABLE, "").partition("\n")[0].split(":")
-    if noted[0] == str(os.getpid()) and noted[4:5] == ["git"]:
+    if noted[0] == str(os.getpid()) and noted[5:6] == ["git"]:
         return noted[-2]
     for directory in env.get("PATH", os.defpath).split(":"):
         file = os.path.join(directory or ".", "git")
         if os.access(file, os.X_OK) and os.path.isfile(file) and not _is_shim(file):
-            env[SHIM_VARIABLE] = f"{os.getpid()}:{os.getppid()}:0:0:git::{file}:\n\n"
+            env[SHIM_VARIABLE] = f"{os.getpid()}:{os.getppid()}:0:0::git::{file}:\n\n"
             return os.path.abspath(file)
     raise SandrunError("git: command not found", "install git", EXIT_NOT_FOUND)
 

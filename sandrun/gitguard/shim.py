@@ -17,16 +17,18 @@ DIRECTORY_MARK = ".sandrun-shims"
 
 # Nothing shows whether a version manager behind a shim has come back to it by the PATH or the tool
 # has started itself by name. So the shim notes what it passed, in SANDRUN_SHIM:
-#   PID:PPID:DEPTH:AGAIN:TOOL:OWN<newline>BEFORE<newline>WORDS
+#   PID:PPID:DEPTH:AGAIN:SINCE:TOOL:OWN<newline>BEFORE<newline>WORDS
 # the process that became the tool (an empty PID: the run's child, whose parent is PPID), how many
-# shims deep it is, how often only a passed place was left, the places that this process passed,
-# those that the processes around it passed with the same words in the same directory, and these.
+# shims deep it is, how often only a passed place was left and since when, the places that this
+# process passed, those that the processes around it passed with the same words in the same
+# directory, and these.
 # A process that becomes the tool again came back: what lies behind is the tool. A child starts the
 # search anew. It ends: each process passes a place once, processes inside one another pass it twice
-# with the same words, and the counts limit all else.
+# with the same words, and the counts limit all else (no circle: a server that becomes itself again
+# once a minute).
 _SEARCH = r"""line='
 '
-words="$PWD $*" depth=0 again=0 own= before= real= back=
+words="$PWD $*" depth=0 again=0 since= own= before= real= back=
 [ ${{#words}} -lt 1000 ] || words="$PWD $# ${{#words}}"
 recall() {{
 	set -f
@@ -34,11 +36,11 @@ recall() {{
 	set -- ${{SANDRUN_SHIM-}}
 	unset IFS
 	set +f
-	[ $# -gt 5 ] && kill -0 "${{1:-$2}}" 2>/dev/null || return
-	case $3$4 in *[!0-9]*) return ;; esac
+	[ $# -gt 6 ] && kill -0 "${{1:-$2}}" 2>/dev/null || return
+	case $3$4$5 in *[!0-9]*) return ;; esac
 	depth=$(($3 + 1))
-	[ "$5" = {tool} ] || return
-	own=${{SANDRUN_SHIM%%"$line"*}} own=${{own#*:*:*:*:*:}}
+	[ "$6" = {tool} ] || return
+	since=$5 own=${{SANDRUN_SHIM%%"$line"*}} own=${{own#*:*:*:*:*:*:}}
 	rest=${{SANDRUN_SHIM#*"$line"}}
 	same=
 	[ "${{rest#*"$line"}}" != "$words" ] || same=1
@@ -62,15 +64,19 @@ for directory in $PATH; do
 done
 unset IFS
 set +f
-if [ -z "$real" ] && [ "$back" ] && [ $again -lt 20 ] && [ $depth -lt {deepest} ]; then
-	real=$back again=$((again + 1))
+if [ -z "$real" ] && [ "$back" ]; then
+	now=$(command -p date +%s)
+	[ $((now - ${{since:-$now}})) -lt 600 ] || depth=0 again=0 since=
+	since=${{since:-$now}}
+	[ $again -ge 20 ] || [ $depth -ge {deepest} ] || real=$back
+	again=$((again + 1))
 	case $own in *":$back:"*) own=${{own%%":$back:"*}}${{own#*":$back:"}} ;; esac # once, and last
 fi
 if [ -z "$real" ]; then
 	echo >&2 "sandrun: {tool}: command not found${{back:+, $back only starts itself}}"
 	exit 127
 fi
-note="$depth:$again:{tool}:$own:$real:$line$before$line$words"
+note="$depth:$again:$since:{tool}:$own:$real:$line$before$line$words"
 export SANDRUN_SHIM="$$:$PPID:$note"
 """
 

@@ -452,9 +452,22 @@ def test_a_manager_that_comes_back_in_an_odd_way_leads_to_the_tool(shimbox: Box,
     assert done.stdout.startswith(f"tool {shimbox.root}/tools/mytool [")
 
 
+@pytest.mark.parametrize(("ago", "code"), [(5, 127), (5000, 0)])
+def test_what_becomes_itself_again_now_and_then_goes_in_no_circle(
+    shimbox: Box, ago: int, code: int
+) -> None:
+    """As a server does that is told to start anew: the twenty-first time counts only if the first
+    is not long ago."""
+    script = (
+        f'export SANDRUN_SHIM="$$:$PPID:30:20:$(($(date +%s) - {ago})):mytool'
+        f'::{shimbox.root}/tools/mytool:\n\n$PWD x"; exec mytool x'
+    )
+    assert shimbox.run(script, argv=["sh", "-c"]).returncode == code
+
+
 def test_a_note_of_another_process_or_of_nonsense_is_no_harm(shimbox: Box) -> None:
     expected = f"tool {shimbox.root}/tools/mytool [x] in a run\n"
-    passed = f"mytool::{shimbox.root}/tools/mytool:\n\n"
+    passed = f":mytool::{shimbox.root}/tools/mytool:\n\n"
     for note in (f"{os.getpid()}:1:0:0:{passed}", f"999999999:1:0:0:{passed}", "a:b", ":::::::",
                  f"{os.getpid()}:1:x:0:{passed}", "\n\n\n"):  # fmt: skip
         assert shimbox.run("x", argv=["mytool"], env={"SANDRUN_SHIM": note}).stdout == expected
