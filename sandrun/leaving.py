@@ -4,11 +4,13 @@ from sandrun.model import EXIT_GAVE_UP, SandrunError
 
 
 class Left(Exception):
-    """A signal, or what is one elsewhere, told the waiter to go."""
+    """A signal, or what is one elsewhere, told the waiter to go; or, if it did not wait (`waited`),
+    the run to end before its command was started."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, waited: bool = True) -> None:
         super().__init__(signum)
         self.signum = signum
+        self.waited = waited
 
 
 class GaveUp(SandrunError):

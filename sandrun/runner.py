@@ -78,7 +78,7 @@ def run(
     """Run `command` through the queue of `project`, contained; how it ended.
 
     Raises SandrunError when sandrun fails before the command was started, and leaving.Left when
-    a signal told the waiter to go.
+    a signal told us to end before that.
     """
     owner = projects.owner(project)
     if settings.waiting or owner >= 0:
@@ -109,6 +109,11 @@ def run(
         outcome = _contained(this) if _is_wanted(this) else Outcome("parent", EXIT_HANGUP)
         if outcome.reason in _KILLED and not outcome.undead and _all_dead(this):
             _surely(lambda: gitguard.heal_after(project, since, this.id))
+    except BaseException as error:
+        signum = getattr(error, "signum", 0)
+        if signum:
+            outcome = Outcome("left", 128 + signum)
+        raise
     finally:
         _surely(lambda: _record(this, outcome, time.time() - since))
         if not outcome.undead:  # what cannot be ended holds the inherited lock as long as it lives
@@ -227,6 +232,11 @@ def _supervised(
     this: Run, backend: "Backend", container: "Container", keeper: "Keeper | None"
 ) -> Outcome:
     this.place.hand_down()
+    signum = spawn.told_to_end(this.heritage)
+    if signum:
+        from sandrun.leaving import Left
+
+        raise Left(signum, waited=False)
     stage, number = "", 0
     try:
         child = container.spawn(this.command, this.environment(), this.heritage)

@@ -112,6 +112,12 @@ def interruptibly(heritage: Heritage, call: "Callable[[], T]") -> "T":
         _signal.pthread_sigmask(_signal.SIG_BLOCK, _ENDING)
 
 
+def told_to_end(heritage: Heritage) -> int:
+    """The signal that came so far and would have ended an ordinary program; 0: none."""
+    heeded = _ENDING & _signal.sigpending() - heritage.mask
+    return next((int(s) for s in heeded if _signal.getsignal(s) != _signal.SIG_IGN), 0)
+
+
 def _own_umask(heritage: Heritage) -> None:
     """The caller's umask for our own files, but with all rights for their owner: what it takes
     away from the command (umask 777), we and later runs need."""

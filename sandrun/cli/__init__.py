@@ -88,7 +88,10 @@ def _surprise(error: BaseException) -> int:
     """An exception that nobody expected, or a waiter that was told to go."""
     signum = getattr(error, "signum", 0)
     if signum:
-        messages.status("left the queue")
+        if getattr(error, "waited", True):
+            messages.status("left the queue")
+        else:
+            spawn.die(signum)
         return 128 + int(signum)
     if isinstance(error, KeyboardInterrupt):
         return 130

@@ -70,6 +70,11 @@ def interruptibly(heritage: Heritage, call: "Callable[[], T]") -> "T":
     return call()
 
 
+def told_to_end(heritage: Heritage) -> int:
+    """No signal waits to be seen here."""
+    return 0
+
+
 def restore(heritage: Heritage) -> None:
     """Be an ordinary program again, which Ctrl-C ends."""
     console.restore()

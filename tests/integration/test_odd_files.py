@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sandrun import kernel
-from tests.harness import Box, launcher, wait_for
+from tests.harness import INJECT, Box, launcher, wait_for
 
 USER = 12345
 
@@ -58,6 +58,12 @@ def user_file(box: Box) -> Path:
     return file
 
 
+def careful(box: Box, *words: str) -> "subprocess.CompletedProcess[str]":
+    """A run that ends by itself, should it read what never ends."""
+    script = 'ulimit -v 1500000; exec "$@"'
+    return box.run("-c", script, "sh", *launcher(), *words, argv=["sh"], seconds=20)
+
+
 @pytest.mark.parametrize("git", [False, True])
 @pytest.mark.parametrize("name", ["sandrun.toml", "pyproject.toml"])
 @pytest.mark.parametrize("make", ODD)
@@ -67,18 +73,18 @@ def test_an_odd_file_of_a_project_costs_one_line(
     if git:
         subprocess.run(["git", "init", "-q"], cwd=box.project, check=True)
     make(box.project / name)
-    done = box.run("--", "echo", "ran", seconds=20)
+    done = careful(box, "--", "echo", "ran")
     assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
     assert done.stderr == f"sandrun: {box.project / name}: {ODD[make]}; it sets nothing\n"
-    assert box.run("status", seconds=20).returncode == 0
-    assert box.run("git", "--version", seconds=20).returncode == 0
+    assert careful(box, "status").returncode == 0
+    assert careful(box, "git", "--version").returncode == 0
 
 
 @pytest.mark.parametrize("make", [fifo, endless, huge, directory, loop])
 def test_an_odd_file_of_the_users_costs_one_line(box: Box, make: "Callable[[Path], None]") -> None:
     file = user_file(box)
     make(file)
-    done = box.run("--", "echo", "ran", seconds=20)
+    done = careful(box, "--", "echo", "ran")
     assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
     assert done.stderr.startswith(f"sandrun: {file}: ")
     assert done.stderr.endswith("; it sets nothing\n") and done.stderr.count("\n") == 1
@@ -95,7 +101,7 @@ def test_an_odd_file_of_git_holds_nobody_up(
         odd.unlink(missing_ok=True)
         (box.project / ".git/index.lock").touch()
     make(odd)
-    done = box.run("--git-wait", "0.2", "--", "echo", "ran", seconds=20)
+    done = careful(box, "--git-wait", "0.2", "--", "echo", "ran")
     assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
     assert "internal error" not in done.stderr
 
@@ -127,11 +133,13 @@ def test_what_may_not_be_read_is_said(open_box: Box, whose: str) -> None:
     assert done.stderr == f"sandrun: {file}: Permission denied; it sets nothing\n"
 
 
+SLOW = "takes too long to read; the file is ignored|no such setting: a"
 TOML = {
     "500,000 brackets": ("a = " + "[" * 500_000, "nested too deeply; the file is ignored"),
     "500,000 tables": ("a = " + "{a=" * 300_000, "nested too deeply; the file is ignored"),
-    "dots in a key": ("a" + ".a" * 500_000 + " = 1", "takes too long to read; the file is ignored"),
-    "dots in a value": ("a = {a" + ".a" * 500_000 + " = 1}", "takes too long to read; the file"),
+    # Read in no time by a later tomllib, perhaps.
+    "dots in a key": ("a" + ".a" * 500_000 + " = 1", SLOW),
+    "dots in a value": ("a = {a" + ".a" * 500_000 + " = 1}", SLOW),
     "5,000 digits": ("memory = " + "9" * 5000, "a number has too many digits; the file is ignored"),
     "4,000 digits": ("pids = " + "9" * 4000, "pids is not a single value; ignored"),
     "5,000 digits in hex": ("pids = 0x" + "f" * 5000, "pids is not a single value; ignored"),
@@ -168,7 +176,7 @@ def test_odd_toml_costs_one_line(box: Box, kind: str, name: str) -> None:
     done = box.run("--", "echo", "ran")
     assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
     assert done.stderr.startswith(f"sandrun: {file}: ") and done.stderr.count("\n") == 1
-    assert said in done.stderr
+    assert any(words in done.stderr for words in said.split("|"))
     assert len(done.stderr) < 5000 and done.stderr[:-1].isprintable()
 
 
@@ -179,26 +187,40 @@ def test_a_mark_of_utf8_and_line_ends_of_windows_are_no_mistakes(box: Box) -> No
     assert re.search(r"^memory +100 MiB", done.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("how", ["script", "module"])
-def test_signals_end_sandrun_while_it_reads(box: Box, signum: int, how: str) -> None:
-    """A file that costs seconds (the limit is on CPU time): nothing is started any more."""
-    (box.project / "sandrun.toml").write_text("a" + ".a" * 500_000 + " = 1")
-    argv = launcher() if how == "script" else None
-    words = ["--", "touch", "ran"]
-    if how == "module":
-        import sys
+def points(box: Box, words: "list[str]") -> "list[str]":
+    """The system calls of a run up to where it starts the command, each once (see INJECT)."""
+    file = box.root / "points"
+    env = {"PYTHONPATH": f"{INJECT}:{box.env.get('PYTHONPATH', '')}"}
+    assert box.run(*words, env={**env, "SANDRUN_TEST_POINTS": str(file)}).returncode == 0
+    found = list(dict.fromkeys(file.read_text().splitlines()))
+    blocked = next(at for at, point in enumerate(found) if point.startswith("spawn.py:take"))
+    last = found.index("spawn.py:told_to_end:sigpending")
+    return found[blocked + 1 : last + 1]
 
-        argv, words = [sys.executable], ["-m", "sandrun", *words]
-    run = box.start(*words, argv=argv)
 
-    def reads() -> bool:
-        """It has a handler for SIGVTALRM, which bounds the reading."""
-        caught = kernel.read(f"/proc/{run.pid}/status").partition(b"SigCgt:\t")[2][:16]
-        return bool(int(caught, 16) >> (signal.SIGVTALRM - 1) & 1)
-
-    wait_for(reads, 20, "it reads")
-    run.send_signal(signum)
-    done = box.finish(run)
-    assert (done.returncode, done.stderr) == (-signum, "")
-    assert not (box.project / "ran").exists()
+@pytest.mark.parametrize("backend", ["none", "rlimit"])
+def test_what_ends_a_program_ends_sandrun_before_the_command_exists(
+    make_box: "Callable[[str], Box]", backend: str
+) -> None:
+    """At every step from its start: a signal of each kind in turn; nothing is started any more."""
+    box = make_box(backend)
+    subprocess.run(["git", "init", "-q"], cwd=box.project, check=True)
+    (box.project / "sandrun.toml").write_text('memory = "100M"\nqueue = "x"\n')
+    words = ["-q", "--", "true"]
+    box.run(*words)  # what only a first run does
+    steps = points(box, words)
+    assert any(point.startswith("settings.py:_in_time") for point in steps)
+    assert any(point.startswith("small_files.py:read_small:open") for point in steps)
+    env = {"PYTHONPATH": f"{INJECT}:{box.env.get('PYTHONPATH', '')}"}
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
+    for at, point in enumerate(steps):
+        signum = signals[at % len(signals)]
+        run = box.start("-q", "--", "touch", "ran", env={**env, "SANDRUN_TEST_STOP": point})
+        wait_for(lambda run=run: kernel.Stat(run.pid).state == "T", 20, point)  # type: ignore[misc]
+        run.send_signal(signum)
+        run.send_signal(signal.SIGCONT)
+        done = box.finish(run)
+        assert (done.returncode, done.stderr) == (-signum, ""), point
+        assert not (box.project / "ran").exists(), point
+    assert box.run("--", "true").returncode == 0
+    wait_for(lambda: not box.leftovers(), 10, "nothing is left")
