@@ -192,7 +192,8 @@ def status(
         return
     page(overview.text(queues, everything))
     if foreign:
-        out(f"passed by: {foreign} entries of other users with names of your queues ({example})")
+        what = "entry" if foreign == 1 else "entries"
+        out(f"passed by: {foreign} {what} of other users with names of your queues ({example})")
 
 
 @cli.command()

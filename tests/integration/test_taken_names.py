@@ -109,7 +109,9 @@ class Users:
         for uid in (self.first, self.other):
             for path in {p for directory in SHARED for p in directory.glob(f"*-{uid}")}:
                 remove(path)
-        shutil.rmtree(self.state(0), ignore_errors=True)
+        for path in (self.state(0), LOCKS / "sandrun-locks-0"):  # of a sandrun that falls short
+            if path.exists() and path.stat().st_uid in (self.first, self.other):
+                remove(path)
 
 
 @pytest.fixture
@@ -177,7 +179,7 @@ def test_a_taken_name_costs_nobody_a_run(users: Users, kind: str) -> None:
     wait_for(lambda: "waiting, position 2 of 2" in box.heard(second), 20)
     shown = users.run("status", "--all").stdout
     assert str(users.home) in shown and " job one " in shown
-    assert f"passed by: 1 entries of other users with names of your queues ({taken[0]})" in shown
+    assert f"passed by: 1 entry of other users with names of your queues ({taken[0]})" in shown
     for path in taken:
         remove(path)
     third = users.start("--", *users.job("three"))
