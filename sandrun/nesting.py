@@ -115,51 +115,60 @@ def _roots(around: str) -> "set[str]":
 
 
 def _locks_of_ours(queue: Queue) -> "list[str]":
-    """The ids of the runs whose run lock is held by an open file that we inherited."""
+    """The ids of the runs whose run lock was handed down to us."""
     if sys.platform == "win32":
         return []
     from sandrun import recovery
     from sandrun.runlock import read_line
 
-    ids: list[str] = []
+    ids = []
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     for slot in queue.slots():
         try:
-            file = os.stat(slot_file("executor", slot), dir_fd=queue.dir, follow_symlinks=False)
+            fd = os.open(slot_file("executor", slot), flags, dir_fd=queue.dir)
         except OSError:
             continue
-        fd = inherited_lock(file)
-        if fd >= 0:
+        if is_handed_down(os.fstat(fd)):
             holder = recovery.parse(read_line(fd))
-            ids += [holder.id] if holder else []
+            ids.append(holder.id if holder else "")  # a full disk lost the line
+        os.close(fd)
     return ids
 
 
-def inherited_lock(file: os.stat_result) -> int:
-    """A descriptor that we inherited through which the file is locked by flock(2); -1: none.
+def is_handed_down(file: os.stat_result) -> bool:
+    """Whether this file is locked by flock(2) through an open file that we inherited.
 
-    Only the open file that holds a lock shows it (proc(5), fdinfo; Linux 4.1): a daemon of an ended
-    run has the file open too. Our own descriptors are close-on-exec.
+    Where the holder is out of sight, one that an ancestor inherited will do: Python and node close
+    what they have for those that they start. Only the open file that holds a lock shows it
+    (proc(5), fdinfo; Linux 4.1): a daemon of an ended run has the file open too.
     """
+    hidden = () if lock_holder(file) else kernel.ancestors(os.getpid())
+    return any(_shows_lock(str(pid), file) for pid in ("self", *hidden))
+
+
+def _shows_lock(pid: str, file: os.stat_result) -> bool:
     try:
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                here = os.fstat(int(name))
-                if (here.st_ino, here.st_dev) != (file.st_ino, file.st_dev):
-                    continue
-                locked = b"FLOCK" in kernel.read(f"/proc/self/fdinfo/{name}")
-                if locked and os.get_inheritable(int(name)):
-                    return int(name)
-            except OSError:  # closed: it was the listing's own
-                continue
+        names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
-        pass
-    return -1
+        return False
+    for name in names:
+        try:
+            here = os.stat(f"/proc/{pid}/fd/{name}")
+            if (here.st_ino, here.st_dev) != (file.st_ino, file.st_dev):
+                continue
+            # Our own descriptors are close-on-exec.
+            inherited = pid != "self" or os.get_inheritable(int(name))
+            if inherited and b"FLOCK" in kernel.read(f"/proc/{pid}/fdinfo/{name}"):
+                return True
+        except OSError:  # closed: it was the listing's own
+            continue
+    return False
 
 
 def is_ours(file: os.stat_result) -> bool:
     """Whether the run that has locked this file is around us."""
     holder = lock_holder(file)
-    return bool(holder and is_ancestor(holder)) or inherited_lock(file) >= 0
+    return bool(holder and is_ancestor(holder)) or is_handed_down(file)
 
 
 def ticket_holder(queue: Queue, ticket: Ticket) -> int:

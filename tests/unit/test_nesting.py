@@ -57,11 +57,11 @@ def test_only_the_open_file_that_holds_the_lock_proves_it(tmp_path: Path) -> Non
         for each in (file, other):
             os.set_inheritable(each.fileno(), True)
         info = os.fstat(file.fileno())
-        assert nesting.inherited_lock(info) == -1
+        assert not nesting.is_handed_down(info)
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert nesting.inherited_lock(info) == file.fileno()
+        assert nesting.is_handed_down(info)
         os.set_inheritable(file.fileno(), False)
-        assert nesting.inherited_lock(info) == -1
+        assert not nesting.is_handed_down(info)
         os.set_inheritable(file.fileno(), True)
         fcntl.flock(file, fcntl.LOCK_UN)
-        assert nesting.inherited_lock(info) == -1
+        assert not nesting.is_handed_down(info)
