@@ -238,7 +238,10 @@ class Group1:
         try:
             current = max(0, int(self.memory.usage_in_bytes) - files)
             peak = int(self.memory.max_usage_in_bytes)
-            return Usage(current, peak, self._cpu(), kinds=self.sampler.kinds)
+            usage = Usage(current, peak, self._cpu(), kinds=self.sampler.kinds)
+            if "pids" in self.paths:
+                usage.refused = groups.refused(self.paths["pids"])
+            return usage
         except OSError:
             return Usage()
 

@@ -216,7 +216,9 @@ class Group2:
             current = max(0, int(self.files.memory_current) - files)
             sampled = not self.files.has("memory.peak")
             peak = self.highest if sampled else int(self.files.memory_peak)
-            return Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
+            usage = Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
+            usage.refused = groups.refused(self.token, self.main)
+            return usage
         except OSError:
             return Usage()
 

@@ -50,6 +50,26 @@ def _lines(path: str) -> "list[str]":
     return kernel.read(path).decode("utf-8", "surrogateescape").split("\n")
 
 
+def refused(path: str, inner: str = "") -> "tuple[int, int]":
+    """How many forks a limit on processes refused in a group, and the lowest limit around there.
+
+    Since 6.11 pids.events.local tells of the group's own limit alone; before, pids.events tells
+    whatever limit it was, of the group that the process was in: this one, or `inner`.
+    """
+    count = _events(f"{path}/pids.events.local")
+    if count is None:
+        found = (_events(f"{group}/pids.events") for group in (path, inner) if group)
+        count = sum(filter(None, found))
+    return (count, lowest(path, "pids.max")) if count else (0, 0)
+
+
+def _events(file: str) -> "int | None":
+    try:
+        return int(kernel.read(file).split()[1])  # `max 3`
+    except (OSError, IndexError, ValueError):
+        return None
+
+
 def pages(size: int) -> int:
     """What the kernel makes of a limit in bytes: whole pages."""
     return size // _PAGE * _PAGE

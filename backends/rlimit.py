@@ -32,6 +32,10 @@ KILL_SECONDS = 5.0
 _REFUSED_SECONDS = 1.0
 _CHASE_SECONDS = 60.0
 """Seconds for which new processes count as progress."""
+_NEAR = 0.8
+"""The part of a backstop from which on a failure may be due to it."""
+_LARGEST = 3
+"""Processes whose data is read at a look."""
 _MARK_BYTES = 1 << 24
 _NEWBORN_SECONDS = 0.05
 """Seconds in which no process of the run is born, if it is over."""
@@ -61,6 +65,7 @@ class RlimitContainer:
         self.struck = ""
         self.starts: dict[int, int] = {}
         """Of the processes last seen, by pid."""
+        self.near: dict[str, tuple[int, int]] = {}
         self.owner = os.getpid() if limits else 0
         self.strangers: dict[int, int] = {}
         self.tasks = kernel.tasks()
@@ -109,6 +114,7 @@ class RlimitContainer:
             self.sampler.look(current, lambda: most)
             if current > self.limits.memory:
                 self.struck = "own"
+            self._note_near(members)
         return self.monitor.due(now)
 
     def _members(self) -> "dict[int, kernel.Stat]":
@@ -123,8 +129,24 @@ class RlimitContainer:
             return self.strangers[pid] == kernel.start(pid)
         return pid == self.keeper
 
+    def _note_near(self, members: "dict[int, kernel.Stat]") -> None:
+        """Note what comes near a backstop: the kernel tells nobody when one strikes."""
+        assert self.limits
+        tasks = sum(info.threads for info in members.values())
+        if self.limits.pids > 0 and os.geteuid():  # root has no such limit
+            self._note("tasks", tasks, self.limits.pids)
+        if self.data and not DARWIN:
+            for pid in sorted(members, key=lambda pid: -members[pid].size)[:_LARGEST]:
+                self._note("data", kernel.data(pid), self.data)
+
+    def _note(self, kind: str, had: int, most: int) -> None:
+        if had > most * _NEAR and had > self.near.get(kind, (0, 0))[0]:
+            self.near[kind] = had, most
+
     def usage(self) -> Usage:
-        return Usage(self.monitor.current, self.monitor.peak, sampled=True)
+        usage = Usage(self.monitor.current, self.monitor.peak, sampled=True)
+        usage.near = self.near
+        return usage
 
     def top(self) -> "list[Process]":
         return self.sampler.top()

@@ -125,10 +125,10 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 
 class Stat:
     """What /proc/PID/stat tells (proc(5)): identity, state, parent, start in clock ticks; `cpu` in
-    seconds, that of reaped children included; `rss` in bytes; `stack`: the address where its stack
-    starts, 0 for another user's."""
+    seconds, that of reaped children included; `size` (of its address space) and `rss` in bytes;
+    `stack`: the address where its stack starts, 0 for another user's."""
 
-    __slots__ = ("cpu", "name", "parent", "rss", "stack", "start", "state", "threads")
+    __slots__ = ("cpu", "name", "parent", "rss", "size", "stack", "start", "state", "threads")
 
     def __init__(self, pid: int) -> None:
         head, _, tail = read(f"/proc/{pid}/stat").rpartition(b")")
@@ -139,8 +139,15 @@ class Stat:
         self.cpu = sum(map(int, fields[11:15])) / _TICKS
         self.threads = int(fields[17])
         self.start = int(fields[19])
+        self.size = int(fields[20])
         self.rss = int(fields[21]) * _PAGE
         self.stack = int(fields[25])
+
+
+def data(pid: int) -> int:
+    """How much data and stack a process has, in bytes: about what RLIMIT_DATA counts (proc(5))."""
+    words = _try_read(f"/proc/{pid}/statm").split()
+    return int(words[5]) * _PAGE if words else 0
 
 
 def arguments(pid: int) -> "list[str]":

@@ -136,13 +136,17 @@ class Process:
 class Usage:
     """What a container's processes used. Bytes and seconds; None where it cannot be known.
 
+    `refused`: how many processes and threads could not be started at a limit on their number, and
+    that limit; `near`: which of the fallback's backstops was nearly reached (`data`: bytes of one
+    process, `tasks`), how much there was, and the limit.
+
     `current` leaves out page cache that the kernel can drop. `sampled` is true when `peak` was
     polled, so that a higher, shorter peak may have been missed. `kinds` tells how much memory was
     `anon`, `file` (page cache), `shmem` (shared memory, tmpfs) when the limit was near. `stalled`
     is for how long no process could go on for want of memory.
     """
 
-    __slots__ = ("cpu", "current", "kinds", "peak", "sampled", "stalled")
+    __slots__ = ("cpu", "current", "kinds", "near", "peak", "refused", "sampled", "stalled")
 
     def __init__(
         self,
@@ -159,6 +163,8 @@ class Usage:
         self.sampled = sampled
         self.kinds = kinds or {}
         self.stalled = stalled
+        self.refused: tuple[int, int] = (0, 0)
+        self.near: dict[str, tuple[int, int]] = {}
 
 
 class Outcome:
@@ -168,21 +174,37 @@ class Outcome:
     `outer-memory` (not the run's own limit struck but one around it), `parent` (who started
     sandrun died), `not-started`, `gave-up`, `left` (the waiter was told to go), `failed` (sandrun
     itself) and `lost` (the supervisor was killed; written by whoever found the run).
-    `interrupted`: the terminal's Ctrl-C ended the command. `undead`: processes that nobody could
-    end.
+    `interrupted`: the terminal's Ctrl-C ended the command. `asked`: the signal that ended it was
+    sent to us, or by the terminal, so whoever sent it knows; `dumped`: it dumped core. `undead`:
+    processes that nobody could end.
     """
 
-    __slots__ = ("code", "interrupted", "leftovers", "reason", "signal", "top", "undead", "usage")
+    __slots__ = (
+        *("asked", "code", "dumped", "interrupted", "leftovers", "reason", "signal", "top"),
+        *("undead", "usage"),
+    )
 
     def __init__(self, reason: str, code: int, signal: int = 0) -> None:
         self.reason = reason
         self.code = code
         self.signal = signal
         self.usage = Usage()
-        self.interrupted = False
+        self.interrupted = self.asked = self.dumped = False
         self.leftovers: list[Process] = []
         self.undead: list[int] = []
         self.top: list[Process] = []
+
+    def is_plain(self) -> bool:
+        """Whether there is nothing to say about this end (`sandrun.report`), as of most."""
+        if self.reason not in ("exit", "signal") or self.leftovers or self.undead:
+            return False
+        if self.usage.refused[0] or (self.code and self.usage.near):
+            return False
+        return self.reason == "exit" or self.asked or self.signal in QUIET
+
+
+QUIET = (2, 13)
+"""SIGINT and SIGPIPE, of which no shell speaks either: somebody had enough."""
 
 
 def error_text(error: OSError) -> str:

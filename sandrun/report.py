@@ -5,7 +5,9 @@ Imported only when there is something to say.
 
 import errno
 import os
+import signal
 import sys
+import time
 
 from sandrun import kernel, messages
 from sandrun.model import (
@@ -13,6 +15,7 @@ from sandrun.model import (
     EXIT_NOT_FOUND,
     EXIT_SANDRUN,
     MIB,
+    QUIET,
     Outcome,
     Process,
     size_text,
@@ -21,17 +24,39 @@ from sandrun.model import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandrun.protocol import Backend
+    from sandrun.protocol import Backend, Container
     from sandrun.settings import Settings
 
 
-def half(current: int, limit: int, top: "list[Process]") -> None:
-    """Warn, once a run, that half of the memory limit is in use."""
-    biggest = f"; most by {top[0].command} (pid {top[0].pid})" if top else ""
-    messages.warn(
-        f"memory: {size_text(current)} of {size_text(limit)} in use "
-        f"({current * 100 // limit} %){biggest}"
-    )
+_SETTLES = 0.1
+"""Seconds after which what was a burst is over."""
+
+
+class Half:
+    """Says, once a run, that more than half of the memory limit is in use and that it grows still:
+    a burst that stays there is no news, and what is soon at the limit says so itself. With -v at
+    once."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.since = time.monotonic()
+        self.settled = 0
+
+    def told(self, current: int, container: "Container") -> bool:
+        """Note that so much is in use; whether it was said."""
+        if not self.settled and time.monotonic() >= self.since + _SETTLES:
+            self.settled = current
+        grows = self.settled and current > self.settled + self.limit // 50
+        if not grows and messages.level < 1:
+            return False
+        top = container.top()
+        most = f"; most by {top[0].command} (pid {top[0].pid})" if top else ""
+        left = size_text(max(0, self.limit - current))
+        messages.status(
+            f"memory: {size_text(current)} of {size_text(self.limit)} in use "
+            f"({current * 100 // self.limit} %), {left} left{most}"
+        )
+        return True
 
 
 def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
@@ -45,6 +70,13 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
             "ended the run: the process that had started sandrun died",
             "to go on all the same: --detach, nohup or setsid",
         )
+    elif outcome.reason == "signal" and not outcome.asked and outcome.signal not in QUIET:
+        messages.status(_signal(outcome))
+    if outcome.usage.refused[0]:
+        messages.warn(*_processes(*outcome.usage.refused, settings))
+    if outcome.code and outcome.reason in ("exit", "signal"):
+        for kind, (had, most) in outcome.usage.near.items():
+            messages.warn(*_backstop(kind, had, most, settings))
     if outcome.leftovers and outcome.reason in ("exit", "signal"):
         did = {"wait": "waited for", "leave": "left alone"}.get(settings.leftovers, "ended")
         messages.warn(
@@ -53,6 +85,48 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
         )
     for pid in outcome.undead:
         messages.warn(f"could not end {_describe_undead(pid)}")
+
+
+def _signal(outcome: Outcome) -> str:
+    """As a shell says it, which knows our exit code only."""
+    try:
+        name = signal.Signals(outcome.signal).name
+    except ValueError:
+        name = f"signal {outcome.signal}"
+    words = [signal.strsignal(outcome.signal) or "", "core dumped" if outcome.dumped else ""]
+    text = f"the command was ended by {name} ({', '.join(filter(None, words)).lower()})"
+    if name == "SIGKILL":
+        text += "; by no limit of its own: somebody's kill -9, or the host was out of memory"
+    return text
+
+
+def _processes(refused: int, limit: int, settings: "Settings") -> "tuple[str, str]":
+    times = f"refused {refused} time" + ("" if refused == 1 else "s")
+    if limit < settings.pids or settings.pids <= 0:
+        return (
+            f"a limit around the run, of {limit} processes and threads, was reached: {times} to "
+            "start another",
+            "look at the container's pids limit, the unit's TasksMax, or the slice's",
+        )
+    return (
+        f"limit of {limit} processes and threads reached: {times} to start another",
+        f"allow more: --pids {2 * limit}, or pids = {2 * limit} in sandrun.toml",
+    )
+
+
+def _backstop(kind: str, had: int, most: int, settings: "Settings") -> "tuple[str, str]":
+    if kind == "data":
+        twice = max(2 * settings.memory // MIB, 1)
+        return (
+            f"perhaps it failed for want of memory: a process had {size_text(had)} of data, and "
+            f"the fallback lets each have {size_text(most)} (RLIMIT_DATA)",
+            f"allow more: --memory {twice}M; no such limit where a kernel enforces: sandrun doctor",
+        )
+    return (
+        f"perhaps it failed for want of processes: it had {had} processes and threads, and the "
+        f"fallback lets it have some {most} (RLIMIT_NPROC)",
+        "no such limit where a kernel enforces: sandrun doctor",
+    )
 
 
 def _time(reason: str, settings: "Settings") -> "tuple[str, str]":

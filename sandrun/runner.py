@@ -182,7 +182,7 @@ def _contained(this: Run) -> Outcome:
         f"backend {backend.name}" + (f" (not {'; not '.join(refused)})" if refused else "")
     )
     if refused and not backend.kernel and not this.around:
-        messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
+        _note_fallback(this)
     container.mark = this.mark
     this.record["backend"] = backend.name
     more = {
@@ -209,7 +209,7 @@ def _contained(this: Run) -> Outcome:
                 container, place.descriptors(), place.lock, line, parent, backend.kernel
             )
         outcome = _supervised(this, backend, container, keeper)
-        if outcome.reason not in ("exit", "signal") or outcome.leftovers or outcome.undead:
+        if not outcome.is_plain():
             _surely(lambda: _report(outcome, settings, backend))
     except BaseException:
         container.kill()
@@ -220,6 +220,26 @@ def _contained(this: Run) -> Outcome:
             keeper.dismiss()
             this.keeper = keeper
     return outcome
+
+
+_NOTED = "fallback-noted"
+"""The file that keeps the boot in which a project was told so; of two at once both may say it."""
+
+
+def _note_fallback(this: Run) -> None:
+    """Say that no kernel enforces the limits: once a boot and project, or with -v."""
+    from sandrun import kernel
+
+    try:
+        boot = kernel.read("/proc/sys/kernel/random/boot_id").decode().strip()
+    except OSError:
+        boot = "this one"  # where /tmp is emptied at a boot: macOS
+    queue = this.place.queue
+    if messages.level < 0 or (messages.level == 0 and queue and queue.laid(_NOTED) == boot):
+        return
+    messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
+    if queue:
+        queue.lay(_NOTED, boot)
 
 
 def _report(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sandrun.clocks import Clocks
     from sandrun.keeper import Keeper
     from sandrun.protocol import Container
+    from sandrun.report import Half
     from sandrun.settings import Settings
 
 KNOCK = getattr(_signal, "SIGRTMAX", _signal.SIGCHLD)
@@ -81,6 +82,9 @@ class Supervisor:
         self.reason = ""
         self.status: int | None = None
         self.interrupted = False
+        self.taken: set[int] = set()
+        """The signals that were sent to us, or by the terminal to all of us."""
+        self.half: Half | None = None
         self.warned = False
         self.decided = False
         self.killed = False
@@ -144,6 +148,7 @@ class Supervisor:
         # if it is ignored, and the command has nothing to do with it.
         if signum == _signal.SIGCHLD or sender == os.getpid():
             return
+        self.taken.add(signum)
         # The kernel sends what the terminal says to the whole group, and an alarm(2) that our
         # caller set before its exec to us alone.
         from_kernel = code > _SI_USER_MAX and signum != _signal.SIGALRM
@@ -245,10 +250,10 @@ class Supervisor:
             return
         current = self.container.usage().current or 0
         if current * 2 >= self.limit:
-            self.warned = True
             from sandrun import report
 
-            report.half(current, self.limit, self.container.top())
+            self.half = self.half or report.Half(self.limit)
+            self.warned = self.half.told(current, self.container)
 
     def stop(self, reason: str) -> None:
         """The kill signal to the whole tree, children first, and SIGKILL after the grace; a fork
@@ -289,6 +294,8 @@ class Supervisor:
         if code >= 0:
             return Outcome("exit", code)
         outcome = Outcome("signal", 128 - code, -code)
+        outcome.asked = -code in self.taken
+        outcome.dumped = os.WCOREDUMP(self.status)
         outcome.interrupted = self.interrupted and -code == _signal.SIGINT
         return outcome
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sandrun.clocks import Clocks
     from sandrun.keeper import Keeper
     from sandrun.protocol import Container
+    from sandrun.report import Half
     from sandrun.settings import Settings
 
 _FIRST_LOOK = 0.01
@@ -68,6 +69,7 @@ class Supervisor:
         self.signal = 0
         self.interrupts = 0
         self.code: int | None = None
+        self.half: Half | None = None
         self.warned = False
         self.decided = False
         self.killed = False
@@ -161,10 +163,10 @@ class Supervisor:
             return
         current = self.container.usage().current or 0
         if current * 2 >= self.limit:
-            self.warned = True
             from sandrun import report
 
-            report.half(current, self.limit, self.container.top())
+            self.half = self.half or report.Half(self.limit)
+            self.warned = self.half.told(current, self.container)
 
     def _end(self, signum: int, asking: bool = True) -> None:
         """End the run as by a signal of that number."""
@@ -204,5 +206,7 @@ class Supervisor:
         if self.reason in ENDED:
             return Outcome(self.reason, ENDED[self.reason])
         if self.reason == "signal":
-            return Outcome("signal", 128 + self.signal, self.signal)
+            outcome = Outcome("signal", 128 + self.signal, self.signal)
+            outcome.asked = True
+            return outcome
         return Outcome("exit", self.code)

@@ -412,6 +412,7 @@ def test_a_fork_bomb_hits_the_pids_limit_and_is_gone(kernel_place: Box) -> None:
         seconds=60,
     )  # fmt: skip
     assert done.returncode == 124
+    assert "limit of 64 processes and threads reached: refused " in done.stderr
     assert time.monotonic() - began < 20 * SCALE
     nothing_left(kernel_place)
 

@@ -140,6 +140,12 @@ CASES: "dict[str, Callable[[Box], None]]" = {
 }
 CASES |= {
     "the_limit": partial(contract.test_the_tree_dies_at_the_limit_and_is_named, backend="cgroup1"),
+    "no_first_thread": partial(
+        contract.test_a_process_without_its_first_thread_is_ended, backend="cgroup1", threads=5
+    ),
+    "no_first_thread_no_supervisor": partial(
+        contract.test_after_sigkill_of_the_supervisor_no_thread_lives, backend="cgroup1"
+    ),
     "sigkill_of_the_supervisor": partial(
         contract.test_after_sigkill_of_the_supervisor_nothing_lives, backend="cgroup1"
     ),
