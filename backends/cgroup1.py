@@ -321,6 +321,8 @@ def _end_stale_beside(path: str) -> None:
 
 
 def _end_stale(path: str) -> None:
+    if os.path.exists(path + "/freezer.state"):  # killed in the midst of `Group1.kill`
+        _Freezer(groups.Node(path)).state = "THAWED"
     groups.kill_each(path, lambda: not groups.pids(path))
     groups.remove(path)
 
@@ -333,7 +335,8 @@ class Cgroup1Backend:
 
     def open(self, run_id: str, limits: Limits) -> Group1:
         parents = self._parents(limits)
-        for name, parent in parents.items():
+        # What is frozen does not die: first where it can be thawed.
+        for name, parent in sorted(parents.items(), key=lambda item: item[0] != "freezer"):
             groups.collect(parent, _end_stale if name else _end_stale_beside)
         container = Group1(
             {name: f"{parent}/{groups.PREFIX}{run_id}" for name, parent in parents.items()}, limits

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sandrun import kernel
+from sandrun.backends import groups
 from tests.harness import INJECT, SCALE, Box, alive, is_keeper, launcher, wait_for
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="makes users and mounts: runs as root")
@@ -363,6 +364,32 @@ def test_what_cannot_die_is_reported_and_keeps_the_lock(make_box: "Callable[[str
         wait_for(lambda: not (group / "tasks").read_text(), 10, "it died when it was let")
         group.rmdir()
     assert place.run("--", "true", seconds=20).returncode == 0
+
+
+@ROOT_ONLY
+def test_a_frozen_group_of_a_dead_run_is_ended(make_box: "Callable[[str], Box]") -> None:
+    """Supervisor and keepers were killed while they held everything still to kill it."""
+    place = make_box("cgroup1")
+    freezer = Path("/sys/fs/cgroup/freezer")
+    if not freezer.is_dir():
+        pytest.skip("about the freezer of cgroup v1")
+    sleeper = place.start("1000", argv=["sleep"])
+    found = [Path(groups.own_group(name)) / "sandrun-0badcafe" for name in ("memory", "freezer")]
+    try:
+        for group in found:
+            group.mkdir()
+            (group / "cgroup.procs").write_text(str(sleeper.pid))
+        (found[1] / "freezer.state").write_text("FROZEN")
+        assert place.run("--", "true", seconds=9).returncode == 0
+        gone(sleeper.pid)
+        assert not any(group.exists() for group in found)
+    finally:
+        if found[1].exists():
+            (found[1] / "freezer.state").write_text("THAWED")
+            sleeper.kill()
+            wait_for(lambda: not (found[1] / "tasks").read_text(), 10, "it died")
+        for group in filter(Path.exists, found):
+            group.rmdir()
 
 
 SETUID = r"""
