@@ -208,8 +208,8 @@ class Monitor:
             pss, shmem = _field(rollup, b"\nPss:"), _field(rollup, b"\nPss_Shmem:")
         except PermissionError:  # another user's process
             pss, shmem = rss, 0
-        except OSError:  # gone, or only its first thread, which alone would tell
-            pss, shmem = 0 if kernel.is_zombie(pid) else rss, 0
+        except OSError:  # gone, or its first thread alone, which others do not stand for here
+            pss, shmem = rss if kernel.told_at(pid) != f"/proc/{pid}" else 0, 0
         self._kept[pid] = (start, rss, pss, shmem, now)
         return pss, shmem
 
