@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _NAMES = (
-    *("clocks", "ending", "kernel", "recovery", "report", "terminal"),
+    *("clocks", "ending", "kernel", "lookup", "recovery", "report", "terminal"),
     *(
         f"gitguard/{name}"
         for name in ("commands", "lock_paths", "locks", "processes", "repository", "stale")

@@ -155,7 +155,7 @@ def test_the_supervisor_is_killed(place: _Own) -> None:
     os.kill(run.pid, signal.SIGKILL)
     wait_for(lambda: not any(map(alive, keepers)), 10, "the keeper is done")
     run.wait()
-    assert not place.leftovers()
+    wait_for(lambda: not place.leftovers(), 10, "nothing lives, no second keeper either")
     assert [record["reason"] for record in place.records()] == ["lost"]
     # A lock is healed where nobody can be out of sight.
     seen = os.readlink("/proc/self/ns/pid") == stale.INITIAL_PID_NAMESPACE
