@@ -190,10 +190,11 @@ def status(
     if as_json:
         page(json.dumps({"v": 1, "queues": queues, "foreign": foreign}))
         return
-    page(overview.text(queues, everything))
+    text = overview.text(queues, everything)
     if foreign:
-        what = "entry" if foreign == 1 else "entries"
-        out(f"passed by: {foreign} {what} of other users with names of your queues ({example})")
+        many = "1 entry" if foreign == 1 else f"{foreign} entries"
+        text += f"\npassed by: {many} of other users with names of your queues ({example})"
+    page(text)
 
 
 @cli.command()
