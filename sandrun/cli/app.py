@@ -30,15 +30,16 @@ Exit codes:
   128+n  signal n ended the command
   75     gave up waiting for a turn (--wait-timeout, --no-wait, queue cancel)
   124    ended at a limit on time (--timeout, --cpu-time, --idle-timeout)
-  125    sandrun itself failed or was called wrongly; the command was not started
+  125    sandrun failed or was called wrongly; the command was not started
   126    the command cannot be executed
   127    the command was not found
   129    ended because the process that had started sandrun died
   137    ended at the memory limit (or by SIGKILL; the message says which)
 
 \b
-Variables: each setting but --project also as SANDRUN_<NAME>, and MEMORY_LIMIT_MB, CHECK_INTERVAL,
-TIMEOUT, VERBOSE; SANDRUN_STATE_DIR holds the queues instead of /tmp."""
+Variables: each setting but --project also as SANDRUN_<NAME>, and
+MEMORY_LIMIT_MB, CHECK_INTERVAL, TIMEOUT, VERBOSE; SANDRUN_STATE_DIR holds
+the queues instead of /tmp."""
 
 
 class _Value(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
@@ -107,6 +108,11 @@ class _Root(Group):
         formatter.write_usage("sandrun", "[OPTIONS] [--] COMMAND [ARGUMENTS]...")
         formatter.write_usage("sandrun", "SUBCOMMAND [OPTIONS] [ARGUMENTS]...", prefix="       ")
 
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # What can be done comes first: there are more options than lines on a screen.
+        self.format_commands(ctx, formatter)
+        click.Command.format_options(self, ctx, formatter)
+
 
 @click.group(
     cls=_Root,
@@ -121,6 +127,11 @@ def cli(ctx: click.Context, /, **flags: object) -> None:
 
     One run at a time per project, first in, first out. The limit holds for the whole process
     tree; whatever the command leaves behind is ended with it.
+
+    \b
+    sandrun make test               in turn, in 2 GiB
+    sandrun -m 4G -t 10m make test  more memory; ten minutes at the most
+    sandrun status                  who runs, who waits
     """
     start = project.start(flags.get("project"))
     root = project.find(start)
@@ -197,7 +208,7 @@ def status(
     page(text)
 
 
-@cli.command()
+@cli.command(short_help="End a run or waiter by id, the project's run, or all.")
 @click.argument("run", required=False)
 @click.option("--all", "everything", is_flag=True, help="Every run and waiter of yours.")
 @click.pass_obj
@@ -223,7 +234,7 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
         raise SystemExit(1)
 
 
-@cli.command()
+@cli.command(short_help="Let no waiting run start; what runs goes on.")
 @click.pass_obj
 def pause(obj: "tuple[str, settings.Settings]") -> None:
     """Let no waiting run start; what runs goes on, and new ones queue up."""
@@ -306,7 +317,7 @@ def cancel(obj: "tuple[str, settings.Settings]", run: str) -> None:
     out(f"cancelled {run}: {ticket.command}")
 
 
-@cli.command()
+@cli.command(short_help="Try what can enforce limits here, and say how to mend it.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable, with a version.")
 @click.pass_obj
 def doctor(obj: "tuple[str, settings.Settings]", as_json: bool) -> None:
@@ -323,7 +334,11 @@ def doctor(obj: "tuple[str, settings.Settings]", as_json: bool) -> None:
     raise SystemExit(examiner.main(page, as_json, obj[1]))
 
 
-@cli.command(context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@cli.command(
+    context_settings={"ignore_unknown_options": True},
+    add_help_option=False,
+    short_help="Run git in turn; `git unlock` mends stale locks.",
+)
 @click.argument("arguments", nargs=-1)
 def git(arguments: "tuple[str, ...]") -> None:
     """Run git when it is its turn in the repository; `git unlock` moves stale locks aside.

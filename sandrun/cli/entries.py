@@ -14,7 +14,7 @@ from sandrun.model import SandrunError
 SHELLS = click.Choice(["bash", "zsh", "fish"])
 
 
-@click.command()
+@click.command(short_help="Set this project up: its make, hooks and tools in turn.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
 @click.option("--undo", is_flag=True, help="Take out again what was put in.")
 @click.pass_obj
@@ -34,7 +34,7 @@ def init(obj: "tuple[str, settings.Settings]", dry_run: bool, undo: bool) -> Non
         out(("would " if dry_run and step.act else "") + step.says)
 
 
-@click.command()
+@click.command(short_help="Let a project's settings decide more than limits.")
 @click.argument("file", required=False)
 @click.option("--revoke", is_flag=True, help="Trust it no more.")
 @click.option("--list", "listing", is_flag=True, help="Show the files that you trust.")
@@ -88,12 +88,12 @@ def _settings_at(path: str) -> "settings.File | None":
     return found
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, short_help="Put make, git and others into the queue by name.")
 def shims() -> None:
     """Small programs first on PATH that send make, git and others through the queue."""
 
 
-@shims.command("add")
+@shims.command("add", short_help="Write shims for tools.")
 @click.argument("tools", nargs=-1, required=True)
 def shims_add(tools: "tuple[str, ...]") -> None:
     """Write shims for tools: make, ninja, cmake, pytest, npm, cargo, go, git, or any other."""
@@ -127,13 +127,18 @@ def shims_list() -> None:
     """List the tools that have a shim."""
     from sandrun.entry import shims as made
 
-    for tool in made.installed():
+    tools = made.installed()
+    for tool in tools:
         out(tool)
         if first := made.hidden(tool):
             messages.status(f"{first} comes before the shim for {tool}: activate the shims last")
+    if not tools:
+        messages.status("no shims yet: sandrun shims add make")
+    elif not made.active():
+        messages.status("not on PATH yet: sandrun shims activate --help")
 
 
-@shims.command("activate")
+@shims.command("activate", short_help="Print what puts the shims first on PATH.")
 @click.argument("shell", type=click.Choice([*SHELLS.choices, "cmd", "powershell"]))
 def shims_activate(shell: str) -> None:
     """Print what a shell has to evaluate to have the shims first on its PATH.
@@ -149,7 +154,7 @@ def shims_activate(shell: str) -> None:
     page(made.activation(shell))
 
 
-@click.command("make-include")
+@click.command("make-include", short_help="Print the path of sandrun.mk, for Makefiles.")
 def make_include() -> None:
     """Print the path of sandrun.mk, the file that a Makefile includes."""
     from sandrun.entry import init as setting_up

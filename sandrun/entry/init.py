@@ -162,14 +162,15 @@ def _line(path: str, line: str, undo: bool, has: "re.Pattern[str]") -> Step:
     """
     text = files.text(path)
     bare = line.rstrip()
+    shown = bare if len(bare) < 40 else "the line by which it takes its turn"
     if undo:
         if _without(text, bare) is None:
             return Step(f"nothing of ours in {path}")
-        says = f"take out of {path}: {bare}"
+        says = f"take out of {path}: {shown}"
         return Step(says, lambda: files.change(path, lambda text: _without(text, bare) or ""))
     if has.search(text):
         return Step(f"keep {path}: it has the line")
-    return Step(f"put into {path}: {bare}", lambda: files.change(path, lambda t: _with(t, bare)))
+    return Step(f"put into {path}: {shown}", lambda: files.change(path, lambda t: _with(t, bare)))
 
 
 def _with(text: str, line: str) -> str:

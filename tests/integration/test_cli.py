@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from sandrun import options
 from tests.harness import SCALE, Box, launcher, wait_for, without_note
 
 
@@ -456,6 +457,27 @@ def test_help_and_version(box: Box) -> None:
     for code in ("75", "124", "125", "126", "127", "137", "128+n"):
         assert f"  {code} " in text
     assert box.run("--version").stdout.startswith("sandrun 0.")
+
+
+@pytest.mark.parametrize("subcommand", sorted({""} | (options.SUBCOMMANDS - {"git", "make-again"})))
+def test_the_help_is_whole_on_80_columns(box: Box, subcommand: str) -> None:
+    words = [subcommand] if subcommand else []
+    text = box.run(*words, "--help", env={"COLUMNS": "80"}).stdout
+    assert max(map(len, text.splitlines())) <= 80
+    assert not [line for line in text.splitlines() if line.endswith("...") and "[" not in line]
+    if not subcommand:
+        commands, chosen = text.index("\nCommands:"), text.index("\nOptions:")
+        assert len(text[:commands].splitlines()) < 24 and commands < chosen
+
+
+def test_shims_list_says_what_to_do_where_it_has_nothing_to_show(box: Box) -> None:
+    box.env["XDG_DATA_HOME"] = str(box.home / "data")
+    done = box.run("shims", "list")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr == "sandrun: no shims yet: sandrun shims add make\n"
+    box.run("shims", "add", "make")
+    done = box.run("shims", "list")
+    assert (done.stdout, done.stderr.count("not on PATH yet")) == ("make\n", 1)
 
 
 # The record
