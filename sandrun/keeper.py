@@ -25,6 +25,9 @@ kernel queues even when one is pending. (A thread in the supervisor would do as 
 process with a thread can neither fork another keeper safely nor close what the thread polls.)
 PR_SET_PDEATHSIG would cost the hot path ctypes, and speaks of the parent's thread.
 
+What proves that it hits the run: it ends the container that its supervisor opened, by the same
+object, and knocks at its own parent only, which is no other process as long as it is the parent.
+
 Its name and command line do not say sandrun: `pkill -f sandrun` is for the supervisor, and whoever
 survives that is the one who cleans up.
 """

@@ -5,8 +5,9 @@ environment that is made anew, by somebody else or by the command itself. Loadin
 needed (1.6 ms) would cost every start; a descriptor of each file costs a twentieth of that, and an
 unlinked file can be read as long as it is open.
 
-Promise: after `hold`, the modules in `_NAMES` are those of the version that is running. As long as
-the file of one is still in its place, it is imported as ever; else from the open file.
+Promise: after `hold`, the modules that it names are those of the version that is running. As long
+as the file of one is still in its place, it is imported as ever; else from the open file. A waiter
+holds more, for what goes away during the run before it may be its own package.
 """
 
 import marshal
@@ -18,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import ModuleType
 
-_NAMES = (
+LATE = (
     *("clocks", "ending", "kernel", "lookup", "recovery", "report", "terminal"),
     *(
         f"gitguard/{name}"
@@ -26,6 +27,13 @@ _NAMES = (
     ),
 )
 """What the supervisor and its keepers import after the command has started."""
+WAITING = (
+    *("keeper", "pool", "sampling", "taken_names", "trust"),
+    *(f"gitguard/{name}" for name in ("turn", "waiting", "watch")),
+    *(f"backends/{name}" for name in ("cgroup1", "cgroup2", "group2", "groups", "monitor", "none")),
+    *(f"backends/{name}" for name in ("rlimit", "spy", "systemd")),
+)
+"""What a run imports between its turn and the command's start."""
 _ENOUGH = 64
 """With fewer descriptors than that none is spent on this (getrlimit(2), RLIMIT_NOFILE)."""
 _HEADER = 16
@@ -35,14 +43,15 @@ _held: "dict[str, tuple[int, str]]" = {}
 """The descriptor and the path of each module's file."""
 
 
-def hold() -> None:
-    """Open the files. What cannot be opened (a zip file) is imported as ever."""
-    if os.sysconf("SC_OPEN_MAX") < _ENOUGH:
+def hold(names: "tuple[str, ...]" = LATE) -> None:
+    """Open the files of these modules. What cannot be opened (a zip file) is imported as ever."""
+    # On Windows nobody could replace what is open.
+    if sys.platform == "win32" or os.sysconf("SC_OPEN_MAX") < _ENOUGH:
         return
     top = os.path.dirname(__file__)
-    for name in _NAMES:
+    for name in names:
         module = "sandrun." + name.replace("/", ".")
-        if module in sys.modules:
+        if module in sys.modules or module in _held:
             continue
         folder, _, stem = f"{top}/{name}".rpartition("/")
         cached = f"{folder}/__pycache__/{stem}.{sys.implementation.cache_tag}.pyc"
@@ -52,7 +61,8 @@ def hold() -> None:
                 break
             except OSError:
                 continue
-    sys.meta_path.insert(0, _Finder())
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
 
 
 class _Finder:
@@ -73,6 +83,9 @@ class _Finder:
         compiled = path.endswith(".pyc")
         code = marshal.loads(data[_HEADER:]) if compiled else compile(data, path, "exec")
         exec(code, module.__dict__)
+
+
+_finder = _Finder()
 
 
 def _is_there(fd: int, path: str) -> bool:

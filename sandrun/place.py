@@ -10,7 +10,7 @@ What a free queue does not need is imported only by those that have to wait.
 import os
 import time
 
-from sandrun import backends, messages, project
+from sandrun import backends, messages, module_files, project
 from sandrun.model import EXIT_GAVE_UP, SandrunError
 from sandrun.queue import Queue
 from sandrun.runlock import RunLock
@@ -236,6 +236,7 @@ def _wait(
         raise Refused(number)
     if this.settings.no_wait:
         raise leaving.gave_up("not our turn, and --no-wait")
+    module_files.hold(module_files.WAITING)
     if around:
         nesting.announce(queue, ticket, around)
     feedback = Feedback(queue, ticket, str(this.record["project"]))

@@ -9,7 +9,6 @@ ticket: it starts at once, in a container inside the outer one (`sandrun.nesting
 """
 
 import os
-import sys
 import time
 
 from sandrun import backends, gitguard, history, messages, module_files, spawn
@@ -94,8 +93,7 @@ def run(
     except OSError:
         pass  # the record will go to the state directory
     messages.tell("queued", {"id": this.id})
-    if sys.platform != "win32":  # where nobody could replace what is open
-        module_files.hold()
+    module_files.hold()
     try:
         this.place = take(this)
     except Refused as refused:

@@ -11,6 +11,10 @@ Promises
 - Returns only when no process of the run is left, or when the user wants leftovers left, or when
   one cannot be ended by anybody: then the outcome says so, and exclusion is not given up.
 
+What proves that a signal hits the run: the command's number is its own until we have reaped it, and
+any other was read from the container an instant ago, while numbers are given in turn, so that one
+comes back only after all others. SIGKILL of many is the container's affair, which pins each.
+
 Left to others: the queue, the limits on time (`sandrun.clocks`), what becomes of what the command
 left behind (`sandrun.ending`), what is said about the end (`sandrun.report`).
 """

@@ -177,3 +177,20 @@ def test_the_keeper_is_killed(place: _Own) -> None:
     run.wait()
     wait_for(place.records, 10, "a record")
     assert [record["reason"] for record in place.records()] == ["lost"]
+
+
+def test_it_goes_away_while_another_run_waits(place: _Own) -> None:
+    """The first run of a queue makes the environment anew, in which the second one's sandrun is."""
+    gate = place.root / "gate"
+    os.mkfifo(gate)
+    first = place.start("--", "sh", "-c", f"echo up; read _ <{gate}; {place.away()}exit 3")
+    assert first.stdout
+    assert first.stdout.readline() == "up\n"
+    second = place.start("--", "sh", "-c", "echo ran; exit 7")
+    wait_for(lambda: "waiting, position" in place.heard(second), 20, "it waits")
+    gate.write_text("\n")
+    assert place.finish(first).returncode == 3
+    done = place.finish(second)
+    assert (done.returncode, done.stdout) == (7, "ran\n"), done.stderr
+    one, other = (record["backend"] for record in place.records())
+    assert one == other

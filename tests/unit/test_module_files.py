@@ -13,7 +13,13 @@ from sandrun import module_files
 from tests.integration.test_start import OURS
 
 TOP = Path(sandrun.__file__).parent
-HELD = {f"sandrun.{name.replace('/', '.')}" for name in module_files._NAMES}
+
+
+def modules(names: "tuple[str, ...]") -> "set[str]":
+    return {f"sandrun.{name.replace('/', '.')}" for name in names}
+
+
+HELD = modules(module_files.LATE)
 # Before the command starts, and in every run with a container: what may come late comes from there.
 STARTED = OURS | {"sandrun.keeper", "sandrun.sampling"}
 # Only while a git is waited for, before the command; only on other systems; only for a taken name.
@@ -25,7 +31,9 @@ ELSEWHERE = {
 
 def imported(name: str) -> "Iterator[str]":
     """The modules of ours that a module imports anywhere, but for type checkers."""
-    tree = ast.parse((TOP / f"{name.removeprefix('sandrun.').replace('.', '/')}.py").read_text())
+    path = TOP / name.removeprefix("sandrun.").replace(".", "/")
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    tree = ast.parse(file.read_text())
     checks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
     checks = [node for node in checks if "TYPE_CHECKING" in ast.unparse(node.test)]
     types = {id(node) for check in checks for node in ast.walk(check)}
@@ -42,6 +50,26 @@ def imported(name: str) -> "Iterator[str]":
 @pytest.mark.parametrize("name", sorted(HELD | {"sandrun.supervisor", "sandrun.keeper"}))
 def test_all_that_may_be_loaded_late_is_held(name: str) -> None:
     assert set(imported(name)) <= HELD | STARTED | ELSEWHERE
+
+
+# A waiter has loaded them, or what it is started by.
+LOADED = {
+    *(f"sandrun.{name}" for name in ("feedback", "leaving", "nesting", "waiting")),
+    "sandrun.gitguard",
+}
+
+
+def test_a_waiter_holds_all_that_its_run_may_load() -> None:
+    seen: set[str] = set()
+    ahead = {"sandrun.runner", "sandrun.place"}
+    systems = {"sandrun.backends.darwin", "sandrun.backends.job"}
+    while ahead:
+        name = ahead.pop()
+        seen.add(name)
+        if not name.startswith(("sandrun.windows", "sandrun.darwin")) and name not in systems:
+            ahead |= set(imported(name)) - seen
+    allowed = HELD | modules(module_files.WAITING) | STARTED | ELSEWHERE | LOADED | systems
+    assert {name for name in seen if "windows" not in name} <= allowed
 
 
 def test_a_held_module_is_loaded_from_the_open_file(tmp_path: Path) -> None:
