@@ -137,7 +137,7 @@ def test_a_cancelled_waiter_leaves(mac: Box) -> None:
 def test_the_death_of_who_started_sandrun_ends_the_run(mac: Box) -> None:
     file = mac.root / "pid"
     words = ["sh", "-c", f"echo $$ >{file}; exec sleep 1000"]
-    parent = mac.start("-c", '"$@" & wait', "sh", *launcher(), "--", *words, argv=["sh"])
+    parent = mac.start("-c", '"$@"; :', "sh", *launcher(), "--", *words, argv=["sh"])
     pid = wait_for(lambda: file.exists() and int(file.read_text() or 0), 20, "it is up")
     parent.kill()
     gone(pid, 8)

@@ -376,6 +376,8 @@ def test_what_counts_as_reading_needs_no_lock(box: GitBox) -> None:
     for name in names:
         _lock(box, name + ".lock")
     for line in lines:
+        branch = box.repo / ".git/refs/heads/main.lock"
+        branch.unlink() if line == "fsck" else branch.touch()  # since git 2.48 a bad ref to fsck
         assert (line, box.end(box.start(GIT, *line.split(), **quiet))) == (line, before[line])
     assert len([1 for code, _ in before.values() if code == 0]) > len(lines) - 8
 
