@@ -56,7 +56,7 @@ def main(flags: "dict[str, object]", heritage: spawn.Heritage) -> int:
         return 0
     if restarted:
         return notes.read(0)
-    command = [_program(words[0], make), *_stay_here(words[1:], make)]
+    command = [_program(words[0], make), *_stay_here(words[1:])]
     from sandrun import runner
 
     outcome = runner.run(command, chosen, root, heritage)
@@ -123,7 +123,7 @@ def _program(name: str, pid: int) -> str:
         return name
 
 
-def _stay_here(words: "list[str]", make: int) -> "list[str]":
+def _stay_here(words: "list[str]") -> "list[str]":
     """The words of a make that is where its -C options led: each becomes `-C .`.
 
     Raises UsageError for a Makefile that can be read once only, as it was.
@@ -134,7 +134,7 @@ def _stay_here(words: "list[str]", make: int) -> "list[str]":
         if value_of:
             kept.append("." if value_of == "C" else word)
             if value_of == "f":
-                _check_readable(word, make)
+                _check_readable(word)
             value_of = ""
         elif word == "--":
             return kept + words[at:]
@@ -143,16 +143,16 @@ def _stay_here(words: "list[str]", make: int) -> "list[str]":
             value_of = "" if "=" in word else "C"
         elif word.startswith("--"):
             kept.append(word)
-            value_of = _long_value(word, make)
+            value_of = _long_value(word)
         elif word[:1] == "-":
-            short, value_of = _short(word, make)
+            short, value_of = _short(word)
             kept.append(short)
         else:
             kept.append(word)
     return kept
 
 
-def _long_value(word: str, make: int) -> str:
+def _long_value(word: str) -> str:
     """The short form of a long option whose value is the next word; '' for all others."""
     name, given, value = word.partition("=")
     forms = {"--file": "f", "--makefile": "f", "--include-dir": "I", "--eval": "E",
@@ -161,12 +161,12 @@ def _long_value(word: str, make: int) -> str:
     found = {form for long, form in forms.items() if len(name) > 3 and long.startswith(name)}
     if given:
         if found == {"f"}:
-            _check_readable(value, make)
+            _check_readable(value)
         return ""
     return found.pop() if len(found) == 1 else ""
 
 
-def _short(word: str, make: int) -> "tuple[str, str]":
+def _short(word: str) -> "tuple[str, str]":
     """A bundle of short options, and the letter whose value is the next word."""
     for at, letter in enumerate(word[1:], 1):
         if letter in "jlO":  # takes the rest of the word, if there is one
@@ -176,16 +176,16 @@ def _short(word: str, make: int) -> "tuple[str, str]":
             if not value:
                 return word, letter
             if letter == "f":
-                _check_readable(value, make)
+                _check_readable(value)
             return (word[: at + 1] + ".", "") if letter == "C" else (word, "")
     return word, ""
 
 
-def _check_readable(makefile: str, make: int) -> None:
-    """Raise UsageError for what the first make has read, and no other can: a pipe, a terminal."""
-    for mine in ("/dev/fd/", "/proc/self/fd/"):
-        if makefile.startswith(mine):
-            makefile = f"/proc/{make}/fd/{makefile.removeprefix(mine)}"
+def _check_readable(makefile: str) -> None:
+    """Raise UsageError for what the first make has read, and no other can: a pipe, a terminal.
+
+    /dev/fd/63 is ours too: make hands down what it was given.
+    """
     try:
         once = makefile == "-" or stat.S_IFMT(os.stat(makefile).st_mode) in _READ_ONCE
     except OSError:
