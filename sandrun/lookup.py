@@ -19,7 +19,6 @@ _OPERATORS = frozenset("|&;<>$`\n")
 _BUILTINS = frozenset(
     (".", "alias", "cd", "eval", "exec", "export", "set", "source", "ulimit", "umask", "unset")
 )
-_ALIKE = 0.74  # `mkae` for `make` is 0.75, as difflib counts
 
 
 def refusal(name: str, project: str, since: float) -> int:
@@ -94,7 +93,7 @@ def hint(command: "list[str]") -> str:
         return f"did you mean: sandrun -- {os.path.join(os.curdir, name)}"
     if meant := _meant(name):
         return f"did you mean: sandrun {meant}"
-    near = _alike(name, {entry for folder in _folders() for entry in _entries(folder)})
+    near = options.alike(name, {entry for folder in _folders() for entry in _entries(folder)})
     return f"did you mean: sandrun -- {near}" if near else ""
 
 
@@ -107,15 +106,7 @@ def _is_line(name: str) -> bool:
 
 def _meant(name: str) -> str:
     """The subcommand of ours that `name` is alike."""
-    return _alike(name, options.SUBCOMMANDS)
-
-
-def _alike(name: str, words: "set[str] | frozenset[str]") -> str:
-    if len(name) < 4:
-        return ""
-    import difflib
-
-    return next(iter(difflib.get_close_matches(name, sorted(words), 1, _ALIKE)), "")
+    return options.alike(name, options.SUBCOMMANDS)
 
 
 def _entries(folder: str) -> "Iterator[str]":

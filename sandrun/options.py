@@ -458,13 +458,22 @@ def _take_option(flags: "dict[str, object]", word: str, argv: "list[str]", at: i
     return at
 
 
-def nearest(word: str, known: "Iterable[str]") -> str:
-    """A hint at the word that was meant, if one is near; else ''."""
+_ALIKE = 0.74  # `mkae` for `make` is 0.75, as difflib counts
+
+
+def alike(word: str, known: "Iterable[str]") -> str:
+    """The known word that a mistyped one is most like; '' if none is near, or it is too short."""
+    if len(word) < 4:
+        return ""
     import difflib
 
-    # A single letter is like every other one.
-    found = difflib.get_close_matches(word, [k for k in known if len(k) > 2], 1, 0.7)
-    return f"did you mean: {found[0]}" if found and len(word) > 3 else ""
+    return next(iter(difflib.get_close_matches(word, sorted(known), 1, _ALIKE)), "")
+
+
+def nearest(word: str, known: "Iterable[str]") -> str:
+    """A hint at the word that was meant; '' if nothing comes to mind."""
+    meant = alike(word, known)
+    return f"did you mean: {meant}" if meant else ""
 
 
 def _names(word: str) -> "tuple[list[str], str, str]":

@@ -17,7 +17,7 @@ import sys
 
 from sandrun import messages
 from sandrun.model import Limits
-from sandrun.options import OPTIONS, Option
+from sandrun.options import OPTIONS, Option, nearest
 from sandrun.project import home, speaks_for_us
 from sandrun.small_files import read_small
 
@@ -326,6 +326,8 @@ def _fill(file: File, data: bytes, complaints: "list[str]") -> None:
     unknown = [key for key in table if key not in keys]
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        if len(unknown) == 1 and (meant := nearest(unknown[0], keys)):
+            more = f" ({meant})"
         complaints.append(f"{file.path}: no such setting: {', '.join(unknown[:3])}{more}; ignored")
     file.table = {key: value for key, value in table.items() if key in keys}
 

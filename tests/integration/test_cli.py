@@ -185,7 +185,8 @@ def test_a_bad_value_gets_one_line_and_the_default(
     [
         ('memory = "x"\n', "memory is not a size"),
         ("memory = [1]\n", "memory is not a single value"),
-        ("memroy = 1\n", "no such setting: memroy"),
+        ("memroy = 1\n", "no such setting: memroy (did you mean: memory); ignored"),
+        ("memroy = 1\nxyz = 2\n", "no such setting: memroy, xyz; ignored"),
         ("memory = \n", "the file is ignored"),
     ],
 )
