@@ -64,7 +64,7 @@ def test_a_cleared_environment_does_not_make_a_run_wait_for_the_memory_of_its_ow
     elif how == "daemon":  # in a session of its own, whose parent is gone
         said = box.root / "said"
         os.mkfifo(said)
-        script = f"(setsid {inner} --queue q -- echo inner >{said} 2>&1 &); cat {said}"
+        script = f"(setsid {inner} --queue q -- echo inner >{said} 2>/dev/null &); cat {said}"
     elif how == "behind a waiter":  # that came first, and waits for us
         gate = box.root / "gate-go"
         os.mkfifo(gate)
@@ -78,6 +78,15 @@ def test_a_cleared_environment_does_not_make_a_run_wait_for_the_memory_of_its_ow
     done = box.finish(outer)
     assert (done.returncode, done.stdout) == (0, "inner\n")
     assert "waiting" not in done.stderr
+
+
+def test_a_cleared_environment_three_deep_where_all_slots_are_taken(box: Box) -> None:
+    """A queue, another one, and the first one again, whose two slots have runs of both kinds."""
+    box.hold("other", "--slots", "2")
+    inner = f"{cleared(box)} --wait-timeout 30"
+    script = f"{inner} --queue q --slots 2 -- {inner} --slots 2 -- {inner} --queue q -- echo inner"
+    done = box.run("--slots", "2", "--", "sh", "-c", script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "inner\n", "")
 
 
 def test_a_run_in_a_run_without_a_share_waits_for_memory(make_box: "Callable[[str], Box]") -> None:
