@@ -82,6 +82,12 @@ def owner(pid: int) -> int:
     raise ProcessLookupError(f"the owner of {pid}")
 
 
+def arguments(pid: int) -> "list[str]":
+    """The command line. Raises OSError."""
+    words = _ask(pid, "cmdline")
+    return words if isinstance(words, list) else []
+
+
 def directory(pid: int) -> str:
     """The current directory of a process. Raises OSError."""
     return str(_ask(pid, "cwd"))
@@ -117,6 +123,16 @@ def ancestors(pid: int) -> "list[int]":
     except OSError:
         return []
     return [parent.pid for parent in found] if isinstance(found, list) else []
+
+
+def children(pid: int) -> "list[int]":
+    """The children of a process."""
+    import psutil
+
+    try:
+        return [child.pid for child in _process(pid).children()]
+    except (OSError, psutil.Error):
+        return []
 
 
 def descendants(root: int) -> "list[int]":
