@@ -134,6 +134,15 @@ else
 sandrun.words := $(value MAKECMDGOALS)
 endif
 sandrun.goals := $(sort $(filter-out {jobs},$(sandrun.words)))
+# An emulator's or a loader's words stand before make's own; its list, where nobody has set it, knows.
+ifeq ($(origin MAKECMDGOALS),default)
+sandrun.goals := $(foreach goal,$(sandrun.goals),$(if \
+    $(filter-out $(value MAKECMDGOALS),$(subst {blank}, ,$(goal))),,$(goal)))
+sandrun.goals += $(filter-out $(subst {blank}, ,$(sandrun.goals)),$(value MAKECMDGOALS))
+sandrun.goals := $(sort $(sandrun.goals))
+else
+sandrun.goals := $(filter-out $(MAKE_COMMAND),$(sandrun.goals))
+endif
 ifeq ($(sandrun.goals),)
 sandrun.goals := .sandrun.default
 override .DEFAULT_GOAL := .sandrun.default

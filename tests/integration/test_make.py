@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -265,6 +266,24 @@ def test_whatever_is_set_on_the_command_line_it_is_one_run(mkbox: Box, word: str
             seen.append((done.returncode, done.stdout, said(done.stderr)))
         assert seen[1] == seen[0], words
     assert len(mkbox.records()) == 3
+
+
+@pytest.mark.parametrize("words", [[], ["fails"], ["-k", "fails", "other"], ["a b", "./other"]])
+def test_a_loader_or_an_emulator_before_make_is_no_goal(mkbox: Box, words: "list[str]") -> None:
+    """As with qemu-user, whose words stand before make's in what the kernel tells."""
+    loaders = [*Path("/lib64").glob("ld-linux*"), *Path("/lib").glob("ld-linux*")]
+    if not loaders:
+        pytest.skip("needs ld-linux")
+    (mkbox.project / "sandrun.toml").touch()
+    makefile(mkbox, f"default: fails\n{RULES}")
+    argv = [str(loaders[0]), str((mkbox.root / "bin/make").resolve())]
+    seen = []
+    for mode in (PLAIN, {}):
+        done = mkbox.run(*words, argv=argv, env=mode)
+        seen.append((done.returncode, done.stdout, said(done.stderr)))
+    assert seen[1] == seen[0]
+    assert seen[0][0] == 2
+    assert len(mkbox.records()) == 1
 
 
 @pytest.mark.parametrize("where", ["SANDRUN_MAKE := x", "undefine SANDRUN_MAKE"])
