@@ -397,7 +397,9 @@ def _check_state(path: str, fd: int) -> None:
 #   whoever owns the directory above could have removed it anyway, and gains nothing.
 # On Windows rights are inherited, which is the same.
 
-FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+_DIRECTORY = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
+# To make something in a directory needs no right to list it, so neither does opening it for that.
+FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | _DIRECTORY
 NEW = os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
@@ -414,7 +416,7 @@ def make_folders(path: str, most: int = 0o755) -> None:
         parent = os.open(above, FOLDER)
     try:
         os.mkdir(name, 0o700, dir_fd=parent)
-        made = os.open(name, FOLDER | os.O_NOFOLLOW, dir_fd=parent)
+        made = os.open(name, os.O_RDONLY | _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
         try:
             if not os.listdir(made):
                 _adapt(made, parent, most | stat.S_ISGID)

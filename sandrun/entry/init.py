@@ -83,6 +83,8 @@ def check(root: str) -> None:
     hint = "cd to a project; or, if this shall be one: touch sandrun.toml, then again"
     if root in (os.path.realpath(home) for home in (project.home(), _home_of_owner(root)) if home):
         raise SandrunError(f"{root} is a home directory, not a project", hint)
+    if os.path.dirname(root) == root:
+        raise SandrunError(f"{root} is the whole system, not a project", hint)
     if os.stat(root).st_mode & 0o1002 == 0o1002:
         raise SandrunError(f"{root} is everybody's directory, not a project", hint)
     if not os.listdir(root):
@@ -200,7 +202,10 @@ def _hook(root: str, undo: bool) -> "Iterator[Step]":
     elif hook.why and not (undo and hook.undone):
         yield Step(f"leave {hook.path}: {hook.why}")
     else:
-        yield _line(hook.path, hook.line, undo, hooks.HAS_LINE)
+        text = files.text(hook.path)
+        there = [line for line in (hooks.LINE, hooks.HUSKY_LINE) if line.rstrip() in text]
+        line = there[0] if undo and there else hook.line  # husky may have come or gone meanwhile
+        yield _line(hook.path, line, undo, hooks.HAS_LINE)
 
 
 def _shims(root: str, undo: bool) -> "Iterator[Step]":

@@ -111,6 +111,16 @@ def test_a_hook_that_husky_calls_sees_the_index_of_its_commit(project: Box) -> N
     assert "index: file in a run" in git(project, "commit", "-am", "y")
 
 
+def test_the_line_is_found_again_when_husky_is_gone(project: Box) -> None:
+    like_husky(project)
+    hook = project.project / ".husky/pre-commit"
+    hook.write_text("#!/bin/sh\necho mine\n")
+    init(project)
+    git(project, "config", "core.hooksPath", ".husky")
+    assert line_about(init(project, "--undo"), hook).startswith("take out of ")
+    assert hook.read_text() == "#!/bin/sh\necho mine\n"
+
+
 def test_husky_without_a_hook_of_the_users(project: Box) -> None:
     like_husky(project)
     said = line_about(init(project), project.project / ".husky/pre-commit")
@@ -500,6 +510,16 @@ def test_who_cannot_give_a_file_away_writes_it_in_place(open_box: Box) -> None:
     assert makefile.read_text() == "ALL:\n"
     info = makefile.stat()
     assert (info.st_uid, info.st_gid, stat.S_IMODE(info.st_mode)) == (USER + 1, USER, 0o664)
+
+
+def test_a_home_that_nobody_may_list_is_written_all_the_same(box: Box) -> None:
+    del box.env["XDG_STATE_HOME"]
+    box.home.chmod(0o300)
+    try:
+        assert box.run("--", "true").returncode == 0
+        assert (box.home / ".local/state/sandrun/history.jsonl").stat().st_size > 0
+    finally:
+        box.home.chmod(0o700)
 
 
 @pytest.mark.parametrize("umask", ["000", "022", "077"])
