@@ -9,10 +9,10 @@ Promises
   terminal and signals are its own, because nothing stays around it.
 - A live lock is never touched (`stale`). A git around us (a hook in `git commit`) never blocks.
 - Where nothing is in the way, nothing is said.
-- Reading never waits (but `describe --dirty`, which locks the index whatever it is told, for two
-  seconds), and refreshes the index only where no guarded writer can meet the lock for that. So a
-  reader can still meet a change half way, as without us: a `git stash list` beside the drop of the
-  last stash fails.
+- Reading never waits (but `describe --dirty`, which locks the index whatever it is told, while the
+  turns move on), and refreshes the index only where no guarded writer can meet the lock for that.
+  So a reader can still meet a change half way, as without us: a `git stash list` beside the drop of
+  the last stash fails.
 
 Left to others: which real git a shim calls, and that hooks reach the shim at all. git puts its
 own directory first in the PATH of what it starts, so most hooks call the real git: they are

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sandrun.gitguard.waiting import Wait
 
 _READS = commands.REFRESH | commands.PAGED | commands.LOCKS
-_SHORT = 2.0  # seconds
+_STILL = 2.0  # seconds
 
 SHIM_MARK = b"sandrun shim"
 """In the first lines of a shim, so that a search of PATH knows it from the real git."""
@@ -106,8 +106,8 @@ def _may_refresh(
     repo: "repository.Repository | None", needed: int, flags: "Mapping[str, object]"
 ) -> bool:
     """Whether a reader may lock the index to refresh it: it has the tree's turn then, so that no
-    guarded writer meets that lock. It does not wait for the turn (a describe, which will lock in
-    any case, not for long), nor hold it where a pager may keep it alive."""
+    guarded writer meets that lock. It does not wait for the turn (but a describe, which will lock
+    in any case, while turns move on), nor hold it where a pager may keep it alive."""
     if repo is None:
         return True
     if needed & commands.PAGED and any(map(_is_terminal, (0, 1, 2))):
@@ -117,7 +117,7 @@ def _may_refresh(
     def wait(*lock: int) -> bool:
         nonlocal refused
         patient = needed & commands.LOCKS
-        refused = not (patient and _wait(repo, flags, _SHORT).turn(*lock))
+        refused = not (patient and _wait(repo, flags, _STILL).turn(*lock))
         return not refused
 
     for fd in turn.take(repo, commands.REFRESH, processes.ancestor(repo), wait):
@@ -126,14 +126,14 @@ def _may_refresh(
 
 
 def _wait(
-    repo: repository.Repository, flags: "Mapping[str, object]", longest: float = float("inf")
+    repo: repository.Repository, flags: "Mapping[str, object]", still: float = float("inf")
 ) -> "Wait":
     """Settings are read here and not before: an uncontended git needs none of them."""
     from sandrun import project, settings
     from sandrun.gitguard.waiting import Wait
 
     chosen = settings.resolve(flags, project.find(repo.top))
-    return Wait(repo, min(chosen.git_wait, longest), "running git anyway")
+    return Wait(repo, chosen.git_wait, "running git anyway", still)
 
 
 def real_git(env: "dict[str, str]") -> str:

@@ -53,12 +53,16 @@ class _Up(Exception):
 class Wait:
     """The waits of one command: whose turn, whose lock, and until when.
 
-    `patience` in seconds; `going_on` is what is said to happen when it is used up.
+    `patience` in seconds; `going_on` is what is said to happen when it is used up. A turn is also
+    given up when one process has been in its way for `still` seconds.
     """
 
-    def __init__(self, repo: Repository, patience: float, going_on: str) -> None:
+    def __init__(
+        self, repo: Repository, patience: float, going_on: str, still: float = float("inf")
+    ) -> None:
         self.repo = repo
         self.patience = patience
+        self.still = still
         self.deadline = time.monotonic() + patience
         self.going_on = going_on
         self.blocked = False
@@ -71,13 +75,17 @@ class Wait:
             return False
         speaker = self._speak_later(fd, operation, byte) if self.patience > locks.SILENCE else 0
         try:
-            if self._lock(fd, operation, byte):
+            while not self._lock(fd, operation, byte):
+                before, pid = pid, turn.holder(fd, operation, byte)
+                if pid == before or time.monotonic() >= self.deadline:
+                    break
+            else:
                 return True
         finally:
             _end(speaker)
         if self.patience:
             messages.warn(
-                f"{self.repo.top}: waited {span_text(self.patience)} for "
+                f"{self.repo.top}: waited {span_text(min(self.patience, self.still))} for "
                 f"{_text(turn.holder(fd, operation, byte))}; {self.going_on}"
             )
         return False
@@ -100,11 +108,12 @@ class Wait:
             os._exit(0)
 
     def _lock(self, fd: int, operation: int, byte: int) -> bool:
-        """Block in fcntl(2) until the lock is ours or the deadline is over."""
+        """Block in fcntl(2) until the lock is ours, or the deadline or `still` is over."""
         handler = _signal.signal(_signal.SIGALRM, self._alarm)
         mask = _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGALRM})
         # Repeats, because the first may come in the instant before fcntl(2) blocks.
-        _signal.setitimer(_signal.ITIMER_REAL, max(self.deadline - time.monotonic(), 0.001), 0.05)
+        seconds = min(max(self.deadline - time.monotonic(), 0.001), self.still)
+        _signal.setitimer(_signal.ITIMER_REAL, seconds, 0.05)
         try:
             self.blocked = True
             fcntl.lockf(fd, operation, 1, byte)

@@ -223,6 +223,31 @@ def test_the_guard_file_has_the_directory_s_owner_and_permissions(box: GitBox) -
     assert (info.st_uid, info.st_gid, info.st_mode & 0o777) == (12345, 23456, 0o660)
 
 
+def test_who_may_only_read_the_repository_cannot_delay_its_gits(box: GitBox) -> None:
+    if os.geteuid():
+        pytest.skip("needs root to be two users")
+    for path in (box.root, *box.root.parents):
+        if not path.stat().st_mode & 0o005:
+            path.chmod(path.stat().st_mode | 0o011)
+    (box.repo / ".git").chmod(0o755)
+    guard = box.repo / ".git/sandrun-guard"
+    guard.touch()
+    guard.chmod(0o644)  # as an older version left it
+    assert box.git("add", "a")[0] == 0
+    lock = (
+        "import fcntl, os, sys\n"
+        "fd = os.open(sys.argv[1], os.O_RDONLY)\n"
+        "fcntl.lockf(fd, fcntl.LOCK_SH, 1, 0)\n"
+        "print('held')\n"
+        "sys.stdin.read()\n"
+    )
+    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    reader = box.start(*argv, "/usr/bin/python3", "-I", "-c", lock, str(guard))
+    code, said = box.end(reader)
+    assert (code, said.splitlines()[-1].partition(":")[0]) == (1, "PermissionError"), said
+    assert box.git("add", "a", SANDRUN_GIT_WAIT="999") == (0, "")
+
+
 def test_two_users_take_turns(box: GitBox) -> None:
     if os.geteuid():
         pytest.skip("needs root to be two users")

@@ -185,7 +185,10 @@ def test_housekeeping_is_waited_for_within_the_limits(box: GitBox) -> None:
     slow = _slow_repack(box)
     run = box.sandrun("--", GIT, "commit", "-qm", "x", **slow)
     box.reached("repack")
-    assert "waiting for" in (line := heard(run)), "it says whom for"
+    line = heard(run)
+    if "a monitor polls" in line:  # where no kernel enforces limits
+        line = heard(run)
+    assert "waiting for" in line
     assert " gc --auto" in line or " maintenance run --auto" in line
     assert run.poll() is None
     box.let("repack")
