@@ -85,11 +85,15 @@ def _is_detached(parent: bytes) -> bool:
     # (POSIX, Shell Command Language, "Signals and Error Handling").
     if ignores(_signal.SIGHUP) or (ignores(_signal.SIGINT) and ignores(_signal.SIGQUIT)):
         return True
-    if os.getsid(0) != os.getpid() or parent in _LOGINS:
+    leads_session = os.getsid(0) == os.getpid()
+    # With job control each job of a shell is a group of its own.
+    is_job = not leads_session and parent in _SHELLS and os.getpgrp() == os.getpid()
+    if not is_job and (not leads_session or parent in _LOGINS):
         return False
     from sandrun import terminal
 
-    return terminal.is_ours() is None  # setsid: whoever makes a session on a terminal watches it
+    # setsid: whoever makes a session on a terminal watches it. A job in the foreground has it.
+    return terminal.is_ours() is None or (is_job and not terminal.is_ours())
 
 
 _ENDING = {_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM}

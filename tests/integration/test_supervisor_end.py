@@ -251,6 +251,7 @@ BACKGROUND = {
     "zsh": ["zsh", "-fc", '"$@" & {}'],
     "subshell": ["sh", "-c", '("$@" &); {}'],
     "disown": ["bash", "-c", '"$@" & disown; {}'],
+    "job control": ["bash", "-c", 'set -m; "$@" & {}'],
     "setsid": ["sh", "-c", 'setsid "$@" & {}'],
     "setsid -f": ["sh", "-c", 'setsid -f "$@"; {}'],
     "new session": [sys.executable, "-c", NEW_SESSION],
