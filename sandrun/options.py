@@ -462,8 +462,9 @@ _ALIKE = 0.74  # `mkae` for `make` is 0.75, as difflib counts
 
 
 def alike(word: str, known: "Iterable[str]") -> str:
-    """The known word that a mistyped one is most like; '' if none is near, or it is too short."""
-    if len(word) < 4:
+    """The known word that a mistyped one is most like; '' if none is near, or it is too short (or
+    so long that comparing would take its time)."""
+    if not 4 <= len(word) <= 64:
         return ""
     import difflib
 

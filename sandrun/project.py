@@ -17,7 +17,6 @@ import stat
 import sys
 
 from sandrun.model import SandrunError, exhausted
-from sandrun.small_files import read_small
 
 SHARED_QUEUES = "/var/lib/sandrun/queues"
 
@@ -49,6 +48,8 @@ def _is_worktree(directory: str) -> bool:
     try:
         if stat.S_ISDIR(os.stat(git).st_mode):
             return os.path.isfile(os.path.join(git, "HEAD"))
+        from sandrun.small_files import read_small
+
         return (read_small(git) or b"").startswith(b"gitdir:")
     except OSError:
         return False
@@ -61,6 +62,8 @@ def _is_marked(directory: str) -> bool:
     try:
         if not os.path.lexists(path) or not counts(directory, "pyproject.toml"):
             return False
+        from sandrun.small_files import read_small
+
         return b"[tool.sandrun]" in (read_small(path) or b"")
     except OSError:
         return False
@@ -206,16 +209,19 @@ def git_directory(root: str) -> str:
     path = os.path.join(root, ".git")
     if not counts(root, ".git"):
         return ""
+    if os.path.isdir(path):
+        git = path if os.path.exists(os.path.join(path, "HEAD")) else ""
+        return git if git and _may_lock(root, git) else ""
+    from sandrun.small_files import read_small
+
     try:
         line = read_small(path) or b""
-        if not line.startswith(b"gitdir:"):
-            return ""
-        named = os.fsdecode(line[7:].split(b"\n")[0].strip())
-        git = os.path.normpath(os.path.join(root, named))
-    except IsADirectoryError:
-        git = path if os.path.exists(os.path.join(path, "HEAD")) else ""
     except OSError:
         return ""
+    if not line.startswith(b"gitdir:"):
+        return ""
+    named = os.fsdecode(line[7:].split(b"\n")[0].strip())
+    git = os.path.normpath(os.path.join(root, named))
     return git if git and _may_lock(root, git) else ""
 
 

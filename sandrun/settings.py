@@ -17,61 +17,14 @@ import sys
 
 from sandrun import messages
 from sandrun.model import Limits
-from sandrun.options import OPTIONS, Option, nearest
-from sandrun.project import home, speaks_for_us
-from sandrun.small_files import read_small
+from sandrun.options import OPTIONS, Option
+from sandrun.project import home
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-
-class File:
-    """A file of settings: `table` as it was read, `mine` the user's own file; `foreign`: another
-    user's, and then `unread` unless the user has trusted what is at its path."""
-
-    __slots__ = ("_trusted", "foreign", "mine", "owner", "path", "table", "unread")
-
-    def __init__(self, path: str, owner: int = -1) -> None:
-        self.path = path
-        self.owner = owner
-        self.mine = owner == -1
-        self.foreign = not self.mine and not speaks_for_us(owner)
-        self.table: dict[str, object] = {}
-        self.unread = False
-        self._trusted: bool | None = None
-
-    def is_trusted(self) -> bool:
-        """Whether the user wrote it, or has said that it may decide everything."""
-        if self._trusted is None:
-            from sandrun import trust
-
-            self._trusted = self.mine or trust.is_trusted(self)
-        return self._trusted
-
-    def get(self, option: Option, complaints: "list[str]") -> object:
-        """The value of an option; None: it has none."""
-        key = self.key_of(option)
-        if key:
-            try:
-                return option.convert(_as_text(self.table[key]))
-            except ValueError as error:
-                complaints.append(f"{self.path}: {key} is not {error}; ignored")
-        return None
-
-    def key_of(self, option: Option) -> str:
-        """By which of its names the file sets an option; '' if it does not."""
-        return next((key for key in option.names() if key in self.table), "")
-
-    def texts(self) -> "dict[str, str]":
-        """Its settings as one writes them, but for values that no setting has."""
-        found = {}
-        for key, value in self.table.items():
-            try:
-                found[key] = _as_text(value)
-            except ValueError:
-                continue
-        return found
+    from sandrun.settings_files import File
 
 
 class Settings:
@@ -136,11 +89,13 @@ def resolve(flags: "Mapping[str, object]", project_root: str, start: str = "") -
     complaints: list[str] = []
     settings.files = project_files(project_root, start, complaints)
     settings.waiting = {file: [] for file in settings.files if file.unread}
-    files = [*settings.files, *_user_file(complaints)]
+    files = [*settings.files, *_own_file(complaints)]
+    if files:
+        from sandrun.settings_files import value_of
     for option in OPTIONS:
-        value, source = _value(option, flags, complaints) or _of_files(
-            option, files, settings.waiting, complaints
-        )
+        value, source = _value(option, flags, complaints) or (option.default, "default")
+        if files and source == "default" and option.scope != "flag":
+            value, source = value_of(option, files, settings.waiting, complaints)
         setattr(settings, option.key, value)
         settings.source[option.key] = source
     messages.setup(settings.verbose, settings.quiet, settings.color)
@@ -205,87 +160,38 @@ def _value(
     return None
 
 
-def _of_files(
-    option: Option,
-    files: "list[File]",
-    waiting: "dict[File, list[str]]",
-    complaints: "list[str]",
-) -> "tuple[object, str]":
-    """The value that the files give, and which file; else the default (see the header)."""
-    order = files if option.limit else sorted(files, key=lambda file: not file.mine)
-    given = [(v, file) for file in order if (v := file.get(option, complaints)) is not None]
-    wish: File | None = None
-    wished: object = None
-    value, source = option.default, "default"
-    for at, (found, file) in enumerate(given):
-        at_once = option.limit and not file.mine and not file.foreign
-        # Whether it is trusted is not asked where nothing depends on it.
-        if (not at_once or wish or at + 1 < len(given)) and file.is_trusted():
-            value, source = found, file.path
-            break
-        if at_once and not wish:
-            wish, wished = file, found
-        elif not at_once:
-            waiting.setdefault(file, []).append(file.key_of(option))
-    if wish and (source == "default" or option.is_tighter(wished, value)):
-        return wished, wish.path
-    if wish and wished != value:
-        waiting.setdefault(wish, []).append(wish.key_of(option))
-    return value, source
-
-
-def _as_text(value: object) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1 << 63):
-        return str(value)  # Python refuses to write an int of 5,000 digits
-    raise ValueError("a single value")
-
-
-def project_files(
-    root: str, start: str, complaints: "list[str]", foreign: bool = False
-) -> "list[File]":
-    """The project's files for a run that starts in `start`, the nearest first; `foreign`: another
-    user's are read too."""
+def project_files(root: str, start: str, complaints: "list[str]") -> "list[File]":
+    """The project's files for a run that starts in `start`, the nearest first."""
     here = os.path.realpath(start) if start else root
     if not here.startswith(root.rstrip(os.sep) + os.sep):
         here = root
     files: list[File] = []
     while True:
         for name in ("sandrun.toml", "pyproject.toml"):
-            file = load(os.path.join(here, name), root, complaints, foreign)
-            if file:
-                files.append(file)
-                break
+            path = os.path.join(here, name)
+            if _may_be_there(path):
+                from sandrun import settings_files
+
+                file = settings_files.load(path, root, complaints)
+                if file:
+                    files.append(file)
+                    break
         if here == root:
             return files
         here = os.path.dirname(here)
 
 
-def load(path: str, top: str, complaints: "list[str]", foreign: bool = False) -> "File | None":
-    """The settings in a file of the project with the top `top`; None: it is not there, or has
-    none."""
+def _may_be_there(path: str) -> bool:
     try:
-        file = File(path, os.lstat(path).st_uid)
-        data = read_small(path, top)
+        os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        complaints.append(f"{path}: {error.strerror}; it sets nothing")
-        return None
-    # Looking for the table before parsing spares the import of tomllib to most projects.
-    if data is None or (path.endswith("pyproject.toml") and b"[tool.sandrun]" not in data):
-        return None
-    if file.foreign and not foreign:
-        from sandrun import trust
-
-        file.unread = not trust.is_known(path)
-    if not file.unread:
-        _fill(file, data, complaints)
-    return file
+        return False
+    except OSError:
+        pass  # reading it will report that
+    return True
 
 
-def _user_file(complaints: "list[str]") -> "list[File]":
+def _own_file(complaints: "list[str]") -> "list[File]":
     config = os.environ.get("XDG_CONFIG_HOME") or ""
     if not os.path.isabs(config):
         if sys.platform == "win32":
@@ -296,79 +202,10 @@ def _user_file(complaints: "list[str]") -> "list[File]":
             config = os.path.join(home(), ".config")
         else:
             return []
-    file = File(os.path.join(config, "sandrun", "config.toml"))
-    try:
-        data = read_small(file.path)  # may be a link, as into a repository of dotfiles
-    except OSError as error:
-        complaints.append(f"{file.path}: {error.strerror}; it sets nothing")
+    path = os.path.join(config, "sandrun", "config.toml")
+    if not _may_be_there(path):
         return []
-    if data is None:
-        return []
-    _fill(file, data, complaints)
-    return [file]
+    from sandrun import settings_files
 
-
-def _fill(file: File, data: bytes, complaints: "list[str]") -> None:
-    """Read the settings; what is wrong with a file costs it one line."""
-    text = data.decode("utf-8-sig", "replace")
-    if not text.strip():
-        return
-    try:
-        table = _parsed(text)
-    except ValueError as error:
-        complaints.append(f"{file.path}: {error}; the file is ignored")
-        return
-    if file.path.endswith("pyproject.toml"):
-        tool = table.get("tool")
-        ours = tool.get("sandrun") if isinstance(tool, dict) else None
-        table = ours if isinstance(ours, dict) else {}
-    keys = {key for option in OPTIONS if option.scope == "all" for key in option.names()}
-    unknown = [key for key in table if key not in keys]
-    if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        if len(unknown) == 1 and (meant := nearest(unknown[0], keys)):
-            more = f" ({meant})"
-        complaints.append(f"{file.path}: no such setting: {', '.join(unknown[:3])}{more}; ignored")
-    file.table = {key: value for key, value in table.items() if key in keys}
-
-
-_LONGEST = 1.0
-"""Seconds of CPU time for one file: a megabyte of ordinary TOML takes a part of that."""
-
-
-class _TooLong(Exception):
-    """A file took more CPU time than any needs."""
-
-
-def _parsed(text: str) -> "dict[str, object]":
-    """The table of a TOML file. Raises ValueError, also for one that takes too long to read:
-    tomllib's time grows with the square of the dots in a key."""
-    import tomllib
-
-    try:
-        return tomllib.loads(text) if sys.platform == "win32" else _in_time(tomllib.loads, text)
-    except tomllib.TOMLDecodeError:
-        raise
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-    except _TooLong:
-        raise ValueError("takes too long to read") from None
-    except ValueError:  # int() refuses more than 4,300 digits
-        raise ValueError("a number has too many digits") from None
-
-
-def _in_time(read: "Callable[[str], dict[str, object]]", text: str) -> "dict[str, object]":
-    import _signal
-
-    def end(signum: int, frame: object) -> None:
-        raise _TooLong
-
-    handler = _signal.signal(_signal.SIGVTALRM, end)
-    mask = _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGVTALRM})
-    before = _signal.setitimer(_signal.ITIMER_VIRTUAL, _LONGEST)
-    try:
-        return read(text)
-    finally:
-        _signal.setitimer(_signal.ITIMER_VIRTUAL, *before)
-        _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
-        _signal.signal(_signal.SIGVTALRM, handler)
+    file = settings_files.load_own(path, complaints)
+    return [file] if file else []

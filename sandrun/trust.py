@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandrun.settings import File
+    from sandrun.settings_files import File
 
 
 def _sha256(text: str) -> str:

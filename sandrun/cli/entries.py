@@ -4,7 +4,7 @@ import os
 
 import click
 
-from sandrun import messages, project, settings
+from sandrun import messages, project, settings, settings_files
 from sandrun.cli import completions as shells
 from sandrun.cli import describe
 from sandrun.cli.answer import out, page
@@ -79,10 +79,10 @@ def _real(file: str) -> str:
     return os.path.join(os.path.realpath(directory), name)
 
 
-def _settings_at(path: str) -> "settings.File | None":
+def _settings_at(path: str) -> "settings_files.File | None":
     complaints: list[str] = []
     top = project.find(os.path.dirname(path))
-    found = settings.load(path, top, complaints, foreign=True)
+    found = settings_files.load(path, top, complaints, foreign=True)
     for complaint in complaints:
         messages.warn(complaint)
     return found

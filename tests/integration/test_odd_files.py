@@ -209,7 +209,7 @@ def test_what_ends_a_program_ends_sandrun_before_the_command_exists(
     words = ["-q", "--", "true"]
     box.run(*words)  # what only a first run does
     steps = points(box, words)
-    assert any(point.startswith("settings.py:_in_time") for point in steps)
+    assert any(point.startswith("settings_files.py:_in_time") for point in steps)
     assert any(point.startswith("small_files.py:read_small:open") for point in steps)
     env = {"PYTHONPATH": f"{INJECT}:{box.env.get('PYTHONPATH', '')}"}
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
