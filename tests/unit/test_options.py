@@ -98,15 +98,14 @@ def ours(argv: "list[str]") -> object:
     if parsed.subcommand not in ("", "git"):
         # Whether a subcommand takes its own words only click knows.
         try:
-            inner(app.cli.commands[parsed.subcommand], parsed.subcommand, own, None)
+            above = click.Context(app.cli, help_option_names=["-h", "--help"])
+            inner(app.cli.commands[parsed.subcommand], parsed.subcommand, own, above)
         except click.ClickException:
             return "refused"
     return parsed.flags, parsed.command or [parsed.subcommand, *own]
 
 
-def inner(
-    command: click.Command, name: str, words: "list[str]", parent: "click.Context | None"
-) -> None:
+def inner(command: click.Command, name: str, words: "list[str]", parent: click.Context) -> None:
     """Have click take a subcommand's words, down to the last one. Raises click's exceptions."""
     try:
         context = command.make_context(name, list(words), parent=parent)
@@ -119,8 +118,8 @@ def inner(
 
 
 def remaining(context: click.Context) -> "list[str]":
-    first = getattr(context, "_protected_args", None) or getattr(context, "protected_args", [])
-    return [*first, *context.args]
+    name = "_protected_args" if hasattr(context, "_protected_args") else "protected_args"
+    return [*getattr(context, name, ()), *context.args]
 
 
 def clicks(argv: "list[str]") -> object:
