@@ -141,8 +141,9 @@ def test_the_shims_that_are_there_are_offered(project: Box, shell: str) -> None:
 @pytest.mark.parametrize("shell", ["bash", "fish"])
 def test_what_is_run_is_completed_as_itself(project: Box, shell: str) -> None:
     """Also after options with values, and git as git."""
-    if shell == "bash" and not Path("/usr/share/bash-completion/completions/git").exists():
-        pytest.skip("needs bash-completion")
+    file = {"bash": "bash-completion/completions/git", "fish": "fish/completions/git.fish"}[shell]
+    if not Path(f"/usr/share/{file}").exists():
+        pytest.skip(f"needs git's completions (/usr/share/{file})")
     expected = {
         "sandrun tru": "true",
         "sandrun -- tru": "true",
