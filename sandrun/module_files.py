@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LATE = (
-    *("clocks", "ending", "kernel", "lookup", "recovery", "report", "terminal"),
+    *("clocks", "ending", "kernel", "lookup", "recovery", "report", "small_files", "terminal"),
     *(
         f"gitguard/{name}"
         for name in ("commands", "lock_paths", "locks", "processes", "repository", "stale")
@@ -28,7 +28,7 @@ LATE = (
 )
 """What the supervisor and its keepers import after the command has started."""
 WAITING = (
-    *("keeper", "pool", "sampling", "taken_names", "trust"),
+    *("keeper", "pool", "sampling", "settings_files", "taken_names", "trust"),
     *(f"gitguard/{name}" for name in ("turn", "waiting", "watch")),
     *(f"backends/{name}" for name in ("cgroup1", "cgroup2", "group2", "groups", "monitor", "none")),
     *(f"backends/{name}" for name in ("rlimit", "spy", "systemd")),
