@@ -116,10 +116,12 @@ def _repositories(
             yield repo
 
 
-def at_work(repo: "repository.Repository | None") -> "list[int]":
+def at_work(repo: "repository.Repository | None", uid: int = -1) -> "list[int]":
     """The processes that may own a lock in `repo`: every git at work there that is not known to
-    only read, and every git that cannot be examined. None: of a lock on the user's own files."""
-    return [pid for pid in _pids() if pid != os.getpid() and _may_own(pid, repo)]
+    only read, and every git that cannot be examined. None: of a lock on the user's own files.
+
+    `uid` is who made the lock: of the gits that cannot be examined, only that user's count."""
+    return [pid for pid in _pids() if pid != os.getpid() and _may_own(pid, repo, uid)]
 
 
 def _pids() -> "list[int]":
@@ -130,14 +132,28 @@ def _pids() -> "list[int]":
         return []
 
 
-def _may_own(pid: int, repo: "repository.Repository | None") -> bool:
+def _may_own(pid: int, repo: "repository.Repository | None", uid: int) -> bool:
     try:
         stat = kernel.Stat(pid)
     except OSError:
         return False
     if stat.state in "ZX" or not (is_named_git(stat.name) or _runs_git(pid)):
         return False
-    return _works_in(pid, repo, reads_count=True)
+    return _works_in(pid, repo, reads_count=True) and not (uid >= 0 and _is_of_another(pid, uid))
+
+
+def _is_of_another(pid: int, uid: int) -> bool:
+    """Whether a process that we may not look into makes its files as another user than `uid`."""
+    try:
+        os.readlink(f"/proc/{pid}/cwd")
+        return False
+    except OSError:
+        pass
+    try:
+        status = kernel.read(f"/proc/{pid}/status")
+        return int(status.partition(b"\nUid:")[2].split()[3]) != uid  # the fsuid (proc(5))
+    except (OSError, IndexError, ValueError):
+        return False
 
 
 def _runs_git(pid: int) -> bool:

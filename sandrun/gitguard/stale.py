@@ -107,7 +107,11 @@ def _owner_is_dead(lock: str) -> str:
 
 def owners(repo: "Repository | None", lock: str) -> "list[int]":
     """The processes that may own the lock."""
-    return processes.openers(lock) or processes.at_work(repo)
+    try:
+        uid = os.lstat(lock).st_uid
+    except OSError:
+        uid = -1
+    return processes.openers(lock) or processes.at_work(repo, uid)
 
 
 def blind_spots(lock: str) -> "list[str]":

@@ -341,7 +341,7 @@ def test_a_lock_that_comes_alive_goes_straight_back(
             other.write_text("new")
             rename(other, lock)
         else:
-            monkeypatch.setattr(processes, "at_work", lambda repo: [1])
+            monkeypatch.setattr(processes, "at_work", lambda repo, uid: [1])
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", late)
@@ -405,6 +405,34 @@ def test_a_commit_inside_of_a_container_is_never_robbed(box: GitBox, worktree: s
     other = box.root / "other/.git/index.lock"
     other.touch()
     assert box.git("unlock", cwd=box.root / "other")[0] == 0, "it is told from another repository"
+
+
+@whole_host
+def test_another_user_s_git_elsewhere_is_no_owner(box: GitBox) -> None:
+    """It cannot be examined, but it would have made the lock as its own user."""
+    if os.geteuid():
+        pytest.skip("needs root to be two users")
+    for path in (box.root, *box.root.parents):
+        if not path.stat().st_mode & 0o005:
+            path.chmod(path.stat().st_mode | 0o011)
+    (box.root / "gitconfig").chmod(0o644)
+    theirs = box.make(box.root / "theirs")
+    state = box.root / "their-state"
+    state.mkdir()
+    lock = theirs / ".git/index.lock"
+    lock.touch()
+    for path in (state, theirs, *theirs.rglob("*")):
+        os.chown(path, 65534, 65534)
+    box.start(GIT, "commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
+    box.reached("one")
+    argv = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", sys.executable]
+    env = {"SANDRUN_STATE_DIR": str(state), "HOME": str(state)}
+    unlock = [*argv, "-m", "sandrun", "git", "unlock"]
+    os.chown(lock, 0, 0)  # made by a root's git: that one, for all that can be seen
+    assert box.end(box.start(*unlock, "--force", cwd=theirs, **env))[0] == 1
+    os.chown(lock, 65534, 65534)
+    code, said = box.end(box.start(*unlock, cwd=theirs, **env))
+    assert (code, lock.exists()) == (0, False), said
 
 
 def test_in_a_container_only_by_force(box: GitBox) -> None:
