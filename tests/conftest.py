@@ -71,6 +71,7 @@ NOT_ON_MACOS = {
         "no subreaper: see backends/darwin.py",
     r"the_monitor_costs_little": "the stand-in for libproc costs more than libproc",
     r"every_signal_is_passed_on": "no SIGALRM, SIGPIPE, SIGXFSZ",
+    r"the_background_of_a_script.*job control": "who started us is not told",
     r"(a_sandbox_inside_a_run|only_the_open_file)": "no namespaces, no list of who locks what",
     r"a_script_without_an_interpreter_line": "what a shell ignores cannot be read",
 }  # fmt: skip
