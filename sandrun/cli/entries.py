@@ -44,7 +44,7 @@ def trust(
 ) -> None:
     """Let a project's settings file decide everything, as your own does.
 
-    FILE, or those that hold here. Until then only its limits count. Trust is for the file as it
+    FILE, or those that hold in that directory, or here. Until then only its limits count. Trust is for the file as it
     is: once it is edited, say it again.
     """
     from sandrun import trust as trusted
@@ -55,8 +55,11 @@ def trust(
             state = "" if found and found.is_trusted() else "changed, " if found else "gone, "
             out(path + (f" ({state}not in force)" if state else ""))
         return
-    here = [found.path for found in obj[1].files]
-    named = [_real(file)] if file else here
+    if file and not os.path.isdir(file):
+        named = [_real(file)]
+    else:
+        held = settings.project_files(project.find(file), file, []) if file else obj[1].files
+        named = [found.path for found in held]
     if revoke:
         revoked = [path for path in named if trusted.revoke(path)]
         for path in revoked:

@@ -199,6 +199,8 @@ def test_trust_is_for_a_path_and_is_listed(box: Box) -> None:
     assert box.run("trust", "--revoke", str(clone / "sandrun.toml")).returncode == 0
     project_file(box, 'backend = "none"\n')
     assert box.run("trust", "--list").stdout == f"{mine} (changed, not in force)\n"
+    assert box.run("trust", str(box.project), cwd=box.root).returncode == 0
+    assert box.run("trust", "--list").stdout == f"{mine}\n"
     assert box.run("trust", "nowhere").returncode == 125
     assert box.run("trust", "--revoke", "nowhere").returncode == 125
 
