@@ -44,8 +44,8 @@ def trust(
 ) -> None:
     """Let a project's settings file decide everything, as your own does.
 
-    FILE, or those that hold in that directory, or here. Until then only its limits count. Trust is for the file as it
-    is: once it is edited, say it again.
+    FILE, or those that hold in that directory, or here. Until then only its limits count. Trust is
+    for the file as it is: once it is edited, say it again.
     """
     from sandrun import trust as trusted
 
