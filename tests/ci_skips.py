@@ -55,6 +55,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
         *_ANYWHERE,
         "(cgroup1|cgroup2) is not to be had here: .*",
         "needs namespaces",  # a plain user's, which Ubuntu's AppArmor may forbid
+        "about the fallback, which is not needed here",
     ),
     # The machines of .github/workflows/ci.yml, by the names that GitHub gives them.
     "Windows": ("about POSIX: .*",),

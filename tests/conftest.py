@@ -63,6 +63,7 @@ NOT_ON_MACOS = {
     r"a_zombie_leader_with_live_threads": "no first thread ends alone",
     r"(what_cannot_die_is_reported|a_frozen_group)": "no freezer",
     r"the_fallback_is_told_once": "nothing better was passed over",
+    r"a_limit_on_processes_is_named": "no container of a kernel",
     r"whose_limit_struck": "no cgroups",
     r"pkill_by_name_does_not_hit": "no process renames itself",
     r"knocks_of_dead_keepers": "no real-time signals, no events",

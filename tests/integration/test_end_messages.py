@@ -100,7 +100,7 @@ def test_a_limit_on_processes_is_named(make_box: "Callable[[str], Box]") -> None
     place = make_box("auto")
     place.run("-q", "--", "true")
     if place.last_record()["backend"] == "rlimit":
-        pytest.skip("about containers of a kernel")
+        pytest.skip("cgroup1 is not to be had here: nor any other container of a kernel")
     done = place.run("--pids", "20", "--", sys.executable, "-c", FORKS)
     assert done.returncode == 0
     assert "sandrun: limit of 20 processes and threads reached: refused " in done.stderr
