@@ -137,9 +137,9 @@ SLOW = "takes too long to read; the file is ignored|no such setting: a"
 TOML = {
     "500,000 brackets": ("a = " + "[" * 500_000, "nested too deeply; the file is ignored"),
     "500,000 tables": ("a = " + "{a=" * 300_000, "nested too deeply; the file is ignored"),
-    # Read in no time by a later tomllib, perhaps.
-    "dots in a key": ("a" + ".a" * 500_000 + " = 1", SLOW),
-    "dots in a value": ("a = {a" + ".a" * 500_000 + " = 1}", SLOW),
+    # Since 3.14 tomllib takes no more than 1,000 parts.
+    "dots in a key": ("a" + ".a" * 500_000 + " = 1", f"{SLOW}|nested too deeply"),
+    "dots in a value": ("a = {a" + ".a" * 500_000 + " = 1}", f"{SLOW}|nested too deeply"),
     "5,000 digits": ("memory = " + "9" * 5000, "a number has too many digits; the file is ignored"),
     "4,000 digits": ("pids = " + "9" * 4000, "pids is not a single value; ignored"),
     "5,000 digits in hex": ("pids = 0x" + "f" * 5000, "pids is not a single value; ignored"),
