@@ -93,7 +93,7 @@ def test_a_command_that_is_not_there(box: Box, name: str) -> None:
     github = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(box.root / "summary")}
     for env in ({}, github, {"GITLAB_CI": "true"}):
         done = box.run("--", name, env=env)
-        assert done.returncode == 127
+        assert done.returncode in (126, 127)  # PATH may have a directory that is not for us
         assert is_ours(done.stderr)
     summary = (box.root / "summary").read_text()
     assert len(summary.splitlines()) == 4 and summary.replace("\n", "").isprintable()
