@@ -11,7 +11,7 @@ import pytest
 _OUTCOMES = {"skipped": "SKIPPED", "xfailed": "XFAIL", "rerun": "RERUN"}
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:  # since pytest 9
     lines = [
         f"{shown} [{count}] {reason}"
         for outcome, shown in _OUTCOMES.items()
