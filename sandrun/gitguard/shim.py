@@ -54,8 +54,9 @@ recall() {{
 [ -z "${{SANDRUN_SHIM-}}" ] || recall
 set -f
 IFS=:
-for directory in $PATH; do
-	place=$directory/{tool}
+path=$PATH: # an empty entry is the current directory, also the last one
+for directory in $path; do
+	directory=${{directory:-.}} place=$directory/{tool}
 	[ -x "$place" ] && [ ! -d "$place" ] && [ ! -e "$directory/{mark}" ] || continue
 	case $own in *":$place:"*) back=$place; continue ;; esac
 	case $before in *":$place:"*":$place:"*) back=$place; continue ;; esac

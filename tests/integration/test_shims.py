@@ -473,6 +473,18 @@ def test_a_note_of_another_process_or_of_nonsense_is_no_harm(shimbox: Box) -> No
         assert shimbox.run("x", argv=["mytool"], env={"SANDRUN_SHIM": note}).stdout == expected
 
 
+@pytest.mark.parametrize("path", [":{shims}", "{shims}:", "{shims}::/usr/bin", "{shims}:."])
+def test_an_empty_entry_of_path_is_the_current_directory(shimbox: Box, path: str) -> None:
+    """As for execvp(3) and every shell: in front, at the end and in the middle."""
+    (shimbox.project / "heretool").write_text(TOOL)
+    (shimbox.project / "heretool").chmod(0o755)
+    add(shimbox, "heretool")
+    shimbox.env["PATH"] = path.format(shims=folder(shimbox))
+    done = shimbox.run("x", argv=[str(folder(shimbox) / "heretool")])
+    assert (done.returncode, said(done.stderr)) == (0, [])
+    assert done.stdout == "tool ./heretool [x] in a run\n"
+
+
 def test_a_missing_tool_is_told_as_by_a_shell(shimbox: Box) -> None:
     add(shimbox, "nonesuch")
     done = shimbox.run(argv=["sh", "-c", "nonesuch"])
