@@ -122,7 +122,7 @@ $(eval $(sandrun.over) SHELL := /bin/sh)
 $(eval $(sandrun.overflags) .SHELLFLAGS := -c)
 sandrun.words := $(shell { tr '\0\n\t' '\n  ' </proc/$$PPID/cmdline 2>/dev/null || \
     ps -ww -o args= -p $$PPID | tr ' ' '\n'; } | sed -E -e 1d -e :word -e '/^--$$/{' -e :goal \
-    -e '$$d' -e 'N;s/^[^\n]*\n//;s/ /{blank}/g;/=/!p;bgoal' -e '}' \
+    -e '$$d' -e 'N;s/^[^\n]*\n//;s/ /{blank}/g;/=|^-$$/!p;bgoal' -e '}' \
     -e '/^-[^-CEfIoWjlO]*[CEfIoW]$$/{$$!N;d;}' \
     -e '/^--(di|f|mak|ev|inc|ol|as|wh|ne)[a-z-]*$$/{$$!N;d;}' \
     -e '/^-([^-CEfIoWjlO]*[jl]|-j[a-z]*|-(loa|max)[a-z-]*)$$/{$$d;N;/\n[0-9.]+$$/d;s/^[^\n]*\n//;bword' \

@@ -286,6 +286,19 @@ def test_a_loader_or_an_emulator_before_make_is_no_goal(mkbox: Box, words: "list
     assert len(mkbox.records()) == 1
 
 
+@pytest.mark.parametrize("words", ["-", "-- -", "- fails", "-- - fails", "-k -- - fails other"])
+def test_a_dash_is_no_goal(mkbox: Box, words: str) -> None:
+    """GNU make passes it by, also behind `--`; a default goal that fails is no success."""
+    (mkbox.project / "sandrun.toml").touch()
+    makefile(mkbox, f"default: fails\n{RULES}")
+    seen = []
+    for mode in (PLAIN, {}):
+        done = mkbox.run(*words.split(), argv=["make"], env=mode)
+        seen.append((done.returncode, done.stdout, said(done.stderr)))
+    assert seen[1] == seen[0]
+    assert seen[0][0] == 2
+
+
 @pytest.mark.parametrize("where", ["SANDRUN_MAKE := x", "undefine SANDRUN_MAKE"])
 def test_a_second_level_stops_whatever_a_makefile_hides(mkbox: Box, where: str) -> None:
     """It says that it is in no run and that nobody started it; it ends, and with a failure."""
