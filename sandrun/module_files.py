@@ -6,8 +6,10 @@ needed (1.6 ms) would cost every start; a descriptor of each file costs a twenti
 unlinked file can be read as long as it is open.
 
 Promise: after `hold`, the modules that it names are those of the version that is running. As long
-as the file of one is still in its place, it is imported as ever; else from the open file. A waiter
-holds more, for what goes away during the run before it may be its own package.
+as the file of one is still in its place, it is imported as ever; else from the open file. That is
+asked before Python's own finders, for there may be another version's file by then, and once more
+after them, for the package may be just about to go away: the source before its compiled file, say.
+A waiter holds more, for what goes away during the run before it may be its own package.
 """
 
 import marshal
@@ -63,14 +65,21 @@ def hold(names: "tuple[str, ...]" = LATE) -> None:
                 continue
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
+        sys.meta_path.append(_last_finder)
 
 
 class _Finder:
-    """Finds a held module whose file is not in its place any more; see importlib.abc."""
+    """Finds a held module: the `first` finder only one whose file is not in its place any more.
+
+    See importlib.abc.MetaPathFinder.
+    """
+
+    def __init__(self, first: bool) -> None:
+        self.first = first
 
     def find_spec(self, name: str, *_: object) -> "ModuleSpec | None":
         fd, path = _held.get(name, (-1, ""))
-        if fd < 0 or _is_there(fd, path):
+        if fd < 0 or (self.first and _is_there(fd, path)):
             return None
         return ModuleSpec(name, self, origin=path)  # type: ignore[arg-type]
 
@@ -85,7 +94,8 @@ class _Finder:
         exec(code, module.__dict__)
 
 
-_finder = _Finder()
+_finder = _Finder(first=True)
+_last_finder = _Finder(first=False)
 
 
 def _is_there(fd: int, path: str) -> bool:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import py_compile
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_held_module_is_loaded_from_the_open_file(tmp_path: Path) -> None:
     file.write_text("value = 3\n")
     with open(file) as held:
         module_files._held["sandrun.late"] = held.fileno(), str(file)
-        finder = module_files._Finder()
+        finder = module_files._Finder(first=True)
         try:
             assert finder.find_spec("sandrun.late") is None  # as long as it is in its place
             file.unlink()
@@ -87,3 +88,25 @@ def test_a_held_module_is_loaded_from_the_open_file(tmp_path: Path) -> None:
         finally:
             sys.meta_path.remove(finder)
             del module_files._held["sandrun.late"]
+
+
+def test_a_package_that_is_half_gone_is_whole_for_us(tmp_path: Path) -> None:
+    """`rm -r` took the source, and not yet the compiled file: that is no module for Python."""
+    folder = tmp_path / "sandrun_half"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    source = folder / "late.py"
+    source.write_text("value = 3\n")
+    compiled = str(py_compile.compile(str(source), doraise=True))
+    source.unlink()
+    finders = [module_files._Finder(first) for first in (True, False)]
+    sys.path.insert(0, str(tmp_path))
+    with open(compiled) as held:
+        module_files._held["sandrun_half.late"] = held.fileno(), compiled
+        try:
+            sys.meta_path[:] = [finders[0], *sys.meta_path, finders[1]]
+            assert importlib.import_module("sandrun_half.late").value == 3
+        finally:
+            sys.meta_path[:] = [each for each in sys.meta_path if each not in finders]
+            sys.path.remove(str(tmp_path))
+            del module_files._held["sandrun_half.late"]
