@@ -215,7 +215,7 @@ def git_directory(root: str) -> str:
     from sandrun.small_files import read_small
 
     try:
-        line = read_small(path) or b""
+        line = (read_small(path) or b"").partition(b"\0")[0]  # as C, so git, reads it
     except OSError:
         return ""
     if not line.startswith(b"gitdir:"):

@@ -101,9 +101,11 @@ def follow(path: str) -> str:
 
 
 def first_line(path: str) -> str:
-    """The text of a small file of git's without its line ends; '' if it cannot be read."""
+    """The text of a small file of git's without its line ends; '' if it cannot be read. For git,
+    which is written in C, it ends at a NUL; and no path has one."""
     try:
-        return os.fsdecode(read_small(path) or b"").rstrip("\r\n")
+        data = read_small(path) or b""
+        return os.fsdecode(data.partition(b"\0")[0]).rstrip("\r\n")
     except OSError:
         return ""
 

@@ -106,6 +106,20 @@ def test_an_odd_file_of_git_holds_nobody_up(
     assert "internal error" not in done.stderr
 
 
+@pytest.mark.parametrize("name", [".git", ".git/commondir", ".git/HEAD"])
+def test_a_nul_in_a_file_of_git_ends_it_as_in_c(box: Box, name: str) -> None:
+    odd = box.project / name
+    if name != ".git":
+        subprocess.run(["git", "init", "-q"], cwd=box.project, check=True)
+        (box.project / ".git/index.lock").touch()
+    odd.write_bytes(b"gitdir: nowhere\0/b\n" if name == ".git" else b"\xffx\0y\n")
+    done = box.run("--git-wait", "0.2", "--", "echo", "ran")
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+    for words in (["status"], ["doctor"], ["git", "unlock"], ["git", "status"]):
+        assert "internal error" not in box.run(*words).stderr
+    assert box.run("git", "status").returncode == 128
+
+
 def test_links_that_a_user_makes_are_followed(box: Box) -> None:
     """The user's own file may be one into a repository of dotfiles, a project's stays inside it."""
     dotfiles = box.root / "dotfiles"
