@@ -123,10 +123,14 @@ def _mode(home: os.stat_result) -> int:
 
 
 def _mend(fd: int, info: os.stat_result, directory: str) -> None:
-    """Correct the mode of a file of ours, which an older version or a change of sharing left."""
+    """Correct the mode of a file of ours, which an older version or a change of sharing left.
+
+    Not where it has a second name: that may be a link to something else of ours.
+    """
     try:
         wanted = _mode(os.stat(directory))
-        if info.st_mode & 0o777 != wanted and os.geteuid() in (0, info.st_uid):
+        may = info.st_nlink == 1 and os.geteuid() in (0, info.st_uid)
+        if may and info.st_mode & 0o777 != wanted:
             os.fchmod(fd, wanted)
     except OSError:
         pass

@@ -301,6 +301,14 @@ def test_a_hostile_guard_file_blocks_nobody(box: GitBox, kind: str) -> None:
     assert target.stat().st_mode & 0o777 == 0o644
 
 
+def test_a_second_name_of_another_file_keeps_its_mode(box: GitBox) -> None:
+    precious = box.root / "precious"
+    precious.touch(mode=0o644)
+    (box.repo / ".git/sandrun-guard").hardlink_to(precious)
+    assert box.git("add", "a") == (0, "")
+    assert precious.stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.parametrize("mode", [0o755, 0o775, 0o2775, 0o777, 0o700])
 def test_who_may_read_the_guard_file(box: GitBox, mode: int) -> None:
     """A lock of a reader (F_RDLCK) keeps our gits away: only who may write may have one. The mode
