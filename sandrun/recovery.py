@@ -62,8 +62,6 @@ _AHEAD = 3600.0
 """Seconds by which somebody may have set the clock back."""
 _DYING = 1.0
 """Seconds that a killed process may still be seen after its ticket."""
-_LONGEST = 1 << 22
-"""Bytes of a line; a command line has two million at most (execve(2))."""
 _RECORDED: "dict[str, type | tuple[type, ...]]" = {
     **dict.fromkeys(("id", "project", "cwd", "backend"), str),
     **dict.fromkeys(("pid", "limit", "since", "wait"), (int, float)),
@@ -115,7 +113,7 @@ def parse(line: bytes) -> "Holder | None":
     import json
 
     try:
-        return Holder(json.loads(line)) if len(line) < _LONGEST else None
+        return Holder(json.loads(line))
     except (ValueError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -361,9 +361,13 @@ class RunLock:
         self.slot = 0
 
 
+_LONGEST = 1 << 22
+"""Bytes that no holder's line reaches; a command line has two million at most (execve(2))."""
+
+
 def read_line(fd: int) -> bytes:
-    """The holder's line in an open state home."""
+    """The holder's line in an open state home; of something larger the beginning."""
     try:
-        return os.pread(fd, os.fstat(fd).st_size, 0)
+        return os.pread(fd, min(os.fstat(fd).st_size, _LONGEST), 0)
     except OSError:
         return b""

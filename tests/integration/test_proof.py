@@ -21,7 +21,7 @@ import pytest
 from sandrun import kernel
 from sandrun.backends import rlimit
 from sandrun.model import MIB, Limits
-from tests.harness import ON_MACOS, Box, alive, wait_for
+from tests.harness import ON_MACOS, Box, alive, launcher, wait_for
 
 DEAD = "0badcafe"
 pytestmark = pytest.mark.skipif(ON_MACOS, reason="not on macOS: no process's limits can be read")
@@ -161,6 +161,16 @@ def test_a_line_that_is_none_of_ours_ends_nobody(place: Box, what: str) -> None:
 )
 def test_a_line_that_is_no_object_is_passed_by(place: Box, text: str) -> None:
     assert "nothing is ended" in after_clean_up(place, text)
+
+
+def test_a_line_without_end_is_not_read_whole(place: Box) -> None:
+    """One of 20 GiB: more than the address space has."""
+    after_clean_up(place, "")
+    os.truncate(state(place) / "executor.lock", 20 << 30)
+    script = 'ulimit -v 1500000; exec "$@"'
+    done = place.run("-c", script, "sh", *launcher(), "--", "echo", "ran", argv=["sh"])
+    assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
+    assert "nothing is ended" in done.stderr
 
 
 def test_only_whole_marks_of_that_run_are_ended(place: Box) -> None:
