@@ -106,8 +106,8 @@ def paths() -> "list[str]":
         names = os.listdir(folder)
     except OSError:
         return []
-    found = [_read(os.path.join(folder, name))[1] for name in names if len(name) == 64]
-    return sorted(path for path in found if path)
+    found = [(name, _read(os.path.join(folder, name))[1]) for name in names]
+    return sorted(path for name, path in found if path and name == _sha256(path))
 
 
 def _user_text(uid: int) -> str:

@@ -49,9 +49,10 @@ def trust(
     """
     from sandrun import trust as trusted
 
+    read = {found.path: found for found in obj[1].files if not found.unread}
     if listing:
         for path in trusted.paths():
-            found = _settings_at(path)
+            found = read.get(path) or _settings_at(path)
             state = "" if found and found.is_trusted() else "changed, " if found else "gone, "
             out(path + (f" ({state}not in force)" if state else ""))
         return
@@ -67,7 +68,7 @@ def trust(
         if not revoked:
             raise SandrunError("nothing there was trusted", "sandrun trust --list")
         return
-    files = [found for path in named if (found := _settings_at(path))]
+    files = [found for path in named if (found := read.get(path) or _settings_at(path))]
     if not files:
         raise SandrunError(f"no settings in {file or 'this project'}", "sandrun config")
     for found in files:

@@ -205,6 +205,23 @@ def test_trust_is_for_a_path_and_is_listed(box: Box) -> None:
     assert box.run("trust", "--revoke", "nowhere").returncode == 125
 
 
+@pytest.mark.parametrize("text", [b"x /a\0b\n", b"\xff\0\n", b"", b"x relative\n"])
+def test_a_damaged_entry_is_no_trust(box: Box, text: bytes) -> None:
+    project_file(box, 'backend = "rlimit"\n')
+    box.run("trust")
+    (entry,) = (box.home / "state/sandrun/trusted").iterdir()
+    entry.write_bytes(text)
+    done = box.run("trust", "--list")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert config(box)["backend"] == ("auto", "default")
+
+
+def test_a_wrong_setting_is_said_once(box: Box) -> None:
+    project_file(box, "memoryy = 1\n")
+    for words in (["trust"], ["trust", "--list"]):
+        assert box.run(*words).stderr.count("no such setting") == 1
+
+
 # Packages of a monorepo
 
 
