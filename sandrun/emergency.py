@@ -37,25 +37,34 @@ class Answer:
 
 def end(state: str, run: "str | None", everything: bool, grace: float) -> Answer:
     """End what was named. Raises SandrunError for unsafe state."""
-    states = project.all_states() if everything or run else [state]
+    several = everything or run is not None
+    states = project.all_states() if several else [state]
     answer = Answer()
     for path in states:
+        queue = None
         try:
             queue = overview.open_queue(path)
-        except SandrunError:
-            if not (everything or run):
+            if queue:
+                _end_queue(queue, run, everything, grace, answer)
+        except SandrunError as error:
+            if not several:
                 raise
-            continue  # one that cannot be used keeps nobody from what is in the others
-        if queue:
-            _end_queue(queue, run, everything, grace, answer)
-            queue.close()
+            # One that cannot be used keeps nobody from what is in the others.
+            if queue:
+                answer.lives.append(error.text)
+        finally:
+            if queue:
+                queue.close()
     return answer
 
 
 def _end_queue(
     queue: Queue, run: "str | None", everything: bool, grace: float, answer: Answer
 ) -> None:
-    tickets = [t for t in queue.tickets() if everything or t.id == run or (not run and t.running)]
+    # An empty id, as of a script's unset variable, names no run: least of all that of the project.
+    tickets = [
+        t for t in queue.tickets() if everything or t.id == run or (run is None and t.running)
+    ]
     for ticket in sorted(tickets, key=lambda t: t.running):
         what = f"{'run' if ticket.running else 'waiter'} {ticket.id}"
         if not _ended(queue, ticket, grace):
@@ -65,7 +74,7 @@ def _end_queue(
         if ticket.running:
             _end_lost(queue)
         answer.ended.append(f"ended {what}: {ticket.command} (pid {ticket.pid})")
-    if not run and _end_lost(queue):
+    if run is None and _end_lost(queue):
         answer.ended.append("ended what a killed sandrun had left running")
     queue.write_view()
 

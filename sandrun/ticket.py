@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from sandrun.model import command_text, is_run_id
+from sandrun.model import SandrunError, command_text, is_run_id
 
 RUNS = b"R"
 """What a ticket's owner writes into it when its turn has come."""
@@ -261,6 +261,9 @@ class Chain:
             self.unlink(_PAUSED)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            path = os.path.join(self.path, _PAUSED)
+            raise SandrunError(f"{path}: {error.strerror}", f"rm -r {path}") from None
         self.ring_waiters()
         return True
 

@@ -228,7 +228,7 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
         messages.error(line, "sandrun status --all")
     if not answer.ended and not answer.lives:
         messages.error(
-            "nothing to end" + (f": no run {run}" if run else ""), "sandrun status --all"
+            "nothing to end" + ("" if run is None else f": no run {run}"), "sandrun status --all"
         )
     if answer.lives or not answer.ended:
         raise SystemExit(1)
@@ -368,7 +368,9 @@ def main(argv: "list[str]", heritage: spawn.Heritage) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        messages.error(f"cannot write the answer: {error.strerror}")
+        # What was opened by name tells it; standard output has none.
+        where = f"{error.filename}" if error.filename else "cannot write the answer"
+        messages.error(f"{where}: {error.strerror}")
         os._exit(EXIT_SANDRUN)
     return code
 

@@ -526,6 +526,47 @@ def test_an_answer_that_cannot_be_given_is_one_line(box: Box, words: "tuple[str,
         assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_file_that_cannot_be_written_is_named(box: Box) -> None:
+    """It is no fault of standard output."""
+    file = box.root / "file"
+    file.touch()
+    done = box.run("shims", "add", "make", env={"HOME": str(file), "XDG_DATA_HOME": ""})
+    assert done.returncode == 125
+    assert done.stderr.startswith(f"sandrun: {file}/"), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert box.run("pause").returncode == 0
+    (paused,) = box.state.glob("seq-exec-*/paused")
+    paused.unlink()
+    paused.mkdir()
+    done = box.run("resume")
+    assert done.returncode == 125
+    assert done.stderr == (f"sandrun: {paused}: Is a directory\nsandrun: hint: rm -r {paused}\n")
+
+
+def test_an_empty_id_names_no_run(box: Box) -> None:
+    run = box.start("--", "sleep", "1000")
+    wait_for(box.status)
+    done = box.run("kill", "")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "nothing to end: no run" in done.stderr
+    assert run.poll() is None
+    assert box.run("kill").returncode == 0
+
+
+def test_an_odd_thing_in_one_queue_keeps_kill_from_no_other(box: Box) -> None:
+    run = box.start("--queue", "live", "--", "sleep", "1000")
+    wait_for(lambda: box.status("--queue", "live"))
+    for name in ("00000000", "00000001"):
+        state = box.state / f"seq-exec-{name}-{os.geteuid()}"
+        state.mkdir(0o700)
+        (state / "executor.2.lock").mkdir()
+    done = box.run("kill", "--all")
+    assert "ended run" in done.stdout, done.stderr
+    assert done.returncode == 1
+    assert done.stderr.count("executor.2.lock: Is a directory") == 2
+    assert run.wait(30) == 143
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes users and mounts: runs as root")
 def test_kill_fails_when_something_lives_on(box: Box) -> None:
     """From within a pid namespace nobody outside can be ended."""
