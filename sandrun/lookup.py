@@ -9,6 +9,7 @@ import os
 import sys
 
 from sandrun import messages, options
+from sandrun.model import command_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ _OPERATORS = frozenset("|&;<>$`\n")
 _BUILTINS = frozenset(
     (".", "alias", "cd", "eval", "exec", "export", "set", "source", "ulimit", "umask", "unset")
 )
+
+_OURS = {"help": "--help", "version": "--version", "run": ""}
+"""Words that are subcommands of many tools, and what they are here; '': the command follows."""
 
 
 def refusal(name: str, project: str, since: float) -> int:
@@ -91,6 +95,9 @@ def hint(command: "list[str]") -> str:
         return "a variable for the command: sandrun -- env NAME=VALUE COMMAND"
     if os.path.isfile(name) and os.access(name, os.X_OK):
         return f"did you mean: sandrun -- {os.path.join(os.curdir, name)}"
+    if name in _OURS:
+        line = command_text(["--", *(command[1:] or ["COMMAND"])])
+        return f"did you mean: sandrun {_OURS[name] or line}"
     if meant := _meant(name):
         return f"did you mean: sandrun {meant}"
     near = options.alike(name, {entry for folder in _folders() for entry in _entries(folder)})

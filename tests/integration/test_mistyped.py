@@ -28,6 +28,9 @@ def tool(path: Path, mode: int = 0o755) -> Path:
     [
         (["stauts"], 127, "did you mean: sandrun status"),
         (["--", "stauts"], 127, "did you mean: sandrun status"),
+        (["help"], 127, "did you mean: sandrun --help"),
+        (["version"], 127, "did you mean: sandrun --version"),
+        (["run", "make", "a b"], 127, "did you mean: sandrun -- make 'a b'"),
         (["--", "mkdri", "x"], 127, "did you mean: sandrun -- mkdir"),
         (["make && make test"], 127, "sandrun -- sh -c 'make && make test'"),
         (["--", "make test", "-j 2"], 127, "sandrun -- sh -c"),
