@@ -12,6 +12,7 @@ import sys
 import time
 
 from sandrun import messages
+from sandrun.leaving import look_at
 from sandrun.model import plain, size_text, span_text
 from sandrun.queue import Queue
 from sandrun.ticket import Ticket, shown
@@ -32,10 +33,12 @@ _LIVE = 1.0
 
 
 class Feedback:
-    """Tells where `ticket` stands; nothing at all with --quiet. `project` as in the history."""
+    """Tells where `ticket` stands; nothing at all with --quiet. `project` as in the history,
+    `name` the queue's, if it has one."""
 
-    def __init__(self, queue: Queue, ticket: Ticket, project: str) -> None:
+    def __init__(self, queue: Queue, ticket: Ticket, project: str, name: str = "") -> None:
         self.queue = queue
+        self.name = name
         self.project = project
         self.ticket = ticket
         self.silent = messages.level < 0
@@ -108,7 +111,8 @@ class Feedback:
 
     def paused(self) -> None:
         """We would be the next, but the queue is paused."""
-        self._once("waiting: the queue is paused; go on with: sandrun resume", "paused")
+        resume = look_at("resume", self.name)
+        self._once(f"waiting: the queue is paused; go on with: {resume}", "paused")
 
     def elsewhere(self, path: str, holder: int) -> None:
         """Another user, or a container, runs in the same checkout."""
@@ -152,7 +156,7 @@ class Feedback:
         self.end()
         messages.status(
             f"hint: behind the same run since {span_text(time.monotonic() - self.behind_since)}; "
-            f"look at it: sandrun status; end it: sandrun kill {head.id}"
+            f"look at it: {look_at('status', self.name)}; end it: sandrun kill {head.id}"
         )
 
     def _memory(self, pid: int) -> str:

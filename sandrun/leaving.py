@@ -1,6 +1,6 @@
 """Why a waiter leaves the queue without its turn; the same on every system."""
 
-from sandrun.model import EXIT_GAVE_UP, SandrunError
+from sandrun.model import EXIT_GAVE_UP, SandrunError, command_text
 
 
 class Left(Exception):
@@ -19,8 +19,14 @@ class GaveUp(SandrunError):
     keep = True
 
 
-def gave_up(text: str) -> GaveUp:
-    return GaveUp(text, "see who runs with: sandrun status", EXIT_GAVE_UP)
+def gave_up(text: str, queue: str) -> GaveUp:
+    """`queue`: the name of the one that was left, or ''."""
+    return GaveUp(text, f"see who runs with: {look_at('status', queue)}", EXIT_GAVE_UP)
+
+
+def look_at(subcommand: str, queue: str) -> str:
+    """The line with which a subcommand of ours is said of the queue that is meant."""
+    return command_text(["sandrun", subcommand, *(["--queue", queue] if queue else [])])
 
 
 def cancelled() -> GaveUp:

@@ -5,6 +5,7 @@ import sys
 import time
 
 from sandrun import kernel, project
+from sandrun.leaving import look_at
 from sandrun.model import SandrunError, plain, size_text, span_text
 from sandrun.queue import Queue
 from sandrun.recovery import each_slot
@@ -49,7 +50,7 @@ def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
             poor = waiting_for_memory()
             rows = [_row(ticket, ticket.id in poor) for ticket in queue.tickets()]
             if queue.paused:
-                note = "paused; go on with: sandrun resume"
+                note = f"paused; go on with: {look_at('resume', name)}"
             # Looking means locking for an instant, so only where nobody should hold it.
             elif not any(row["running"] for row in rows):
                 lost = not all(free for _, free in each_slot(queue))

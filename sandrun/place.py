@@ -235,11 +235,11 @@ def _wait(
     if number := lookup.refusal(this.command[0], this.project, began):
         raise Refused(number)
     if this.settings.no_wait:
-        raise leaving.gave_up("not our turn, and --no-wait")
+        raise leaving.gave_up("not our turn, and --no-wait", this.settings.queue)
     module_files.hold(module_files.WAITING)
     if around:
         nesting.announce(queue, ticket, around)
-    feedback = Feedback(queue, ticket, str(this.record["project"]))
+    feedback = Feedback(queue, ticket, str(this.record["project"]), this.settings.queue)
     try:
         with waiting.Patience(this.heritage.mask, deadline, feedback, private) as patience:
             wait(patience, lambda: nesting.check_circle(queue, ticket, around))

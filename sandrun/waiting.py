@@ -128,7 +128,8 @@ class Patience:
         if DARWIN or any(fd == bell for fd, _ in events):
             self._answer(bell)
         if time.monotonic() >= self.deadline:
-            raise gave_up(f"gave up after waiting {span_text(time.monotonic() - self.began)}")
+            waited = span_text(time.monotonic() - self.began)
+            raise gave_up(f"gave up after waiting {waited}", self.feedback.name)
         return bool(events) and all(fd in hangups for fd, _ in events)
 
     def _answer(self, bell: int) -> None:

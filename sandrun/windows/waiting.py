@@ -95,7 +95,8 @@ class Patience:
             raise cancelled()
         assert told in (b"", b"freed", b"console", LOOK)
         if time.monotonic() >= self.deadline:
-            raise gave_up(f"gave up after waiting {span_text(time.monotonic() - self.began)}")
+            waited = span_text(time.monotonic() - self.began)
+            raise gave_up(f"gave up after waiting {waited}", self.feedback.name)
 
 
 def wait_turn(

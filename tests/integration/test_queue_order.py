@@ -94,6 +94,19 @@ def test_a_paused_queue_starts_nothing_until_resumed(box: Box) -> None:
     assert box.run("resume").stdout == "not paused\n"
 
 
+def test_hints_say_of_which_queue_by_name(box: Box) -> None:
+    """A hint is to be copied: without the name it would speak of the project's queue."""
+    named = ("--queue", "a board")
+    assert box.run("pause", *named).returncode == 0
+    assert "go on with: sandrun resume --queue 'a board'" in box.run("status", *named).stdout
+    done = box.run(*named, "--wait-timeout", "0.5", "--", "true")
+    assert done.returncode == 75
+    assert "go on with: sandrun resume --queue 'a board'" in done.stderr
+    assert "see who runs with: sandrun status --queue 'a board'" in done.stderr
+    done = box.run(*named, "--no-wait", "--", "true")
+    assert (done.returncode, "sandrun status --queue 'a board'" in done.stderr) == (75, True)
+
+
 def test_a_newcomer_waits_in_an_empty_paused_queue(box: Box) -> None:
     box.run("pause")
     run = box.start("--", *box.job("one"))
