@@ -87,7 +87,9 @@ def check(root: str) -> None:
         raise SandrunError(f"{root} is the whole system, not a project", hint)
     if os.stat(root).st_mode & 0o1002 == 0o1002:
         raise SandrunError(f"{root} is everybody's directory, not a project", hint)
-    if not os.listdir(root):
+    if {"HEAD", "objects", "refs"}.issubset(names := os.listdir(root)):
+        raise SandrunError(f"{root} is a git directory, not a project", hint)
+    if not names:
         raise SandrunError(f"{root} is empty, not a project", hint)
 
 

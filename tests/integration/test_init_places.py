@@ -376,10 +376,12 @@ def test_nothing_is_read_that_never_ends(project: Box) -> None:
 # What is no project
 
 
-@pytest.mark.parametrize("what", ["empty", "home", "home with a repository"])
+@pytest.mark.parametrize("what", ["empty", "home", "home with a repository", "bare"])
 def test_what_is_certainly_no_project_is_refused(project: Box, what: str) -> None:
-    where = project.root / "empty" if what == "empty" else project.home
+    where = project.home if "home" in what else project.root / what
     where.mkdir(exist_ok=True)
+    if what == "bare":
+        git(project, "init", "-q", "--bare", cwd=where)
     if what == "home with a repository":
         git(project, "init", "-q", cwd=where)
     before = sorted(os.listdir(where))
