@@ -70,7 +70,7 @@ def _names(options: "list[click.Option]", which: "Callable[[click.Option], bool]
 
 _BASH = """\
 _sandrun() {{
-	local at path= words= flags=
+	local at path= words= flags= next=
 	local word=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD-1]}}
 	COMPREPLY=()
 	for ((at = 1; at < COMP_CWORD; at++)); do
@@ -86,9 +86,12 @@ _sandrun() {{
 		esac
 	done
 	if [ "$path" = + ]; then
-		flags="${{COMP_WORDS[at]}} $((COMP_CWORD - at))"
+		flags="${{COMP_WORDS[at]}} $((COMP_CWORD - at))" next=${{COMP_WORDS[at+1]}}
 		_sandrun_command $at
-		[ "$flags" != "git 1" ] || COMPREPLY+=($(compgen -W unlock -- "$word"))
+		case $flags:$next in
+		"git 1:"*) COMPREPLY+=($(compgen -W unlock -- "$word")) ;;
+		git*:unlock) COMPREPLY=($(compgen -W "--dry-run --force --restore" -- "$word")) ;;
+		esac
 		return
 	fi
 	# The shell takes --memory=4G for three words.
@@ -187,6 +190,7 @@ _sandrun() {{
 		case $words[1] in
 		git)
 			(( CURRENT != 2 )) || compadd -- unlock
+			[[ $words[2] != unlock ]] || compadd -- --dry-run --force --restore
 			_normal ;;
 {cases}
 		*) _normal ;;
@@ -292,6 +296,8 @@ end
 complete -c sandrun -f
 complete -c sandrun -n '__sandrun_is +' -k -a '(__sandrun_command)'
 complete -c sandrun -n 'test (commandline -opc)[-1] = git' -a unlock
+complete -c sandrun -n 'string match -q "* git unlock *" -- (commandline -c)' \
+	-a '--dry-run --force --restore'
 complete -c sandrun -n '__sandrun_is' -a '(__sandrun_command)'"""
 
 

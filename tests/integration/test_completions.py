@@ -149,6 +149,7 @@ def test_what_is_run_is_completed_as_itself(project: Box, shell: str) -> None:
         "sandrun -- tru": "true",
         "sandrun --memory 1G tru": "true",
         "sandrun git che": "checkout",
+        "sandrun git unlock --": "--dry-run --force --restore",
         "sandrun -q git --no-pager che": "checkout",
         "sandrun --priority high -- git sta": "status",
         "sandrun ma": "make man",
@@ -183,6 +184,7 @@ def test_zsh_offers_the_same(project: Box) -> None:
         ("sandrun kill ", ids["one"]),
         ("sandrun queue cancel ", ids["two"]),
         ("sandrun git che", "checkout"),
+        ("sandrun git unlock --f", "--force"),
     )
 
 
