@@ -62,9 +62,9 @@ def _is_marked(directory: str) -> bool:
     try:
         if not os.path.lexists(path) or not counts(directory, "pyproject.toml"):
             return False
-        from sandrun.small_files import read_small
+        from sandrun.small_files import has_table, read_small
 
-        return b"[tool.sandrun]" in (read_small(path) or b"")
+        return has_table(read_small(path) or b"")
     except OSError:
         return False
 

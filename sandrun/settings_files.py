@@ -8,7 +8,7 @@ import sys
 
 from sandrun.options import OPTIONS, Option, nearest
 from sandrun.project import speaks_for_us
-from sandrun.small_files import read_small
+from sandrun.small_files import has_table, read_small
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ def load(path: str, top: str, complaints: "list[str]", foreign: bool = False) ->
     except OSError as error:
         complaints.append(f"{path}: {error.strerror}; it sets nothing")
         return None
-    # Looking for the table before parsing spares the import of tomllib to most projects.
-    if data is None or (path.endswith("pyproject.toml") and b"[tool.sandrun]" not in data):
+    if data is None or (path.endswith("pyproject.toml") and not has_table(data)):
         return None
     if file.foreign and not foreign:
         from sandrun import trust

@@ -47,6 +47,16 @@ def read_small(path: str, top: str = "", most: int = SMALL) -> "bytes | None":
     return data
 
 
+def has_table(data: bytes) -> bool:
+    """Whether a pyproject.toml may have settings of ours, in any of TOML's spellings.
+
+    Without tomllib, which most projects need not load for this.
+    """
+    bare = b"\n" + data.translate(None, b" \t\r\"'")
+    in_tool = b"\n[tool]" in bare and (b"\nsandrun=" in bare or b"\nsandrun." in bare)
+    return b"[tool.sandrun]" in bare or b"\ntool.sandrun" in bare or in_tool
+
+
 def _require_small(info: os.stat_result, most: int) -> None:
     if S_ISDIR(info.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))

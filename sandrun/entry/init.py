@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from sandrun import project
 from sandrun.entry import files, hooks, shims
 from sandrun.model import SandrunError
+from sandrun.small_files import has_table
 
 MAKEFILES = ("GNUmakefile", "makefile", "Makefile")  # the order in which GNU make looks
 INCLUDE_LINE = "-include sandrun.mk\n"
@@ -116,7 +117,7 @@ def steps(root: str, undo: bool) -> "Iterator[Step]":
 
 def _has_table(root: str) -> str:
     settled = os.path.join(root, "pyproject.toml")
-    return settled if b"[tool.sandrun]" in files.read(settled) else ""
+    return settled if has_table(files.read(settled)) else ""
 
 
 def _make(root: str, undo: bool) -> "Iterator[Step]":

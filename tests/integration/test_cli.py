@@ -128,6 +128,28 @@ def config(box: Box, *options: str, env: "dict[str, str] | None" = None) -> "dic
     return {row[0]: [" ".join(row[1:-1]), row[-1]] for row in rows}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[tool.sandrun] # ours\r\nmemory = "104M"\r\n',
+        '[ tool . sandrun ]\nmemory = "104M"\n',
+        '[tool."sandrun"]\nmemory = "104M"\n',
+        'tool.sandrun.memory = "104M"\n[project]\n',
+        'tool.sandrun = { memory = "104M" }\n',
+        '[tool]\nsandrun = { memory = "104M" }\n',
+        '[project]\nname = "x"\n[tool]\nother.x = 1\nsandrun.memory = "104M"\n',
+    ],
+)
+def test_the_table_in_pyproject_has_any_of_tomls_spellings(box: Box, text: str) -> None:
+    """For the settings, and for what marks a project."""
+    (box.project / "pyproject.toml").write_text(text)
+    below = box.project / "below"
+    below.mkdir()
+    done = box.run("config", cwd=below)
+    assert f"# project {box.project}\n" in done.stdout
+    assert "104 MiB" in done.stdout
+
+
 def test_precedence_of_every_source(box: Box) -> None:
     """Each source in turn is removed, and the next one down holds."""
     user = box.home / "config/sandrun/config.toml"
