@@ -1,7 +1,7 @@
 """Whether a command can be executed, what could still make it so, and what was meant if nothing.
 
-Imported only by a run that has to wait for its turn or that could not start. A mistyped command is
-refused before the wait; one that a run ahead may be about to make is waited for.
+Imported only by a run that has to wait for its turn, or for a git, or that could not start. A
+mistyped command is refused before the wait; one that is about to be made, perhaps, is waited for.
 """
 
 import errno
@@ -48,7 +48,7 @@ def refusal(name: str, project: str, since: float) -> int:
 
 
 def _hope(name: str) -> int:
-    messages.status(f"{name}: cannot be executed yet; waiting, as a run ahead may make it")
+    messages.status(f"{name}: cannot be executed yet; waiting, as what runs now may make it")
     return 0
 
 

@@ -103,8 +103,9 @@ def run(
     this.record["wait"] = since - began
     outcome = Outcome("failed", 125)
     try:
-        _guard_git(this)
-        outcome = _contained(this) if _is_wanted(this) else Outcome("parent", EXIT_HANGUP)
+        outcome = _guard_git(this) or (
+            _contained(this) if _is_wanted(this) else Outcome("parent", EXIT_HANGUP)
+        )
         if outcome.reason in _KILLED and not outcome.undead and _all_dead(this):
             _surely(lambda: gitguard.heal_after(project, since, this.id))
     except BaseException as error:
@@ -150,7 +151,8 @@ def _is_wanted(this: Run) -> bool:
     return False
 
 
-def _guard_git(this: Run) -> None:
+def _guard_git(this: Run) -> "Outcome | None":
+    """Wait for a git at work in the project; the outcome if the command cannot be started."""
     settings = this.settings
     undecided = settings.source["clean_git_env"] == "default"
     if undecided and (leak := gitguard.leaked(gitguard.is_hook(this.command))):
@@ -158,8 +160,14 @@ def _guard_git(this: Run) -> None:
             f"{', '.join(leak)} from the environment: every git in this run acts on one repository",
             gitguard.LEAK_HINT,
         )
-    if settings.git_wait and not gitguard.is_quiet(this.project):
-        gitguard.wait_quiet(this.project, settings.git_wait, this.heritage.mask)
+    if not settings.git_wait or gitguard.is_quiet(this.project):
+        return None
+    from sandrun import lookup, report
+
+    if number := lookup.refusal(this.command[0], this.project, time.time()):
+        return report.not_started("X", number, this.command)
+    gitguard.wait_quiet(this.project, settings.git_wait, this.heritage.mask)
+    return None
 
 
 def _all_dead(this: Run) -> bool:

@@ -79,7 +79,7 @@ def test_what_a_run_ahead_may_make_is_waited_for(busy: Box, name: str) -> None:
     env = {"PATH": f"{busy.project}/build:{busy.env['PATH']}"}
     waiter = busy.start("--", name.format(project=busy.project), env=env)
     wait_for(lambda: "waiting, position 2 of 2" in busy.heard(waiter), 20)
-    assert "a run ahead may make it" in busy.heard(waiter)
+    assert "what runs now may make it" in busy.heard(waiter)
     tool(busy.project / "build/tool")
     tool(busy.root / "elsewhere/tool")
     tool(busy.project / "a tool/x")
@@ -111,6 +111,20 @@ def test_it_is_known_before_the_wait_for_memory(box: Box) -> None:
     box.hold("one", "-m", "300M", "--queue", "other")
     done = box.run("-m", "200M", "--", "stauts")
     assert (done.returncode, "waiting" in done.stderr) == (127, False)
+
+
+def test_it_is_known_before_the_wait_for_a_git(box: Box) -> None:
+    """What a checkout that is at work may bring is waited for."""
+    box.run("init", "-q", argv=["git"])
+    lock = box.project / ".git/index.lock"
+    lock.touch()
+    assert box.run("--git-wait", "1h", "--", "stauts").returncode == 127
+    waiter = box.start("--git-wait", "1h", "--", "./new-tool")
+    wait_for(lambda: "index.lock" in box.heard(waiter), 20, "it waits")
+    tool(box.project / "new-tool")
+    lock.unlink()
+    done = box.finish(waiter)
+    assert (done.returncode, done.stdout) == (0, "it ran\n")
 
 
 def test_the_python_api_says_the_same(busy: Box) -> None:
