@@ -182,6 +182,15 @@ def _nothing() -> None:
     pass
 
 
+names: "dict[str, str]" = {}
+"""What a command finds in argv[0], by the path that is executed, where the two differ: `make` hands
+it on as $(MAKE), and a shim executes it by its path."""
+
+
+def _named(argv: "list[str]") -> "list[str]":
+    return [names.get(argv[0], argv[0]), *argv[1:]]
+
+
 def direct(
     argv: "list[str]",
     env: "Mapping[str, str]",
@@ -223,7 +232,7 @@ def _moved(move: "Callable[[], None]") -> None:
 
 def _posix_spawn(file: str, argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
     default = _to_default(heritage)
-    return os.posix_spawnp(file, argv, env, setsigmask=heritage.mask, setsigdef=default)
+    return os.posix_spawnp(file, _named(argv), env, setsigmask=heritage.mask, setsigdef=default)
 
 
 def fork(
@@ -299,7 +308,7 @@ def _execute(argv: "list[str]", env: "Mapping[str, str]") -> None:
     failure = OSError(errno.ENOENT, "")
     for candidate in candidates if name else []:
         try:
-            os.execve(candidate, argv, env)
+            os.execve(candidate, _named(argv), env)
         except OSError as error:
             if error.errno == errno.ENOEXEC:
                 os.execve("/bin/sh", ["/bin/sh", candidate, *argv[1:]], env)

@@ -86,12 +86,16 @@ below() {{ # DIRECTORY/ID: its cgroup is around us, or its owner is an ancestor
 if inside; then exec "$real" "$@"; fi
 if [ -x {python} ] && [ -e {launch} ]; then
 	SANDRUN_SHIM=":$$:$note"
-	exec {python} -I {launch} -- "$real" "$@"
+	exec {python} -I {launch} {name}-- "$real" "$@"
 fi
 echo >&2 "sandrun: {tool} runs without queue and memory limit: sandrun is not where it was"
 echo >&2 "sandrun: hint: install it and say: sandrun shims add {tool}; or remove $0"
 exec "$real" "$@"
 """
+
+_NAME_IS_SHOWN = ("make", "gmake")
+"""Who shows the name by which it was started: $(MAKE). Others find their own files by it, and
+there a path is safer than a name that leads to the shim again."""
 
 _FORWARDER = "# sandrun forwarder for {tool}"
 _FORWARDING = """#!/bin/sh
@@ -135,6 +139,7 @@ def text(tool: str) -> str:
         first_line=_FIRST_LINE.format(tool=tool),
         search=shim.search(tool),
         questions=questions.shell(tool),
+        name=f"--as {tool} " if tool in _NAME_IS_SHOWN else "",
         python=command_text([sys.executable]),
         launch=command_text([os.path.join(library, "sandrun", "entry", "launch.py")]),
     )

@@ -646,3 +646,21 @@ def test_the_marks_agree_with_the_git_shims() -> None:
 
     assert shims.MARK == shim.DIRECTORY_MARK
     assert os.path.basename(shims.directory()) == "shims"
+
+
+def test_make_shows_the_name_that_it_has_without_a_shim(shimbox: Box) -> None:
+    """$(MAKE) is argv[0], so a recipe's echo is the same to the letter; also by an older shim."""
+    (shimbox.project / "Makefile").write_text(
+        "all: ; $(MAKE) part\npart: ; @echo part $(MAKELEVEL)\n"
+    )
+    plain = shimbox.run("all", argv=["make"])
+    add(shimbox, "make")
+    done = shimbox.run("all", argv=["make"])
+    assert (done.returncode, done.stdout) == (0, plain.stdout)
+    assert "make part\n" in plain.stdout
+    shim = folder(shimbox) / "make"
+    assert "--as make " in shim.read_text()
+    shim.write_text(shim.read_text().replace("--as make ", ""))
+    done = shimbox.run("all", argv=["make"])
+    assert (done.returncode, "/make part\n" in done.stdout) == (0, True)
+    assert len(shimbox.records()) == 2
