@@ -205,7 +205,7 @@ def test_housekeeping_ends_at_a_limit(box: GitBox) -> None:
     code, said = box.end(box.sandrun(*limits, "--", GIT, "commit", "-qm", "x", **slow))
     assert (box.root / "reached-repack").exists(), said
     assert code == 0, said
-    assert "gc --auto" in said
+    assert "gc --auto" in said or "maintenance run --auto" in said  # from git 2.47 on
     assert not (box.repo / ".git/objects/maintenance.lock").exists()
 
 
