@@ -81,11 +81,11 @@ _BUNDLES["gmake"] = _BUNDLES["make"]
 # Lines that build all the same: `go list` may compile (go help list).
 _NOT = {"go": '"list "*-export*|"list "*-compiled*'}
 
-_AT_ONCE = 'exec "$real" "$@" ;;'
+_AT_ONCE = 'become "$@" ;;'
 
 
 def shell(tool: str) -> str:
-    """The lines of sh with which a shim becomes `$real` at once if its words are a question."""
+    """Lines by which a shim becomes its tool (`become`) at once if its words ask something."""
     tool = _SAME.get(tool, tool)
     words = _FIRST.get(tool, "").split()
     alone = [word.rstrip("$") for word in words if word.endswith("$")]

@@ -39,6 +39,9 @@ _WANTED = b"rem sandrun init: " if sys.platform == "win32" else b"# sandrun init
 _TEXT = """#!/bin/sh
 {first_line}: {tool} takes its turn in the project's queue (sandrun shims)
 {search}
+become() {{
+{become}
+}}
 {questions}
 inside() {{
 	[ "${{SANDRUN_RUNS-}}" ] && [ "${{SANDRUN_PROJECT-}}" ] || return
@@ -83,19 +86,25 @@ below() {{ # DIRECTORY/ID: its cgroup is around us, or its owner is an ancestor
 		above=${{line##*[!0-9]}}
 	done
 }}
-if inside; then exec "$real" "$@"; fi
+if inside; then become "$@"; fi
 if [ -x {python} ] && [ -e {launch} ]; then
 	SANDRUN_SHIM=":$$:$note"
 	exec {python} -I {launch} {name}-- "$real" "$@"
 fi
 echo >&2 "sandrun: {tool} runs without queue and memory limit: sandrun is not where it was"
 echo >&2 "sandrun: hint: install it and say: sandrun shims add {tool}; or remove $0"
-exec "$real" "$@"
+become "$@"
 """
 
 _NAME_IS_SHOWN = ("make", "gmake")
 """Who shows the name by which it was started: $(MAKE). Others find their own files by it, and
 there a path is safer than a name that leads to the shim again."""
+
+# A POSIX sh cannot give a program another name than its path. -p: no $BASH_ENV. (Where no SHLVL
+# was, bash's exec leaves a 0.)
+_NAMED = """\t[ ! -x /bin/bash ] ||
+		exec /bin/bash -pc 'exec -a {tool} "$@"' bash "$real" "$@"
+"""
 
 _FORWARDER = "# sandrun forwarder for {tool}"
 _FORWARDING = """#!/bin/sh
@@ -132,6 +141,7 @@ def text(tool: str) -> str:
     from sandrun.entry import questions
     from sandrun.gitguard import shim
 
+    shown = tool in _NAME_IS_SHOWN
     if tool == "git":
         return shim.text(shim.launch(sys.executable, library))
     return _TEXT.format(
@@ -139,7 +149,8 @@ def text(tool: str) -> str:
         first_line=_FIRST_LINE.format(tool=tool),
         search=shim.search(tool),
         questions=questions.shell(tool),
-        name=f"--as {tool} " if tool in _NAME_IS_SHOWN else "",
+        name=f"--as {tool} " if shown else "",
+        become=(_NAMED.format(tool=tool) if shown else "") + '\texec "$real" "$@"',
         python=command_text([sys.executable]),
         launch=command_text([os.path.join(library, "sandrun", "entry", "launch.py")]),
     )

@@ -649,18 +649,27 @@ def test_the_marks_agree_with_the_git_shims() -> None:
 
 
 def test_make_shows_the_name_that_it_has_without_a_shim(shimbox: Box) -> None:
-    """$(MAKE) is argv[0], so a recipe's echo is the same to the letter; also by an older shim."""
+    """$(MAKE) is argv[0], so a recipe's echo is the same to the letter at each level, and nothing
+    else is another; by an older shim make sees its path."""
     (shimbox.project / "Makefile").write_text(
-        "all: ; $(MAKE) part\npart: ; @echo part $(MAKELEVEL)\n"
+        "all: ; $(MAKE) part\n"
+        "part: ; $(MAKE) -n deep; $(MAKE) deep; echo SHLVL=$${SHLVL-0}\n"
+        "deep: ; @echo $(MAKE) $(MAKELEVEL)\n"
     )
-    plain = shimbox.run("all", argv=["make"])
+    ways = [["make"], ["env", "SHLVL=7", "BASH_ENV=x.sh", "make"]]
+    (shimbox.project / "x.sh").write_text("echo this is no shell of the user\n")
+    plain = [shimbox.run("all", argv=way).stdout for way in ways]
+    assert all("make part\n" in said and "make 2\n" in said for said in plain)
     add(shimbox, "make")
-    done = shimbox.run("all", argv=["make"])
-    assert (done.returncode, done.stdout) == (0, plain.stdout)
-    assert "make part\n" in plain.stdout
+    done = [shimbox.run("all", argv=way) for way in ways]
+    assert [run.returncode for run in done] == [0, 0]
+    assert [run.stdout for run in done] == plain
+    inside = shimbox.run("--", "make", "all")
+    assert (inside.returncode, inside.stdout) == (0, plain[0])
     shim = folder(shimbox) / "make"
-    assert "--as make " in shim.read_text()
-    shim.write_text(shim.read_text().replace("--as make ", ""))
-    done = shimbox.run("all", argv=["make"])
-    assert (done.returncode, "/make part\n" in done.stdout) == (0, True)
-    assert len(shimbox.records()) == 2
+    old = shim.read_text()
+    assert "--as make " in old
+    shim.write_text(old.replace("--as make ", "").replace("/bin/bash", "/no/bash"))
+    done = [shimbox.run("all", argv=["make"])]
+    assert (done[0].returncode, "/make part\n" in done[0].stdout) == (0, True)
+    assert len(shimbox.records()) == 4
