@@ -53,6 +53,7 @@ class Settings(TypedDict, total=False):
     io_write_iops: str | int
     io_weight: str | int
     leftovers: str
+    daemons: str
     priority: str | int
     slots: str | int
     pool: str | int

@@ -28,9 +28,9 @@ class Option:
     comes first: it decides over the user's protection (backend, leftovers, kill_signal, grace,
     check_interval, detach), over the user's other runs (pool, priority, queue, slots, the weights),
     over whether there is a run at all (require, no_wait), over what the user is told (quiet,
-    verbose, color) or over the command's environment (clean_git_env). A stricter `require` waits
-    for trust too: it refuses runs, and whether a run without a kernel is better than none is the
-    user's to say.
+    verbose, color) or over the command's environment (clean_git_env, daemons). A stricter
+    `require` waits for trust too: it refuses runs, and whether a run without a kernel is better
+    than none is the user's to say.
     """
 
     __slots__ = (
@@ -257,6 +257,15 @@ OPTIONS = (
         "Processes that the command leaves behind: end them, wait for them, or leave them alone.",
         "WHAT",
         choices=("kill", "wait", "leave"),
+    ),
+    Option(
+        "daemons",
+        ("--daemons",),
+        "choice",
+        "contain",
+        "Daemons that do the work of tools (gradle, nx, sccache) and of git: keep it in the run.",
+        "WHAT",
+        choices=("contain", "leave"),
     ),
     Option(
         "priority",

@@ -9,6 +9,7 @@ ticket: it starts at once, in a container inside the outer one (`sandrun.nesting
 """
 
 import os
+import sys
 import time
 
 from sandrun import backends, gitguard, history, messages, module_files, spawn
@@ -68,7 +69,41 @@ class Run:
         env = spawn.environment(marks)
         if self.settings.clean_git_env:
             gitguard.clean(env, gitguard.is_hook(self.command))
+        if self.settings.daemons == "contain":
+            own = self.settings.leftovers == "kill" and self.settings.backend != "none"
+            _contain_daemons(env, self.id if own else "")
+            gitguard.keep_housekeeping(env, self.project)
         return env
+
+
+DAEMONLESS = (
+    ("NX_DAEMON", "false"),
+    ("PANTS_PANTSD", "false"),
+    ("DISABLE_SPRING", "1"),
+    ("MSBUILDDISABLENODEREUSE", "1"),
+)
+"""Variables by which a tool does its work itself, in the run, instead of asking a daemon that may
+be outside of it. `sandrun.daemons` has their sources; here they cost no import."""
+_GRADLE = "-Dorg.gradle.daemon="
+
+
+def _contain_daemons(env: "dict[str, str]", server_id: str) -> None:
+    """Have tools work in the run where a variable of theirs does that and the user has not set it.
+
+    sccache cannot work without a server: the run gets one of its own, named by `server_id` (''
+    where nothing would end it with the run). An abstract Unix socket leaves no file and is nobody
+    else's; versions that know only the port (before SCCACHE_SERVER_UDS, or not on Linux) get one
+    below those that the kernel gives to clients (ip_local_port_range in ip(7)).
+    """
+    for name, value in DAEMONLESS:
+        env.setdefault(name, value)
+    options = env.get("GRADLE_OPTS", "")
+    if _GRADLE not in options and _GRADLE not in env.get("JAVA_OPTS", ""):
+        env["GRADLE_OPTS"] = f"{options} {_GRADLE}false".lstrip()
+    if server_id and "SCCACHE_SERVER_PORT" not in env and "SCCACHE_SERVER_UDS" not in env:
+        env["SCCACHE_SERVER_PORT"] = str(20000 + int(server_id, 16) % 12000)
+        if sys.platform == "linux":
+            env["SCCACHE_SERVER_UDS"] = f"\\x00sandrun-{server_id}"
 
 
 def run(

@@ -54,6 +54,7 @@ class Settings:
     io_write_iops: int
     io_weight: int
     leftovers: str
+    daemons: str
     priority: int
     slots: int
     pool: str

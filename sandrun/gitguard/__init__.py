@@ -131,6 +131,71 @@ def housekeepers(pids: "list[int]") -> "list[int]":
     return [pid for pid in pids if processes.keeps_house(pid)]
 
 
+_DETACH = ("gc.autoDetach", "maintenance.autoDetach")
+"""git-config(1): since 2.0 and 2.47."""
+_MANY = 1 << 16
+
+
+def keep_housekeeping(env: "dict[str, str]", project: str) -> None:
+    """Have every git of a run in `project` end its housekeeping before itself instead of leaving it
+    in the background: by GIT_CONFIG_COUNT (git-config(1), 2.31), appended to what is there.
+
+    What git takes from there overrides its files, so nothing is set where the user has set one of
+    the two: in the environment, or in a file that git reads, included ones too, whatever their
+    condition. (A system file elsewhere than in /etc does not count.)
+    """
+    if sys.platform == "win32":  # git leaves nothing in the background there
+        return
+    count = env.get("GIT_CONFIG_COUNT") or "0"
+    if not (count.isascii() and count.isdecimal()) or len(count) > 4:
+        return  # git itself refuses it, or nobody can mean it
+    said = [env.get("GIT_CONFIG_PARAMETERS", "")]
+    if count != "0":
+        said += [text for name, text in env.items() if name.startswith("GIT_CONFIG_KEY_")]
+    if any("autodetach" in text.lower() for text in said) or _is_detach_set(env, project):
+        return
+    for number, key in enumerate(_DETACH, int(count)):
+        env[f"GIT_CONFIG_KEY_{number}"] = key
+        env[f"GIT_CONFIG_VALUE_{number}"] = "false"
+    env["GIT_CONFIG_COUNT"] = str(int(count) + len(_DETACH))
+
+
+def _is_detach_set(env: "Mapping[str, str]", project: str) -> bool:
+    """Whether a configuration file speaks of one of `_DETACH`: nearly always four small reads."""
+    home = env.get("HOME", "")
+    config = env.get("XDG_CONFIG_HOME") or f"{home}/.config"
+    files = [f"{project}/.git/config", env.get("GIT_CONFIG_GLOBAL") or f"{home}/.gitconfig"]
+    if not env.get("GIT_CONFIG_GLOBAL"):
+        files.append(f"{config}/git/config")
+    if not env.get("GIT_CONFIG_NOSYSTEM"):
+        files.append(env.get("GIT_CONFIG_SYSTEM") or "/etc/gitconfig")
+    if env.get("GIT_DIR") or os.path.isfile(f"{project}/.git"):
+        repo = around(project, env)
+        files[:1] = [f"{repo.common_dir}/config", f"{repo.git_dir}/config.worktree"] if repo else []
+    for file in files:
+        text = _head(file).lower()
+        if b"autodetach" in text:
+            return True
+        if b"include" in text or len(text) >= _MANY:
+            from sandrun.gitguard import included
+
+            if included.mentions(file, b"autodetach", home):
+                return True
+    return False
+
+
+def _head(path: str) -> bytes:
+    """What a file starts with, for the price of three system calls; b'': nothing to be read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            return os.read(fd, _MANY)
+        finally:
+            os.close(fd)
+    except OSError:
+        return b""
+
+
 HOOK_MARK = "SANDRUN_HOOK"
 """Set by the line that `sandrun init` puts into a hook: the hook, as git has called it."""
 

@@ -89,6 +89,7 @@ def test_options_and_values_are_offered_wherever_they_may_stand(project: Box, sh
         "sandrun -p ": "high normal low",
         "sandrun --backend cg": "cgroup1 cgroup2",
         "sandrun --leftovers ": "kill wait leave",
+        "sandrun --daemons ": "contain leave",
         "sandrun --require ": "any kernel",
         "sandrun --color ": "auto always never",
         "sandrun --kill-signal ": "TERM INT HUP",

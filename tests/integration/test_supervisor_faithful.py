@@ -45,6 +45,7 @@ os.write(int(os.environ["ANSWER"]), json.dumps(seen).encode())
 def place(make_box: "object", request: pytest.FixtureRequest) -> Box:
     box: Box = make_box(request.param)  # type: ignore[operator]
     box.env.setdefault("SANDRUN_BACKEND", "auto")
+    box.env["SANDRUN_DAEMONS"] = "leave"  # else variables of tools are added: test_daemons
     return box
 
 

@@ -27,6 +27,7 @@ HELD = {
     "kill_signal": "USR1",
     "detach": "1",
     "leftovers": "leave",
+    "daemons": "leave",
     "clean_git_env": "1",
     "slots": "7",
     "cpu_weight": "7",

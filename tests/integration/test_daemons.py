@@ -1,0 +1,171 @@
+"""Daemons that would do the work of a run outside of it: what keeps that work in the run."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sandrun.runner import DAEMONLESS
+from tests.gitbox import GIT, GitBox
+from tests.harness import Box, launcher
+from tests.integration.test_git_run import to_be_packed
+
+GIT_SETTINGS = {
+    "GIT_CONFIG_COUNT": "2",
+    "GIT_CONFIG_KEY_0": "gc.autoDetach",
+    "GIT_CONFIG_VALUE_0": "false",
+    "GIT_CONFIG_KEY_1": "maintenance.autoDetach",
+    "GIT_CONFIG_VALUE_1": "false",
+}
+ADDED = {**dict(DAEMONLESS), "GRADLE_OPTS": "-Dorg.gradle.daemon=false", **GIT_SETTINGS}
+"""What every run adds. sccache's server needs that something ends it with the run."""
+SHOW = [
+    *(sys.executable, "-c"),
+    "import os; print(*map('='.join, os.environ.items()), sep='\\0', end='')",
+]
+OWN = ("SANDRUN_", "_=", "PWD", "SHLVL", "LC_CTYPE")
+
+
+def environment(box: Box, *options: str, **env: str) -> "dict[str, str]":
+    """What a command finds, but for what is ours in any case."""
+    done = box.run(*options, "--", *SHOW, env=env)
+    assert done.returncode == 0, done.stderr
+    entries = [entry for entry in done.stdout.split("\0") if entry and not entry.startswith(OWN)]
+    return dict(entry.split("=", 1) for entry in entries)
+
+
+def test_exactly_the_known_variables_are_added(box: Box) -> None:
+    bare = environment(box, "--daemons", "leave")
+    assert not set(bare) & {*ADDED, "SCCACHE_SERVER_PORT", "SCCACHE_SERVER_UDS"}
+    assert environment(box) == {**bare, **ADDED}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kept"),
+    [
+        *((name, "theirs", "theirs") for name, _ in DAEMONLESS),
+        ("GRADLE_OPTS", "-Dorg.gradle.daemon=true -Xmx1g", "-Dorg.gradle.daemon=true -Xmx1g"),
+        ("GRADLE_OPTS", "-Xmx1g", "-Xmx1g -Dorg.gradle.daemon=false"),
+        ("GRADLE_OPTS", "", "-Dorg.gradle.daemon=false"),
+    ],
+)
+def test_what_the_user_has_set_stays(box: Box, name: str, value: str, kept: str) -> None:
+    assert environment(box, **{name: value})[name] == kept
+
+
+def test_gradles_daemon_may_be_chosen_in_java_opts(box: Box) -> None:
+    assert "GRADLE_OPTS" not in environment(box, JAVA_OPTS="-Dorg.gradle.daemon=true")
+
+
+def test_each_contained_run_has_an_sccache_server_of_its_own(
+    make_box: "Callable[[str], Box]",
+) -> None:
+    box = make_box("auto")
+    ports = [environment(box)["SCCACHE_SERVER_PORT"] for _ in "12"]
+    assert ports[0] != ports[1]
+    assert all(20000 <= int(port) < 32000 for port in ports)
+    assert "SCCACHE_SERVER_PORT" not in environment(box, SCCACHE_SERVER_UDS="/tmp/x")
+    assert environment(box, SCCACHE_SERVER_PORT="4226")["SCCACHE_SERVER_PORT"] == "4226"
+    for way in (("--leftovers", "leave"), ("--leftovers", "wait"), ("--daemons", "leave")):
+        assert "SCCACHE_SERVER_PORT" not in environment(box, *way)  # nothing would end it
+
+
+def test_a_run_inside_a_run_adds_nothing(box: Box) -> None:
+    inner = box.run("--", *launcher(), "--", *SHOW).stdout.split("\0")
+    assert {entry for entry in inner if entry.startswith("GIT_CONFIG_")} == {
+        f"{name}={value}" for name, value in GIT_SETTINGS.items()
+    }
+    assert inner.count("GRADLE_OPTS=-Dorg.gradle.daemon=false") == 1
+
+
+# git's housekeeping
+
+
+@pytest.fixture
+def gitbox(tmp_path: Path) -> "Iterator[GitBox]":
+    box = GitBox(tmp_path)
+    yield box
+    box.close()
+
+
+def detaches(box: GitBox, *options: str, cwd: "Path | None" = None, **env: str) -> str:
+    """What the gits of a run take for gc.autoDetach and maintenance.autoDetach; -: not set."""
+    script = f"for s in gc maintenance; do {GIT} config $s.autoDetach || echo -; done"
+    code, said = box.end(box.sandrun(*options, "--", "sh", "-c", script, cwd=cwd, **env))
+    assert code == 0, said
+    return " ".join(said.split())
+
+
+def test_git_ends_its_housekeeping_in_the_run(gitbox: GitBox) -> None:
+    assert detaches(gitbox) == "false false"
+    assert detaches(gitbox, "--daemons", "leave") == "- -"
+
+
+def test_what_the_environment_says_to_git_stays(gitbox: GitBox) -> None:
+    theirs = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "a.b", "GIT_CONFIG_VALUE_0": "theirs"}
+    run = gitbox.sandrun("--", GIT, "config", "--get-regexp", "a.b|gc.auto|enance.auto", **theirs)
+    assert gitbox.end(run)[1].splitlines() == [
+        "a.b theirs",
+        "gc.autodetach false",
+        "maintenance.autodetach false",
+    ]
+    theirs |= {"GIT_CONFIG_KEY_0": "GC.autodetach", "GIT_CONFIG_VALUE_0": "true"}
+    assert detaches(gitbox, **theirs) == "true -"
+    for count in ("x", "-1", "99999999999", "\u0664"):  # git itself says what is wrong
+        run = gitbox.sandrun("--", "sh", "-c", "echo $GIT_CONFIG_COUNT", GIT_CONFIG_COUNT=count)
+        assert gitbox.end(run) == (0, f"{count}\n")
+    assert detaches(gitbox, GIT_CONFIG_COUNT="") == "false false"
+
+
+@pytest.mark.parametrize(
+    "where", ["repository", "user", "user's other", "system", "worktree", "included", "large"]
+)
+def test_what_the_user_has_set_in_a_file_of_git_stays(gitbox: GitBox, where: str) -> None:
+    """Of a whole kind: who has set one of the two has said what they want of both."""
+    text = "[Maintenance]\n\tAutoDetach = true\n"
+    cwd, env, file = gitbox.repo, {}, gitbox.repo / ".git/config"
+    if where == "user":
+        file = gitbox.root / "gitconfig"
+    elif where == "user's other":
+        file, env = gitbox.root / "home/config/git/config", {"GIT_CONFIG_GLOBAL": ""}
+    elif where == "system":
+        file = gitbox.root / "system"
+        env = {"GIT_CONFIG_NOSYSTEM": "", "GIT_CONFIG_SYSTEM": str(file)}
+    elif where == "worktree":
+        cwd = gitbox.root / "tree"
+        gitbox.bare("worktree", "add", "-q", cwd)
+    elif where == "included":
+        (gitbox.root / "home/work").write_text(text)
+        (gitbox.root / "home/more").write_text('[includeIf "gitdir:/x/"] Path = work\n')
+        text = '[include]\n\tpath = "~/more"\n'
+    elif where == "large":
+        text = "#" * 99 + "\n" + ("#" + "-" * 98 + "\n") * 999 + text
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if env.get("GIT_CONFIG_GLOBAL") == "":
+        del gitbox.env["GIT_CONFIG_GLOBAL"]
+        env = {}
+    with open(file, "a") as opened:
+        opened.write(text)
+    expected = "- -" if where == "included" else "- true"  # its condition does not hold
+    assert detaches(gitbox, cwd=cwd, **env) == expected
+
+
+def test_odd_files_of_git_delay_nothing(gitbox: GitBox) -> None:
+    file = gitbox.root / "home/.gitconfig"
+    del gitbox.env["GIT_CONFIG_GLOBAL"]
+    file.parent.mkdir(exist_ok=True)
+    os.mkfifo(file)
+    run = gitbox.sandrun("--", "sh", "-c", "echo $GIT_CONFIG_COUNT")
+    assert gitbox.end(run) == (0, "2\n")
+
+
+def test_git_packs_inside_of_the_run(gitbox: GitBox) -> None:
+    """Seen by the command itself: when its git has ended, nothing is left to be done."""
+    to_be_packed(gitbox)
+    count = f"{GIT} count-objects"
+    commit = f"{GIT} commit -qm x && {count}"
+    code, said = gitbox.end(gitbox.sandrun("--", "sh", "-c", commit, SANDRUN_BACKEND="auto"))
+    assert code == 0, said
+    assert "\n0 objects, 0 kilobytes" in f"\n{said}"
