@@ -255,27 +255,60 @@ def _symbolic_ref(arguments: "list[str]") -> bool:
     return len(words) == 1 and not {"-d", "--delete"}.intersection(arguments)
 
 
-def _dry(arguments: "list[str]") -> bool:
-    return bool({"-n", "--dry-run"}.intersection(arguments))
+def _with(*options: str) -> "Callable[[list[str]], bool]":
+    """Read-only with one of these options."""
+    return lambda arguments: not set(options).isdisjoint(arguments)
+
+
+_dry = _with("-n", "--dry-run")
+
+
+def _or_dry(word: str, asks: "Callable[[list[str]], bool]") -> "Callable[[list[str]], bool]":
+    """As `asks` says, and `word` with --dry-run."""
+    return lambda arguments: asks(arguments) or (arguments[:1] == [word] and _dry(arguments))
+
+
+def _apply(arguments: "list[str]") -> bool:
+    """Whether `apply` only tells (git-apply(1): each of these turns it off, --apply on again)."""
+    return "--apply" not in arguments and _with("--check", "--numstat", "--stat", "--summary")(
+        arguments
+    )
+
+
+def _replace(arguments: "list[str]") -> bool:
+    """Whether `replace` lists (git-replace(1)); without arguments it does."""
+    return not arguments or any(
+        word in ("-l", "--list") or word[:9] == "--format=" for word in arguments
+    )
+
+
+def _stash(arguments: "list[str]") -> bool:
+    return arguments[:1] in (["list"], ["show"]) or arguments[:2] == ["export", "--print"]
 
 
 _ASKS: "Mapping[str, Callable[[list[str]], bool]]" = {
+    "apply": _apply,
     "bisect": _first_in("log", "terms", "view", "visualize"),
     "branch": _branch,
     "clean": _dry,
     "commit-graph": _first_in("verify"),
     "config": _config,
+    "maintenance": _first_in("is-needed"),
     "multi-pack-index": _first_in("verify"),
-    "notes": _first_in("", "list", "show"),
+    "notes": _first_in("", "list", "show", "get-ref"),
+    "prune": _dry,
+    "prune-packed": _dry,
+    "push": _dry,
     "reflog": _reflog,
     "refs": _first_in("verify", "list", "exists"),
-    "remote": _first_in("", "show", "get-url"),
+    "remote": _or_dry("prune", _first_in("", "show", "get-url")),
+    "replace": _replace,
+    "replay": _with("--ref-action=print"),
     "rerere": _first_in("status", "diff", "remaining"),
     "sparse-checkout": _first_in("list"),
-    "stash": lambda arguments: arguments[:1] in (["list"], ["show"]),
-    "submodule": _first_in("", "status", "summary"),
+    "stash": _stash,
+    "submodule": _first_in("", "status", "summary", "foreach"),
     "symbolic-ref": _symbolic_ref,
-    "replay": lambda arguments: "--ref-action=print" in arguments,
     "tag": _tag,
-    "worktree": _first_in("list"),
+    "worktree": _or_dry("prune", _first_in("list")),
 }
