@@ -112,7 +112,7 @@ def test_what_the_environment_says_to_git_stays(gitbox: GitBox) -> None:
         "maintenance.autodetach false",
     ]
     theirs |= {"GIT_CONFIG_KEY_0": "GC.autodetach", "GIT_CONFIG_VALUE_0": "true"}
-    assert detaches(gitbox, **theirs) == "true -"
+    assert detaches(gitbox, cwd=None, **theirs) == "true -"
     for count in ("x", "-1", "99999999999", "\u0664"):  # git itself says what is wrong
         run = gitbox.sandrun("--", "sh", "-c", "echo $GIT_CONFIG_COUNT", GIT_CONFIG_COUNT=count)
         assert gitbox.end(run) == (0, f"{count}\n")
