@@ -47,7 +47,11 @@ class Node:
 
 
 def _lines(path: str) -> "list[str]":
-    return kernel.read(path).decode("utf-8", "surrogateescape").split("\n")
+    """The lines of a file about ourselves. Raises Unusable where no /proc knows us."""
+    try:
+        return kernel.read(path).decode("utf-8", "surrogateescape").split("\n")
+    except FileNotFoundError:
+        raise Unusable(f"there is no {path}", kernel.MOUNT_PROC) from None
 
 
 def refused(path: str, inner: str = "") -> "tuple[int, int]":

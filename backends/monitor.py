@@ -85,9 +85,9 @@ def _children(pid: int, threads: int) -> "list[int]":
         return kernel.children(pid)
     found: list[int] = []
     try:
-        tasks = [str(pid)] if threads == 1 else os.listdir(f"/proc/{pid}/task")
+        tasks = [str(pid)] if threads == 1 else os.listdir(f"{kernel.PROC}/{pid}/task")
         for task in tasks:
-            found += map(int, kernel.read(f"/proc/{pid}/task/{task}/children").split())
+            found += map(int, kernel.read(f"{kernel.PROC}/{pid}/task/{task}/children").split())
     except OSError:
         pass
     return found
@@ -204,12 +204,12 @@ class Monitor:
         if kept and kept[:2] == (start, rss) and now - kept[4] < _PSS_KEPT:
             return kept[2], kept[3]
         try:
-            rollup = kernel.read(f"/proc/{pid}/smaps_rollup")
+            rollup = kernel.read(f"{kernel.PROC}/{pid}/smaps_rollup")
             pss, shmem = _field(rollup, b"\nPss:"), _field(rollup, b"\nPss_Shmem:")
         except PermissionError:  # another user's process
             pss, shmem = rss, 0
         except OSError:  # gone, or its first thread alone, which others do not stand for here
-            pss, shmem = rss if kernel.told_at(pid) != f"/proc/{pid}" else 0, 0
+            pss, shmem = rss if kernel.told_at(pid) != f"{kernel.PROC}/{pid}" else 0, 0
         self._kept[pid] = (start, rss, pss, shmem, now)
         return pss, shmem
 
@@ -267,7 +267,7 @@ def open_shared_memory(pids: "dict[int, int]") -> int:
     seen: dict[tuple[int, int], int] = {}
     for pid in pids:
         try:
-            with os.scandir(f"/proc/{pid}/fd") as entries:
+            with os.scandir(f"{kernel.PROC}/{pid}/fd") as entries:
                 for entry in entries:
                     file = entry.stat()
                     if file.st_dev in devices and stat.S_ISREG(file.st_mode):

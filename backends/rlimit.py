@@ -254,6 +254,16 @@ def _data_limit(run_id: str, limits: Limits, kind: int) -> int:
     return lowest // _MARK_BYTES * _MARK_BYTES - _MARK_BYTES + odd if lowest > backstop // 2 else 0
 
 
+def _check_proc() -> None:
+    """Raise Unusable where processes could not be told from those of another pid namespace."""
+    if DARWIN or kernel.PROC != kernel.NOWHERE:
+        return
+    text = "there is no /proc to find processes in"
+    if os.path.exists("/proc/loadavg"):
+        text = "/proc shows another pid namespace than ours, so no process can be told from others"
+    raise Unusable(text, kernel.MOUNT_PROC)
+
+
 class RlimitBackend:
     """See `sandrun.protocol.Backend`."""
 
@@ -265,8 +275,7 @@ class RlimitBackend:
         beyond = sorted(limits.asked & _BEYOND)
         if beyond:
             raise Unusable(f"only a kernel's container limits {', '.join(beyond)}")
-        if not DARWIN and not os.path.exists("/proc/self/stat"):
-            raise Unusable("there is no /proc to find processes in", "mount -t proc proc /proc")
+        _check_proc()
         if not DARWIN:  # whose footprints count what was swapped out
             messages.decision("swap is not forbidden: the monitor does not see what is in it")
         kind = self.container.kind
@@ -275,6 +284,7 @@ class RlimitBackend:
     def attach(self, run_id: str, token: str) -> RlimitContainer:
         of, _, digits = token.partition(":")
         data = int(digits) if digits.isdecimal() and len(digits) < 20 else -1
+        _check_proc()
         if of != run_id or (data and data % _MARK_BYTES != _odd(run_id)):
             raise Unusable(f"{token!r} is not the mark of run {run_id}")
         return self.container(run_id, None, data)

@@ -87,6 +87,7 @@ class _Line:
             prep_socket(get_bus(address), timeout=_PATIENCE) if self.is_bus else _direct(address)
         )
         self.socket.settimeout(_PATIENCE)
+        _check_namespace(self.socket)
         self.parser = Parser()
         self.serial = 0
         self.seen: list[Any] = []
@@ -131,6 +132,17 @@ class _Line:
                 raise ValueError("the connection was closed")
             self.parser.add_data(data)
         return message
+
+
+def _check_namespace(line: "Any") -> None:
+    """Raise Unusable where our number is another process's for whoever listens: the kernel gives a
+    peer's number as we have it, and 0 of one outside of our pid namespace (unix(7))."""
+    import socket
+    import sys
+
+    who = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)  # pid, uid, gid
+    if not int.from_bytes(who[:4], sys.byteorder):
+        raise Unusable("systemd is outside of our pid namespace: it would move another process")
 
 
 def _direct(path: str) -> "Any":

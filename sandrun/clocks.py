@@ -89,7 +89,7 @@ def _written(pid: int) -> int:
     if sys.platform == "win32":
         return kernel.written(pid)
     try:
-        return int(kernel.read(f"/proc/{pid}/io").partition(b"wchar: ")[2].split(b"\n")[0])
+        return int(kernel.read(f"{kernel.PROC}/{pid}/io").partition(b"wchar: ")[2].split(b"\n")[0])
     except (OSError, ValueError):
         return 0
 

@@ -178,6 +178,14 @@ def _named(queue: str) -> Line:
     return Line("queue", PASS, f"{queue}: shared, by {path}")
 
 
+def _proc() -> "list[Line]":
+    """Whether /proc shows our own processes; nothing where it does, as on nearly every host."""
+    if DARWIN or kernel.PROC != kernel.NOWHERE:
+        return []
+    text = "shows no processes of our pid namespace: none is looked at, named or told by it"
+    return [Line("proc", CAUTION, text, kernel.MOUNT_PROC)]
+
+
 def _prctl() -> Line:
     provider = kernel.prctl_provider()
     if provider == "python-prctl":
@@ -199,6 +207,7 @@ def examine(chosen: settings.Settings) -> "list[Line]":
     return [
         Line("versions", PASS, f"{versions}, {host.sysname} {host.release}"),
         *([] if DARWIN else [_hierarchy(), *_features()]),
+        *_proc(),
         *_backends(),
         *([] if DARWIN else [_prctl()]),
         state(),

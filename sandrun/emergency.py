@@ -19,7 +19,7 @@ import sys
 import time
 
 from sandrun import nesting, overview, project, recovery
-from sandrun.model import SandrunError
+from sandrun.model import DARWIN, SandrunError
 from sandrun.queue import CANCEL, Queue
 from sandrun.ticket import Ticket
 
@@ -68,8 +68,7 @@ def _end_queue(
     for ticket in sorted(tickets, key=lambda t: t.running):
         what = f"{'run' if ticket.running else 'waiter'} {ticket.id}"
         if not _ended(queue, ticket, grace):
-            where = "" if sys.platform == "win32" else ", perhaps of a container"
-            answer.lives.append(f"could not end {what} (pid {ticket.pid}{where})")
+            answer.lives.append(f"could not end {what} (pid {ticket.pid}{_why()})")
             continue
         if ticket.running:
             _end_lost(queue)
@@ -99,6 +98,17 @@ def _ended(queue: Queue, ticket: Ticket, grace: float) -> bool:
         if _gone_within(queue, ticket, patience):
             return True
     return False
+
+
+def _why() -> str:
+    """Why the holder of a lock may not have been found."""
+    if sys.platform == "win32":
+        return ""
+    from sandrun import kernel
+
+    if kernel.PROC == kernel.NOWHERE and not DARWIN:
+        return f"; no /proc of ours shows whose that is: {kernel.MOUNT_PROC}"
+    return ", perhaps of a container"
 
 
 def _send(pid: int, signum: int) -> None:

@@ -265,7 +265,7 @@ _INSTANT = 20
 def _orphans_are_reaped() -> bool:
     """Whether the init of our pid namespace reaps what it adopts: it has no dead child now. Many a
     container's first process (cat, a server) does not; one zombie of ours would stay for good."""
-    return not any(map(kernel.is_zombie, kernel.children(1)))
+    return kernel.PROC != kernel.NOWHERE and not any(map(kernel.is_zombie, kernel.children(1)))
 
 
 def _knock(supervisor: int) -> None:

@@ -12,6 +12,9 @@ import time
 
 from sandrun.model import DARWIN, RUNS_VARIABLE, Process
 
+NOWHERE = "/dev/null"
+"""A place in which there is no file, nor ever will be."""
+MOUNT_PROC = "mount -t proc proc /proc, or unshare --mount-proc instead of unshare --pid alone"
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
 
 
@@ -119,6 +122,19 @@ def read(path: "str | bytes") -> bytes:
         os.close(fd)
 
 
+def _own_proc() -> str:
+    """Where /proc tells of our own pid namespace; where it tells of another's, nowhere.
+
+    After `unshare --pid` without `--mount-proc`, and in many a container inside a container, each
+    number there is somebody else's. NSpid has a number for every namespace from that of the /proc
+    down to the reader's (proc(5), Linux 4.1), and a /proc that does not know us has no `self`.
+    """
+    status = b"" if DARWIN else _try_read("/proc/self/status")
+    field = b"\nNSpid:" if b"\nNSpid:" in status else b"\nPid:"
+    numbers = status.partition(field)[2].partition(b"\n")[0].split()
+    return "/proc" if numbers == [b"%d" % os.getpid()] else NOWHERE
+
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -131,7 +147,7 @@ class Stat:
     __slots__ = ("cpu", "name", "parent", "rss", "size", "stack", "start", "state", "threads")
 
     def __init__(self, pid: int) -> None:
-        head, _, tail = read(f"/proc/{pid}/stat").rpartition(b")")
+        head, _, tail = read(f"{PROC}/{pid}/stat").rpartition(b")")
         self.name = head.partition(b"(")[2].decode("utf-8", "replace")
         fields = tail.split()
         self.state = fields[0].decode()
@@ -146,30 +162,30 @@ class Stat:
 
 def data(pid: int) -> int:
     """How much data and stack a process has, in bytes: about what RLIMIT_DATA counts (proc(5))."""
-    words = _try_read(f"/proc/{pid}/statm").split()
+    words = _try_read(f"{PROC}/{pid}/statm").split()
     return int(words[5]) * _PAGE if words else 0
 
 
 def arguments(pid: int) -> "list[str]":
     """The command line. Raises OSError."""
-    return [os.fsdecode(word) for word in read(f"/proc/{pid}/cmdline").split(b"\0")[:-1]]
+    return [os.fsdecode(word) for word in read(f"{PROC}/{pid}/cmdline").split(b"\0")[:-1]]
 
 
 def environ(pid: int) -> "dict[str, str]":
     """The environment with which its program was started. Raises OSError."""
-    entries = read(f"/proc/{pid}/environ").split(b"\0")
+    entries = read(f"{PROC}/{pid}/environ").split(b"\0")
     pairs = (os.fsdecode(entry).partition("=") for entry in entries)
     return {name: value for name, _, value in pairs if name}
 
 
 def directory(pid: int) -> str:
     """Where it is. Raises OSError."""
-    return os.readlink(f"/proc/{pid}/cwd")
+    return os.readlink(f"{PROC}/{pid}/cwd")
 
 
 def owner(pid: int) -> int:
     """The uid it runs as. Raises OSError."""
-    return os.stat(f"/proc/{pid}").st_uid
+    return os.stat(f"{PROC}/{pid}").st_uid
 
 
 def is_zombie(pid: int) -> bool:
@@ -178,7 +194,23 @@ def is_zombie(pid: int) -> bool:
         stat = Stat(pid)
         return stat.state in "ZX" and stat.threads <= 1
     except OSError:
+        return _has_ended(pid)
+
+
+def _has_ended(pid: int) -> bool:
+    """The same of a process that /proc does not show: it is gone, or hidden from us (hidepid), or
+    /proc is another namespace's. A pidfd is readable once no thread lives (pidfd_open(2))."""
+    pidfd = pin(pid)
+    if pidfd < 0:
         return True
+    import select
+
+    try:
+        waiter = select.poll()
+        waiter.register(pidfd, select.POLLIN)
+        return bool(waiter.poll(0))
+    finally:
+        os.close(pidfd)
 
 
 def start(pid: int) -> int:
@@ -206,8 +238,8 @@ def children(pid: int) -> "list[int]":
     """The children of all threads of `pid`, dead ones too (/proc/PID/task/*/children)."""
     found: list[int] = []
     try:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            found += map(int, read(f"/proc/{pid}/task/{task}/children").split())
+        for task in os.listdir(f"{PROC}/{pid}/task"):
+            found += map(int, read(f"{PROC}/{pid}/task/{task}/children").split())
     except OSError:
         pass
     return found
@@ -264,7 +296,7 @@ def marked(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int
     Sees what escaped by double fork, setsid and closed descriptors; by the limit also what cleared
     its environment, and root's processes (sudo in a run), whose environment is hidden from us.
     """
-    pids = among or [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+    pids = among or [int(entry) for entry in os.listdir(PROC) if entry.isdigit()]
     return [pid for pid in pids if pid != os.getpid() and _is_marked(pid, mark, limit)]
 
 
@@ -286,7 +318,7 @@ def newborn(mark: str, limit: str, seconds: float) -> "list[int]":
 
 
 def _is_marked(pid: int, mark: str, limit: str) -> bool:
-    limits = _try_read(f"/proc/{pid}/limits") if limit else b""
+    limits = _try_read(f"{PROC}/{pid}/limits") if limit else b""
     # Whoever reads that limit can give it to a process of theirs; root does not.
     if limit and limit.encode() in b" ".join(limits.split()) and _user(pid) in (0, os.getuid()):
         return True
@@ -299,17 +331,17 @@ def told_at(pid: int) -> str:
     try:
         stat = Stat(pid)
         if stat.state in "ZX" and stat.threads > 1:
-            for task in os.listdir(f"/proc/{pid}/task"):
-                if int(task) != pid and _try_read(f"/proc/{pid}/task/{task}/statm")[:2] != b"0 ":
-                    return f"/proc/{pid}/task/{task}"
+            for task in os.listdir(f"{PROC}/{pid}/task"):
+                if int(task) != pid and _try_read(f"{PROC}/{pid}/task/{task}/statm")[:2] != b"0 ":
+                    return f"{PROC}/{pid}/task/{task}"
     except OSError:
         pass
-    return f"/proc/{pid}"
+    return f"{PROC}/{pid}"
 
 
 def _user(pid: int) -> int:
     """The real uid of a process (proc(5)); -1: it is gone."""
-    _, _, words = _try_read(f"/proc/{pid}/status").partition(b"\nUid:")
+    _, _, words = _try_read(f"{PROC}/{pid}/status").partition(b"\nUid:")
     return int(words.split()[0]) if words else -1
 
 
@@ -320,10 +352,15 @@ def _try_read(path: str) -> bytes:
         return b""
 
 
+PROC = _own_proc()
+"""What stands before every number of a process: nothing below a /proc of others is ever read."""
+
+
 def describe(pid: int, memory: "int | None" = None) -> "Process | None":
-    """A process as people know it; memory is its RSS unless given. None: it is gone."""
+    """A process as people know it; memory is its RSS unless given. None: it is gone. Of one that
+    lives and that /proc does not show us there is only the number."""
     try:
-        at = f"/proc/{pid}"
+        at = f"{PROC}/{pid}"
         if not (line := read(f"{at}/cmdline")):
             at = told_at(pid)
             line = read(f"{at}/cmdline")
@@ -333,7 +370,7 @@ def describe(pid: int, memory: "int | None" = None) -> "Process | None":
             memory = int(read(f"{at}/statm").split()[1]) * _PAGE
         return Process(pid, memory, text[:200] or f"[{Stat(pid).name}]")
     except (OSError, IndexError):
-        return None
+        return None if is_zombie(pid) else Process(pid, memory or 0, "[not shown by /proc]")
 
 
 if DARWIN:

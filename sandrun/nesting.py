@@ -17,7 +17,7 @@ import os
 import sys
 
 from sandrun import kernel, project
-from sandrun.model import SandrunError
+from sandrun.model import DARWIN, SandrunError
 from sandrun.queue import Queue
 from sandrun.ticket import Ticket, slot_file
 
@@ -204,12 +204,12 @@ def lock_holder(file: os.stat_result, told: int = 0) -> int:
 
     From /proc/locks (proc(5)), which tells pids as our namespace has them: the pid that was `told`
     in a ticket's name may be another container's. It must agree where the device does not (btrfs
-    and overlays show another one to stat(2)), and is believed where there is no such file.
+    and overlays show another one to stat(2)), and is believed on macOS only.
     """
     try:
-        lines = kernel.read("/proc/locks").split(b"\n")
+        lines = kernel.read(f"{kernel.PROC}/locks").split(b"\n")
     except OSError:
-        return told
+        return told if DARWIN else 0
     device = b"%02x:%02x" % (os.major(file.st_dev), os.minor(file.st_dev))
     found = 0
     for line in lines:

@@ -236,7 +236,9 @@ def _contained(this: Run) -> Outcome:
     if container.token:
         from sandrun import kernel
 
-        more["born"] = kernel.start(os.getpid())
+        born = kernel.start(os.getpid())
+        if born:
+            more["born"] = born
     line = history.encode(more).encode()
     if place.lock:
         place.lock.write_holder(line)

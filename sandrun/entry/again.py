@@ -118,7 +118,8 @@ def _program(name: str, pid: int) -> str:
     if "/" not in name or name[0] == "/":
         return name
     try:
-        return os.readlink(f"/proc/{pid}/exe")  # its name was relative to where it was before -C
+        # Its name was relative to where it was before -C.
+        return os.readlink(f"{kernel.PROC}/{pid}/exe")
     except OSError:
         return name
 

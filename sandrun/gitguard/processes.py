@@ -54,7 +54,8 @@ def _works_in(pid: int, repo: "repository.Repository | None", reads_count: bool)
             return False
         if repo is None:
             return commands.writes_user_files(command) and _shares_user_files(pid)
-        if not DARWIN and os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt"):
+        other = "" if DARWIN else os.readlink(f"{kernel.PROC}/{pid}/ns/mnt")
+        if other and other != os.readlink("/proc/self/ns/mnt"):
             return _shares_files(pid, repo)
         return any(_same(found, repo) for found in _repositories(pid, command))
     except FileNotFoundError:
@@ -70,18 +71,18 @@ def _shares_files(pid: int, repo: repository.Repository) -> bool:
 
     git stands at the root of its worktree. Yes, too, where nothing there leads to a git dir.
     """
-    here = f"/proc/{pid}/cwd"
+    here = f"{kernel.PROC}/{pid}/cwd"
     git_dir = here + "/.git"
     followed = repository.follow(git_dir)
     # The kernel, not we, walks from the other's root.
-    git_dir = followed if followed.startswith(here) else f"/proc/{pid}/root{followed}"
+    git_dir = followed if followed.startswith(here) else f"{kernel.PROC}/{pid}/root{followed}"
     found = [git_dir] if os.path.isdir(git_dir) else [here]
     # The common dir of a linked worktree (`worktrees/NAME`) is two above.
     infos = [os.stat(path) for path in (*found, found[0] + "/../..")]
     ours = [os.stat(path) for path in (repo.git_dir, repo.common_dir)]
     if any((one.st_ino, one.st_dev) == (our.st_ino, our.st_dev) for one in infos for our in ours):
         return True
-    named = b"GIT_DIR=" in kernel.read(f"/proc/{pid}/environ")
+    named = b"GIT_DIR=" in kernel.read(f"{kernel.PROC}/{pid}/environ")
     return named or found == [here]
 
 
@@ -125,9 +126,9 @@ def at_work(repo: "repository.Repository | None", uid: int = -1) -> "list[int]":
 
 
 def _pids() -> "list[int]":
-    """Every process; none where there is no /proc, which `stale.blind_spots` then says."""
+    """Every process; none where there is no /proc of ours, which `stale.blind_spots` then says."""
     try:
-        return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+        return [int(entry) for entry in os.listdir(kernel.PROC) if entry.isdigit()]
     except OSError:
         return []
 
@@ -145,12 +146,12 @@ def _may_own(pid: int, repo: "repository.Repository | None", uid: int) -> bool:
 def _is_of_another(pid: int, uid: int) -> bool:
     """Whether a process that we may not look into makes its files as another user than `uid`."""
     try:
-        os.readlink(f"/proc/{pid}/cwd")
+        os.readlink(f"{kernel.PROC}/{pid}/cwd")
         return False
     except OSError:
         pass
     try:
-        status = kernel.read(f"/proc/{pid}/status")
+        status = kernel.read(f"{kernel.PROC}/{pid}/status")
         return int(status.partition(b"\nUid:")[2].split()[3]) != uid  # the fsuid (proc(5))
     except (OSError, IndexError, ValueError):
         return False
@@ -159,7 +160,7 @@ def _is_of_another(pid: int, uid: int) -> bool:
 def _runs_git(pid: int) -> bool:
     """A git under another name (`hub`, a renamed thread) still runs git's file."""
     try:
-        return is_named_git(os.path.basename(os.readlink(f"/proc/{pid}/exe")))
+        return is_named_git(os.path.basename(os.readlink(f"{kernel.PROC}/{pid}/exe")))
     except OSError:
         return False
 
@@ -183,7 +184,7 @@ def openers(path: str) -> "list[int]":
         wanted = os.stat(path, follow_symlinks=False)
     except OSError:
         return []
-    return [pid for pid in _pids() if _has_open(f"/proc/{pid}/fd", wanted)]
+    return [pid for pid in _pids() if _has_open(f"{kernel.PROC}/{pid}/fd", wanted)]
 
 
 def _has_open(directory: str, wanted: os.stat_result) -> bool:
