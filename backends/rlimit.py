@@ -163,6 +163,11 @@ class RlimitContainer:
             if found:
                 return list(found)
             children = kernel.children(self.owner)
+            # Another user's, where /proc hides those (hidepid, proc(5)).
+            hidden = [pid for pid in children if not kernel.start(pid) and not kernel.is_zombie(pid)]
+            if hidden:
+                self.starts = dict.fromkeys(hidden, 0)
+                return hidden
             dead = all(self._is_other(pid) or kernel.is_zombie(pid) for pid in children)
             if dead and kernel.children(self.owner) == children:
                 return []

@@ -31,7 +31,7 @@ LATE = (
 """What the supervisor and its keepers import after the command has started."""
 WAITING = (
     *("keeper", "pool", "sampling", "settings_files", "taken_names", "trust"),
-    *(f"gitguard/{name}" for name in ("turn", "waiting", "watch")),
+    *(f"gitguard/{name}" for name in ("included", "turn", "waiting", "watch")),
     *(f"backends/{name}" for name in ("cgroup1", "cgroup2", "group2", "groups", "monitor", "none")),
     *(f"backends/{name}" for name in ("rlimit", "spy", "systemd")),
 )

@@ -24,7 +24,11 @@ CORE = [
 # Methods that only their own module calls; others have these names too (str, time, Queue.keep).
 ALONE = {"keep", "replace", "sleep"}
 # Named only where it is said that this is not Windows.
-ELSEWHERE = {("nesting", "kernel", "read")}
+ELSEWHERE = {
+    ("nesting", "kernel", "read"),
+    *((user, "kernel", "PROC") for user in ("nesting", "clocks", "emergency")),
+    *(("emergency", "kernel", name) for name in ("NOWHERE", "MOUNT_PROC")),
+}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
