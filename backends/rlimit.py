@@ -164,7 +164,8 @@ class RlimitContainer:
                 return list(found)
             children = kernel.children(self.owner)
             # Another user's, where /proc hides those (hidepid, proc(5)).
-            hidden = [pid for pid in children if not kernel.start(pid) and not kernel.is_zombie(pid)]
+            living = (pid for pid in children if not kernel.is_zombie(pid))
+            hidden = [pid for pid in living if not kernel.start(pid)]
             if hidden:
                 self.starts = dict.fromkeys(hidden, 0)
                 return hidden
