@@ -2,9 +2,8 @@
 
 Memory is the sum of the processes' physical footprints (`sandrun.darwin`): compressed pages count,
 shared ones count in each process that touched them. The host's own sum is not to be had, so the
-looks are as frequent as a fast leak demands. RLIMIT_AS is a backstop where the kernel takes it: it
-refuses one below what a process maps already, on Apple silicon hundreds of GB (XNU,
-bsd/kern/kern_resource.c).
+looks are as frequent as a fast leak demands. There is no rlimit beside: RLIMIT_AS counts what is
+reserved, as RLIMIT_DATA does on Linux, and nobody can read another's here, so none is a mark.
 
 There is no subreaper: an orphan becomes a child of pid 1. Invariants
 - A process of the tree is remembered from its first look on by pid and start, so it stays ours
@@ -24,7 +23,6 @@ and with its environment cleared or hidden (Apple's own programs hide theirs).
 import itertools
 import mmap
 import os
-import resource
 import time
 
 from sandrun import darwin, kernel
@@ -45,7 +43,7 @@ _REMEMBERED = 4096
 class FootprintMonitor(monitor.Monitor):
     """The same pace, but a look is all there is: between two nothing can be seen."""
 
-    expected = monitor.FASTEST
+    expected = 1 << 30
     share = 50
     walked = 0.0
     """What the last walk down the tree cost, in seconds of a core."""
@@ -57,13 +55,12 @@ class FootprintMonitor(monitor.Monitor):
         super()._plan(now, growth, cost + self.walked)
 
     def _measure(self, members: "dict[int, kernel.Stat]", now: float) -> int:
+        self._sizes = {pid: (info.rss, 0) for pid, info in members.items()}
         return sum(info.rss for info in members.values())
 
 
 class DarwinContainer(RlimitContainer):
     """See `sandrun.protocol.Container`."""
-
-    kind = resource.RLIMIT_AS
 
     def __init__(self, run_id: str, limits: "Limits | None" = None, data: int = 0) -> None:
         super().__init__(run_id, limits, data)

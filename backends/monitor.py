@@ -6,9 +6,12 @@
   whatever grows, shared memory and tmpfs included: when a quarter of the head room is gone there,
   a look is due at once. So looks can be rare while nothing happens. (Not MemAvailable: free pages
   that a processor keeps for itself are missing there, up to 60 MiB of them.)
-- A process's own RSS is a lower bound of the tree's memory, the sum of all RSS an upper one, and
-  both are nearly free; PSS, which walks page tables, is asked for only where those leave it open,
-  and not again for a process whose RSS has not changed.
+- What a file on a disk backs is page cache, which the kernel takes back, and not the tree's
+  memory, as in a kernel's container; what was swapped out is.
+- What one process holds is a lower bound of the tree's memory, the sum of all an upper one, and
+  both are nearly free; PSS, which walks page tables (20 ms a GiB), is asked for only where those
+  leave it open, and not again for a process that holds the same. From then on the lower bound is
+  that sum and whatever those who were there took since: nobody who takes fast is walked.
 - Processes in one address space (CLONE_VM, or vfork for an instant) count once, as long as the
   one that made the other lives and kcmp(2) may be asked.
 - Shared memory counts once: mapped, or only open (memfd, files on a tmpfs), or a System V segment
@@ -24,13 +27,13 @@ from sandrun.model import DARWIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 SHORTEST = 0.01
 """Seconds between two readings at the least."""
-SHORTEST_TICK, LONGEST_TICK = 0.02, 0.1
+SHORTEST_TICK, LONGEST_TICK = 0.02, 0.05
 """The same while nothing grows on the host."""
-FASTEST = 1 << 30
+FASTEST = 4 << 30
 """Bytes per second that may take a quarter of the head room between two readings; the first that
 sees less memory makes the next ones follow at once, so that what is faster is caught as well."""
 _LEAST_SLACK = 2 << 20
@@ -117,8 +120,12 @@ class Monitor:
         self.grows = False
         self.known: set[int] = set()
         """Every process seen, for the segments that outlive those who made them."""
-        self._sizes: dict[int, int] = {}
-        self._kept: dict[int, tuple[int, int, int, int, float]] = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
+        self._held: dict[int, tuple[int, int, tuple[int, int]]] = {}
+        self._kept: dict[int, tuple[int, tuple[int, int], int, int, float]] = {}
+        self._least = 0
+        """Private memory that the tree has at the least, by `_seen` (pid and start)."""
+        self._seen: dict[tuple[int, int], int] = {}
 
     def is_due(self, now: float) -> bool:
         """Whether it is time for a look, or the host's memory says that something grows."""
@@ -160,20 +167,28 @@ class Monitor:
         self.grows = growth * self.tick > _LEAST_SLACK
         self.level = self.host.used
 
+    def largest(self, most: int) -> "list[int]":
+        """Those of the last look that hold most."""
+        return sorted(self._sizes, key=lambda pid: -sum(self._sizes[pid]))[:most]
+
     def _measure(self, members: "dict[int, kernel.Stat]", now: float) -> int:
-        sizes = {pid: _rss(pid, info) for pid, info in members.items()}
-        if sum(sizes.values()) > self.limit // 2:
+        self._held = {pid: self._holds(pid, info) for pid, info in members.items()}
+        sizes = {pid: held[2] for pid, held in self._held.items()}
+        if sum(map(sum, sizes.values())) > self.limit // 2:
             for pid in _in_one_memory(members):
                 del sizes[pid]
         same, self._sizes = sizes == self._sizes, sizes
-        upper = sum(sizes.values())
-        most = max(sizes.values(), default=0)
+        upper = sum(map(sum, sizes.values()))
+        self._follow({(pid, members[pid].start): size[0] for pid, size in sizes.items()})
+        lower = max(self._least, max(map(sum, sizes.values()), default=0))
+        if lower > self.limit:
+            return lower
         grown = self.host.shmem - self.shmem_before
         if grown <= self.limit // 16:
-            if upper <= self.limit // 2 or upper - most <= self.limit // 50:
+            if upper <= self.limit // 2:
                 return upper
-            if most > self.limit:
-                return most
+            if upper - lower <= self.limit // 50:
+                return lower
             if same:
                 return self.current
         if self._kept.keys() != sizes.keys():
@@ -184,34 +199,73 @@ class Monitor:
             memory = self._exact(members, sizes, grown, now)
         return memory
 
+    def _holds(self, pid: int, info: kernel.Stat) -> "tuple[int, int, tuple[int, int]]":
+        """Its start and RSS, and what it holds, private and shared (`kernel.held`); of a leader
+        that is dead while its threads live, through one of them."""
+        held = self._held.get(pid)
+        if held and held[:2] == (info.start, info.rss):
+            return held
+        dead = info.state in "ZX"
+        try:
+            size = kernel.held(kernel.told_at(pid) if dead else f"{kernel.PROC}/{pid}")
+        except OSError:
+            size = 0, 0  # it is gone
+        return info.start, -1 if dead else info.rss, size  # a dead leader's RSS is not told
+
+    def _follow(self, sizes: "dict[tuple[int, int], int]") -> None:
+        """Whoever is known and holds more has taken pages that nobody else has; whoever is new may
+        share all of its own, and with whoever is gone all of its may be gone."""
+        known = self._seen
+        taken = sum(size - known[key] for key, size in sizes.items() if key in known)
+        gone = sum(size for key, size in known.items() if key not in sizes)
+        self._least = max(0, self._least + taken - gone)
+        self._seen = sizes
+
     def _exact(
-        self, members: "dict[int, kernel.Stat]", sizes: "dict[int, int]", grown: int, now: float
+        self,
+        members: "dict[int, kernel.Stat]",
+        sizes: "dict[int, tuple[int, int]]",
+        grown: int,
+        now: float,
     ) -> int:
         own = mapped = 0
-        for pid, rss in sizes.items():
-            pss, shmem = self._pss(pid, rss, members[pid].start, now)
-            own += pss - shmem
-            mapped += shmem
+        for pid, size in sizes.items():
+            private, shared = self._pss(pid, size, members[pid].start, now)
+            own += private
+            mapped += shared
+        self._least = own
         if grown <= 0:
             return own + mapped
         held = mapped + open_shared_memory(sizes) + segments(self.known)
         # What is both mapped and held was counted twice, but not above what the host has more.
         return own + max(mapped, min(held, grown))
 
-    def _pss(self, pid: int, rss: int, start: int, now: float) -> "tuple[int, int]":
-        """PSS, and how much of it is shared memory; `start` tells a process from its pid's next."""
+    def _pss(self, pid: int, size: "tuple[int, int]", start: int, now: float) -> "tuple[int, int]":
+        """Its part of what it holds, private and shared; `start` tells a process from its pid's
+        next."""
         kept = self._kept.get(pid)
-        if kept and kept[:2] == (start, rss) and now - kept[4] < _PSS_KEPT:
+        if kept and kept[:2] == (start, size) and now - kept[4] < _PSS_KEPT:
             return kept[2], kept[3]
+        private, shared = size
         try:
             rollup = kernel.read(f"{kernel.PROC}/{pid}/smaps_rollup")
-            pss, shmem = _field(rollup, b"\nPss:"), _field(rollup, b"\nPss_Shmem:")
-        except PermissionError:  # another user's process
-            pss, shmem = rss, 0
+            shared = kernel.kilobytes(rollup, b"\nPss_Shmem:")
+            if b"\nPss_Anon:" in rollup:  # 5.4
+                private = kernel.kilobytes(rollup, b"\nPss_Anon:")
+            else:
+                private = min(private, kernel.kilobytes(rollup, b"\nPss:") - shared)
+            private += kernel.kilobytes(rollup, b"\nSwapPss:")
+            # Read later than the sizes: what it took meanwhile is in both from now on.
+            self._seen[pid, start] = sum(
+                kernel.kilobytes(rollup, name) for name in (b"\nAnonymous:", b"\nSwap:")
+            )
+        except PermissionError:
+            pass  # another user's process
         except OSError:  # gone, or its first thread alone, which others do not stand for here
-            pss, shmem = rss if kernel.told_at(pid) != f"{kernel.PROC}/{pid}" else 0, 0
-        self._kept[pid] = (start, rss, pss, shmem, now)
-        return pss, shmem
+            if kernel.told_at(pid) == f"{kernel.PROC}/{pid}":
+                private = shared = 0
+        self._kept[pid] = (start, size, private, shared, now)
+        return private, shared
 
 
 def _in_one_memory(members: "dict[int, kernel.Stat]") -> "list[int]":
@@ -223,23 +277,6 @@ def _in_one_memory(members: "dict[int, kernel.Stat]") -> "list[int]":
         and info.stack == parent.stack != 0
         and kernel.share_memory(pid, info.parent)
     ]
-
-
-def _field(text: bytes, name: bytes) -> int:
-    """The kilobytes after `name`, as bytes; 0 where it is missing."""
-    words = text.partition(name)[2].split(None, 1)
-    return int(words[0]) * 1024 if words else 0
-
-
-def _rss(pid: int, info: kernel.Stat) -> int:
-    """The resident memory; of a leader that is dead while its threads live, through one of them."""
-    if info.state not in "ZX":
-        return info.rss
-    try:
-        rss = int(kernel.read(f"{kernel.told_at(pid)}/statm").split()[1])
-    except (OSError, IndexError):  # the last thread ended, and the parent has reaped it
-        return 0
-    return rss * os.sysconf("SC_PAGESIZE")
 
 
 class Host:
@@ -257,11 +294,11 @@ class Host:
     def read(self) -> None:
         if self._fd >= 0:
             text = os.pread(self._fd, 4096, 0)
-            self.shmem = _field(text, b"\nShmem:")
-            self.used = _field(text, b"\nAnonPages:") + self.shmem
+            self.shmem = kernel.kilobytes(text, b"\nShmem:")
+            self.used = kernel.kilobytes(text, b"\nAnonPages:") + self.shmem
 
 
-def open_shared_memory(pids: "dict[int, int]") -> int:
+def open_shared_memory(pids: "Iterable[int]") -> int:
     """The memory of the files without a disk that the processes hold open, each counted once."""
     devices = _memory_devices()
     seen: dict[tuple[int, int], int] = {}

@@ -1,14 +1,16 @@
-"""The fallback where no kernel container can be had: a polling monitor, rlimits as a backstop.
+"""The fallback where no kernel container can be had: a polling monitor.
 
 Promises less than the others, and says so: a tree may pass the limit between two looks
-(`sandrun.backends.monitor`). Each process gets RLIMIT_DATA a quarter above the limit, so that one
-process that grows faster than any poll fails to allocate; and RLIMIT_NPROC, so that a fork bomb of
-a plain user's (root has no such limit) leaves the host its process numbers.
+(`sandrun.backends.monitor`). No rlimit bounds its memory: those count what is reserved, and
+sanitizers, JVMs, browsers and the stacks of threads reserve many times what they use. RLIMIT_NPROC
+is a backstop, so that a fork bomb of a plain user's (root has no such limit) leaves the host its
+process numbers.
 
 Processes are the supervisor's descendants (it becomes a subreaper). Once the supervisor is dead
 they are those that carry the run's mark, and all below them: its name in the environment, or its
-own RLIMIT_DATA, whose odd last bytes no other run has. A daemon by the book that clears its
-environment and closes every descriptor still has that one, and everybody may read it.
+own RLIMIT_DATA, more than any address space has, whose odd last bytes no other run has. A daemon
+by the book that clears its environment and closes every descriptor still has that one, and
+everybody may read it.
 
 What proves that a process may be killed: it is a descendant of ours, or it was one of those when it
 was looked at, and is the same process still (its start), held by a pidfd while it is signalled. The
@@ -17,11 +19,12 @@ name is a whole entry of SANDRUN_RUNS, the limit one that only this run's id giv
 
 import os
 import resource
+import sys
 import time
 
 from sandrun import kernel, messages, sampling, spawn
 from sandrun.backends import groups, monitor
-from sandrun.model import DARWIN, MIB, Limits, Process, Unusable, Usage
+from sandrun.model import DARWIN, Limits, Process, Unusable, Usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +40,10 @@ _NEAR = 0.8
 _LARGEST = 3
 """Processes whose data is read at a look."""
 _MARK_BYTES = 1 << 24
+_ADDRESSES = 1 << 56
+"""No process has more bytes: Documentation/arch/x86/x86_64/5level-paging.rst."""
+_LOWEST = 1 << 30
+"""From a user's own RLIMIT_DATA that is lower than this none is taken for a mark."""
 _NEWBORN_SECONDS = 0.05
 """Seconds in which no process of the run is born, if it is over."""
 _BEYOND = frozenset(
@@ -45,14 +52,12 @@ _BEYOND = frozenset(
 )
 """Settings that no rlimit stands for (RLIMIT_NPROC counts all tasks of the user, so it is set to
 what there are on the whole host and the run's own on top), and no monitor either: what was swapped
-out is in no process's PSS."""
+out counts as memory."""
 
 
 class RlimitContainer:
     """See `sandrun.protocol.Container`. `limits` is None in a container that was attached;
-    `data`: the RLIMIT_DATA of the run's processes, 0 if that could not be set."""
-
-    kind = resource.RLIMIT_DATA
+    `data`: the RLIMIT_DATA that marks the run's processes; 0: none does."""
 
     def __init__(self, run_id: str, limits: "Limits | None" = None, data: int = 0) -> None:
         self.run_id = run_id
@@ -69,7 +74,7 @@ class RlimitContainer:
         self.owner = os.getpid() if limits else 0
         self.strangers: dict[int, int] = {}
         self.tasks = kernel.tasks()
-        self.before = resource.getrlimit(self.kind)
+        self.before = resource.getrlimit(resource.RLIMIT_DATA)
         self.tasks_before = resource.getrlimit(resource.RLIMIT_NPROC)
         self.monitor = monitor.Monitor(
             limits.memory if limits else 0, limits.check_interval if limits else 1.0
@@ -89,20 +94,12 @@ class RlimitContainer:
         most = self.tasks + self.limits.pids if self.limits and self.tasks else soft
         if soft == resource.RLIM_INFINITY or most < soft:
             resource.setrlimit(resource.RLIMIT_NPROC, (most, hard))
-        try:
-            self._set(self.data or self.before[0])
-        except (OSError, ValueError) as error:  # EINVAL is a ValueError
-            messages.decision(
-                f"the monitor stands alone: the kernel refuses an rlimit of {self.data} ({error}); "
-                "macOS takes none below what a process maps already"
-            )
+        if self.data:
+            resource.setrlimit(resource.RLIMIT_DATA, (self.data, self.before[1]))
 
     def _leave(self) -> None:
-        self._set(self.before[0])
+        resource.setrlimit(resource.RLIMIT_DATA, self.before)
         resource.setrlimit(resource.RLIMIT_NPROC, self.tasks_before)
-
-    def _set(self, soft: int) -> None:
-        resource.setrlimit(self.kind, (soft, self.before[1]))
 
     def poll(self) -> "float | None":
         assert self.limits
@@ -110,8 +107,7 @@ class RlimitContainer:
         if self.monitor.is_due(now):
             members = self._members()
             current = self.monitor.look(members, now)
-            most = sorted(members, key=lambda pid: -members[pid].rss)[: 2 * sampling.TOP]
-            self.sampler.look(current, lambda: most)
+            self.sampler.look(current, lambda: self.monitor.largest(2 * sampling.TOP))
             if current > self.limits.memory:
                 self.struck = "own"
             self._note_near(members)
@@ -135,7 +131,7 @@ class RlimitContainer:
         tasks = sum(info.threads for info in members.values())
         if self.limits.pids > 0 and os.geteuid():  # root has no such limit
             self._note("tasks", tasks, self.limits.pids)
-        if self.data and not DARWIN:
+        if 0 < self.data < _ADDRESSES:
             for pid in sorted(members, key=lambda pid: -members[pid].size)[:_LARGEST]:
                 self._note("data", kernel.data(pid), self.data)
 
@@ -247,17 +243,15 @@ def _odd(run_id: str) -> int:
     return int.from_bytes(run_id.encode(), "big") % (_MARK_BYTES - 3)  # a prime: every byte counts
 
 
-def _data_limit(run_id: str, limits: Limits, kind: int) -> int:
-    """The soft limit of that `kind` for a run; odd in its last bytes, by the run's id."""
-    odd = _odd(run_id)
-    backstop = limits.memory + limits.memory // 4 + 64 * MIB
-    backstop += -backstop % _MARK_BYTES + odd
-    soft, hard = resource.getrlimit(kind)
-    lowest = min(v for v in (backstop, soft, hard) if v != resource.RLIM_INFINITY)
-    if lowest == backstop:
-        return backstop
-    # Below somebody else's, so that ours is still ours alone.
-    return lowest // _MARK_BYTES * _MARK_BYTES - _MARK_BYTES + odd if lowest > backstop // 2 else 0
+def _data_limit(run_id: str) -> int:
+    """The soft RLIMIT_DATA that marks a run's processes; 0: the user's own leaves no room for one.
+
+    More than an address space of 64 bits has; of 32 bits nearly 2 GiB. Below a limit of the user's,
+    or of a run around this one, it is by some 16 MiB the lower one.
+    """
+    limits = [v for v in resource.getrlimit(resource.RLIMIT_DATA) if v != resource.RLIM_INFINITY]
+    lowest = min([sys.maxsize, *limits])
+    return (lowest // _MARK_BYTES - 1) * _MARK_BYTES + _odd(run_id) if lowest >= _LOWEST else 0
 
 
 def _check_proc() -> None:
@@ -284,8 +278,7 @@ class RlimitBackend:
         _check_proc()
         if not DARWIN:  # whose footprints count what was swapped out
             messages.decision("swap is not forbidden: the monitor does not see what is in it")
-        kind = self.container.kind
-        return self.container(run_id, limits, _data_limit(run_id, limits, kind))
+        return self.container(run_id, limits, 0 if DARWIN else _data_limit(run_id))
 
     def attach(self, run_id: str, token: str) -> RlimitContainer:
         of, _, digits = token.partition(":")

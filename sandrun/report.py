@@ -76,7 +76,7 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
         messages.warn(*_processes(*outcome.usage.refused, settings))
     if outcome.code and outcome.reason in ("exit", "signal"):
         for kind, (had, most) in outcome.usage.near.items():
-            messages.warn(*_backstop(kind, had, most, settings))
+            messages.warn(*_backstop(kind, had, most))
     if outcome.leftovers and outcome.reason in ("exit", "signal"):
         did = {"wait": "waited for", "leave": "left alone"}.get(settings.leftovers, "ended")
         messages.warn(
@@ -114,13 +114,12 @@ def _processes(refused: int, limit: int, settings: "Settings") -> "tuple[str, st
     )
 
 
-def _backstop(kind: str, had: int, most: int, settings: "Settings") -> "tuple[str, str]":
+def _backstop(kind: str, had: int, most: int) -> "tuple[str, str]":
     if kind == "data":
-        twice = max(2 * settings.memory // MIB, 1)
         return (
             f"perhaps it failed for want of memory: a process had {size_text(had)} of data, and "
-            f"the fallback lets each have {size_text(most)} (RLIMIT_DATA)",
-            f"allow more: --memory {twice}M; no such limit where a kernel enforces: sandrun doctor",
+            f"your own limit lets each have {size_text(most)} (RLIMIT_DATA)",
+            "allow more: ulimit -d unlimited",
         )
     return (
         f"perhaps it failed for want of processes: it had {had} processes and threads, and the "

@@ -42,6 +42,7 @@ _FRESH = (
     *_ANYWHERE,
     "(cgroup1|cgroup2|systemd) is not to be had here: .*",
     "in a pid namespace nobody knows that a lock's owner is dead",
+    "/var/tmp is no disk here",
 )
 _NOT_ROOT = ("needs root.*", "makes .*: runs as root")
 EXPECTED: dict[str, tuple[str, ...]] = {

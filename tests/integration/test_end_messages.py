@@ -114,24 +114,27 @@ def test_a_limit_on_processes_is_named(make_box: "Callable[[str], Box]") -> None
 
 
 @pytest.mark.skipif(ON_MACOS, reason="not on macOS: no process's limits can be read")
-def test_a_failure_near_the_fallbacks_limit_on_data_is_explained(
+def test_a_failure_near_the_users_limit_on_data_is_explained(
     make_box: "Callable[[str], Box]",
 ) -> None:
-    """Reserved memory, which no monitor sees: the next piece is refused."""
+    """The run's mark is a little below it. Reserved memory, which no monitor sees: the next piece
+    is refused."""
     place = make_box("rlimit")
     script = (
         "import mmap, sys, time\nkept = []\n"
-        "try:\n    while True: kept.append(mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE))\n"
+        "try:\n    while True: kept.append(mmap.mmap(-1, 1 << 26, flags=mmap.MAP_PRIVATE))\n"
         "except OSError: time.sleep(2); sys.exit(3)\n"
     )
-    done = place.run("-m", "64M", "--", sys.executable, "-c", script)
+    limit = ["prlimit", f"--data={2 << 30}:", *launcher()]
+    done = place.run("-m", "64M", "--", sys.executable, "-c", script, argv=limit)
     assert done.returncode == 3
     assert "perhaps it failed for want of memory: a process had " in done.stderr
-    assert "(RLIMIT_DATA)" in done.stderr
-    assert "hint: allow more: --memory 128M" in done.stderr
-    fine = place.run("-m", "64M", "--", sys.executable, "-c", script.replace("exit(3)", "exit(0)"))
+    assert "your own limit lets each have 2.0 GiB (RLIMIT_DATA)" in done.stderr
+    assert "hint: allow more: ulimit -d unlimited" in done.stderr
+    script = script.replace("exit(3)", "exit(0)")
+    fine = place.run("-m", "64M", "--", sys.executable, "-c", script, argv=limit)
     assert "perhaps" not in fine.stderr
-    assert "perhaps" not in place.run("-m", "64M", "--", "false").stderr
+    assert "perhaps" not in place.run("-m", "64M", "--", "false", argv=limit).stderr
 
 
 class _Plain(Box):

@@ -6,7 +6,6 @@ a user of its own, who has no other process: a failure here harms nobody.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import pytest
 
 from sandrun import kernel
 from sandrun.backends import rlimit
-from sandrun.model import MIB, Limits
+from sandrun.model import MIB
 from tests.harness import ON_MACOS, Box, alive, launcher, wait_for
 
 DEAD = "0badcafe"
@@ -59,7 +58,7 @@ def state(place: Box) -> Path:
 
 def mark(run: str = DEAD) -> int:
     """The RLIMIT_DATA of a run's processes."""
-    return rlimit._data_limit(run, Limits(64 * MIB), resource.RLIMIT_DATA)
+    return rlimit._data_limit(run)
 
 
 def line(place: Box, **fields: object) -> str:
