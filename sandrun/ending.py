@@ -43,7 +43,9 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
         return outcome
     if run.leftovers == "kill" and not _keep_house(run):
         return outcome
-    left = [p for p in map(kernel.describe, run.container.pids()) if p]
+    from sandrun import daemons
+
+    left = [p for p in map(daemons.describe, run.container.pids()) if p]
     if run.leftovers == "wait":
         while not run.reason and _lasts(run, 60.0):
             pass

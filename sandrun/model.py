@@ -42,6 +42,10 @@ RUNS_VARIABLE = "SANDRUN_RUNS"
 first, separated as in PATH. A hint for finding them, never a proof."""
 
 
+OWN_SERVER = "\\x00sandrun-"
+"""What SCCACHE_SERVER_UDS starts with where we set it: an abstract socket, as sccache writes it."""
+
+
 def is_run_id(text: str) -> bool:
     """Whether it has the form of a run's id: eight hexadecimal digits."""
     return len(text) == 8 and _HEX.issuperset(text)
@@ -123,14 +127,16 @@ class Limits:
 
 
 class Process:
-    """One process of a run as last seen. `memory` in bytes (RSS or PSS, see the backend)."""
+    """One process of a run as last seen. `memory` in bytes (RSS or PSS, see the backend); `daemon`
+    is the name of its row in `sandrun.daemons`, where somebody looked for one."""
 
-    __slots__ = ("command", "memory", "pid")
+    __slots__ = ("command", "daemon", "memory", "pid")
 
     def __init__(self, pid: int, memory: int, command: str) -> None:
         self.pid = pid
         self.memory = memory
         self.command = command
+        self.daemon = ""
 
 
 class Usage:

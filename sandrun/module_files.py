@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LATE = (
-    *("clocks", "ending", "kernel", "lookup", "recovery", "report", "small_files", "terminal"),
+    *("clocks", "daemons", "ending", "kernel", "lookup", "recovery", "report", "small_files"),
+    "terminal",
     *(
         f"gitguard/{name}"
         for name in ("commands", "lock_paths", "locks", "processes", "repository", "stale")

@@ -78,13 +78,23 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
         for kind, (had, most) in outcome.usage.near.items():
             messages.warn(*_backstop(kind, had, most))
     if outcome.leftovers and outcome.reason in ("exit", "signal"):
-        did = {"wait": "waited for", "leave": "left alone"}.get(settings.leftovers, "ended")
-        messages.warn(
-            f"{did} {_count(outcome.leftovers)} that the command left behind: "
-            + ", ".join(f"{p.command} (pid {p.pid})" for p in outcome.leftovers[:5])
-        )
+        _left_behind(outcome.leftovers, settings)
     for pid in outcome.undead:
         messages.warn(f"could not end {_describe_undead(pid)}")
+
+
+def _left_behind(processes: "list[Process]", settings: "Settings") -> None:
+    from sandrun import daemons
+
+    news = [process for process in processes if not daemons.is_own_server(process, settings)]
+    if not news:
+        return
+    did = {"wait": "waited for", "leave": "left alone"}.get(settings.leftovers, "ended")
+    messages.warn(
+        f"{did} {_count(news)} that the command left behind: "
+        + ", ".join(f"{p.command} (pid {p.pid})" for p in news[:5]),
+        "" if settings.leftovers == "leave" else daemons.ways_out(news),
+    )
 
 
 def _signal(outcome: Outcome) -> str:

@@ -15,7 +15,7 @@ import time
 from sandrun import backends, gitguard, history, messages, module_files, spawn
 from sandrun import project as projects
 from sandrun import settings as settled
-from sandrun.model import EXIT_HANGUP, RUNS_VARIABLE, Outcome
+from sandrun.model import EXIT_HANGUP, OWN_SERVER, RUNS_VARIABLE, Outcome
 from sandrun.place import Place, Refused, take
 from sandrun.supervisor import Supervisor
 
@@ -103,7 +103,7 @@ def _contain_daemons(env: "dict[str, str]", server_id: str) -> None:
     if server_id and "SCCACHE_SERVER_PORT" not in env and "SCCACHE_SERVER_UDS" not in env:
         env["SCCACHE_SERVER_PORT"] = str(20000 + int(server_id, 16) % 12000)
         if sys.platform == "linux":
-            env["SCCACHE_SERVER_UDS"] = f"\\x00sandrun-{server_id}"
+            env["SCCACHE_SERVER_UDS"] = OWN_SERVER + server_id
 
 
 def run(

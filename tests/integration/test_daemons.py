@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sandrun import daemons
 from sandrun.runner import DAEMONLESS
 from tests.gitbox import GIT, GitBox
 from tests.harness import Box, launcher
@@ -78,6 +79,29 @@ def test_a_run_inside_a_run_adds_nothing(box: Box) -> None:
         f"{name}={value}" for name, value in GIT_SETTINGS.items()
     }
     assert inner.count("GRADLE_OPTS=-Dorg.gradle.daemon=false") == 1
+
+
+def test_what_ends_a_daemon_that_was_left_is_said(gitbox: GitBox) -> None:
+    credential = "protocol=https\nhost=example.org\nusername=u\npassword=p\n"
+    leave = f"printf '{credential}\n' | {GIT} credential-cache store; "
+    run = gitbox.sandrun("--", "sh", "-c", leave, SANDRUN_BACKEND="rlimit")
+    code, said = gitbox.end(run)
+    assert code == 0
+    assert "that the command left behind: " in said
+    assert "sandrun: hint: git's credential cache: git credential-cache exit\n" in said
+    run = gitbox.sandrun("--", "sh", "-c", "sleep 100 &", SANDRUN_BACKEND="rlimit")
+    code, said = gitbox.end(run)
+    assert (code, "left behind: sleep 100" in said, "hint: " in said) == (0, True, False)
+    run = gitbox.sandrun("--leftovers", "leave", "--", "sh", "-c", leave, SANDRUN_BACKEND="rlimit")
+    code, said = gitbox.end(run)
+    assert (code, "hint: git's credential" in said) == (0, False)  # that is what the user wants
+
+
+def test_the_table_knows_what_every_run_sets() -> None:
+    said = " ".join(row.way_out() for row in daemons.TABLE)
+    assert all(f"{name}={value}" in said for name, value in DAEMONLESS)
+    assert "GRADLE_OPTS=-Dorg.gradle.daemon=false" in said
+    assert "SCCACHE_SERVER_PORT" in said
 
 
 # git's housekeeping

@@ -1,0 +1,266 @@
+"""Daemons of tools: how each shows, what ends it, and what keeps a run's work out of it.
+
+The table is data; a row holds for what was tried, or says in `tried` that its source is all there
+is. What a run's command left behind is named with what would have ended it. What a run sets so that
+a tool needs no daemon is `runner.DAEMONLESS`, which costs no import.
+
+A match is a hint for people and proves nothing: no process is ended because of one.
+"""
+
+import os
+from fnmatch import fnmatchcase
+
+from sandrun import kernel
+from sandrun.model import OWN_SERVER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandrun.model import Process
+    from sandrun.settings import Settings
+
+
+class Daemon:
+    """A row.
+
+    `shows`: patterns (fnmatch) of its command line, the program without its directory. `ends`: the
+    command that ends it, or that does without it. `instead`: the setting by which a tool does its
+    work itself. `tried`: the version that was run for it.
+    """
+
+    __slots__ = ("ends", "instead", "name", "shows", "source", "tried")
+
+    def __init__(
+        self,
+        name: str,
+        shows: "tuple[str, ...]",
+        ends: str,
+        tried: str,
+        source: str,
+        instead: str = "",
+    ) -> None:
+        self.name = name
+        self.shows = shows
+        self.ends = ends
+        self.tried = tried
+        self.source = source
+        self.instead = instead
+
+    def way_out(self) -> str:
+        """What to do about it, for a hint."""
+        return self.ends + (f", or {self.instead}" if self.instead else "")
+
+
+SERVER = "sccache"
+_NOT = "not tried"
+
+TABLE = (
+    Daemon(
+        "gradle",
+        ("java *org.gradle.launcher.daemon.bootstrap.GradleDaemon*",),
+        "gradle --stop",
+        _NOT,
+        "https://docs.gradle.org/current/userguide/gradle_daemon.html",
+        "GRADLE_OPTS=-Dorg.gradle.daemon=false",
+    ),
+    Daemon(
+        "kotlin",
+        ("java *org.jetbrains.kotlin.daemon.KotlinCompileDaemon*",),
+        "gradle --stop",
+        _NOT,
+        "https://kotlinlang.org/docs/gradle-compilation-and-caches.html",
+        "kotlin.compiler.execution.strategy=in-process in gradle.properties",
+    ),
+    Daemon(
+        "mvnd",
+        ("java *-Dmvnd.home=*",),
+        "mvnd --stop",
+        _NOT,
+        "https://github.com/apache/maven-mvnd",
+        "mvn",
+    ),
+    Daemon(
+        "bazel",
+        ("bazel(*",),
+        "bazel shutdown",
+        _NOT,
+        "https://bazel.build/run/client-server",
+        "bazel --batch",
+    ),
+    Daemon(
+        "buck2",
+        ("buck2d[[]*",),
+        "buck2 kill",
+        _NOT,
+        "https://buck2.build/docs/concepts/daemon/",
+    ),
+    Daemon(
+        "nx",
+        ("node *nx/*daemon/server/start.js*",),
+        "nx daemon --stop",
+        "24.0.6",
+        "https://nx.dev/docs/concepts/nx-daemon",
+        "NX_DAEMON=false",
+    ),
+    Daemon(
+        "turbo",
+        ("turbo *daemon*",),
+        "turbo daemon stop",
+        _NOT,
+        "https://turborepo.dev/docs/reference/daemon",
+    ),
+    Daemon(
+        SERVER,
+        ("sccache", "sccache --start-server"),
+        "sccache --stop-server",
+        "0.16.0",
+        "https://github.com/mozilla/sccache/blob/main/docs/Configuration.md",
+        "a server of its own: SCCACHE_SERVER_PORT",
+    ),
+    Daemon(
+        "dmypy",
+        ("python* */dmypy *", "python* -m mypy.dmypy *", "dmypy *"),
+        "dmypy stop",
+        "mypy 2.4.1",
+        "https://mypy.readthedocs.io/en/stable/mypy_daemon.html",
+        "mypy",
+    ),
+    Daemon(
+        "eslint_d",
+        ("eslint_d*", "node */eslint_d/*daemon.js *"),
+        "eslint_d stop",
+        "15.0.3",
+        "https://github.com/mantoni/eslint_d.js",
+        "eslint --cache",
+    ),
+    Daemon(
+        "prettierd",
+        ("prettierd*",),
+        "prettierd stop",
+        "0.29.0",
+        "https://github.com/fsouza/prettierd",
+        "prettier --cache",
+    ),
+    Daemon(
+        "pants",
+        ("pantsd *",),
+        "PANTS_PANTSD=false",
+        _NOT,
+        "https://www.pantsbuild.org/stable/docs/using-pants/key-concepts/pantsd",
+    ),
+    Daemon(
+        "spring",
+        ("spring server *", "spring app *"),
+        "bin/spring stop",
+        _NOT,
+        "https://github.com/rails/spring",
+        "DISABLE_SPRING=1",
+    ),
+    Daemon(
+        "dotnet",
+        ("dotnet *MSBuild.dll */nodemode:*", "dotnet *VBCSCompiler*", "VBCSCompiler*"),
+        "dotnet build-server shutdown",
+        _NOT,
+        "https://learn.microsoft.com/dotnet/core/tools/dotnet-build-server",
+        "MSBUILDDISABLENODEREUSE=1 and UseSharedCompilation=false",
+    ),
+    Daemon(
+        "watchman",
+        ("watchman *",),
+        "watchman shutdown-server",
+        _NOT,
+        "https://facebook.github.io/watchman/docs/cmd/shutdown-server",
+        "jest --no-watchman",
+    ),
+    Daemon(
+        "git's fsmonitor",
+        ("git fsmonitor--daemon *",),
+        "git fsmonitor--daemon stop",
+        _NOT,
+        "git-fsmonitor--daemon(1)",
+        "core.fsmonitor=false",
+    ),
+    Daemon(
+        "git's credential cache",
+        ("git credential-cache--daemon *", "git-credential-cache--daemon *"),
+        "git credential-cache exit",
+        "2.39.5",
+        "git-credential-cache(1)",
+    ),
+    Daemon(
+        "ssh-agent", ("ssh-agent*",), "ssh-agent -k", "9.2p1", "ssh-agent(1)", "ssh-agent COMMAND"
+    ),
+    Daemon(
+        "ssh's shared connection",
+        ("ssh: *[[]mux]*",),
+        "ssh -O exit HOST",
+        _NOT,
+        "ssh_config(5)",
+        "ssh -o ControlPersist=no",
+    ),
+    Daemon(
+        "gpg-agent",
+        ("gpg-agent *", "keyboxd *", "dirmngr *", "scdaemon *"),
+        "gpgconf --kill all",
+        "2.2.40",
+        "gpgconf(1)",
+        "have it started before the run: gpgconf --launch gpg-agent",
+    ),
+    Daemon(
+        "ray",
+        ("raylet *", "gcs_server *", "python* */ray/*", "ray::*"),
+        "ray stop",
+        _NOT,
+        "https://docs.ray.io/en/latest/cluster/cli.html",
+        "ray.shutdown()",
+    ),
+    Daemon("adb", ("adb *fork-server*",), "adb kill-server", _NOT, "https://developer.android.com"),
+    Daemon("epmd", ("epmd *-daemon*",), "epmd -kill", _NOT, "https://www.erlang.org/doc/man/epmd"),
+    Daemon(
+        "dbus",
+        ("dbus-daemon *--session*", "dbus-launch *"),
+        "dbus-run-session -- COMMAND",
+        _NOT,
+        "dbus-run-session(1)",
+    ),
+    Daemon("Xvfb", ("Xvfb *",), "xvfb-run COMMAND", _NOT, "xvfb-run(1)"),
+    Daemon("tmux", ("tmux *", "tmux: server*"), "tmux kill-server", _NOT, "tmux(1)"),
+    Daemon("redis", ("redis-server *",), "redis-cli shutdown", _NOT, "https://redis.io/docs"),
+    Daemon("postgres", ("postgres *",), "pg_ctl stop", _NOT, "pg_ctl(1)"),
+)
+
+
+def known(pid: int) -> "Daemon | None":
+    """The row of a live process, by its command line; None: it has none, or is gone."""
+    try:
+        words = kernel.arguments(pid)
+    except OSError:
+        return None
+    if not words:
+        return None
+    program = words[0] if ": " in words[0] else os.path.basename(words[0])
+    line = " ".join([program, *words[1:]])
+    return next((row for row in TABLE if any(fnmatchcase(line, p) for p in row.shows)), None)
+
+
+def describe(pid: int) -> "Process | None":
+    """`kernel.describe`, with the name of the row."""
+    row = known(pid)
+    process = kernel.describe(pid)
+    if process and row:
+        process.daemon = row.name
+    return process
+
+
+def is_own_server(process: "Process", settings: "Settings") -> bool:
+    """Whether it is the server that the run had instead of the user's: no news."""
+    if process.daemon != SERVER or settings.daemons != "contain" or settings.leftovers != "kill":
+        return False
+    ours = os.environ.get("SCCACHE_SERVER_UDS", "").startswith(OWN_SERVER)
+    return ours or not ({"SCCACHE_SERVER_PORT", "SCCACHE_SERVER_UDS"} & set(os.environ))
+
+
+def ways_out(processes: "list[Process]") -> str:
+    """What would have ended those that have a row, at most three; '': none has one."""
+    names = {process.daemon for process in processes}
+    rows = [row for row in TABLE if row.name in names]
+    return "; ".join(f"{row.name}: {row.way_out()}" for row in rows[:3])
