@@ -6,13 +6,18 @@
 - So if pip installs this checkout right now into the environment whose Python builds it, and the
   path of that fits into such a line, the command is our own script. Nobody else gets that wheel:
   pip keeps only those of unpacked archives (and of commits), which lie in a directory of its own.
+- The script's first line has options that keep the user's PYTHONPATH and PYTHONHOME out. Installers
+  write a `#!python` line anew, without them (fix_script in pip's operations/install/wheel.py), so
+  that line is written here; not where another program than this Python installs (uv).
 """
 
 import os
 import sys
 from typing import Any
 
-from setuptools import Distribution, setup
+from setuptools import Distribution, setup  # before distutils, which is setuptools' then
+
+from distutils.command.build_scripts import build_scripts  # isort: skip
 
 _LINE = 127  # bytes of a `#!` line that every Linux reads, execve(2); pip's own bound as well
 
@@ -29,7 +34,19 @@ def installs_here() -> bool:
 
 
 def fits_into_a_line(python: str) -> bool:
-    return len(os.fsencode(f"#!{python}\n")) <= _LINE and not set(python) & set(" \t")
+    return len(os.fsencode(f"#!{python} -EP\n")) <= _LINE and not set(python) & set(" \t")
+
+
+class Scripts(build_scripts):
+    """Scripts for this Python, where it is the one that runs pip."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        try:
+            if os.path.samefile(f"/proc/{os.getppid()}/exe", sys.executable):
+                self.executable = sys.executable
+        except OSError:
+            pass  # `#!python`, which the installer replaces
 
 
 class Build(Distribution):
@@ -40,6 +57,7 @@ class Build(Distribution):
         if installs_here() and fits_into_a_line(sys.executable):
             self.entry_points = {}
             self.scripts = ["sandrun/bin/sandrun"]
+            self.cmdclass["build_scripts"] = Scripts
 
 
 setup(distclass=Build)

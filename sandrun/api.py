@@ -227,8 +227,9 @@ def _outcome(
 def _launcher() -> list[str]:
     """This very sandrun: no other on PATH, in the current directory or in PYTHONPATH."""
     library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    code = f"import sys; sys.path.insert(0, {library!r}); from sandrun.cli import main; main()"
-    return [sys.executable, "-P", "-c", code]
+    code = f"import sys; sys.path.insert(0, {library!r}); "
+    # With the user's environment, which may be what makes this Python work (PYTHONHOME).
+    return [sys.executable, "-P", "-c", code + "from sandrun.__main__ import start; start()"]
 
 
 def _flags(settings: Settings) -> list[str]:

@@ -8,7 +8,8 @@ import os
 import sys
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+    # Behind the standard library, of which site-packages may hold an old copy (enum34, typing).
+    sys.path.insert(3, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     name = sys.argv[2] if sys.argv[1] == "--as" else ""
     if name:
         del sys.argv[1:3]

@@ -128,7 +128,7 @@ def launch(python: str, library: str) -> str:
     """
     from sandrun.model import command_text
 
-    code = f"import sys; sys.path.insert(0, {library!r}); from sandrun.cli import main; main()"
+    code = f"import sys; sys.path.append({library!r}); from sandrun.cli import main; main()"
     return "exec " + command_text([python, "-I", "-S", "-c", code, "git"])
 
 

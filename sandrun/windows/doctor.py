@@ -24,8 +24,8 @@ _SECONDS = 60
 def launcher() -> "list[str]":
     """This very sandrun: no other in the current directory or in PYTHONPATH."""
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    code = f"import sys; sys.path.insert(0, {library!r}); from sandrun.cli import main; main()"
-    return [sys.executable, "-P", "-c", code]
+    code = f"import sys; sys.path.insert(0, {library!r}); "
+    return [sys.executable, "-P", "-c", code + "from sandrun.__main__ import start; start()"]
 
 
 def probe(name: str) -> Line:

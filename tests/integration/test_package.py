@@ -8,6 +8,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -122,6 +123,92 @@ def test_a_checkout_runs_wherever_it_is_installed(
     runs(box, bin)
     if sys.platform == "linux":  # elsewhere nobody sees that it is pip who builds
         assert ("from sandrun.__main__" in text) == (place != "plain")
+        assert text.startswith(f"#!{bin}/python -EP\n") == (place == "plain")
+
+
+# What our modules import, by its name; enum, operator and types are in the way of a wrapper that
+# an older pip has written, and of any `-m`, before our first line.
+SHADOWS = ["resource", "select", "queue", "signal", "json", "calendar", "platform", "shutil"]
+EARLY = ["enum", "operator", "types", "token", "functools", "keyword"]
+PREDICTABLE = {"PYTHONSAFEPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def shadow(box: Box, names: "list[str]") -> Path:
+    """A folder whose modules break who imports them."""
+    folder = box.root / "users"
+    folder.mkdir()
+    for name in names:
+        (folder / f"{name}.py").write_text(f"raise SystemExit('of the user: {name}')\n")
+    return folder
+
+
+def starts(box: Box, argv: "list[str | Path]", variable: str, value: str, **more: Any) -> None:
+    """The command runs, and has the variable."""
+    show = ["--", "sh", "-c", f'echo "${variable}"']
+    for backend in ("auto", "rlimit"):
+        words = ["-q", "--backend", backend, *show]
+        env = PREDICTABLE | {variable: value}
+        done = box.run(*words, argv=[str(word) for word in argv], env=env, **more)
+        assert (done.returncode, done.stdout) == (0, f"{value}\n"), done.stderr
+
+
+@pytest.mark.parametrize("launcher", ["script", "wrapper", "module"])
+def test_the_modules_of_the_user_are_not_ours(
+    box: Box, source: Path, wheel: Path, tmp_path: Path, launcher: str
+) -> None:
+    bin = environment(tmp_path, "plain")
+    install(bin, source if launcher == "script" else wheel)
+    folder = shadow(box, SHADOWS + EARLY if launcher == "script" else SHADOWS)
+    argv: list[str | Path] = [bin / "sandrun"]
+    if launcher == "module":
+        argv = [bin / "python", "-m", "sandrun"]
+        starts(box, argv, "PYTHONSAFEPATH", "", cwd=folder)
+    starts(box, argv, "PYTHONPATH", str(folder))
+    starts(box, argv, "PYTHONPATH", f":{folder}:", cwd=folder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs to see that it is pip who builds")
+@pytest.mark.parametrize(
+    "variable",
+    ["PYTHONHOME=/nonexistent", "PYTHONPLATLIBDIR=x", "PYTHONVERBOSE=1", "PYTHONWARNINGS=error",
+     "PYTHONINSPECT=1", "PYTHONHASHSEED=none", "PYTHONOPTIMIZE=2", "PYTHONPATH=."],
+)  # fmt: skip
+def test_the_environment_of_python_is_the_commands(
+    box: Box, source: Path, tmp_path: Path, variable: str
+) -> None:
+    """A folder `sandrun` in the current directory too; and no change of what the command gets."""
+    bin = environment(tmp_path, "plain")
+    install(bin, source)
+    for name in ("sandrun/__init__.py", "sitecustomize.py"):
+        (box.project / name).parent.mkdir(exist_ok=True)
+        (box.project / name).write_text("raise SystemExit('the project')\n")
+    starts(box, [bin / "sandrun"], *variable.split("=", 1))
+
+
+def test_what_a_wrapper_has_imported_of_the_users_is_not_kept(
+    box: Box, wheel: Path, tmp_path: Path
+) -> None:
+    """As the one of an older pip does `re`. What Python puts into LC_CTYPE is not the command's."""
+    bin = environment(tmp_path, "plain")
+    install(bin, wheel)
+    folder = shadow(box, [])
+    (folder / "select.py").write_text("poll = None\n")
+    code = "import select; from sandrun.__main__ import start; start()"
+    argv: list[str | Path] = [bin / "python", "-c", code]
+    starts(box, argv, "PYTHONPATH", str(folder))
+    env = {**PREDICTABLE, "PYTHONPATH": str(folder), "LANG": "C", "LC_ALL": ""}
+    words = ["-q", "--", "sh", "-c", "echo ${LC_CTYPE-none}"]
+    done = box.run(*words, argv=[str(word) for word in argv], env=env)
+    assert (done.returncode, done.stdout) == (0, "none\n"), done.stderr
+
+
+def test_a_target_that_only_pythonpath_leads_to(box: Box, source: Path, tmp_path: Path) -> None:
+    """`pip install --target DIR`, and what PYTHONPATH names beside it."""
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    target = tmp_path / "target"
+    subprocess.run([*pip, "--target", target, source], check=True)
+    folder = shadow(box, SHADOWS)
+    starts(box, [target / "bin/sandrun"], "PYTHONPATH", f"{folder}:{target}")
 
 
 @pytest.mark.parametrize("how", ["tool install", "tool run", "run"])
