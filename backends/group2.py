@@ -1,8 +1,10 @@
 """A run's container on cgroup v2: `sandrun-<id>/` has the limits, `main/` in it the processes.
 
 Two levels, so that the processes cannot raise their own limits and a nested run has a place beside
-`main/`, charged to the same limits. Facts: Documentation/admin-guide/cgroup-v2.rst; the kernel
-versions below are those that brought a file.
+`main/`, charged to the same limits. `main/` repeats the limits on memory and processors: a JVM
+before 24 (JDK-8322420), node (libuv) and Go's libraries read those of their own group alone.
+Facts: Documentation/admin-guide/cgroup-v2.rst; the kernel versions below are those that brought a
+file.
 
 The child is cloned straight into `main/` (clone3 with CLONE_INTO_CGROUP, 5.7): 2.3 ms against
 9.8 ms for a child that writes itself into cgroup.procs and waits for RCU; it does the latter where
@@ -16,7 +18,7 @@ import time
 from sandrun import kernel, messages, sampling, spawn
 from sandrun.backends import groups
 from sandrun.backends.spy import BaseFileInterface, Controller, DictFile, IntegerFile
-from sandrun.model import Limits, Process, Unusable, Usage
+from sandrun.model import Limits, Process, Unusable, Usage, error_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 
 _POLLPRI = 2  # select.POLLPRI, poll(2), without an import on every run's path
+_REPEATED = ("memory.swap.max", "memory.oom.group")
+"""Limits of the run that `main/` has with the same values."""
 _SOON = 20
 """Milliseconds after which what was killed is mostly gone."""
 
@@ -72,6 +76,8 @@ class Group2:
         self.lock = -1
         self.files = Files(groups.Node(path))
         self.main = f"{path}/{groups.MAIN}"
+        self.took: dict[str, str] = {}
+        """The limits that were set, by file."""
         self.sampler = sampling.Sampler(limits.memory if limits else 0)
         self.highest = 0
 
@@ -83,6 +89,7 @@ class Group2:
             os.mkdir(self.main)
             if self.limits:
                 self._set_limits(self.limits)
+                self._repeat_limits()
                 self._watch()
         except BaseException:
             self.close()
@@ -151,6 +158,25 @@ class Group2:
         took = getattr(self.files, attribute)
         if took != value:
             raise Unusable(f"{self.token}/{name} took {took!r} for {value!r}")
+        self.took[name] = value
+
+    def _repeat_limits(self) -> None:
+        """Set what holds for `main/` there as well, for those who read no other group: the lowest
+        limits of the run and all around it. No promise rests on it: the run's own group enforces.
+        """
+        wanted = {name: self.took[name] for name in _REPEATED if name in self.took}
+        wanted["memory.max"] = str(self.sampler.limit)
+        if quota := groups.lowest_quota(self.token):
+            wanted["cpu.max"] = quota
+        controllers = " ".join({f"+{name.partition('.')[0]}" for name in wanted})
+        inner = Files(groups.Node(self.main))
+        try:
+            self.files.set_property(b"cgroup.subtree_control", controllers)
+            for name, value in wanted.items():
+                messages.detail(f"{self.main}/{name} = {value}")
+                inner.set_property(name.encode(), value)
+        except OSError as error:
+            messages.decision(f"{self.main} does not show the limits: {error_text(error)}")
 
     def spawn(
         self,
@@ -204,10 +230,18 @@ class Group2:
         if inner.has("memory.events.local"):  # where a nested run enabled the controller
             kills += inner.memory_events_local.get("oom_kill", 0)
         # Read last: the kernel counts the `oom` first, so that of a kill we saw cannot be missed.
-        if self.files.memory_events_local.get("oom", 0):
+        if self._own_ooms(inner):
             self.struck = "own"
         elif kills:
             self.struck = "outer"
+
+    def _own_ooms(self, inner: Files) -> int:
+        """How often our limit struck: at the run's group, or at `main/` where that repeats it and
+        not a lower one from around us."""
+        count = self.files.memory_events_local.get("oom", 0)
+        if not count and self.limits and self.sampler.limit >= groups.pages(self.limits.memory):
+            count = inner.memory_events_local.get("oom", 0)
+        return int(count)
 
     def usage(self) -> Usage:
         try:

@@ -144,6 +144,22 @@ def lowest(group: str, name: str) -> int:
         group = os.path.dirname(group)
 
 
+def lowest_quota(group: str) -> str:
+    """The lowest cpu.max (`<quota> <period>`) of a group and all above it that we can see; '' if
+    nothing limits the processors."""
+    found, share = "", 0.0
+    while True:
+        try:
+            words = kernel.read(f"{group}/cpu.max").split()
+            if words[0] != b"max" and not 0 < share <= int(words[0]) / int(words[1]):
+                found, share = b" ".join(words).decode(), int(words[0]) / int(words[1])
+        except OSError:
+            pass  # the controller is not enabled here
+        if os.path.ismount(group) or group == "/":
+            return found
+        group = os.path.dirname(group)
+
+
 def is_run(name: str) -> bool:
     """Whether a group's name is one that we give: somebody's own `sandrun-builds` is not."""
     return name.startswith(PREFIX) and is_run_id(name.removeprefix(PREFIX))

@@ -5,15 +5,18 @@ from itertools import combinations_with_replacement
 import pytest
 
 from sandrun.backends import groups
+from sandrun.model import MIB, Limits
 
 READS = 10  # at least as many as one look makes
 
 
 class _Files:
     """The events of a run with a nested one. Each figure read is a tick; `when` has the ticks at
-    which the kernel counts the `oom`, the kill at its victim in main/, and the kill further up."""
+    which the kernel counts the `oom`, the kill at its victim in main/, and the kill further up.
+    `in_main`: main/ repeats the limit and is where it struck."""
 
     when: "tuple[int, ...]" = ()
+    in_main = False
     tick = 0
 
     def __init__(self, node: groups.Node) -> None:
@@ -32,20 +35,28 @@ class _Files:
 
     @property
     def memory_events_local(self) -> "dict[str, int]":
-        if self.is_main:
-            return {"oom": 0, "oom_kill": self._happened(1)}
-        return {"oom": self._happened(0), "oom_kill": 0}
+        oom = self._happened(0) if self.is_main == self.in_main else 0
+        return {"oom": oom, "oom_kill": self._happened(1) if self.is_main else 0}
 
 
-@pytest.mark.parametrize("whose", ["own", "outer"])
-def test_whose_limit_struck(whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+# main/ has the lowest limit around, so it strikes first; whose it is, its value tells.
+@pytest.mark.parametrize(
+    ("whose", "in_main", "lowest"),
+    [("own", False, 64), ("outer", False, 64), ("own", True, 64), ("outer", True, 32)],
+)
+def test_whose_limit_struck(
+    whose: str, in_main: bool, lowest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sandrun.backends import group2  # needs cgroupspy, which only Linux has
 
     monkeypatch.setattr(group2, "Files", _Files)
+    monkeypatch.setattr(_Files, "in_main", in_main)
     never = 1 << 30
     for oom, *kills in combinations_with_replacement(range(READS), 3):
-        _Files.when, _Files.tick = (oom if whose == "own" else never, *kills), 0
-        container = group2.Group2("/sys/fs/cgroup/sandrun-0")
+        struck = whose == "own" or in_main
+        _Files.when, _Files.tick = (oom if struck else never, *kills), 0
+        container = group2.Group2("/sys/fs/cgroup/sandrun-0", Limits(64 * MIB))
+        container.sampler.limit = lowest * MIB
         container._look_for_oom()
         assert container.struck in ("", whose), _Files.when
         _Files.tick = READS

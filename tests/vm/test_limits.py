@@ -176,6 +176,39 @@ def test_among_others_in_a_limited_unit_no_new_scope_escapes_it() -> None:
     assert "backend rlimit" in done.stderr
 
 
+OWN = """
+import sys
+group = "/sys/fs/cgroup" + open("/proc/self/cgroup").read().strip()[3:]
+for name in sys.argv[1:]:
+    print(open(group + "/" + name).read().strip())
+"""
+"""Reads files of its own group alone, as a JVM before 24, libuv and Go's libraries do."""
+
+
+@v2
+def test_the_commands_own_group_shows_the_limits() -> None:
+    files = ["memory.max", "memory.swap.max", "cpu.max"]
+    done = sandrun("-m", "100M", "--cpus", "0.5", "--", sys.executable, "-c", OWN, *files)
+    assert done.stdout.splitlines() == ["104857600", "0", "50000 100000"], done.stderr
+
+
+@v2
+def test_a_run_in_a_run_shows_the_lowest_limit_around_it() -> None:
+    inner = ["sandrun", "--pool", "off", "-m", "1G", "--cpus", "2", "--"]
+    show = [sys.executable, "-c", OWN, "memory.max", "cpu.max"]
+    done = sandrun("-m", "100M", "--cpus", "0.5", "--", *inner, *show)
+    assert done.stdout.splitlines() == ["104857600", "50000 100000"], done.stderr
+
+
+@v2
+@as_root
+def test_the_limits_of_a_unit_around_the_run_are_shown_too() -> None:
+    show = [sys.executable, "-c", OWN, "memory.max", "cpu.max"]
+    unit = [*UNIT, "-p", "CPUQuota=50%", "sandrun", "--pool", "off", "-m", "1G", "--", *show]
+    done = subprocess.run(unit, capture_output=True, text=True, check=False, cwd="/", timeout=300)
+    assert done.stdout.splitlines() == ["83886080", "50000 100000"], done.stderr
+
+
 @v1
 @as_root
 @pytest.mark.parametrize(("limit", "reason"), [("1G", "outer-memory"), ("40M", "memory")])
