@@ -22,6 +22,7 @@ from sandrun.supervisor import Supervisor
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
     from sandrun.keeper import Keeper
     from sandrun.protocol import Backend, Container
@@ -291,6 +292,14 @@ def _report(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     report.end(outcome, settings, backend)
 
 
+def _terminal_modes() -> "list[Any] | None":
+    if sys.platform == "win32" or not any(map(os.isatty, (0, 1, 2))):
+        return None
+    from sandrun import terminal
+
+    return terminal.modes()
+
+
 def _supervised(
     this: Run, backend: "Backend", container: "Container", keeper: "Keeper | None"
 ) -> Outcome:
@@ -301,6 +310,7 @@ def _supervised(
 
         raise Left(signum, waited=False)
     stage, number = "", 0
+    modes = _terminal_modes()
     try:
         child = container.spawn(this.command, this.environment(), this.heritage)
     except OSError as error:
@@ -310,6 +320,10 @@ def _supervised(
         supervisor = Supervisor(child, container, this.settings, backend.kernel, keeper)
         this.place.show()
         outcome = supervisor.run()
+        if modes and outcome.reason != "exit":
+            from sandrun import terminal
+
+            terminal.restore(modes)
         stage, number = spawn.failure(this.heritage)
     if stage:
         from sandrun import report

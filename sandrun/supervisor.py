@@ -166,7 +166,9 @@ class Supervisor:
         # A hang-up goes to the session's leader alone, so a leader has to pass it on.
         leads = signum == _signal.SIGHUP and os.getsid(0) == os.getpid()
         if not from_kernel or early or leads:
-            self._send(self.child, signum)
+            # Below PID 1 every group is orphaned, where the kernel drops those (setpgid(2)).
+            stops = signum in _JOB_STOPS and os.getpid() == 1 and _acts(self.child, signum)
+            self._send(self.child, _signal.SIGSTOP if stops else signum)
 
     def _pass_to_leftovers(self, signum: int, from_kernel: bool) -> None:
         """Without the command nobody else acts on the terminal's signals for what it left."""
@@ -302,6 +304,21 @@ class Supervisor:
         outcome.dumped = os.WCOREDUMP(self.status)
         outcome.interrupted = self.interrupted and -code == _signal.SIGINT
         return outcome
+
+
+def _acts(pid: int, signum: int) -> bool:
+    """Whether the signal would have its default action there, by proc(5): it is neither caught nor
+    ignored nor blocked. Who waits for it blocks it, and the kernel tells that only by wchan."""
+    from sandrun import kernel
+
+    try:
+        status = kernel.read(f"{kernel.PROC}/{pid}/status")
+        waits = b"sigtimedwait" in kernel.read(f"{kernel.PROC}/{pid}/wchan")
+    except OSError:
+        return False
+    names = (b"SigBlk:\t", b"SigIgn:\t", b"SigCgt:\t")
+    masks = [status.partition(name)[2][:16] for name in names]
+    return not waits and all(mask and not int(mask, 16) >> (signum - 1) & 1 for mask in masks)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -1,6 +1,10 @@
-"""Which process group has the terminal, for a command that was stopped. Never raises."""
+"""Which process group has the terminal, and in which modes the terminal is. Never raises."""
 
 import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def _open() -> int:
@@ -33,6 +37,41 @@ def is_ours() -> "bool | None":
         return os.tcgetpgrp(fd) == os.getpgrp()
     except OSError:
         return None
+    finally:
+        os.close(fd)
+
+
+def modes() -> "list[Any] | None":
+    """The modes (termios(3)) of the terminal that our group has, else None."""
+    fd = _open()
+    if fd < 0:
+        return None
+    import termios
+
+    try:
+        return termios.tcgetattr(fd) if os.tcgetpgrp(fd) == os.getpgrp() else None
+    except (OSError, termios.error):
+        return None
+    finally:
+        os.close(fd)
+
+
+def restore(before: "list[Any]") -> None:
+    """Put the terminal back in those modes, if it is still ours.
+
+    A program that was killed cannot do it, and a shell does it only for a job that a signal ended
+    (bash, jobs.c), where we exit with a code.
+    """
+    fd = _open()
+    if fd < 0:
+        return
+    import termios
+
+    try:
+        if os.tcgetpgrp(fd) == os.getpgrp():
+            termios.tcsetattr(fd, termios.TCSANOW, before)
+    except (OSError, termios.error):
+        pass
     finally:
         os.close(fd)
 

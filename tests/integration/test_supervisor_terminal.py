@@ -245,6 +245,32 @@ def test_a_session_leader_passes_the_hang_up_on(place: Box) -> None:
     os.waitpid(terminal.pid, 0)
 
 
+RAW = """
+import os, time, tty
+tty.setraw(0)
+print("raw", os.getpid(), flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("end", ["limit", "signal"])
+def test_a_killed_full_screen_program_leaves_no_raw_terminal(
+    place: Box, shell: Terminal, end: str
+) -> None:
+    script = place.root / "raw.py"
+    script.write_text(RAW)
+    shell.send("stty -a | tr '\\n' ' ' | md5sum\n")
+    before = shell.expect(r"([0-9a-f]{32})  -").group(1)
+    how = "-t 1" if end == "limit" else ""
+    shell.send(f"s -q {how} -- {sys.executable} {script}; echo ended $?\n")
+    command = int(shell.expect(r"raw (\d+)\n").group(1))
+    if end == "signal":
+        os.kill(command, signal.SIGKILL)
+    shell.expect(f"ended {124 if end == 'limit' else 137}")
+    shell.send("stty -a | tr '\\n' ' ' | md5sum\n")
+    assert shell.expect(r"([0-9a-f]{32})  -").group(1) == before
+
+
 def test_under_script(place: Box) -> None:
     words = " ".join(launcher())
     inner = f"{words} -q -- sh -c 'test -t 0 && test -t 1 && test -t 2 && echo all; exit 6'"

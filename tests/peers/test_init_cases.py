@@ -202,17 +202,19 @@ def test_after_sigkill_of_the_tool_the_command_dies(tool: Tool) -> None:
 
 @case
 def test_stop_and_continue(tool: Tool) -> None:
-    """SIGTSTP to the tool stops the command and then the tool; SIGCONT to the tool lets both go
-    on. An init of a namespace cannot be stopped, so there the command must not stay stopped."""
+    """SIGTSTP to the tool stops the command and then the tool (but an init of a namespace cannot
+    be stopped); SIGCONT to the tool lets both go on."""
     process = tool.start("sh", "-c", "echo up; exec sleep 1000")
     init = tool.init(process)
     assert _line(process) == "up\n"
     command = wait_for(lambda: _command(process), 10)
-    os.kill(init, signal.SIGTSTP)
-    if tool.mode == "plain":
-        wait_for(lambda: _state(command) == "T" and _state(init) == "T", 5, "both are stopped")
-    os.kill(init, signal.SIGCONT)
-    wait_for(lambda: _state(command) != "T" and _state(init) != "T", 5, "both go on")
+    for signum in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+        os.kill(init, signum)
+        wait_for(lambda: _state(command) == "T", 5, "the command is stopped")
+        if tool.mode == "plain":
+            wait_for(lambda: _state(init) == "T", 5, "the tool is stopped")
+        os.kill(init, signal.SIGCONT)
+        wait_for(lambda: _state(command) != "T" and _state(init) != "T", 5, "both go on")
     os.kill(init, signal.SIGTERM)
     assert tool.box.finish(process, seconds=10).returncode in (143, -signal.SIGTERM)
 
