@@ -102,6 +102,13 @@ def _surprise(error: BaseException) -> int:
     if isinstance(error, OSError) and error.errno in _EXHAUSTED:
         messages.error(f"the system refuses: {error.strerror}", messages.more_of(error.errno))
         return EXIT_SANDRUN
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and missing.partition(".")[0] != "sandrun":
+        messages.error(
+            f"the Python package {missing} is not there, which this command needs",
+            "install sandrun anew, with what it depends on (pipx install, pip install)",
+        )
+        return EXIT_SANDRUN
     messages.error(
         f"internal error: {type(error).__name__}: {error}",
         "this is a bug; SANDRUN_DEBUG=1 shows where",

@@ -615,3 +615,18 @@ def test_a_deleted_working_directory_is_no_obstacle(box: Box) -> None:
     script = f'cd {gone} && rmdir {gone} && exec "$@" -- true'
     assert box.run(argv=["sh", "-c", script, "sh", *launcher()]).returncode == 0
     assert not os.path.exists(gone)
+
+
+@pytest.mark.parametrize("words", [("--version",), ("--help",), ("status",), ("kill", "--all")])
+def test_a_package_that_is_missing_is_named(box: Box, words: "tuple[str, ...]") -> None:
+    library = box.root / "library"  # with nothing beside
+    library.mkdir()
+    (library / "sandrun").symlink_to(os.path.dirname(options.__file__))
+    code = f"import sys; sys.path.append({str(library)!r}); from sandrun.cli import main; main()"
+    python = [sys.executable, "-I", "-S", "-c", code]  # without site, thus without other packages
+    done = box.run(*words, argv=python)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr.splitlines()[0] == (
+        "sandrun: the Python package click is not there, which this command needs"
+    )
+    assert box.run("--", "echo", "runs", argv=python).stdout == "runs\n"
