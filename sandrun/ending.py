@@ -4,6 +4,8 @@ Imported by no other run. Returns only when none is left, or when the user wants
 they were killed.
 """
 
+import os
+import sys
 import time
 
 from sandrun import kernel, messages
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 _SETTLE = 0.1
 """Seconds that processes already on their way out get before they count as left behind."""
 
+_SESSION = 1.0
+"""Seconds for what has stayed in the command's session: no daemon does, but helpers that end when
+they see the command gone (multiprocessing's and joblib's trackers: 0.8 s on a busy machine)."""
+
 _PATIENCE = 2.0
 """Seconds of housekeeping that are nobody's business."""
 
@@ -41,7 +47,7 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
     """Deal with what the command left behind; the outcome, which may be another one now."""
     if not _lasts(run, _SETTLE):
         return outcome
-    if run.leftovers == "kill" and not _keep_house(run):
+    if run.leftovers == "kill" and not (_outlasts_session(run) and _keep_house(run)):
         return outcome
     from sandrun import daemons
 
@@ -60,6 +66,26 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
     while not run.killed and _lasts(run, 60.0):
         pass
     return outcome
+
+
+def _outlasts_session(run: "Supervisor") -> bool:
+    """Give what is in the command's session its time; whether anything lives still."""
+    deadline = time.monotonic() + _SESSION - _SETTLE
+    while time.monotonic() < deadline and any(map(_is_in_session, run.container.pids())):
+        if not _lasts(run, 0.05):
+            return False
+        if run.reason or run.killed:
+            break
+    return True
+
+
+def _is_in_session(pid: int) -> bool:
+    if sys.platform == "win32":
+        return False
+    try:
+        return os.getsid(pid) == os.getsid(0)
+    except OSError:  # it is gone
+        return False
 
 
 def _keep_house(run: "Supervisor") -> bool:

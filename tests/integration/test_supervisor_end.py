@@ -44,6 +44,22 @@ def left_behind(place: Box, act: str = ":") -> str:
     return f'setsid sh -c "{inner}" leftover & while [ ! -s {file} ]; do sleep 0.01; done; exit 4'
 
 
+HELPER = """
+import multiprocessing.resource_tracker as tracker, sys
+tracker.ensure_running()
+"""
+
+
+def test_a_helper_that_ends_itself_soon_is_not_left_behind(place: Box) -> None:
+    """As joblib's tracker, which sees the command's end and cleans up: in the command's session."""
+    done = place.run("--", "sh", "-c", "sleep 0.4 & exit 3")
+    assert (done.returncode, done.stderr) == (3, "")
+    done = place.run("--", sys.executable, "-c", HELPER)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = place.run("--", "setsid", "--fork", "sleep", "100")  # a daemon's way
+    assert "that the command left behind: sleep 100" in done.stderr
+
+
 def test_leftovers_are_told_first_then_killed_and_named(place: Box) -> None:
     script = left_behind(place, "trap 'echo told; exit' TERM")
     done = place.run("--", *SH, script)
