@@ -101,9 +101,12 @@ _NAME_IS_SHOWN = ("make", "gmake")
 there a path is safer than a name that leads to the shim again."""
 
 # A POSIX sh cannot give a program another name than its path. -p: no $BASH_ENV. (Where no SHLVL
-# was, bash's exec leaves a 0.)
-_NAMED = """\t[ ! -x /bin/bash ] ||
-		exec /bin/bash -pc 'exec -a {tool} "$@"' bash "$real" "$@"
+# was, bash's exec leaves a 0.) Not where the user has exported SHELLOPTS or BASHOPTS, which bash
+# would replace: a recipe's `pipefail` matters more than a name. (A sh that is bash has both.)
+_NAMED = """\tcase ${{BASH_VERSION+b}}${{SHELLOPTS+s}}${{BASHOPTS+s}} in b* | '')
+		[ ! -x /bin/bash ] ||
+			exec /bin/bash -pc 'exec -a {tool} "$@"' bash "$real" "$@" ;;
+	esac
 """
 
 _FORWARDER = "# sandrun forwarder for {tool}"

@@ -673,3 +673,18 @@ def test_make_shows_the_name_that_it_has_without_a_shim(shimbox: Box) -> None:
     done = [shimbox.run("all", argv=["make"])]
     assert (done[0].returncode, "/make part\n" in done[0].stdout) == (0, True)
     assert len(shimbox.records()) == 4
+
+
+@pytest.mark.skipif(not os.path.exists("/bin/bash"), reason="needs bash")
+@pytest.mark.parametrize("name", ["SHELLOPTS", "BASHOPTS"])
+def test_make_keeps_the_options_of_bash_that_the_user_exports(shimbox: Box, name: str) -> None:
+    """As bash -p would not: a recipe's `pipefail` would be gone, and its failure unseen."""
+    value = {"SHELLOPTS": "errexit:pipefail", "BASHOPTS": "nullglob"}[name]
+    text = f"all: ; @$(MAKE) -s part\npart: ; @tr '\\0' '\\n' </proc/$$PPID/environ | grep ^{name}="
+    (shimbox.project / "Makefile").write_text(text + "\n")
+    way = ["env", f"{name}={value}", "make"]
+    plain = shimbox.run("-s", "all", argv=way)
+    assert f"{name}={value}\n" in plain.stdout
+    add(shimbox, "make")
+    done = shimbox.run("-s", "all", argv=way)
+    assert (done.returncode, done.stdout) == (0, plain.stdout)
