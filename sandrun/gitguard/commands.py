@@ -269,10 +269,10 @@ def _or_dry(word: str, asks: "Callable[[list[str]], bool]") -> "Callable[[list[s
 
 
 def _apply(arguments: "list[str]") -> bool:
-    """Whether `apply` only tells (git-apply(1): each of these turns it off, --apply on again)."""
-    return "--apply" not in arguments and _with("--check", "--numstat", "--stat", "--summary")(
-        arguments
-    )
+    """Whether `apply` only tells: each of these turns it off, --apply on again (git-apply(1)), and
+    so do `--app` and `--no-check` (gitcli(7))."""
+    writes = any(word.startswith(("--ap", "--no-")) for word in arguments)
+    return not writes and _with("--check", "--numstat", "--stat", "--summary")(arguments)
 
 
 def _replace(arguments: "list[str]") -> bool:
@@ -307,7 +307,8 @@ _ASKS: "Mapping[str, Callable[[list[str]], bool]]" = {
     "rerere": _first_in("status", "diff", "remaining"),
     "sparse-checkout": _first_in("list"),
     "stash": _stash,
-    "submodule": _first_in("", "status", "summary", "foreach"),
+    # Not foreach: the gits that it starts are the real one, which no turn of their own guards.
+    "submodule": _first_in("", "status", "summary"),
     "symbolic-ref": _symbolic_ref,
     "tag": _tag,
     "worktree": _or_dry("prune", _first_in("list")),

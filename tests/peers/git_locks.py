@@ -22,7 +22,7 @@ status | diff | diff HEAD | diff --cached | diff-index HEAD | diff-files | descr
 log -2 | show | blame a | grep e | ls-files | ls-tree HEAD | rev-parse HEAD | for-each-ref
 branch | branch -a | branch --contains HEAD | tag | tag -n | stash list | stash show | remote -v
 worktree list | worktree prune -n | config -l | config user.name | reflog | notes | notes get-ref
-symbolic-ref HEAD | submodule status | submodule foreach git status | bisect log | clean -n
+symbolic-ref HEAD | submodule status | bisect log | clean -n
 apply -R --check ../p | apply -R --stat --summary ../p | apply --check --cached ../p | prune -n
 prune-packed -n | push --dry-run origin main | remote prune -n origin | remote show origin
 replace -l | replace | fsck | count-objects -v | bundle create ../b main | hash-object -w a

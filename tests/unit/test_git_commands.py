@@ -21,7 +21,7 @@ add --help | commit -h | --version | --help | --exec-path | | --list-cmds=main |
 hash-object -w f | receive-pack . | hook run x | --paginate log | -p show | diff --cached
 diff --no-index a b | describe | describe --tags | status -h | repo info | diff-pairs -z
 url-parse x | format-rev HEAD | replay --ref-action=print a..b
-apply --check p | apply --stat --summary p | apply --numstat --index p | submodule foreach git log
+apply --check p | apply --stat --summary p | apply --numstat --index p
 maintenance is-needed --auto | stash export --print | replace | replace -l x | replace --format=long
 notes get-ref | prune -n | prune-packed --dry-run | remote prune -n o | worktree prune -v -n
 push --dry-run o main
@@ -46,7 +46,8 @@ history reword HEAD = tree refs | apply p = tree | apply --stat --apply p = tree
 maintenance run = all | stash export --to-ref r = tree refs | replace a b = refs
 replace -d a = refs | notes merge x = refs | prune = all | remote prune o = refs remote
 remote rename -n a = refs remote | worktree prune = refs remote | worktree add -n = refs remote
-fetch --dry-run = remote | submodule foreach-not = tree refs remote
+fetch --dry-run = remote | submodule foreach git log = tree refs remote
+apply --stat --app p = tree | apply --check --no-check p = tree
 """
 BITS = {"tree": TREE, "refs": REFS, "remote": REMOTE, "all": ALL}
 
