@@ -207,7 +207,7 @@ TABLE = (
     ),
     Daemon(
         "ray",
-        ("raylet *", "gcs_server *", "python* */ray/*", "ray::*"),
+        ("raylet *", "gcs_server *", "python* */*-packages/ray/*", "ray::*"),
         "ray stop",
         _NOT,
         "https://docs.ray.io/en/latest/cluster/cli.html",

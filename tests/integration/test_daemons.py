@@ -1,6 +1,7 @@
 """Daemons that would do the work of a run outside of it: what keeps that work in the run."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_the_table_knows_what_every_run_sets() -> None:
     assert all(f"{name}={value}" in said for name, value in DAEMONLESS)
     assert "GRADLE_OPTS=-Dorg.gradle.daemon=false" in said
     assert "SCCACHE_SERVER_PORT" in said
+
+
+def test_the_folder_of_a_user_called_ray_is_no_ray(tmp_path: Path) -> None:
+    script = tmp_path / "ray/serve.py"
+    script.parent.mkdir()
+    script.write_text("input()\n")
+    with subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE) as process:
+        assert daemons.known(process.pid) is None
+        process.communicate(b"\n")
 
 
 # git's housekeeping
