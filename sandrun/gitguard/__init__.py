@@ -161,17 +161,20 @@ def keep_housekeeping(env: "dict[str, str]", project: str) -> None:
 
 
 def _is_detach_set(env: "Mapping[str, str]", project: str) -> bool:
-    """Whether a configuration file speaks of one of `_DETACH`: nearly always four small reads."""
+    """Whether a configuration file speaks of one of `_DETACH`: nearly always four small reads, of
+    five files."""
     home = env.get("HOME", "")
     config = env.get("XDG_CONFIG_HOME") or f"{home}/.config"
-    files = [f"{project}/.git/config", env.get("GIT_CONFIG_GLOBAL") or f"{home}/.gitconfig"]
+    files = [f"{project}/.git/config", f"{project}/.git/config.worktree"]
+    files.append(env.get("GIT_CONFIG_GLOBAL") or f"{home}/.gitconfig")
     if not env.get("GIT_CONFIG_GLOBAL"):
         files.append(f"{config}/git/config")
     if not env.get("GIT_CONFIG_NOSYSTEM"):
         files.append(env.get("GIT_CONFIG_SYSTEM") or "/etc/gitconfig")
-    if env.get("GIT_DIR") or os.path.isfile(f"{project}/.git"):
+    places = (f"{project}/.git", f"{project}/HEAD")  # a worktree or submodule; a bare repository
+    if env.get("GIT_DIR") or any(map(os.path.isfile, places)):
         repo = around(project, env)
-        files[:1] = [f"{repo.common_dir}/config", f"{repo.git_dir}/config.worktree"] if repo else []
+        files[:2] = [f"{repo.common_dir}/config", f"{repo.git_dir}/config.worktree"] if repo else []
     for file in files:
         text = _head(file).lower()
         if b"autodetach" in text:

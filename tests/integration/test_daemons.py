@@ -154,8 +154,10 @@ def test_what_the_environment_says_to_git_stays(gitbox: GitBox) -> None:
 
 
 @pytest.mark.parametrize(
-    "where", ["repository", "user", "user's other", "system", "worktree", "included", "large"]
-)
+    "where",
+    ["repository", "user", "user's other", "system", "worktree", "included", "noted", "large",
+     "main worktree's own", "bare"],
+)  # fmt: skip
 def test_what_the_user_has_set_in_a_file_of_git_stays(gitbox: GitBox, where: str) -> None:
     """Of a whole kind: who has set one of the two has said what they want of both."""
     text = "[Maintenance]\n\tAutoDetach = true\n"
@@ -174,6 +176,16 @@ def test_what_the_user_has_set_in_a_file_of_git_stays(gitbox: GitBox, where: str
         (gitbox.root / "home/work").write_text(text)
         (gitbox.root / "home/more").write_text('[includeIf "gitdir:/x/"] Path = work\n')
         text = '[include]\n\tpath = "~/more"\n'
+    elif where == "noted":
+        (gitbox.root / "home/work").write_text(text)
+        file, text = gitbox.root / "gitconfig", "[include] path = ~/work # of work\n"
+    elif where == "main worktree's own":
+        gitbox.bare("config", "extensions.worktreeConfig", "true")
+        file = gitbox.repo / ".git/config.worktree"
+    elif where == "bare":
+        cwd = gitbox.root / "bare"
+        gitbox.bare("init", "-q", "--bare", cwd)
+        file = cwd / "config"
     elif where == "large":
         text = "#" * 99 + "\n" + ("#" + "-" * 98 + "\n") * 999 + text
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -193,6 +205,11 @@ def test_odd_files_of_git_delay_nothing(gitbox: GitBox) -> None:
     os.mkfifo(file)
     run = gitbox.sandrun("--", "sh", "-c", "echo $GIT_CONFIG_COUNT")
     assert gitbox.end(run) == (0, "2\n")
+    file.unlink()
+    # git refuses these, in an instant.
+    file.write_text("[include] path = .gitconfig\n" * 99 + "[include] path = a\0b\n")
+    run = gitbox.sandrun("--", "sh", "-c", "echo $GIT_CONFIG_COUNT")
+    assert gitbox.end(run, 10) == (0, "2\n")
 
 
 def test_git_packs_inside_of_the_run(gitbox: GitBox) -> None:
