@@ -33,9 +33,11 @@ def isolate() -> None:
     """
     own = os.path.dirname(os.path.dirname(_absolute(__file__)))
     standard = os.path.dirname(_absolute(os.__file__))
+    foreign = []
     if sys.path[0] == own:  # put there by who started us
         del sys.path[0]
-    foreign = [] if sys.flags.safe_path else sys.path[:1]  # the script's, or the current one
+    elif not sys.flags.safe_path:
+        foreign = sys.path[:1]  # the script's, or the current one
     if not sys.flags.ignore_environment and (named := os.environ.get("PYTHONPATH")):
         foreign += [path for path in map(_absolute, named.split(os.pathsep)) if path != standard]
     users = getattr(sys.modules.get("site"), "USER_SITE", None)

@@ -209,6 +209,17 @@ def test_a_target_that_only_pythonpath_leads_to(box: Box, source: Path, tmp_path
     subprocess.run([*pip, "--target", target, source], check=True)
     folder = shadow(box, SHADOWS)
     starts(box, [target / "bin/sandrun"], "PYTHONPATH", f"{folder}:{target}")
+    (box.project / "sandrun").mkdir()
+    (box.project / "sandrun/cli.py").write_text("raise SystemExit('the project')\n")
+    done = box.run("--version", argv=[str(target / "bin/sandrun")], env={"PYTHONPATH": ""})
+    assert "the project" not in done.stderr  # it has none of its own, or another that is installed
+
+
+def test_the_standard_library_stays_where_pythonpath_names_it(box: Box, source: Path) -> None:
+    """In a clone, whose folder comes before it."""
+    box.env["PYTHONPATH"] = os.path.dirname(os.__file__)
+    done = box.run("config", argv=[sys.executable, "-m", "sandrun"], cwd=source)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("how", ["tool install", "tool run", "run"])
