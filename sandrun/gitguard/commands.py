@@ -260,7 +260,15 @@ def _with(*options: str) -> "Callable[[list[str]], bool]":
     return lambda arguments: not set(options).isdisjoint(arguments)
 
 
-_dry = _with("-n", "--dry-run")
+_VALUED = frozenset(("-o", "--push-option", "--repo", "--receive-pack", "--exec", "-e", "--exclude",
+                     "--expire"))  # fmt: skip
+
+
+def _dry(arguments: "list[str]") -> bool:
+    """Whether an argument says so; what follows an option that takes a value is none."""
+    before = ["", *arguments]
+    dry = ("-n", "--dry-run")
+    return any(w in dry and b not in _VALUED for b, w in zip(before, arguments, strict=False))
 
 
 def _or_dry(word: str, asks: "Callable[[list[str]], bool]") -> "Callable[[list[str]], bool]":

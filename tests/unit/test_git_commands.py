@@ -46,7 +46,8 @@ history reword HEAD = tree refs | apply p = tree | apply --stat --apply p = tree
 maintenance run = all | stash export --to-ref r = tree refs | replace a b = refs
 replace -d a = refs | notes merge x = refs | prune = all | remote prune o = refs remote
 remote rename -n a = refs remote | worktree prune = refs remote | worktree add -n = refs remote
-fetch --dry-run = remote | submodule foreach git log = tree refs remote
+fetch --dry-run = remote | push -o -n origin main = remote | clean -f -e -n = tree
+submodule foreach git log = tree refs remote
 apply --stat --app p = tree | apply --check --no-check p = tree
 """
 BITS = {"tree": TREE, "refs": REFS, "remote": REMOTE, "all": ALL}
