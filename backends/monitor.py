@@ -10,8 +10,9 @@
   memory, as in a kernel's container; what was swapped out is.
 - What one process holds is a lower bound of the tree's memory, the sum of all an upper one, and
   both are nearly free; PSS, which walks page tables (20 ms a GiB), is asked for only where those
-  leave it open, and not again for a process that holds the same. From then on the lower bound is
-  that sum and whatever those who were there took since: nobody who takes fast is walked.
+  leave it open, and not again for a process that holds the same and had no page fault (a copy on
+  write changes nothing else). From then on the lower bound is that sum and whatever those who were
+  there took since: nobody who takes fast is walked.
 - Processes in one address space (CLONE_VM, or vfork for an instant) count once, as long as the
   one that made the other lives and kcmp(2) may be asked.
 - Shared memory counts once: mapped, or only open (memfd, files on a tmpfs), or a System V segment
@@ -37,6 +38,7 @@ FASTEST = 4 << 30
 """Bytes per second that may take a quarter of the head room between two readings; the first that
 sees less memory makes the next ones follow at once, so that what is faster is caught as well."""
 _LEAST_SLACK = 2 << 20
+_PAGE = os.sysconf("SC_PAGESIZE")
 _SHARE_URGENT = 4
 """The share of looks while the limit is near."""
 _SOON = 0.2
@@ -121,8 +123,8 @@ class Monitor:
         self.known: set[int] = set()
         """Every process seen, for the segments that outlive those who made them."""
         self._sizes: dict[int, tuple[int, int]] = {}
-        self._held: dict[int, tuple[int, int, tuple[int, int]]] = {}
-        self._kept: dict[int, tuple[int, tuple[int, int], int, int, float]] = {}
+        self._held: dict[int, tuple[tuple[int, int, int], tuple[int, int]]] = {}
+        self._kept: dict[int, tuple[tuple[int, int], tuple[int, int], int, int, float]] = {}
         self._least = 0
         """Private memory that the tree has at the least, by `_seen` (pid and start)."""
         self._seen: dict[tuple[int, int], int] = {}
@@ -173,7 +175,7 @@ class Monitor:
 
     def _measure(self, members: "dict[int, kernel.Stat]", now: float) -> int:
         self._held = {pid: self._holds(pid, info) for pid, info in members.items()}
-        sizes = {pid: held[2] for pid, held in self._held.items()}
+        sizes = {pid: held[1] for pid, held in self._held.items()}
         if sum(map(sum, sizes.values())) > self.limit // 2:
             for pid in _in_one_memory(members):
                 del sizes[pid]
@@ -189,7 +191,7 @@ class Monitor:
                 return upper
             if upper - lower <= self.limit // 50:
                 return lower
-            if same:
+            if same and self._copied(members) <= self.limit // 50:
                 return self.current
         if self._kept.keys() != sizes.keys():
             self._kept.clear()  # who is new shares pages of those whose PSS we know
@@ -199,18 +201,28 @@ class Monitor:
             memory = self._exact(members, sizes, grown, now)
         return memory
 
-    def _holds(self, pid: int, info: kernel.Stat) -> "tuple[int, int, tuple[int, int]]":
-        """Its start and RSS, and what it holds, private and shared (`kernel.held`); of a leader
-        that is dead while its threads live, through one of them."""
+    def _copied(self, members: "dict[int, kernel.Stat]") -> int:
+        """How much was copied on write at the most since PSS was asked for: a page a fault."""
+        before = {pid: kept[0][1] for pid, kept in self._kept.items() if pid in members}
+        return sum(members[pid].faults - faults for pid, faults in before.items()) * _PAGE
+
+    def _holds(self, pid: int, info: kernel.Stat) -> "tuple[tuple[int, int, int], tuple[int, int]]":
+        """What tells that it holds the same, and what it holds, private and shared (`kernel.held`);
+        of a leader that is dead while its threads live, through one of them.
+
+        A copy on write changes no RSS: a file's page goes, or a parent's, and its own comes. But it
+        is a page fault.
+        """
         held = self._held.get(pid)
-        if held and held[:2] == (info.start, info.rss):
+        now = info.start, info.rss, info.faults
+        if held and held[0] == now:
             return held
         dead = info.state in "ZX"
         try:
             size = kernel.held(kernel.told_at(pid) if dead else f"{kernel.PROC}/{pid}")
         except OSError:
             size = 0, 0  # it is gone
-        return info.start, -1 if dead else info.rss, size  # a dead leader's RSS is not told
+        return (info.start, -1, 0) if dead else now, size  # a dead leader's RSS is not told
 
     def _follow(self, sizes: "dict[tuple[int, int], int]") -> None:
         """Whoever is known and holds more has taken pages that nobody else has; whoever is new may
@@ -230,7 +242,7 @@ class Monitor:
     ) -> int:
         own = mapped = 0
         for pid, size in sizes.items():
-            private, shared = self._pss(pid, size, members[pid].start, now)
+            private, shared = self._pss(pid, size, (members[pid].start, members[pid].faults), now)
             own += private
             mapped += shared
         self._least = own
@@ -240,11 +252,13 @@ class Monitor:
         # What is both mapped and held was counted twice, but not above what the host has more.
         return own + max(mapped, min(held, grown))
 
-    def _pss(self, pid: int, size: "tuple[int, int]", start: int, now: float) -> "tuple[int, int]":
-        """Its part of what it holds, private and shared; `start` tells a process from its pid's
-        next."""
+    def _pss(
+        self, pid: int, size: "tuple[int, int]", born: "tuple[int, int]", now: float
+    ) -> "tuple[int, int]":
+        """Its part of what it holds, private and shared; `born`: its start, which tells a process
+        from its pid's next, and its page faults."""
         kept = self._kept.get(pid)
-        if kept and kept[:2] == (start, size) and now - kept[4] < _PSS_KEPT:
+        if kept and kept[:2] == (born, size) and now - kept[4] < _PSS_KEPT:
             return kept[2], kept[3]
         private, shared = size
         try:
@@ -256,7 +270,7 @@ class Monitor:
                 private = min(private, kernel.kilobytes(rollup, b"\nPss:") - shared)
             private += kernel.kilobytes(rollup, b"\nSwapPss:")
             # Read later than the sizes: what it took meanwhile is in both from now on.
-            self._seen[pid, start] = sum(
+            self._seen[pid, born[0]] = sum(
                 kernel.kilobytes(rollup, name) for name in (b"\nAnonymous:", b"\nSwap:")
             )
         except PermissionError:
@@ -264,7 +278,7 @@ class Monitor:
         except OSError:  # gone, or its first thread alone, which others do not stand for here
             if kernel.told_at(pid) == f"{kernel.PROC}/{pid}":
                 private = shared = 0
-        self._kept[pid] = (start, size, private, shared, now)
+        self._kept[pid] = (born, size, private, shared, now)
         return private, shared
 
 

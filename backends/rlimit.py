@@ -276,8 +276,8 @@ class RlimitBackend:
         if beyond:
             raise Unusable(f"only a kernel's container limits {', '.join(beyond)}")
         _check_proc()
-        if not DARWIN:  # whose footprints count what was swapped out
-            messages.decision("swap is not forbidden: the monitor does not see what is in it")
+        if not DARWIN:
+            messages.decision("swap is not forbidden: what is swapped out counts as memory")
         return self.container(run_id, limits, 0 if DARWIN else _data_limit(run_id))
 
     def attach(self, run_id: str, token: str) -> RlimitContainer:

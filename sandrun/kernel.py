@@ -142,9 +142,11 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 class Stat:
     """What /proc/PID/stat tells (proc(5)): identity, state, parent, start in clock ticks; `cpu` in
     seconds, that of reaped children included; `size` (of its address space) and `rss` in bytes;
-    `stack`: the address where its stack starts, 0 for another user's."""
+    `faults`: its page faults; `stack`: the address where its stack starts, 0 for another user's."""
 
-    __slots__ = ("cpu", "name", "parent", "rss", "size", "stack", "start", "state", "threads")
+    __slots__ = (
+        *("cpu", "faults", "name", "parent", "rss", "size", "stack", "start", "state", "threads"),
+    )
 
     def __init__(self, pid: int) -> None:
         head, _, tail = read(f"{PROC}/{pid}/stat").rpartition(b")")
@@ -152,6 +154,7 @@ class Stat:
         fields = tail.split()
         self.state = fields[0].decode()
         self.parent = int(fields[1])
+        self.faults = int(fields[7]) + int(fields[9])
         self.cpu = sum(map(int, fields[11:15])) / _TICKS
         self.threads = int(fields[17])
         self.start = int(fields[19])

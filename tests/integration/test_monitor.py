@@ -233,6 +233,25 @@ for i in range(500): os.wait()
     assert done.returncode == 0, done.stderr
 
 
+def test_what_forks_copy_is_counted_at_once(place: Box) -> None:
+    """Each writes to what it has from its parent, so that the memory is four times as much, and
+    nobody's RSS changes."""
+    text = """
+import mmap, os, time
+size = 80 << 20
+kept = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+def write():
+    for at in range(0, size, 4096): kept[at] += 1
+write()
+for i in range(3):
+    if not os.fork(): time.sleep(0.5); write(); time.sleep(1.5); os._exit(0)
+for i in range(3): os.wait()
+print("survived")
+"""
+    done = place.run("-m", "200M", "--", *python(text), seconds=60)
+    assert (done.returncode, done.stdout) == (137, ""), done.stderr
+
+
 def test_processes_in_one_address_space_are_counted_once(place: Box) -> None:
     """vfork(2), by a compiler of whatever size: the child that waits to exec is its parent."""
     text = """

@@ -1,8 +1,10 @@
 """The monitor's own reckoning: what a look costs, when the next is due, what memory is."""
 
+import mmap
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 
@@ -140,16 +142,17 @@ def test_a_dear_look_is_rarer() -> None:
 def test_pss_is_not_asked_again_for_what_did_not_change() -> None:
     reckoned = reckoner(64 * MIB, 0)
     now = time.monotonic()
-    first = reckoned._pss(os.getpid(), (12345, 0), 1, now)
+    first = reckoned._pss(os.getpid(), (12345, 0), (1, 7), now)
     global _opened
     _opened = []
     try:
-        assert reckoned._pss(os.getpid(), (12345, 0), 1, now + 0.5) == first
+        assert reckoned._pss(os.getpid(), (12345, 0), (1, 7), now + 0.5) == first
         assert not _opened
-        reckoned._pss(os.getpid(), (12345, 0), 2, now + 0.5)  # the pid of another process by now
-        assert len(_opened) == 1
-        reckoned._pss(os.getpid(), (12346, 0), 2, now + 0.5)
-        assert len(_opened) == 2
+        # The pid of another process by now; it holds more; it has copied what it shared.
+        for size, born in [(12345, (2, 7)), (12346, (2, 7)), (12346, (2, 8))]:
+            _opened.clear()
+            reckoned._pss(os.getpid(), (size, 0), born, now + 0.5)
+            assert len(_opened) == 1
     finally:
         _opened = None
 
@@ -216,3 +219,22 @@ def test_new_sharers_of_what_was_measured_are_counted_once() -> None:
     finally:
         os.killpg(process.pid, 9)
         process.communicate()
+
+
+def test_a_copy_on_write_is_seen_though_the_rss_stays() -> None:
+    """A page of a file goes and a private one comes."""
+    pid, size = os.getpid(), 16 * MIB
+    reckoned = monitor.Monitor(1 << 40, 5.0)
+    with tempfile.TemporaryFile() as file:
+        file.truncate(size)
+        with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as view:
+            sum(view[at] for at in range(0, size, mmap.PAGESIZE))
+            info = kernel.Stat(pid)
+            reckoned.look({pid: info}, 1.0)
+            before = reckoned._sizes[pid][0]
+            for at in range(0, size, mmap.PAGESIZE):
+                view[at] = 1
+            after = kernel.Stat(pid)
+            after.rss = info.rss  # whatever else happens here
+            reckoned.look({pid: after}, 2.0)
+            assert reckoned._sizes[pid][0] - before > size - MIB
