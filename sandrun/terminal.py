@@ -42,14 +42,18 @@ def is_ours() -> "bool | None":
 
 
 def modes() -> "list[Any] | None":
-    """The modes (termios(3)) of the terminal that our group has, else None."""
+    """The modes (termios(3)) of the terminal that our group has, else None; None, too, if whoever
+    started us has it raw: that one sees to it by itself."""
     fd = _open()
     if fd < 0:
         return None
     import termios
 
     try:
-        return termios.tcgetattr(fd) if os.tcgetpgrp(fd) == os.getpgrp() else None
+        before = termios.tcgetattr(fd)
+        # 0: a group outside of our pid namespace, which cannot be told from others there.
+        has_it = os.tcgetpgrp(fd) == os.getpgrp() != 0
+        return before if has_it and before[3] & termios.ICANON else None
     except (OSError, termios.error):
         return None
     finally:
@@ -57,7 +61,8 @@ def modes() -> "list[Any] | None":
 
 
 def restore(before: "list[Any]") -> None:
-    """Put the terminal back in those modes, if it is still ours.
+    """Put the terminal back in those modes, if nobody has it but us or a group of the run that is
+    gone: a pager in our pipeline, which is in our group, made it raw for itself.
 
     A program that was killed cannot do it, and a shell does it only for a job that a signal ended
     (bash, jobs.c), where we exit with a code.
@@ -68,12 +73,45 @@ def restore(before: "list[Any]") -> None:
     import termios
 
     try:
-        if os.tcgetpgrp(fd) == os.getpgrp():
+        if termios.tcgetattr(fd) != before and _is_free(os.tcgetpgrp(fd)) and not _is_shared():
             termios.tcsetattr(fd, termios.TCSANOW, before)
     except (OSError, termios.error):
         pass
     finally:
         os.close(fd)
+
+
+def _is_free(front: int) -> bool:
+    """Whether the foreground group is ours or gone, as that of an interactive shell below us."""
+    try:
+        if front != os.getpgrp():
+            os.killpg(front, 0)
+            return False
+    except ProcessLookupError:
+        pass
+    return True
+
+
+def _is_shared() -> bool:
+    """Whether somebody is in our group who is no ancestor of ours: a sibling of one, or ours."""
+    from sandrun import kernel
+
+    child = os.getpid()
+    for parent in kernel.ancestors(child):
+        siblings = [pid for pid in kernel.children(parent) if pid != child and _is_with_us(pid)]
+        if not all(map(kernel.is_zombie, siblings)):
+            return True
+        if not _is_with_us(parent):
+            break
+        child = parent
+    return False
+
+
+def _is_with_us(pid: int) -> bool:
+    try:
+        return os.getpgid(pid) == os.getpgrp()
+    except OSError:
+        return False
 
 
 def hand_to(group: int) -> None:

@@ -271,6 +271,38 @@ def test_a_killed_full_screen_program_leaves_no_raw_terminal(
     assert shell.expect(r"([0-9a-f]{32})  -").group(1) == before
 
 
+PAGER = """
+import os, termios, tty
+terminal = os.open("/dev/tty", os.O_RDWR)
+os.read(0, 1)
+tty.setraw(terminal)
+os.read(0, 1)  # returns at the end of what it pages
+print("cooked" if termios.tcgetattr(terminal)[3] & termios.ICANON else "raw")
+"""
+
+
+def test_a_pager_behind_a_run_that_is_killed_keeps_its_raw_terminal(
+    place: Box, shell: Terminal
+) -> None:
+    """It is in the run's process group, and lives."""
+    script = place.root / "pager.py"
+    script.write_text(PAGER)
+    shell.send(f"s -q -t 1 -- sh -c 'printf 1; exec sleep 1000' | {sys.executable} {script}\n")
+    assert shell.expect("(raw|cooked)\n").group() == "raw\n"
+
+
+def test_a_shell_that_is_killed_at_its_prompt_leaves_no_raw_terminal(
+    place: Box, shell: Terminal
+) -> None:
+    """It has made a group of its own, which is gone with it."""
+    shell.send("stty -a | tr '\\n' ' ' | md5sum\n")
+    before = shell.expect(r"([0-9a-f]{32})  -").group(1)
+    shell.send("s -q -t 1 --grace 0.1 -- bash --norc --noprofile -i; echo ended $?\n")
+    shell.expect("ended 124")
+    shell.send("stty -a | tr '\\n' ' ' | md5sum\n")
+    assert shell.expect(r"([0-9a-f]{32})  -").group(1) == before
+
+
 def test_under_script(place: Box) -> None:
     words = " ".join(launcher())
     inner = f"{words} -q -- sh -c 'test -t 0 && test -t 1 && test -t 2 && echo all; exit 6'"
