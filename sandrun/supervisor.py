@@ -86,6 +86,8 @@ class Supervisor:
         self.reason = ""
         self.status: int | None = None
         self.interrupted = False
+        self.held = False
+        """As PID 1: the last of the signals for job control that was passed on says stop."""
         self.taken: set[int] = set()
         """The signals that were sent to us, or by the terminal to all of us."""
         self.half: Half | None = None
@@ -166,6 +168,8 @@ class Supervisor:
         # A hang-up goes to the session's leader alone, so a leader has to pass it on.
         leads = signum == _signal.SIGHUP and os.getsid(0) == os.getpid()
         if not from_kernel or early or leads:
+            if os.getpid() == 1 and signum in (*_JOB_STOPS, _signal.SIGCONT):
+                self.held = signum != _signal.SIGCONT
             # Below PID 1 every group is orphaned, where the kernel drops those (setpgid(2)).
             stops = signum in _JOB_STOPS and os.getpid() == 1 and _acts(self.child, signum)
             self._send(self.child, _signal.SIGSTOP if stops else signum)
@@ -204,9 +208,9 @@ class Supervisor:
         """The command was stopped by job control: stop too; go on together when continued.
 
         SIGSTOP means the command alone, and stopping with it would suspend its limits; but if it
-        had the terminal, nobody else is there to give that back to the shell.
+        had the terminal, nobody else is there to give that back to the shell. PID 1 cannot stop.
         """
-        if self.reason:
+        if self.reason or self.held:
             return
         from sandrun import terminal
 

@@ -8,6 +8,7 @@ import select
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import termios
 import time
@@ -301,6 +302,43 @@ def test_a_shell_that_is_killed_at_its_prompt_leaves_no_raw_terminal(
     shell.expect("ended 124")
     shell.send("stty -a | tr '\\n' ' ' | md5sum\n")
     assert shell.expect(r"([0-9a-f]{32})  -").group(1) == before
+
+
+AS_PID_1 = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not on macOS: no pid namespaces")
+def test_as_pid_1_of_a_terminal_a_stop_signal_stops_the_command(place: Box) -> None:
+    """As `docker run -t` and `docker kill --signal TSTP` have it: there is no shell behind."""
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    unshare = ["unshare", *user, "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if not shutil.which("unshare") or subprocess.call([*unshare, "true"]):
+        pytest.skip("needs namespaces")
+    terminal, other = os.openpty()
+    words = [*unshare, sys.executable, "-c", AS_PID_1, *launcher(), "--", "sleep", "1000"]
+    process = subprocess.Popen(
+        words, stdin=other, stdout=other, stderr=other, env=place.env, cwd=place.project
+    )
+    try:
+        (sleep,) = wait_for(lambda: _running("sleep", process.pid), 10)
+        init = kernel.children(process.pid)[0]
+        for signum in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
+            os.kill(init, signum)
+            wait_for(lambda: kernel.Stat(sleep).state == "T", 5, "it is stopped")
+            time.sleep(0.1)
+            assert kernel.Stat(sleep).state == "T"
+            os.kill(init, signal.SIGCONT)
+            wait_for(lambda: kernel.Stat(sleep).state == "S", 5, "it goes on")
+    finally:
+        process.kill()
+        process.wait()
+        os.close(terminal)
+        os.close(other)
 
 
 def test_under_script(place: Box) -> None:
