@@ -51,6 +51,15 @@ def gone(group: str) -> bool:
 
 
 @v2
+def test_a_systemd_outside_of_our_pid_namespace_is_asked_for_nothing() -> None:
+    """It would move whoever has our number there."""
+    apart = ["unshare", "--pid", "--fork", "--mount-proc", "sandrun", "--backend", "systemd"]
+    done = subprocess.run([*apart, "--", "true"], capture_output=True, text=True, check=False)
+    assert done.returncode == 125
+    assert "systemd is outside of our pid namespace" in done.stderr
+
+
+@v2
 def test_root_without_systemd_gets_a_group_above_its_own() -> None:
     group, said = found(*NO_SYSTEMD, *PLACE)
     assert "backend cgroup2" in said
