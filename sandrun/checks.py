@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Callable
 
-from sandrun import backends, messages, project, trust
+from sandrun import backends, messages, project, recovery, report, trust
 from sandrun.model import SandrunError, plain
 from sandrun.queue import Queue
 
@@ -29,10 +29,15 @@ def state() -> Line:
     """Whether the project's queue can be used."""
     try:
         path = project.state_path(project.find(project.working_directory()))
-        Queue(path).close()
+        queue = Queue(path)
+        kept = recovery.kept_for(queue)
+        queue.close()
         wanted = os.path.join(project.state_root(), os.path.basename(path))
     except SandrunError as error:
         return Line("state", FAIL, error.text, error.hint)
+    if kept:
+        evidence = f"{path} is kept for what could not be ended: {report.unkillable(kept[0])}"
+        return Line("state", CAUTION, evidence, report.way_to_end(kept[0]).partition(": ")[2])
     if path == wanted:
         return Line("state", PASS, path)
     evidence = f"{path}, because another user has taken {wanted}"

@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 
-from sandrun import nesting, overview, project, recovery
+from sandrun import nesting, overview, project, recovery, report
 from sandrun.model import DARWIN, SandrunError
 from sandrun.queue import CANCEL, Queue
 from sandrun.ticket import Ticket
@@ -75,6 +75,8 @@ def _end_queue(
         answer.ended.append(f"ended {what}: {ticket.command} (pid {ticket.pid})")
     if run is None and _end_lost(queue):
         answer.ended.append("ended what a killed sandrun had left running")
+    for pid in recovery.kept_for(queue):
+        answer.lives.append(f"could not end {report.unkillable(pid)}{report.way_to_end(pid)}")
     queue.write_view()
 
 
@@ -133,7 +135,6 @@ def _end_lost(queue: Queue) -> bool:
     for lock, free in recovery.each_slot(queue):
         line = lock.read_holder()
         ended |= bool(line) and recovery.end_orphans(queue, line)
-        if free:
-            recovery.take_over(lock)
+        if free and recovery.take_over(lock, []):
             lock.release()
     return ended

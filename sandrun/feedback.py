@@ -123,9 +123,16 @@ class Feedback:
         """The pool has no room yet."""
         self._once(text, " ".join(ahead))
 
-    def orphans(self) -> None:
-        """A run's supervisor is dead, its processes are not."""
-        self._once("waiting: what an ended run left behind is still being ended", "orphans")
+    def orphans(self, unkillable: "list[int]") -> None:
+        """A run's supervisor is dead, its processes are not; the `unkillable` nobody can end."""
+        text = "waiting: what an ended run left behind is still being ended"
+        if unkillable:
+            from sandrun import report
+
+            pid = unkillable[0]
+            what = report.unkillable(pid)
+            text = f"waiting for what an ended run left: {what}{report.way_to_end(pid)}"
+        self._once(text, f"orphans {unkillable}")
 
     def end(self) -> None:
         """Clear the live line, so that the command's output starts in a clean column."""

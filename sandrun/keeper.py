@@ -1,7 +1,8 @@
 """The keeper: a small process that outlives a killed supervisor and ends the run.
 
 Promise: when the supervisor dies by whatever means, every process of its run is killed at once,
-the container removed, the run recorded as lost, and only then is the run lock free.
+the container removed, the run recorded as lost, and only then is the run lock free. What nobody can
+end (another user's process) keeps it, also after a supervisor's normal end.
 
 It is forked before the command, sits in a session of its own (a signal to the whole process group
 or a hang-up does not reach it), blocks every signal that can be blocked, and sleeps in poll(2) on
@@ -104,10 +105,22 @@ class Keeper:
             pass  # they were killed; nothing is left for them anyway
         os.close(self._pipe)
 
+    def outlast(self, pids: "list[int]") -> None:
+        """Leave the run lock to the keeper for as long as these processes live, which nobody can
+        end. They may have closed the lock that they inherited, as what sudo starts has."""
+        from sandrun import recovery
+
+        if self._lock:
+            recovery.note_unkillable(self._lock, self._line, pids)
+            self._lock.pass_on()
+        os.close(self._pipe)  # it takes this for our death
+        self.pid = 0
+
     def reap(self) -> None:
         """Wait for the dismissed keeper, so that the end of sandrun leaves no process."""
         try:
-            os.waitpid(self.pid, 0)
+            if self.pid:
+                os.waitpid(self.pid, 0)
         except ChildProcessError:
             pass
 
@@ -118,17 +131,17 @@ class Keeper:
         second = _Second(pipe, self._finish)
         if not self._supervisor_died(pipe, supervisor, second):
             second.await_end()
-        elif self._finish():
+        else:
+            self._finish()
             # In this order: it must not act on a lock that is somebody else's by then.
             second.dismiss()
             if self._lock:
                 self._lock.release()
 
-    def _finish(self) -> bool:
+    def _finish(self) -> None:
         from sandrun import recovery
 
-        # Where a process does not die the lock stays held, by the file that process inherited.
-        return recovery.finish(self._container, self._line)
+        recovery.finish(self._container, self._line, self._lock)
 
     def _supervisor_died(self, pipe: int, supervisor: int, second: "_Second") -> bool:
         """Sleep until the pipe tells the end: True at its end of file, False at a dismissal."""
@@ -178,13 +191,32 @@ def _detach(close: "list[int]") -> None:
     os.chdir("/")
 
 
+def hold(
+    container: "Container", lock: "RunLock", known: "dict[int, int]", close: "list[int]"
+) -> bool:
+    """Leave the run lock to a process of its own for as long as the `known` ones live, which nobody
+    can end, and what they start. Whether the lock is held so (not on Windows)."""
+    if os.fork() == 0:
+        try:
+            from sandrun import recovery
+
+            _detach(close)
+            recovery.outlast(container, known)
+            container.close()
+            lock.release()
+        finally:
+            os._exit(0)
+    lock.pass_on()
+    return True
+
+
 class _Second:
     """The keeper's keeper. `pipe`: the supervisor's end is its death for this one too; `finish`:
     what to do then, if the keeper died as well."""
 
     __slots__ = ("_finish", "_link", "_pipe", "pid", "process")
 
-    def __init__(self, pipe: int, finish: "Callable[[], bool]") -> None:
+    def __init__(self, pipe: int, finish: "Callable[[], None]") -> None:
         self._pipe = pipe
         self._finish = finish
         self._link = -1

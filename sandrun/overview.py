@@ -4,11 +4,10 @@ import os
 import sys
 import time
 
-from sandrun import kernel, project
+from sandrun import kernel, project, recovery, report
 from sandrun.leaving import look_at
 from sandrun.model import SandrunError, plain, size_text, span_text
 from sandrun.queue import Queue
-from sandrun.recovery import each_slot
 from sandrun.ticket import Ticket, is_stopped
 
 TYPE_CHECKING = False
@@ -53,9 +52,12 @@ def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
                 note = f"paused; go on with: {look_at('resume', name)}"
             # Looking means locking for an instant, so only where nobody should hold it.
             elif not any(row["running"] for row in rows):
-                lost = not all(free for _, free in each_slot(queue))
+                lost = not all(free for _, free in recovery.each_slot(queue))
             if lost:
                 note = "processes of a run whose sandrun was killed hold the run lock"
+            if kept := recovery.kept_for(queue):
+                what = f"{report.unkillable(kept[0])}{report.way_to_end(kept[0])}"
+                note, lost = f"the run lock is kept for what could not be ended: {what}", True
             queue.write_view()
         if sys.platform != "win32" and (root or name) and not lost:
             from sandrun import lock_holders

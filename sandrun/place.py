@@ -126,14 +126,13 @@ def _take_in(queue: Queue, this: "Run", key: int, deadline: float) -> Place:
     ticket = queue.enqueue(this.id, this.command, settings.priority, key)
     place = Place(queue, ticket, lock)
     try:
-        if not _at_once(place) and not _wait_turn(this, place, deadline):
-            place.release()
-            return _inside()
+        turn = _at_once(place)
+        while not turn:
+            if not _wait_turn(this, place, deadline):
+                place.release()
+                return _inside()
+            turn = _is_clean(place)
         queue.mark(ticket, running=True)
-        if lock.read_holder():
-            from sandrun import recovery
-
-            recovery.take_over(lock)
         _enter_pool(this, place, deadline)
     except BaseException as error:
         if getattr(error, "exit_code", 0) == EXIT_GAVE_UP and getattr(error, "keep", True):
@@ -151,7 +150,20 @@ def _at_once(place: Place) -> bool:
     nearest = queue.ahead(ticket, lock.slots, new=True)
     for other in nearest:
         other.close()
-    return len(nearest) < lock.slots and not queue.paused and lock.try_take()
+    free = len(nearest) < lock.slots and not queue.paused
+    return free and lock.try_take() and _is_clean(place)
+
+
+def _is_clean(place: Place) -> bool:
+    """Clean up after the run lock's last holder, if it was killed; False: the lock is held again,
+    for what of it nobody can end."""
+    lock = place.lock
+    assert lock
+    if not lock.read_holder():
+        return True
+    from sandrun import recovery
+
+    return recovery.take_over(lock, place.descriptors())
 
 
 def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:

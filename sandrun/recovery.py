@@ -4,6 +4,10 @@ Whoever finds the run does it: its keeper at once, else the next run of the queu
 the holder's line in the run lock's file. Ending processes may be done by several at once and does
 no harm; the record is written only by who holds the run lock, so it is written once.
 
+What nobody can end (another user's process, one in uninterruptible sleep) may have closed the run
+lock that it inherited, as sudo does: so whoever finds it holds the lock until it is gone
+(`outlast`), and its line names it.
+
 What proves that a process may be killed. The line is only text: damaged, copied, or of a version
 that knows other backends. So nothing is ended unless
 - every field has its form, and the line names the state directory that it was found in (`Holder`);
@@ -25,7 +29,7 @@ from sandrun.runlock import RunLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from sandrun.protocol import Container
 
@@ -33,11 +37,12 @@ if TYPE_CHECKING:
 class Holder:
     """The run that a holder's line tells of. Every field has been checked: texts are texts without
     NUL, `state` is an absolute path, times lie in the past. `born` is the supervisor's start in
-    clock ticks (0: not told), `record` what is known for the run's record."""
+    clock ticks (0: not told), `record` what is known for the run's record; `unkillable` the
+    processes that could not be ended, with their starts."""
 
     __slots__ = (
         *("backend", "born", "container", "cwd", "id", "leaves", "pid", "record", "since"),
-        "state",
+        *("state", "unkillable"),
     )
 
     def __init__(self, fields: "Mapping[str, object]") -> None:
@@ -51,6 +56,7 @@ class Holder:
         self.since = _number(fields, "since", time.time() + _AHEAD)
         self.born = int(_number(fields, "born", 1 << 62)) if "born" in fields else 0
         self.leaves = fields.get("leftovers") == "leave"
+        self.unkillable = _starts(fields.get("unkillable"))
         known = fields.get("v", history.VERSION) == history.VERSION  # once there was no version
         if not known or not is_run_id(self.id) or not os.path.isabs(self.state):
             raise ValueError
@@ -60,6 +66,8 @@ class Holder:
 
 _AHEAD = 3600.0
 """Seconds by which somebody may have set the clock back."""
+_LOOK = 1.0
+"""Seconds between two looks at what cannot be ended."""
 _DYING = 1.0
 """Seconds that a killed process may still be seen after its ticket."""
 _RECORDED: "dict[str, type | tuple[type, ...]]" = {
@@ -84,6 +92,71 @@ def _number(fields: "Mapping[str, object]", key: str, most: float) -> float:
     return value
 
 
+def _starts(value: object) -> "dict[int, int]":
+    """Processes by number, as `note_unkillable` writes them; they are only waited for."""
+    pairs = value if isinstance(value, list) else []
+    return {pid: start for pid, start in pairs if type(pid) is type(start) is int and pid > 1}
+
+
+def note_unkillable(lock: RunLock, line: bytes, pids: "Iterable[int]") -> None:
+    """Add to the holder's line which processes could not be ended."""
+    import json
+
+    from sandrun import kernel
+
+    fields = {**json.loads(line), "unkillable": [[pid, kernel.start(pid)] for pid in pids]}
+    lock.write_holder(history.encode(fields).encode())
+
+
+def unkillable(line: bytes) -> "list[int]":
+    """The processes of a run that could not be ended and live still, by its holder's line."""
+    holder = parse(line) if b'"unkillable"' in line else None
+    return list(_alive(holder.unkillable)) if holder else []
+
+
+def kept_for(queue: Queue) -> "list[int]":
+    """The processes that could not be ended, live still, and keep run locks of a queue; no lock is
+    taken to find out."""
+    found: list[int] = []
+    for slot in queue.slots():
+        lock = RunLock(queue, slot, first=slot)
+        lock.prepare()
+        found += unkillable(lock.read_holder())
+        lock.drop()
+    return found
+
+
+def _alive(known: "dict[int, int]") -> "dict[int, int]":
+    from sandrun import kernel
+
+    return {
+        pid: start
+        for pid, start in known.items()
+        if kernel.start(pid) == start and not kernel.is_zombie(pid)
+    }
+
+
+def outlast(container: "Container", known: "dict[int, int]") -> None:
+    """Return when none of these processes lives, nor what they start, nor any of the container.
+
+    They may fork and exit, and be another user's: so they are looked at each second, and the whole
+    container, which on the fallback is a scan of the host, only when none of them is left."""
+    import select
+
+    from sandrun import kernel
+
+    while known := _alive(known) or {pid: kernel.start(pid) for pid in container.pids()}:
+        waiter = select.poll()
+        pinned = [fd for fd in map(kernel.pin, known) if fd >= 0]
+        for fd in pinned:
+            waiter.register(fd, select.POLLIN)
+        waiter.poll(_LOOK * 1000)
+        for fd in pinned:
+            os.close(fd)
+        for started in [below for pid in known for below in kernel.descendants(pid)]:
+            known.setdefault(started, kernel.start(started))
+
+
 def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
     """Each slot that was ever taken in a state directory, and whether it was free: it is ours
     then, until dropped or released."""
@@ -104,8 +177,7 @@ def end_orphans(queue: Queue, line: bytes) -> bool:
     container = _container(queue, holder)
     if container is None:
         return False
-    _end(container, holder)
-    return True
+    return not _end(container, holder)
 
 
 def parse(line: bytes) -> "Holder | None":
@@ -147,34 +219,42 @@ def _container(queue: Queue, holder: Holder) -> "Container | None":
     return container
 
 
-def _end(container: "Container", holder: Holder) -> bool:
+def _end(container: "Container", holder: Holder) -> "dict[int, int]":
+    """End the run's processes; those that live on, with their starts."""
+    from sandrun import kernel
+
+    pids: list[int] = []
     try:
         container.kill()
-        return True
     except TimeoutError as error:
-        messages.warn(f"processes of the ended run {holder.id} do not die: {error}")
-        return False
+        pids = error.args[0]
+        messages.warn(f"processes of the ended run {holder.id} do not die: {pids}")
+    return _alive({**holder.unkillable, **{pid: kernel.start(pid) for pid in pids}})
 
 
-def finish(container: "Container", line: bytes) -> bool:
-    """End a lost run for good, whose own process we are: processes, container, record; whether its
-    processes are dead.
+def finish(container: "Container", line: bytes, lock: "RunLock | None") -> None:
+    """End a lost run for good, whose own process we are: processes, container, record. Returns when
+    its processes are dead. The caller holds the run lock, if the run has one."""
+    holder = parse((lock.read_holder() if lock else b"") or line)
+    if holder is None:
+        return
+    alive = _end(container, holder)
+    if alive:
+        _record_lost(holder)
+        if lock:
+            note_unkillable(lock, line, alive)
+        outlast(container, alive)
+    _finish(container, holder, os.environ)
 
-    The caller holds the run lock.
-    """
-    holder = parse(line)
-    return holder is None or _finish(container, holder, os.environ)
 
-
-def _finish(container: "Container", holder: Holder, env: "Mapping[str, str]") -> bool:
-    dead = _end(container, holder)
+def _finish(container: "Container", holder: Holder, env: "Mapping[str, str]") -> None:
+    """What is to be done when all its processes are dead."""
     container.close()
     _record_lost(holder)
-    if dead and not holder.leaves and holder.backend != "none" and os.path.isabs(holder.cwd):
+    if not holder.leaves and holder.backend != "none" and os.path.isabs(holder.cwd):
         from sandrun import gitguard
 
         gitguard.heal_after(holder.cwd, holder.since, holder.id, env)
-    return dead
 
 
 def _record_lost(holder: Holder) -> None:
@@ -188,18 +268,20 @@ def _record_lost(holder: Holder) -> None:
         messages.decision("cannot record the lost run")
 
 
-def take_over(lock: RunLock) -> None:
-    """After taking the run lock: clean up after a holder that did not end by itself."""
+def take_over(lock: RunLock, private: "list[int]") -> bool:
+    """After taking the run lock: clean up after a holder that did not end by itself. False: some of
+    its processes cannot be ended, and the lock is held for them by a process that has none of the
+    descriptors `private`."""
     line = lock.read_holder()
     if not line:
-        return
+        return True
     holder = parse(line)
     if holder is None:
         messages.warn(
             "a killed sandrun left a line that is damaged or of another version: nothing is ended",
             f"what it had started may still run; the line is in {lock.queue.path}",
         )
-        return
+        return True
     messages.status(
         f"cleaning up after run {holder.id}: its sandrun (pid {int(holder.pid)}) was killed"
     )
@@ -210,8 +292,16 @@ def take_over(lock: RunLock) -> None:
             "end it by hand if it still runs; a sandrun of another version started it",
         )
         _record_lost(holder)
-        return
+        return True
     # The line was written when the run began, whatever it says itself.
     holder.since = max(holder.since, lock.written_at())
+    alive = _end(container, holder)
+    if alive:
+        _record_lost(holder)
+        note_unkillable(lock, line, alive)
+        from sandrun import keeper
+
+        return not keeper.hold(container, lock, alive, private)
     # Where this run's own git variables lead is not where the other's led.
     _finish(container, holder, {})
+    return True

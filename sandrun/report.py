@@ -80,7 +80,8 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     if outcome.leftovers and outcome.reason in ("exit", "signal"):
         _left_behind(outcome.leftovers, settings)
     for pid in outcome.undead:
-        messages.warn(f"could not end {_describe_undead(pid)}")
+        way_out = f"it keeps the queue's run lock as long as it lives{way_to_end(pid)}"
+        messages.warn(f"could not end {unkillable(pid)}", way_out)
 
 
 def _left_behind(processes: "list[Process]", settings: "Settings") -> None:
@@ -156,7 +157,7 @@ def _time(reason: str, settings: "Settings") -> "tuple[str, str]":
     )
 
 
-def _describe_undead(pid: int) -> str:
+def unkillable(pid: int) -> str:
     """A process that survived SIGKILL, and why it could."""
     if sys.platform == "win32":
         named = kernel.describe(pid)
@@ -165,7 +166,9 @@ def _describe_undead(pid: int) -> str:
         stat = kernel.Stat(pid)
         owner = kernel.owner(pid)
     except OSError:
-        return f"pid {pid} in time; it is gone now"
+        if kernel.is_zombie(pid):
+            return f"pid {pid} in time; it is gone now"
+        return f"pid {pid}: /proc does not show it, as it may hide another user's processes"
     if os.geteuid() not in (0, owner):
         why = f"it belongs to uid {owner}, and we may not signal it"
     elif stat.state == "D":
@@ -174,6 +177,15 @@ def _describe_undead(pid: int) -> str:
         why = f"it is in state {stat.state}"
     process = kernel.describe(pid)
     return f"{process.command if process else stat.name} (pid {pid}): {why}"
+
+
+def way_to_end(pid: int) -> str:
+    """What ends such a process, as the end of a sentence; '' where nothing does but waiting."""
+    try:
+        foreign = os.geteuid() not in (0, kernel.owner(pid))
+    except (AttributeError, OSError):  # Windows; one that /proc hides
+        foreign = False
+    return f"; to end it: sudo kill {pid}" if foreign else ""
 
 
 def _memory(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:

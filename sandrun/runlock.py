@@ -220,7 +220,7 @@ class RunLock:
 
     def prepare(self) -> None:
         """Open the first slot's files ahead of the turn, to be quicker when it comes."""
-        for file in self._slot_files(1):
+        for file in self._slot_files(self.first):
             try:
                 file.open()
             except OSError as error:  # try_take says it
@@ -228,7 +228,7 @@ class RunLock:
 
     def second_path(self) -> str:
         """Where the second home is; '' if there is none."""
-        files = self._slot_files(1)
+        files = self._slot_files(self.first)
         return files[1].path if len(files) > 1 else ""
 
     def try_take(self) -> bool:
@@ -353,6 +353,14 @@ class RunLock:
             except OSError:
                 pass
         self.drop()
+
+    def pass_on(self) -> None:
+        """Close all and free nothing: a child that inherited the lock holds it from now on."""
+        for files in self._files.values():
+            for file in files:
+                file.close()
+        self._files.clear()
+        self.slot = 0
 
     def drop(self) -> None:
         """Free what is held and close all, without emptying: the next run cleans up by it."""

@@ -53,6 +53,7 @@ class Run:
         self.place = Place()
         self.log: history.Log | None = None
         self.keeper: Keeper | None = None
+        self.unkillable: list[int] = []
         self.record: dict[str, object] = {
             "id": self.id,
             "pid": os.getpid(),
@@ -151,8 +152,9 @@ def run(
         raise
     finally:
         _surely(lambda: _record(this, outcome, time.time() - since))
-        if not outcome.undead:  # what cannot be ended holds the inherited lock as long as it lives
-            this.place.release()
+        if this.keeper and this.unkillable:
+            this.keeper.outlast(this.unkillable)  # and keeps the run lock: no release empties it
+        this.place.release()
         if this.keeper:
             this.keeper.reap()
     return outcome
@@ -253,16 +255,20 @@ def _contained(this: Run) -> Outcome:
                 container, place.descriptors(), place.lock, line, parent, backend.kernel
             )
         outcome = _supervised(this, backend, container, keeper)
+        this.unkillable = outcome.undead
         if not outcome.is_plain():
             _surely(lambda: _report(outcome, settings, backend))
     except BaseException:
-        container.kill()
+        try:
+            container.kill()
+        except TimeoutError as error:
+            this.unkillable = error.args[0]
         raise
     finally:
         container.close()
-        if keeper:
+        this.keeper = keeper
+        if keeper and not this.unkillable:
             keeper.dismiss()
-            this.keeper = keeper
     return outcome
 
 

@@ -207,18 +207,24 @@ def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience)
     else:
         if max([_end_orphans(queue, fd) for fd in lock.blocked]) and lock.try_take():
             return True
-        patience.feedback.orphans()
+        patience.feedback.orphans([pid for fd in lock.blocked for pid in _unkillable(fd)])
     patience.await_locks(lock.blocked, fcntl.LOCK_EX, ticket.fd)
     return False
 
 
 def _end_orphans(queue: Queue, fd: int) -> bool:
     line = read_line(fd)
-    if not line:
+    if not line or _unkillable(fd):  # its keeper has tried
         return False
     from sandrun import recovery
 
     return recovery.end_orphans(queue, line)
+
+
+def _unkillable(fd: int) -> "list[int]":
+    from sandrun import recovery
+
+    return recovery.unkillable(read_line(fd))
 
 
 class _Helper:

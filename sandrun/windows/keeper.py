@@ -25,9 +25,22 @@ class Keeper:
         two: bool,
     ) -> None:
         self.parent = parent
+        self._lock = lock
+
+    def outlast(self, pids: "list[int]") -> None:
+        """Free the run lock, but leave the holder's line: the next run cleans up by it."""
+        if self._lock:
+            self._lock.drop()
 
     def dismiss(self) -> None:
         """Nothing runs."""
 
     def reap(self) -> None:
         """Nothing runs."""
+
+
+def hold(
+    container: "Container", lock: "RunLock", known: "dict[int, int]", close: "list[int]"
+) -> bool:
+    """False: no process of ours outlasts its caller here, which keeps the run lock."""
+    return False

@@ -122,7 +122,7 @@ def wait_turn(
             _close(nearest)
             return
         else:
-            patience.feedback.orphans()
+            patience.feedback.orphans([])
             _watch_lock(patience, lock)
         _close(nearest)
         patience.sleep(ticket)

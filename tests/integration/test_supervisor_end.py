@@ -423,10 +423,7 @@ int main(void) {
 
 
 def test_a_setuid_child_is_reported_and_not_waited_for_long(open_box: Box) -> None:
-    source, program = open_box.root / "become.c", open_box.root / "become"
-    source.write_text(SETUID)
-    subprocess.run(["cc", "-o", str(program), str(source)], check=True)
-    program.chmod(0o4755)
+    program = build(open_box, SETUID)
     began = time.monotonic()
     options = ["--backend", "rlimit", "-t", "0.5", "--grace", "0.2"]
     run = open_box.start(*options, "--", program, user=65534)
@@ -438,6 +435,69 @@ def test_a_setuid_child_is_reported_and_not_waited_for_long(open_box: Box) -> No
     assert f"(pid {pid}): it belongs to uid 0, and we may not signal it" in open_box.heard(run)
     assert time.monotonic() - began < 8 * SCALE
     assert alive(pid)
+
+
+LIKE_SUDO = r"""
+#include <unistd.h>
+int main(int argc, char **argv) {
+    for (int fd = 3; fd < 1024; fd++) close(fd); /* as sudo does, by closefrom(3) */
+    if (setgid(0) || setuid(0)) return 1;
+    execvp(argv[1], argv + 1);
+    return 1;
+}
+"""
+
+
+def build(box: Box, source: str) -> Path:
+    """A program that is root's whoever starts it."""
+    file, program = box.root / "program.c", box.root / "program"
+    file.write_text(source)
+    subprocess.run(["cc", "-o", str(program), str(file)], check=True)
+    program.chmod(0o4755)
+    return program
+
+
+@pytest.mark.parametrize("killed", ["nobody", "supervisor", "all"])
+def test_what_root_left_behind_keeps_the_run_lock(open_box: Box, killed: str) -> None:
+    """It has closed the lock that it inherited, and whose run it was may not end it."""
+    as_root = build(open_box, LIKE_SUDO)
+    act = "sleep 1000 </dev/null >/dev/null 2>&1 & echo $!"
+    then = ":" if killed == "nobody" else "exec sleep 1000"
+    options = ["--backend", "rlimit", "--grace", "0.2"]
+    run = open_box.start(*options, "--", *SH, f"{as_root} sh -c '{act}'; {then}", user=65534)
+    assert run.stdout
+    first = run.stdout.readline()
+    assert first, open_box.heard(run)
+    pid = int(first)
+    said = f"sleep 1000 (pid {pid}): it belongs to uid 0, and we may not signal it"
+    ask = partial(open_box.run, "-q", "--no-wait", "--", "echo", "ran", user=65534)
+    try:
+        if killed == "nobody":
+            assert run.wait(30 * SCALE) == 0
+            assert said in open_box.heard(run)
+        else:
+            keepers = kernel.children(run.pid) if killed == "all" else []
+            for each in (*filter(is_keeper, keepers), run.pid):
+                os.kill(each, signal.SIGKILL)
+            run.wait()
+        wait_for(lambda: ask().returncode == 75, 30 * SCALE, "the lock is kept")
+        waiter = open_box.start("--", "echo", "ran", user=65534)
+        wait_for(lambda: said in open_box.heard(waiter), 30 * SCALE, "the waiter is told")
+        assert f"to end it: sudo kill {pid}" in open_box.heard(waiter)
+        shown = open_box.run("status", argv=launcher(), user=65534).stdout
+        assert f"kept for what could not be ended: {said}; to end it: sudo kill {pid}" in shown
+        ended = open_box.run("kill", argv=launcher(), user=65534)
+        assert ended.returncode == 1
+        assert f"could not end {said}; to end it: sudo kill {pid}" in ended.stderr
+        examined = open_box.run("doctor", argv=launcher(), user=65534, seconds=120).stdout
+        assert said in examined and f"fix: sudo kill {pid}" in examined
+        assert waiter.poll() is None and alive(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    assert waiter.wait(30 * SCALE) == 0
+    assert ask().returncode == 0, "and is free again"
+    reasons = [str(record["reason"]) for record in open_box.records()]
+    assert sorted(reasons) == ["exit", "exit", "exit" if killed == "nobody" else "lost"]
 
 
 # The keeper

@@ -42,7 +42,7 @@ def test_after_speaking_there_is_always_a_pause(
             case "elsewhere":
                 told.elsewhere("/lock", os.getpid())
             case "orphans":
-                told.orphans()
+                told.orphans([])
             case _:
                 told.show([Ticket(head.name)])
         clock.now += max(0.001, told.due(15.0))
