@@ -104,7 +104,7 @@ class Feedback:
             # First what a narrow terminal must not cut.
             text += f"; running for {span_text(age)}"
             text += self._expectation([Ticket(n) for n in names[: position - 1]], age)
-            text += f": {head.command} (pid {head.pid}{_where(head.pid)}{self._memory(head.pid)})"
+            text += f": {head.command} (pid {head.pid}{self._where(head)}{self._memory(head.pid)})"
         self._say(text, mark)
         if self.behind and not self.hinted and now - self.behind_since >= HINT_AFTER:
             self._hint(head)
@@ -116,7 +116,7 @@ class Feedback:
 
     def elsewhere(self, path: str, holder: int) -> None:
         """Another user, or a container, runs in the same checkout."""
-        who = f"pid {holder}{_where(holder)}" if holder else "in another container, perhaps"
+        who = f"pid {holder}" if holder else "in another container, perhaps"
         self._once(f"waiting: {path} is held by a run that is not in this queue ({who})", path)
 
     def room(self, text: str, ahead: "list[str]") -> None:
@@ -166,6 +166,12 @@ class Feedback:
             f"look at it: {look_at('status', self.name)}; end it: sandrun kill {head.id}"
         )
 
+    def _where(self, head: Ticket) -> str:
+        from sandrun import recovery
+
+        found = recovery.directory(self.queue, head)
+        return f", in {found}" if found else ""
+
     def _memory(self, pid: int) -> str:
         if not self._is_foreground():
             return ""
@@ -200,12 +206,3 @@ def _cut(line: str, columns: int) -> str:
     if ends[-1] <= columns:
         return line
     return line[: sum(end < columns for end in ends[1:])] + "…"
-
-
-def _where(pid: int) -> str:
-    from sandrun import kernel
-
-    try:
-        return f", in {kernel.directory(pid)}"
-    except OSError:
-        return ""

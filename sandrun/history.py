@@ -158,7 +158,7 @@ def recorded(run_id: str) -> bool:
     """
     mark = run_id.encode()
     lines = (line for line in _last_lines(_SEARCHED) if mark in line)
-    return any(record.get("id") == run_id for record in _records(lines))
+    return any(record.get("id") == run_id for record in records(lines))
 
 
 def _last_lines(size: int) -> "list[bytes]":
@@ -208,7 +208,8 @@ def _scanner() -> "Callable[[str, int], tuple[object, int]]":
         return JSONDecoder().raw_decode
 
 
-def _records(lines: "Iterable[bytes]") -> "Iterator[dict[str, object]]":
+def records(lines: "Iterable[bytes]") -> "Iterator[dict[str, object]]":
+    """What lines that `encode` made say; others are skipped."""
     scan = _scanner()
     for line in lines:
         try:
@@ -229,7 +230,7 @@ def durations(project: str, show: "Callable[[list[str]], str]") -> "dict[str, fl
     shows them. Only of those that ended by themselves.
     """
     walls: dict[str, list[float]] = {}
-    for record in _records(_last_lines(_RECENT)):
+    for record in records(_last_lines(_RECENT)):
         if record.get("project") != project or record.get("reason") != "exit":
             continue
         command, wall = record.get("command"), record.get("wall")

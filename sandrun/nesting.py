@@ -19,7 +19,7 @@ import sys
 from sandrun import kernel, project
 from sandrun.model import DARWIN, SandrunError
 from sandrun.queue import Queue
-from sandrun.ticket import Ticket, slot_file
+from sandrun.ticket import Ticket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -119,19 +119,12 @@ def _locks_of_ours(queue: Queue) -> "list[str]":
     if sys.platform == "win32":
         return []
     from sandrun import recovery
-    from sandrun.runlock import read_line
 
     ids = []
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    for slot in queue.slots():
-        try:
-            fd = os.open(slot_file("executor", slot), flags, dir_fd=queue.dir)
-        except OSError:
-            continue
-        if is_handed_down(os.fstat(fd)):
-            holder = recovery.parse(read_line(fd))
+    for file, line in recovery.lines(queue):
+        if is_handed_down(file):
+            holder = recovery.parse(line)
             ids.append(holder.id if holder else "")  # a full disk lost the line
-        os.close(fd)
     return ids
 
 

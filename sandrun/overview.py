@@ -47,7 +47,7 @@ def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
         if queue:
             queue.sweep()
             poor = waiting_for_memory()
-            rows = [_row(ticket, ticket.id in poor) for ticket in queue.tickets()]
+            rows = [_row(queue, ticket, ticket.id in poor) for ticket in queue.tickets()]
             if queue.paused:
                 note = f"paused; go on with: {look_at('resume', name)}"
             # Looking means locking for an instant, so only where nobody should hold it.
@@ -71,7 +71,7 @@ def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
     return {"path": path, "project": of, "queue": name, "runs": rows, "held": held, "note": note}
 
 
-def _row(ticket: Ticket, poor: bool) -> "dict[str, object]":
+def _row(queue: Queue, ticket: Ticket, poor: bool) -> "dict[str, object]":
     stopped = _stopped(ticket)
     return {
         "id": ticket.id,
@@ -83,7 +83,7 @@ def _row(ticket: Ticket, poor: bool) -> "dict[str, object]":
         "since": ticket.since,
         "head_start": ticket.extra,
         "command": ticket.command,
-        "cwd": _cwd(ticket.pid),
+        "cwd": recovery.directory(queue, ticket),
         "memory": tree_memory(ticket.pid),
     }
 
@@ -95,13 +95,6 @@ def _stopped(ticket: Ticket) -> int:
     # A supervisor follows what the terminal stops, but not a SIGSTOP to the command alone.
     command = kernel.children(ticket.pid) if ticket.running else []
     return next((pid for pid in (ticket.pid, *command) if is_stopped(pid)), 0)
-
-
-def _cwd(pid: int) -> str:
-    try:
-        return kernel.directory(pid)
-    except OSError:
-        return ""
 
 
 def tree_memory(pid: int) -> int:

@@ -20,12 +20,14 @@ and only those made since the line was written (`gitguard.stale`).
 """
 
 import os
+import sys
 import time
 
 from sandrun import history, messages
 from sandrun.model import SandrunError, is_run_id
 from sandrun.queue import Queue
-from sandrun.runlock import RunLock
+from sandrun.runlock import RunLock, read_line
+from sandrun.ticket import Ticket, slot_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -166,6 +168,33 @@ def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
         lock.drop()
 
 
+def lines(queue: Queue) -> "Iterator[tuple[os.stat_result, bytes]]":
+    """Each slot's file in a state directory and the line in it, without locking anything."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    for slot in queue.slots():
+        try:
+            fd = os.open(slot_file("executor", slot), flags, dir_fd=queue.dir)
+        except OSError:
+            continue
+        yield os.fstat(fd), read_line(fd)
+        os.close(fd)
+
+
+def directory(queue: Queue, ticket: Ticket) -> str:
+    """Where the run of a ticket was started; '' if that cannot be known. While the command runs,
+    the supervisor is not there any more (but on Windows), and its line says where it was."""
+    from sandrun import kernel
+
+    if ticket.running and sys.platform != "win32":
+        for record in history.records(line for _, line in lines(queue)):
+            if record.get("id") == ticket.id:
+                return str(record.get("cwd", ""))
+    try:
+        return kernel.directory(ticket.pid)
+    except OSError:
+        return ""
+
+
 def end_orphans(queue: Queue, line: bytes) -> bool:
     """End what is left of the run that `line` tells of, if its supervisor is dead.
 
@@ -254,7 +283,7 @@ def _finish(container: "Container", holder: Holder, env: "Mapping[str, str]") ->
     if not holder.leaves and holder.backend != "none" and os.path.isabs(holder.cwd):
         from sandrun import gitguard
 
-        gitguard.heal_after(holder.cwd, holder.since, holder.id, env)
+        gitguard.heal_after(holder.cwd, holder.since, holder.id, env, holder.cwd)
 
 
 def _record_lost(holder: Holder) -> None:

@@ -325,7 +325,7 @@ def _supervised(
         # First of all: from now on what the terminal sends reaches the command without us.
         supervisor = Supervisor(child, container, this.settings, backend.kernel, keeper)
         this.place.show()
-        outcome = supervisor.run()
+        outcome = _elsewhere(str(this.record["cwd"]), supervisor.run)
         if modes and outcome.reason != "exit":
             from sandrun import terminal
 
@@ -335,6 +335,27 @@ def _supervised(
         from sandrun import report
 
         return report.not_started(stage, number, this.command)
+    return outcome
+
+
+def _elsewhere(directory: str, call: "Callable[[], Outcome]") -> Outcome:
+    """What `call` returns, called in `/`: the caller's `directory` can be unmounted or removed as
+    soon as the command has left it. What follows may need it again, for what the environment names
+    by a relative path (GIT_DIR); we come back unless the path leads to another one by now.
+    """
+    if sys.platform == "win32":
+        return call()
+    try:
+        here = os.stat(os.curdir)
+        os.chdir("/")
+    except OSError:
+        return call()  # no right to search it, or the root
+    outcome = call()
+    try:
+        if os.path.samestat(os.stat(directory), here):
+            os.chdir(directory)
+    except OSError:
+        pass
     return outcome
 
 

@@ -56,12 +56,14 @@ _HOOKS_OWN = ("GIT_INDEX_FILE", "GIT_PREFIX")
 _DANGEROUS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 
 
-def around(project: str, env: "Mapping[str, str]" = os.environ) -> "Repository | None":
-    """The repository that the gits of a run in `project` act on, with the variables of `env`."""
+def around(
+    project: str, env: "Mapping[str, str]" = os.environ, here: str = os.curdir
+) -> "Repository | None":
+    """The repository that the gits of a run in `project` act on, with the variables of `env`; a
+    relative GIT_DIR counts from `here`."""
     from sandrun.gitguard.repository import find
 
-    # A relative GIT_DIR counts from where we are.
-    return find("." if env.get("GIT_DIR") else project, env)
+    return find(here if env.get("GIT_DIR") else project, env)
 
 
 def is_quiet(project: str) -> bool:
@@ -110,12 +112,16 @@ def wait_quiet(project: str, patience: float, mask: "set[int]") -> None:
 
 
 def heal_after(
-    project: str, since: float, run_id: str, env: "Mapping[str, str]" = os.environ
+    project: str,
+    since: float,
+    run_id: str,
+    env: "Mapping[str, str]" = os.environ,
+    here: str = os.curdir,
 ) -> None:
     """Move aside the locks that a run's dead processes left (`stale.after_run`)."""
     if sys.platform == "win32":
         return
-    repo = around(project, env)
+    repo = around(project, env, here)
     if repo:
         from sandrun.gitguard import stale
 
