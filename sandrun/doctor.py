@@ -16,8 +16,10 @@ from sandrun import (
     __version__,
     backends,
     checks,
+    daemons,
     gitguard,
     kernel,
+    outside,
     project,
     runner,
     settings,
@@ -195,6 +197,21 @@ def _prctl() -> Line:
     )
 
 
+def _daemons(chosen: settings.Settings) -> "list[Line]":
+    """The user's daemons that would do a run's work where no limit of it holds."""
+    env = dict(os.environ)
+    if chosen.daemons == "contain":
+        runner.contain_daemons(env, chosen, "0")
+    root = project.find(project.working_directory())
+    found = [p for p in map(daemons.describe, outside.serving(root, env)) if p]
+    if not found:
+        return [] if DARWIN else [Line("daemons", PASS, "none outside works for runs here")]
+    text = ", ".join(f"{p.daemon} (pid {p.pid})" for p in found[:5])
+    text += ": does the work of runs outside of them, where no limit or end reaches it"
+    status = PASS if chosen.daemons == "leave" else CAUTION  # that is what the user wants
+    return [Line("daemons", status, text, daemons.ways_out(found))]
+
+
 def _git() -> Line:
     well, evidence, fix = gitguard.leak_check()
     return Line("git", PASS if well else CAUTION, evidence, fix)
@@ -214,6 +231,7 @@ def examine(chosen: settings.Settings) -> "list[Line]":
         trusted(chosen),
         *([_named(chosen.queue)] if chosen.queue else [_second_home()]),
         _git(),
+        *_daemons(chosen),
     ]
 
 

@@ -141,11 +141,13 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 
 class Stat:
     """What /proc/PID/stat tells (proc(5)): identity, state, parent, start in clock ticks; `cpu` in
-    seconds, that of reaped children included; `size` (of its address space) and `rss` in bytes;
-    `faults`: its page faults; `stack`: the address where its stack starts, 0 for another user's."""
+    seconds, that of reaped children (`reaped`) included; `size` (of its address space) and `rss` in
+    bytes; `faults`: its page faults; `stack`: the address where its stack starts, 0 for another
+    user's."""
 
     __slots__ = (
-        *("cpu", "faults", "name", "parent", "rss", "size", "stack", "start", "state", "threads"),
+        *("cpu", "faults", "name", "parent", "reaped", "rss", "size", "stack", "start", "state"),
+        "threads",
     )
 
     def __init__(self, pid: int) -> None:
@@ -155,7 +157,8 @@ class Stat:
         self.state = fields[0].decode()
         self.parent = int(fields[1])
         self.faults = int(fields[7]) + int(fields[9])
-        self.cpu = sum(map(int, fields[11:15])) / _TICKS
+        self.reaped = (int(fields[13]) + int(fields[14])) / _TICKS
+        self.cpu = (int(fields[11]) + int(fields[12])) / _TICKS + self.reaped
         self.threads = int(fields[17])
         self.start = int(fields[19])
         self.size = int(fields[20])

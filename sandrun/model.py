@@ -182,12 +182,12 @@ class Outcome:
     itself) and `lost` (the supervisor was killed; written by whoever found the run).
     `interrupted`: the terminal's Ctrl-C ended the command. `asked`: the signal that ended it was
     sent to us, or by the terminal, so whoever sent it knows; `dumped`: it dumped core. `undead`:
-    processes that nobody could end.
+    processes that nobody could end. `outside`: daemons that are no part of it and worked meanwhile.
     """
 
     __slots__ = (
-        *("asked", "code", "dumped", "interrupted", "leftovers", "reason", "signal", "top"),
-        *("undead", "usage"),
+        *("asked", "code", "dumped", "interrupted", "leftovers", "outside", "reason", "signal"),
+        *("top", "undead", "usage"),
     )
 
     def __init__(self, reason: str, code: int, signal: int = 0) -> None:
@@ -197,12 +197,15 @@ class Outcome:
         self.usage = Usage()
         self.interrupted = self.asked = self.dumped = False
         self.leftovers: list[Process] = []
+        self.outside: list[Process] = []
         self.undead: list[int] = []
         self.top: list[Process] = []
 
     def is_plain(self) -> bool:
         """Whether there is nothing to say about this end (`sandrun.report`), as of most."""
         if self.reason not in ("exit", "signal") or self.leftovers or self.undead:
+            return False
+        if self.outside:
             return False
         if self.usage.refused[0] or (self.code and self.usage.near):
             return False

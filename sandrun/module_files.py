@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LATE = (
-    *("clocks", "daemons", "ending", "kernel", "lookup", "recovery", "report", "small_files"),
+    *("clocks", "daemons", "ending", "kernel", "lookup", "outside", "recovery", "report"),
+    "small_files",
     "terminal",
     *(
         f"gitguard/{name}"

@@ -79,6 +79,8 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
             messages.warn(*_backstop(kind, had, most))
     if outcome.leftovers and outcome.reason in ("exit", "signal"):
         _left_behind(outcome.leftovers, settings)
+    if outcome.outside:
+        messages.warn(*_outside(outcome.outside))
     for pid in outcome.undead:
         way_out = f"it keeps the queue's run lock as long as it lives{way_to_end(pid)}"
         messages.warn(f"could not end {unkillable(pid)}", way_out)
@@ -96,6 +98,14 @@ def _left_behind(processes: "list[Process]", settings: "Settings") -> None:
         + ", ".join(f"{p.command} (pid {p.pid})" for p in news[:5]),
         "" if settings.leftovers == "leave" else daemons.ways_out(news),
     )
+
+
+def _outside(processes: "list[Process]") -> "tuple[str, str]":
+    from sandrun import daemons
+
+    who = ", ".join(f"{p.daemon} (pid {p.pid})" for p in processes[:3])
+    text = f"{who} worked during the run and was started outside of it: no limit or end reaches it"
+    return text, f"{daemons.ways_out(processes)}; to have it so: --daemons leave"
 
 
 def _signal(outcome: Outcome) -> str:

@@ -72,8 +72,7 @@ class Run:
         if self.settings.clean_git_env:
             gitguard.clean(env, gitguard.is_hook(self.command))
         if self.settings.daemons == "contain":
-            own = self.settings.leftovers == "kill" and self.settings.backend != "none"
-            _contain_daemons(env, self.id if own else "")
+            contain_daemons(env, self.settings, self.id)
             gitguard.keep_housekeeping(env, self.project)
         return env
 
@@ -89,23 +88,24 @@ be outside of it. `sandrun.daemons` has their sources; here they cost no import.
 _GRADLE = "-Dorg.gradle.daemon="
 
 
-def _contain_daemons(env: "dict[str, str]", server_id: str) -> None:
+def contain_daemons(env: "dict[str, str]", settings: "Settings", run_id: str) -> None:
     """Have tools work in the run where a variable of theirs does that and the user has not set it.
 
-    sccache cannot work without a server: the run gets one of its own, named by `server_id` (''
-    where nothing would end it with the run). An abstract Unix socket leaves no file and is nobody
+    sccache cannot work without a server: the run gets one of its own, named by `run_id`, but not
+    where nothing would end it with the run. An abstract Unix socket leaves no file and is nobody
     else's; versions that know only the port (before SCCACHE_SERVER_UDS, or not on Linux) get one
     below those that the kernel gives to clients (ip_local_port_range in ip(7)).
     """
+    ends = settings.leftovers == "kill" and settings.backend != "none"
     for name, value in DAEMONLESS:
         env.setdefault(name, value)
     options = env.get("GRADLE_OPTS", "")
     if _GRADLE not in options and _GRADLE not in env.get("JAVA_OPTS", ""):
         env["GRADLE_OPTS"] = f"{options} {_GRADLE}false".lstrip()
-    if server_id and "SCCACHE_SERVER_PORT" not in env and "SCCACHE_SERVER_UDS" not in env:
-        env["SCCACHE_SERVER_PORT"] = str(20000 + int(server_id, 16) % 12000)
+    if ends and "SCCACHE_SERVER_PORT" not in env and "SCCACHE_SERVER_UDS" not in env:
+        env["SCCACHE_SERVER_PORT"] = str(20000 + int(run_id, 16) % 12000)
         if sys.platform == "linux":
-            env["SCCACHE_SERVER_UDS"] = OWN_SERVER + server_id
+            env["SCCACHE_SERVER_UDS"] = OWN_SERVER + run_id
 
 
 def run(
@@ -317,13 +317,18 @@ def _supervised(
         raise Left(signum, waited=False)
     stage, number = "", 0
     modes = _terminal_modes()
+    env = this.environment()
     try:
-        child = container.spawn(this.command, this.environment(), this.heritage)
+        child = container.spawn(this.command, env, this.heritage)
     except OSError as error:
         stage, number = "X", error.errno or 0
     else:
         # First of all: from now on what the terminal sends reaches the command without us.
         supervisor = Supervisor(child, container, this.settings, backend.kernel, keeper)
+        # A run inside another one leaves that to the outer one, and `none` contains nothing.
+        contains = this.settings.daemons == "contain" and container.token and not this.around
+        if contains and sys.platform != "win32":
+            supervisor.served = this.project, env
         this.place.show()
         outcome = _elsewhere(str(this.record["cwd"]), supervisor.run)
         if modes and outcome.reason != "exit":

@@ -33,8 +33,11 @@ except ImportError:  # macOS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sandrun.clocks import Clocks
     from sandrun.keeper import Keeper
+    from sandrun.outside import Outside
     from sandrun.protocol import Container
     from sandrun.report import Half
     from sandrun.settings import Settings
@@ -47,6 +50,8 @@ _FIRST_LOOK = 0.01
 _LOOK_SHARE = 20
 """A look at a kernel's container may take one part in so many of our time; the limit does not
 depend on it. (The monitor sees to its own cost.)"""
+_OUTSIDE = 0.02
+"""Seconds after which daemons outside are looked for: the look costs 2 ms, a short run no more."""
 _REAP_SECONDS = 1.0
 """Seconds after SIGKILL until a command that we cannot reap (traced, in the kernel) is given up."""
 
@@ -83,6 +88,10 @@ class Supervisor:
             from sandrun import clocks
 
             self.clocks = clocks.Clocks(settings, container, now)
+        self.served: tuple[str, Mapping[str, str]] | None = None
+        """The project and the command's environment, if daemons outside shall be looked for."""
+        self.outside_at = now + _OUTSIDE
+        self.outside: Outside | None = None
         self.reason = ""
         self.status: int | None = None
         self.interrupted = False
@@ -111,12 +120,16 @@ class Supervisor:
         outcome.usage = self.container.usage()
         outcome.top = self.container.top()
         outcome.undead = self.undead
+        if self.outside:
+            outcome.outside = self.outside.at_work()
         self._reap()  # what was adopted and killed: who reaps it after us may take its time
         return outcome
 
     def wait(self, until: "float | None") -> None:
         """Sleep until a signal, the next thing that is due, or `until`; do what is due."""
         dues = [until, self.look_at, self.kill_at, self.give_up_at]
+        if self.served:
+            dues.append(self.outside_at)
         if self.clocks and not self.reason:
             dues.append(self.clocks.due)
         times = [due for due in dues if due is not None]
@@ -141,6 +154,12 @@ class Supervisor:
                 self.stop(over)
         if self.kill_at is not None and now >= self.kill_at:
             self._kill()
+        if self.served and now >= self.outside_at:
+            if self.status is None:
+                from sandrun import outside
+
+                self.outside = outside.Outside(self.child, *self.served)
+            self.served = None
         if self.give_up_at is not None and now >= self.give_up_at:
             self.give_up_at = None
             if self.status is None:

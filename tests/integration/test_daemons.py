@@ -1,6 +1,7 @@
 """Daemons that would do the work of a run outside of it: what keeps that work in the run."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -8,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import daemons
+from sandrun import daemons, kernel
 from sandrun.runner import DAEMONLESS
 from tests.gitbox import GIT, GitBox
-from tests.harness import Box, launcher
+from tests.harness import Box, launcher, wait_for, without_note
 from tests.integration.test_git_run import to_be_packed
 
 GIT_SETTINGS = {
@@ -112,6 +113,187 @@ def test_the_folder_of_a_user_called_ray_is_no_ray(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, str(script)], stdin=subprocess.PIPE) as process:
         assert daemons.known(process.pid) is None
         process.communicate(b"\n")
+
+
+# daemons outside
+
+OUTSIDE = "worked during the run and was started outside of it: no limit or end reaches it"
+WORKER = """
+import sys, time
+for line in sys.stdin:
+    end = time.process_time() + float(line)
+    while time.process_time() < end:
+        pass
+    open(sys.argv[-1], "w").write("done")
+"""
+
+
+class Worker:
+    """A daemon by its command line that works when it is told, from within a run."""
+
+    def __init__(self, box: Box, shows: str, cwd: "Path | None" = None, **env: str) -> None:
+        program, _, script = shows.partition(" ")
+        path = box.root / "lib" / script
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(WORKER)
+        self.orders, self.done = box.root / "orders", box.root / "done"
+        os.mkfifo(self.orders)
+        self.process = subprocess.Popen(
+            [program, str(path), str(self.done)],
+            executable=sys.executable,
+            env={**box.env, **env},
+            cwd=cwd or box.project,
+            stdin=os.open(self.orders, os.O_RDWR),
+        )
+        box.started.append(self.process)  # type: ignore[arg-type]
+
+    def asked(self, seconds: float = 0.05) -> "list[str]":
+        """A command that has it work so long; the first half second is the look's."""
+        script = 'sleep 0.5; echo "$1" >"$2"; until [ -e "$3" ]; do sleep 0.01; done'
+        return ["sh", "-c", script, "sh", str(seconds), str(self.orders), str(self.done)]
+
+
+DMYPY, NX, WATCHMAN = "python3 bin/dmypy", "node nx/a/daemon/server/start.js", "watchman x"
+
+
+def said_outside(box: Box, worker: Worker, *options: str, **env: str) -> bool:
+    done = box.run(*options, "--", *worker.asked(), env=env)
+    assert done.returncode == 0, done.stderr
+    return OUTSIDE in done.stderr
+
+
+def test_a_daemon_outside_that_works_for_the_project_is_named(
+    make_box: "Callable[[str], Box]",
+) -> None:
+    box = make_box("auto")
+    worker = Worker(box, DMYPY)
+    done = box.run("--", *worker.asked())
+    assert f"sandrun: dmypy (pid {worker.process.pid}) {OUTSIDE}\n" in done.stderr
+    assert "hint: dmypy: dmypy stop, or mypy; to have it so: --daemons leave\n" in done.stderr
+    worker.done.unlink()
+    assert not said_outside(box, worker, "--daemons", "leave")
+    assert OUTSIDE not in box.run("--", "sleep", "0.2").stderr  # it did not work
+
+
+def test_a_daemon_of_another_project_is_not_named(make_box: "Callable[[str], Box]") -> None:
+    box = make_box("auto")
+    (box.root / "project2").mkdir()
+    assert not said_outside(box, Worker(box, DMYPY, box.root / "project2"))
+
+
+def test_one_that_serves_all_projects_is_named(make_box: "Callable[[str], Box]") -> None:
+    box = make_box("auto")
+    assert said_outside(box, Worker(box, WATCHMAN, box.root))
+
+
+def test_one_of_another_run_is_not_named(make_box: "Callable[[str], Box]") -> None:
+    box = make_box("auto")
+    assert not said_outside(box, Worker(box, WATCHMAN, box.root, SANDRUN_RUNS="/x/y"))
+
+
+def test_one_that_the_run_does_without_is_not_named(make_box: "Callable[[str], Box]") -> None:
+    box = make_box("auto")
+    worker = Worker(box, NX)
+    assert not said_outside(box, worker)
+    worker.done.unlink()
+    assert said_outside(box, worker, NX_DAEMON="true")  # the user wants it
+
+
+def test_doctor_lists_the_daemons_outside(box: Box) -> None:
+    assert "none outside works for runs here" in box.run("doctor").stdout
+    worker = Worker(box, DMYPY)
+    said = box.run("doctor").stdout
+    assert f"CAUTION  daemons   dmypy (pid {worker.process.pid}): " in said
+    assert "         fix: dmypy: dmypy stop, or mypy\n" in said
+    said = box.run("doctor", env={"SANDRUN_DAEMONS": "leave"}).stdout
+    assert "PASS     daemons   dmypy (pid" in said
+
+
+@pytest.mark.parametrize(
+    ("title", "name"),
+    [
+        ("eslint_d - /home/u/my project", "eslint_d"),
+        ("/home/u/my tools/prettierd", "prettierd"),
+        ("bazel(my project)", "bazel"),
+        ("buck2d[project]", "buck2"),
+        ("pantsd [/home/u/project]", "pants"),
+        ("/usr/bin/ssh-agent", "ssh-agent"),
+        ("my-eslint_d", ""),
+    ],
+)
+def test_a_daemon_is_known_by_its_title_too(title: str, name: str) -> None:
+    with subprocess.Popen(
+        [title, "-c", "input()"], executable=sys.executable, stdin=subprocess.PIPE
+    ) as process:
+        wait_for(lambda: kernel.arguments(process.pid)[:1] == [title])
+        row = daemons.known(process.pid)
+        assert (row.name if row else "") == name
+        process.communicate(b"\n")
+
+
+# real tools
+
+
+def tool(name: str) -> str:
+    path = shutil.which(name)
+    if not path:
+        pytest.skip(f"needs {name}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "work", "stop"),
+    [
+        ("dmypy", "dmypy run -- a.py", "echo z$$: int = 1 >>a.py; dmypy run -- a.py", "dmypy stop"),
+        ("eslint_d", "eslint_d a.js", "eslint_d a.js", "eslint_d stop"),
+        ("prettierd", "prettierd a.js <a.js", "prettierd a.js <a.js", "prettierd stop"),
+    ],
+)
+def test_a_real_daemon_outside_is_named_and_ended_as_the_hint_says(
+    make_box: "Callable[[str], Box]", name: str, start: str, work: str, stop: str
+) -> None:
+    tool(name)
+    box = make_box("auto")
+    (box.project / "a.py").write_text("x: int = 1\n")
+    (box.project / "a.js").write_text("var a = 1;\n")
+    (box.project / "eslint.config.js").write_text("module.exports = [];\n")
+    for line in (start, start):  # the second one finds it ready
+        assert box.run("-c", line, argv=["sh"]).returncode == 0
+    for _ in "12":
+        done = box.run("--", "sh", "-c", work)
+        assert done.returncode == 0, done.stderr
+        assert f"sandrun: {name} (pid " in done.stderr
+        assert OUTSIDE in done.stderr
+    assert f"hint: {name}: {stop}, or " in done.stderr
+    assert box.run("-c", stop, argv=["sh"]).returncode == 0
+    done = box.run("--", "sh", "-c", start)
+    assert OUTSIDE not in done.stderr
+    assert "ended 1 process that the command left behind: " in done.stderr
+    assert f"hint: {name}: {stop}, or " in done.stderr
+
+
+def test_sccache_has_a_server_of_the_runs_own(make_box: "Callable[[str], Box]") -> None:
+    sccache = tool("sccache")
+    box = make_box("auto")
+    (box.project / "a.c").write_text("int main(void) { return 0; }\n")
+    env = {"SCCACHE_DIR": str(box.root / "cache"), "SCCACHE_SERVER_UDS": str(box.root / "theirs")}
+    assert box.run("--start-server", argv=[sccache], env=env).returncode == 0
+    del env["SCCACHE_SERVER_UDS"]
+    done = box.run("--", sccache, "cc", "-c", "a.c", "-o", "a.o", env=env)
+    assert (done.returncode, without_note(done.stderr)) == (0, "")
+    env["SCCACHE_SERVER_UDS"] = str(box.root / "theirs")
+    stats = box.run("--show-stats", argv=[sccache], env=env).stdout
+    assert "Compile requests                      0" in stats
+    assert box.run("--stop-server", argv=[sccache], env=env).returncode == 0
+
+
+def test_watchman_is_named_with_what_ends_it(make_box: "Callable[[str], Box]") -> None:
+    tool("watchman")
+    box = make_box("auto")
+    (box.home / "state").mkdir()
+    done = box.run("--", "watchman", "watch-project", ".")
+    assert done.returncode == 0, done.stderr
+    assert "hint: watchman: watchman shutdown-server, or jest --no-watchman\n" in done.stderr
 
 
 # git's housekeeping

@@ -1,0 +1,87 @@
+"""Daemons that do the work of a run and were started outside of it: seen, named, never touched.
+
+No limit of the run holds for them and its end does not end them. What proves that one is outside:
+it started before the command. That it worked: its CPU time, that of its reaped children included,
+grew while the run lasted. That the work was the run's cannot be proved; a daemon that serves one
+project counts for that project alone, and one that serves all of a user's may have worked for
+another. One that does without variables that the run sets (`Daemon.variable`) is not looked for.
+"""
+
+import os
+import time
+
+from sandrun import daemons, kernel
+from sandrun.model import RUNS_VARIABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandrun.model import Process
+
+_WORK = 0.001
+"""Seconds of CPU time that count as work, and ..."""
+_SHARE = 1000
+"""... one part in so many of the run's time: an idle daemon looks around now and then."""
+
+
+class Outside:
+    """The daemons that were there when the run began, with the work they had done by then."""
+
+    def __init__(self, child: int, project: str, env: "Mapping[str, str]") -> None:
+        """`child` is the command, `env` its environment."""
+        self.began = time.monotonic()
+        self.before: dict[int, tuple[int, float]] = {}
+        born = kernel.start(child)
+        for pid in serving(project, env):
+            try:
+                if (start := kernel.start(pid)) < born:
+                    self.before[pid] = start, _cpu(pid)
+            except OSError:
+                continue  # it is gone
+
+    def at_work(self) -> "list[Process]":
+        """Those that have worked since."""
+        least = max(_WORK, (time.monotonic() - self.began) / _SHARE)
+        found = []
+        for pid, (start, cpu) in self.before.items():
+            try:
+                worked = _cpu(pid) - cpu >= least
+            except OSError:
+                continue
+            if worked and kernel.start(pid) == start:
+                found.append(daemons.describe(pid))
+        return [process for process in found if process and process.daemon]
+
+
+def serving(project: str, env: "Mapping[str, str]") -> "list[int]":
+    """Live daemons of this user's that do work for `project`; `env` is that of a command there."""
+    try:
+        pids = [int(name) for name in os.listdir(kernel.PROC) if name.isdigit()]
+    except OSError:
+        return []  # no /proc, or another namespace's
+    return [pid for pid in pids if _serves(pid, project, env)]
+
+
+def _serves(pid: int, project: str, env: "Mapping[str, str]") -> bool:
+    try:
+        if kernel.owner(pid) != os.geteuid():
+            return False
+        row = daemons.known(pid)
+        if not row or not row.serves:
+            return False
+        if row.variable and env.get(row.variable) != os.environ.get(row.variable):
+            return False  # set for the run
+        if row.serves == "user":
+            return RUNS_VARIABLE not in kernel.environ(pid)  # else it is another run's own
+        top = project.rstrip("/") + "/"
+        words = [kernel.directory(pid), *kernel.arguments(pid)]
+        return any(f"{word.rpartition('=')[2].strip('[]')}/".startswith(top) for word in words)
+    except OSError:
+        return False
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of CPU time of a process and its reaped children, own ones not in ticks of 10 ms:
+    clock_getcpuclockid(3), whose macro is MAKE_PROCESS_CPUCLOCK. Raises OSError: it is gone."""
+    return time.clock_gettime(~pid << 3 | 2) + kernel.Stat(pid).reaped
