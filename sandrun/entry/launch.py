@@ -1,6 +1,7 @@
 """What a shim starts: sandrun if it can be imported, else the tool itself, which is then said.
 
 Usage: python -I launch.py [--as NAME] -- /path/to/tool ARGUMENTS. The tool sees NAME as its own.
+Or: python -I -S launch.py --guard /path/to/tool ARGUMENTS, for the shims of `sandrun.gitguard`.
 -I: nothing of the user's may get in here.
 """
 
@@ -13,17 +14,21 @@ if __name__ == "__main__":
     name = sys.argv[2] if sys.argv[1] == "--as" else ""
     if name:
         del sys.argv[1:3]
+    place = sys.argv[2]
     try:
         from sandrun import spawn
         from sandrun.cli import main
     except Exception as error:
-        tool = os.path.basename(sys.argv[2])
+        lacking = "its turn" if sys.argv[1] == "--guard" else "queue and memory limit"
+        tool = os.path.basename(place)
         os.write(
             2,
-            f"sandrun: {tool} runs without queue and memory limit: sandrun is broken: {error}\n"
+            f"sandrun: {tool} runs without {lacking}: sandrun is broken: {error}\n"
             "sandrun: hint: install it anew\n".encode(),
         )
-        os.execv(sys.argv[2], sys.argv[2:])
+        os.execv(place, sys.argv[2:])
+    if sys.argv[1] == "--guard":
+        sys.argv[1:3] = ["git"]
     if name:
-        spawn.names[sys.argv[2]] = name
+        spawn.names[place] = name
     main()

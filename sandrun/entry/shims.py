@@ -19,8 +19,9 @@ a ticket that its owner still holds open, and is around us (its cgroup, or its o
 ancestors), and there is no other project between here and that run's. Where sh cannot tell, a start
 of sandrun can. (Without a /proc, as on macOS, the tickets' files and the environment are believed.)
 
-Left to others: `git`, which has a shim of its own (`sandrun.gitguard.shim`), and the text of those
-for Windows (`sandrun.windows.shims`), which are batch files.
+Left to others: `git`, `jj` and `git-annex`, which have shims of the guard
+(`sandrun.gitguard.shim`), and the text of those for Windows (`sandrun.windows.shims`), which are
+batch files.
 """
 
 import os
@@ -142,11 +143,13 @@ def text(tool: str) -> str:
     """The shim for a tool, with this very sandrun in it."""
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     from sandrun.entry import questions
-    from sandrun.gitguard import shim
+    from sandrun.gitguard import other_tools, shim
 
     shown = tool in _NAME_IS_SHOWN
     if tool == "git":
         return shim.text(shim.launch(sys.executable, library))
+    if tool in other_tools.WORDS:
+        return shim.other(tool, shim.launch(sys.executable, library))
     return _TEXT.format(
         tool=tool,
         first_line=_FIRST_LINE.format(tool=tool),

@@ -34,13 +34,16 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.
     pipe = _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
     wish = {name: int(str(flags.get(name, 0))) for name in ("verbose", "quiet")}
     messages.setup(wish["verbose"], wish["quiet"], str(flags.get("color", "auto")))
-    command = commands.parse(arguments)
     env = spawn.environment({})
+    tool, place = _noted(env)
+    if tool:
+        _other(tool, place, arguments, env, flags)
+    command = commands.parse(arguments)
     if command.word == "unlock":
         from sandrun.gitguard import unlock
 
         return unlock.main(_repository(command, env), command.arguments)
-    git = real_git(env)
+    git = place or real_git(env)
     needed = commands.needs(command)
     if needed is None:
         from sandrun.gitguard import aliases
@@ -57,7 +60,26 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.
         # Nobody is looking: what reads in the background takes no optional locks.
         env.setdefault("GIT_OPTIONAL_LOCKS", "0")
     _signal.signal(_signal.SIGPIPE, pipe)
-    return _become(git, arguments, env)
+    return _become(git, ["git", *arguments], env)
+
+
+def _other(
+    tool: str,
+    place: str,
+    arguments: "list[str]",
+    env: "dict[str, str]",
+    flags: "Mapping[str, object]",
+) -> "NoReturn":
+    """Become a program other than git that takes git's locks, after its turn."""
+    from sandrun.gitguard import other_tools
+
+    command = other_tools.parse(tool, arguments)
+    needed = commands.needs(command) or 0
+    if other_tools.is_paged(tool, arguments) and any(map(_is_terminal, (0, 1, 2))):
+        needed = needed and commands.FOREIGN
+    if needed:
+        _guard(_repository(command, env), needed, flags)
+    _become(place, [tool, *arguments], env)
 
 
 def _repository(
@@ -136,15 +158,21 @@ def _wait(
     return Wait(repo, chosen.git_wait, "running git anyway", still)
 
 
+def _noted(env: "Mapping[str, str]") -> "tuple[str, str]":
+    """What the shim that became this process has found: the tool if it is not git, and its place
+    ('', '': there was no shim)."""
+    noted = env.get(SHIM_VARIABLE, "").partition("\n")[0].split(":")
+    if noted[0] != str(os.getpid()) or len(noted) < 8:
+        return "", ""
+    return "" if noted[5] == "git" else noted[5], noted[-2]
+
+
 def real_git(env: "dict[str, str]") -> str:
-    """The git behind the shim that became this process, or else the first one on PATH that is no
-    shim of ours; `env` then tells the shim what we passed, should that git come back by the PATH.
+    """The first git on PATH that is no shim of ours; `env` then tells the shim what we passed,
+    should that git come back by the PATH.
 
     Raises SandrunError.
     """
-    noted = env.get(SHIM_VARIABLE, "").partition("\n")[0].split(":")
-    if noted[0] == str(os.getpid()) and noted[5:6] == ["git"]:
-        return noted[-2]
     for directory in env.get("PATH", os.defpath).split(":"):
         file = os.path.join(directory or ".", "git")
         if os.access(file, os.X_OK) and os.path.isfile(file) and not _is_shim(file):
@@ -171,8 +199,8 @@ def _is_terminal(fd: int) -> bool:
         return False
 
 
-def _become(git: str, arguments: "list[str]", env: "Mapping[str, str]") -> "NoReturn":
+def _become(program: str, argv: "list[str]", env: "Mapping[str, str]") -> "NoReturn":
     try:
-        os.execve(git, ["git", *arguments], env)
+        os.execve(program, argv, env)
     except OSError as error:
-        raise SandrunError(f"cannot execute {git}: {error.strerror}", "", 126) from None
+        raise SandrunError(f"cannot execute {program}: {error.strerror}", "", 126) from None

@@ -81,7 +81,9 @@ _NEEDS = {
             "commit-graph gc maintenance multi-pack-index pack-refs prune prune-packed reflog "
             "refs repack",
         ),
-        (UNKNOWN, "bisect submodule"),
+        # What others do with git's locks, some without an exit code where they got none.
+        (UNKNOWN, "annex bisect jj submodule"),
+        (TREE | REFS, "lfs"),
     )
     for word in words.split()
 }
@@ -294,13 +296,31 @@ def _stash(arguments: "list[str]") -> bool:
     return arguments[:1] in (["list"], ["show"]) or arguments[:2] == ["export", "--print"]
 
 
+_LFS_WRITES = frozenset(("checkout", "install", "migrate", "pull", "uninstall", "update"))
+"""git-lfs(1): those that write the index, the config or refs; the others have their own files."""
+
+
+def _other(tool: str) -> "Callable[[list[str]], bool]":
+    """Whether a command of one of the `other_tools` needs no turn."""
+
+    def asks(arguments: "list[str]") -> bool:
+        from sandrun.gitguard import other_tools
+
+        return other_tools.is_harmless(tool, arguments)
+
+    return asks
+
+
 _ASKS: "Mapping[str, Callable[[list[str]], bool]]" = {
+    "annex": _other("git-annex"),
     "apply": _apply,
     "bisect": _first_in("log", "terms", "view", "visualize"),
     "branch": _branch,
     "clean": _dry,
     "commit-graph": _first_in("verify"),
     "config": _config,
+    "jj": _other("jj"),
+    "lfs": lambda arguments: _LFS_WRITES.isdisjoint(arguments[:1]),
     "maintenance": _first_in("is-needed"),
     "multi-pack-index": _first_in("verify"),
     "notes": _first_in("", "list", "show", "get-ref"),

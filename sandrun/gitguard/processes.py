@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def is_named_git(name: str) -> bool:
-    """Whether a process of this name can be git: `git`, `git-submodule`, nix's `.git-wrapped`."""
+    """Whether a process of this name can be git (`git`, `git-submodule`, nix's `.git-wrapped`), or
+    one of `other_tools`."""
     base = name.lstrip(".")
-    return base == "git" or base.startswith("git-")
+    return base in ("git", "jj") or base.startswith("git-")
 
 
 def ancestor(repo: repository.Repository) -> int:
@@ -47,7 +48,7 @@ def _works_in(pid: int, repo: "repository.Repository | None", reads_count: bool)
         words = kernel.arguments(pid)
         if not words:  # a zombie, or a kernel thread
             return False
-        command = commands.parse(words[1:])
+        command = _invocation(words)
         # What git does not know holds no turn, nor a lock: what it starts does, here below it.
         passive = commands.needs(command) in (0, None)
         if commands.is_harmless(command) if reads_count else passive:
@@ -64,6 +65,15 @@ def _works_in(pid: int, repo: "repository.Repository | None", reads_count: bool)
         return False
     except OSError:
         return True
+
+
+def _invocation(words: "list[str]") -> commands.Invocation:
+    tool = os.path.basename(words[0]).lstrip(".").removesuffix("-wrapped")
+    if tool in ("jj", "git-annex"):
+        from sandrun.gitguard import other_tools
+
+        return other_tools.parse(tool, words[1:])
+    return commands.parse(words[1:])
 
 
 def _shares_files(pid: int, repo: repository.Repository) -> bool:

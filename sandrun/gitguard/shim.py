@@ -115,21 +115,48 @@ esac
 	;;
 *)
 	{sandrun} "$@"
-	;;
+{gone}	;;
 esac
 exec "$real" "$@"
 """
 
+_OTHER = """#!/bin/sh
+# sandrun shim for {tool}: what may take git's locks waits for its turn among the gits
+{search}case ${{1-}} in
+{passed}) ;;
+*)
+	{sandrun} "$@"
+{gone}	;;
+esac
+exec "$real" "$@"
+"""
+
+_GONE = """\
+	echo >&2 "sandrun: {tool} runs without its turn: sandrun is not where it was"
+	echo >&2 "sandrun: hint: install it and say: sandrun shims add {tool}; or remove $0"
+"""
+
 
 def launch(python: str, library: str) -> str:
-    """The shell text that becomes `sandrun git`, with the package in the folder `library`.
+    """The shell text that becomes `sandrun git`, with the package in the folder `library`; it does
+    nothing where sandrun is gone.
 
     Without `site` (-S), which takes a quarter of Python's start and is needed for nothing here.
     """
     from sandrun.model import command_text
 
-    code = f"import sys; sys.path.append({library!r}); from sandrun.cli import main; main()"
-    return "exec " + command_text([python, "-I", "-S", "-c", code, "git"])
+    python = command_text([python])
+    file = command_text([f"{library}/sandrun/entry/launch.py"])
+    return f'[ ! -x {python} ] || [ ! -e {file} ] || exec {python} -I -S {file} --guard "$real"'
+
+
+def other(tool: str, sandrun: str) -> str:
+    """The shim for one of `other_tools`; `sandrun` as for `text`."""
+    from sandrun.gitguard import other_tools
+
+    passed = "|".join(other_tools.passed_words(tool))
+    gone = _GONE.format(tool=tool)
+    return _OTHER.format(tool=tool, search=search(tool), passed=passed, sandrun=sandrun, gone=gone)
 
 
 def text(sandrun: str) -> str:
@@ -140,5 +167,6 @@ def text(sandrun: str) -> str:
         answers="|".join(sorted(commands.ANSWERS)),
         read_only="|".join(sorted(commands.READ_ONLY)),
         sandrun=sandrun,
+        gone=_GONE.format(tool="git"),
         search=search("git"),
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.gitguard import aliases, commands
+from sandrun.gitguard import aliases, commands, other_tools
 from sandrun.gitguard.commands import ALL, REFS, REMOTE, TREE
 from tests.gitbox import GIT, GitBox
 
@@ -24,7 +24,8 @@ url-parse x | format-rev HEAD | replay --ref-action=print a..b
 apply --check p | apply --stat --summary p | apply --numstat --index p
 maintenance is-needed --auto | stash export --print | replace | replace -l x | replace --format=long
 notes get-ref | prune -n | prune-packed --dry-run | remote prune -n o | worktree prune -v -n
-push --dry-run o main
+push --dry-run o main | lfs env | lfs ls-files | lfs smudge x | lfs push o main
+annex whereis x | annex get x | annex assistant | annex smudge --clean x | annex --help
 """
 REFRESHES = """
 status = | -C dir status --short = | --no-pager -c a=b diff = paged | diff HEAD = paged
@@ -49,6 +50,8 @@ remote rename -n a = refs remote | worktree prune = refs remote | worktree add -
 fetch --dry-run = remote | push -o -n origin main = remote | clean -f -e -n = tree
 submodule foreach git log = tree refs remote
 apply --stat --app p = tree | apply --check --no-check p = tree
+lfs checkout = tree refs | lfs pull = tree refs | annex add x = tree refs remote
+annex sync = tree refs remote | annex = tree refs remote
 """
 BITS = {"tree": TREE, "refs": REFS, "remote": REMOTE, "all": ALL}
 
@@ -92,6 +95,26 @@ def test_every_command_of_this_git_is_known() -> None:
     # Helpers of git's own, which nobody types: they queue with everything.
     helpers = {word for word in unknown if "--" in word or word.startswith(("merge-", "remote-"))}
     assert unknown == helpers
+
+
+JJ_HARMLESS = "--version | -h | help | config list | util completion | version"
+JJ_PROMPT = "log --ignore-working-copy | --ignore-working-copy st | -R d --ignore-working-copy st"
+JJ_WORKS = "| log | st | new | --no-pager log | -R help st | -Rx st | --config help new"
+
+
+def test_what_jj_does() -> None:
+    def needs(line: str) -> "int | None":
+        return commands.needs(other_tools.parse("jj", line.split()))
+
+    assert not any(map(needs, _rows(JJ_HARMLESS) + _rows(JJ_PROMPT)))
+    assert {needs(line) for line in _rows(JJ_WORKS)} == {TREE | REFS | REMOTE}
+    assert needs("--ignore-working-copy bookmark set x") == TREE | REFS | REMOTE
+
+
+@pytest.mark.parametrize("option", ["-R d", "-Rd", "-R=d", "--repository d", "--repository=d"])
+def test_the_repository_that_jj_is_told(option: str) -> None:
+    line = f"--color never {option} st -R x"
+    assert other_tools.parse("jj", line.split()).directories == ["d"]
 
 
 def test_owners_of_locks() -> None:
