@@ -56,6 +56,7 @@ class Daemon:
 
 
 SERVER = "sccache"
+FSMONITOR = "git's fsmonitor"
 _NOT = "not tried"
 
 TABLE = (
@@ -207,10 +208,10 @@ TABLE = (
         serves="user",
     ),
     Daemon(
-        "git's fsmonitor",
+        FSMONITOR,
         ("git fsmonitor--daemon *",),
         "git fsmonitor--daemon stop",
-        _NOT,
+        "2.55.0",
         "git-fsmonitor--daemon(1)",
         "core.fsmonitor=false",
     ),

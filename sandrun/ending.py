@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
-    from sandrun.model import Outcome
+    from sandrun.model import Outcome, Process
     from sandrun.protocol import Container
 
     class Supervisor(Protocol):
@@ -58,6 +58,8 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
         outcome = run.outcome()
     run.decided = True
     outcome.leftovers = left
+    if run.leftovers != "leave":
+        _stop_monitors(left)
     if run.leftovers == "leave" and not run.reason:
         run.container.leave()
         return outcome
@@ -66,6 +68,16 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
     while not run.killed and _lasts(run, 60.0):
         pass
     return outcome
+
+
+def _stop_monitors(left: "list[Process]") -> None:
+    from sandrun import daemons
+
+    for process in left:
+        if process.daemon == daemons.FSMONITOR:
+            from sandrun.gitguard import fsmonitor
+
+            fsmonitor.stop(process.pid)
 
 
 def _outlasts_session(run: "Supervisor") -> bool:

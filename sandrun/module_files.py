@@ -27,7 +27,10 @@ LATE = (
     "terminal",
     *(
         f"gitguard/{name}"
-        for name in ("commands", "lock_paths", "locks", "processes", "repository", "stale")
+        for name in (
+            *("commands", "fsmonitor", "lock_paths", "locks", "other_tools", "processes"),
+            *("repository", "stale"),
+        )
     ),
 )
 """What the supervisor and its keepers import after the command has started."""

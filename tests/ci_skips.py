@@ -34,6 +34,7 @@ _ANYWHERE = (
     "runs inside vagrant/lab",
     "about Windows: runs inside vagrant/wine-lab",
     "about the freezer of cgroup v1",
+    "needs a git with fsmonitor--daemon",  # Linux: 2.55
     r"needs git's completions \(.*\)",
     "not on macOS: .*",  # in the stage that pretends to be there
     _TOOLS,

@@ -218,6 +218,10 @@ def test_doctor_lists_the_daemons_outside(box: Box) -> None:
         ("buck2d[project]", "buck2"),
         ("pantsd [/home/u/project]", "pants"),
         ("/usr/bin/ssh-agent", "ssh-agent"),
+        ("/usr/bin/gpg-agent", "gpg-agent"),
+        ("/opt/ray/core/src/ray/raylet/raylet", "ray"),
+        ("ray::IDLE", "ray"),
+        ("/usr/bin/watchman", "watchman"),
         ("my-eslint_d", ""),
     ],
 )
@@ -260,7 +264,8 @@ def test_a_real_daemon_outside_is_named_and_ended_as_the_hint_says(
     for line in (start, start):  # the second one finds it ready
         assert box.run("-c", line, argv=["sh"]).returncode == 0
     for _ in "12":
-        done = box.run("--", "sh", "-c", work)
+        # What is done before the look, which comes late on a busy machine, is not seen.
+        done = box.run("--", "sh", "-c", f"sleep 0.5; {work}")
         assert done.returncode == 0, done.stderr
         assert f"sandrun: {name} (pid " in done.stderr
         assert OUTSIDE in done.stderr
@@ -294,6 +299,19 @@ def test_watchman_is_named_with_what_ends_it(make_box: "Callable[[str], Box]") -
     done = box.run("--", "watchman", "watch-project", ".")
     assert done.returncode == 0, done.stderr
     assert "hint: watchman: watchman shutdown-server, or jest --no-watchman\n" in done.stderr
+
+
+def test_gits_fsmonitor_ends_as_git_ends_it(gitbox: GitBox) -> None:
+    """A killed one would leave its socket, on which the next git waits."""
+    if subprocess.call([GIT, "fsmonitor--daemon", "status"], cwd=gitbox.repo) == 128:
+        pytest.skip("needs a git with fsmonitor--daemon")
+    gitbox.bare("config", "core.fsmonitor", "true")
+    socket = gitbox.repo / ".git/fsmonitor--daemon.ipc"
+    script = f"{GIT} fsmonitor--daemon start && test -S {socket}"
+    code, said = gitbox.end(gitbox.sandrun("--", "sh", "-c", script, SANDRUN_BACKEND="auto"))
+    assert code == 0, said
+    assert "hint: git's fsmonitor: git fsmonitor--daemon stop, or core.fsmonitor=false\n" in said
+    assert not socket.exists()
 
 
 # git's housekeeping
