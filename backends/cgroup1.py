@@ -1,7 +1,7 @@
 """cgroup v1 and hybrid hosts: a group of each controller that the limits need, below our own.
 
-The memory controller limits the run and the kernel's OOM killer enforces it. v1 kills one process
-at the limit and not the group: we watch memory.oom_control and end the rest. Facts:
+The memory controller limits the run and the kernel's OOM killer enforces it: it kills one process,
+we watch memory.oom_control, and the core ends the rest. Facts:
 Documentation/admin-guide/cgroup-v1/{memory,pids,blkio-controller}.rst.
 
 v1 has no atomic kill: the freezer controller holds everything still while it is signalled, so
@@ -37,11 +37,12 @@ _V1_NAMES = {"io": "blkio"}
 _CONTROLLERS = frozenset(("memory", "pids", "cpu", "blkio", "freezer", "cpuacct", ""))
 """The hierarchies in which a run may have a group; '': the v2 one beside."""
 _POLLIN = 1  # select.POLLIN, poll(2), without an import on every run's path
+_SMALL = 16 << 20
+"""Bytes: below it the kernel may need a victim before the command's exec (at 1 MiB in one of a
+hundred runs). That is the supervisor too while it is inside, or lends its memory to a vfork child
+(mm/oom_kill.c ends all who share the victim's), so the child is a copy that enters by itself."""
 _PERIOD = 100_000
 """cpu.cfs_period_us: the kernel's default."""
-_CHARGED_AHEAD = 1 << 20
-"""Bytes: the kernel charges in batches of 64 pages a processor, so a group at its limit may show
-a little less as its peak (mm/memcontrol.c, MEMCG_CHARGE_BATCH)."""
 
 
 class _Pids(Controller):  # cgroupspy has no pids controller
@@ -67,7 +68,10 @@ class Group1:
         self.beside = _beside(paths[""]) if "" in paths else None
         self.locks: list[int] = []
         self.events = (-1, 0)
-        self.notified = False
+        self.above = -1
+        """An eventfd as that of `events`, for the group above ours."""
+        self.oom_events = 0
+        self.ooms_above = 0
         self.sampler = sampling.Sampler(limits.memory if limits else 0)
 
     def create(self) -> None:
@@ -178,18 +182,15 @@ class Group1:
             raise Unusable(f"{name} took {took!r} for {value!r}")
 
     def _watch(self) -> None:
-        """Ask for an event at each OOM: an eventfd registered in cgroup.event_control."""
-        eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.events = (eventfd, _POLLIN)
-        control = os.open(self.paths["memory"] + "/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self.memory.set_property(b"cgroup.event_control", f"{eventfd} {control}")
-        finally:
-            os.close(control)
+        self.events = (_oom_events(self.memory), _POLLIN)
+        self.above = _oom_events(_above(self.paths["memory"]))
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         if self.beside:
             return self.beside.spawn(argv, env, heritage, self._enter)
+        assert self.limits
+        if self.limits.memory < _SMALL:
+            return spawn.fork(argv, env, heritage, self._enter)
         return spawn.direct(argv, env, heritage, self._enter, self._leave)
 
     def _enter(self) -> None:
@@ -203,7 +204,8 @@ class Group1:
                 groups.enter(os.path.dirname(path) + "/tasks")
 
     def poll(self) -> "float | None":
-        self.struck = self.struck or self._who_struck()
+        who = self._who_struck()
+        self.struck = self.struck or who
         current = int(self.memory.usage_in_bytes)
         if current > self.sampler.limit // 2:
             stat = self._stat()
@@ -213,24 +215,18 @@ class Group1:
         return self.sampler.due(current)
 
     def _who_struck(self) -> str:
-        """v1 counts a kill at the victim, whoever's limit it was, and sends the event to the group
-        at its limit and all below it: at our limit either means us, else a kill was another's."""
-        if not self.limits:
-            return ""
-        killed = dict(self.memory.oom_control or {}).get("oom_kill", 0)
-        if not killed and not self._was_notified():
-            return ""
-        peak = int(self.memory.max_usage_in_bytes)
-        if peak + _CHARGED_AHEAD >= self.limits.memory:
+        """v1 counts a kill at the victim, in a nested run's group too, whoever's limit it was; but
+        the event goes to the group at its limit and all below it: what came to us and not to the
+        group above us was at our limit (mm/memcontrol-v1.c, memcg1_oom_notify)."""
+        self.oom_events += _read(self.events[0])
+        # Read last: an event comes to the group above first.
+        self.ooms_above += _read(self.above)
+        control = dict(self.memory.oom_control or {})
+        if control.get("oom_kill_disable"):  # inherited: at the limit all would only sleep
+            self.memory.set_property(b"memory.oom_control", 0)
+        if self.oom_events > self.ooms_above:
             return "own"
-        return "outer" if killed else ""
-
-    def _was_notified(self) -> bool:
-        try:
-            self.notified = os.eventfd_read(self.events[0]) > 0 or self.notified
-        except OSError:
-            pass
-        return self.notified
+        return "outer" if control.get("oom_kill") else ""
 
     def usage(self) -> Usage:
         stat = self._stat()
@@ -288,9 +284,9 @@ class Group1:
             self.beside.leave()
 
     def close(self) -> None:
-        if self.events[0] >= 0:
-            os.close(self.events[0])
-            self.events = (-1, 0)
+        for fd in {self.events[0], self.above} - {-1}:
+            os.close(fd)
+        self.events, self.above = (-1, 0), -1
         if self.beside:
             self.beside.close()
         for name, path in self.paths.items():
@@ -298,6 +294,31 @@ class Group1:
                 groups.remove(path)
         while self.locks:
             os.close(self.locks.pop())
+
+
+def _above(path: str) -> MemoryController:
+    return MemoryController(groups.Node(os.path.dirname(path)))
+
+
+def _oom_events(memory: MemoryController) -> int:
+    """An eventfd that counts when memory ran out in a group, or above it."""
+    eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    control = os.open(memory.filepath(b"memory.oom_control"), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        memory.set_property(b"cgroup.event_control", f"{eventfd} {control}")
+    except OSError:
+        os.close(eventfd)
+        raise
+    finally:
+        os.close(control)
+    return eventfd
+
+
+def _read(eventfd: int) -> int:
+    try:
+        return os.eventfd_read(eventfd)
+    except OSError:  # nothing came
+        return 0
 
 
 _KEYS = {

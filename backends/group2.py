@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 
 _POLLPRI = 2  # select.POLLPRI, poll(2), without an import on every run's path
-_REPEATED = ("memory.swap.max", "memory.oom.group")
-"""Limits of the run that `main/` has with the same values."""
+_UNDECIDED = 0.01
+"""Seconds until the next poll while it is open whether a limit struck."""
+_SPINS = 3
+"""Polls in a row that saw the limit hit anew without a kill: nobody may be killed."""
 _SOON = 20
 """Milliseconds after which what was killed is mostly gone."""
 
@@ -42,7 +44,6 @@ class Files(Controller):
     memory_current = IntegerFile("memory.current", readonly=True)
     memory_peak = IntegerFile("memory.peak", readonly=True)  # 5.19
     memory_swap_max = TextFile("memory.swap.max")
-    memory_oom_group = TextFile("memory.oom.group")  # 4.19
     memory_stat = DictFile("memory.stat", readonly=True)
     memory_pressure = TextFile("memory.pressure", readonly=True)  # 4.20, with PSI
     memory_events = DictFile("memory.events", readonly=True)
@@ -72,6 +73,9 @@ class Group2:
         self.mark = ""
         self.events = (-1, 0)
         self.struck = ""
+        self.oom_events = 0
+        self.ooms = self.rises = 0
+        """How often our own limit was hit, as last read; polls in a row that saw more of that."""
         self.limits = limits
         self.lock = -1
         self.files = Files(groups.Node(path))
@@ -106,8 +110,6 @@ class Group2:
         swap = str(groups.pages(limits.swap))
         if not self._set_if("swap", "memory_swap_max", "memory.swap.max", swap, True):
             messages.decision("no memory.swap.max here: what is swapped out is not limited")
-        if self.files.has("memory.oom.group"):
-            self._set("memory_oom_group", "memory.oom.group", "1")
         self._set_if("pids", "pids_max", "pids.max", str(limits.pids), limits.pids > 0)
         share = f"{int(limits.cpus * 100000)} 100000"
         self._set_if("cpus", "cpu_max", "cpu.max", share, limits.cpus > 0)
@@ -164,8 +166,9 @@ class Group2:
         """Set what holds for `main/` there as well, for those who read no other group: the lowest
         limits of the run and all around it. No promise rests on it: the run's own group enforces.
         """
-        wanted = {name: self.took[name] for name in _REPEATED if name in self.took}
-        wanted["memory.max"] = str(self.sampler.limit)
+        wanted = {"memory.max": str(self.sampler.limit)}
+        if swap := self.took.get("memory.swap.max"):
+            wanted["memory.swap.max"] = swap
         if quota := groups.lowest_quota(self.token):
             wanted["cpu.max"] = quota
         controllers = " ".join({f"+{name.partition('.')[0]}" for name in wanted})
@@ -205,43 +208,55 @@ class Group2:
             os.close(directory)
 
     def poll(self) -> "float | None":
-        self._look_for_oom()
+        undecided = self._look_for_oom()
         current = int(self.files.memory_current)
         self.highest = max(self.highest, current)
         if current > self.sampler.limit // 2:
             stat = self._stat()
             self.sampler.note(*(stat.get(name, 0) for name in ("anon", "file", "shmem")))
         self.sampler.look(current, lambda: groups.few(self.token))
-        return self.sampler.due(current)
+        due = self.sampler.due(current)
+        return _UNDECIDED if undecided else due
 
-    def _look_for_oom(self) -> None:
-        """`oom` is counted where the limit was, `oom_kill` where the victim was: a kill without
-        an `oom` of our own means that a limit around us struck."""
-        if self.struck:
-            return
-        if not self.files.has("memory.events.local"):
-            self.struck = "own" if self.files.memory_events.get("oom_kill") else ""
-            return
-        below = self.files.memory_events.get("oom_kill", 0)
-        if not below:
-            return
-        kills = self.files.memory_events_local.get("oom_kill", 0)
+    def _look_for_oom(self) -> bool:
+        """Settle whether a limit struck, and whose; True: the next poll will tell.
+
+        `oom` is counted where the limit was, `oom_kill` where the victim was: a kill without an
+        `oom` of our own means that a limit around us struck. An `oom` without a kill is one that
+        the end of another process relieved, unless it goes on: then there is nobody whom the
+        kernel may kill (oom_score_adj -1000, proc(5)), and the processes spin at the limit.
+        """
+        below = self.files.memory_events
+        if not below.get("oom_kill") and not below.get("oom"):
+            return False
         inner = Files(groups.Node(self.main))
-        if inner.has("memory.events.local"):  # where a nested run enabled the controller
-            kills += inner.memory_events_local.get("oom_kill", 0)
-        # Read last: the kernel counts the `oom` first, so that of a kill we saw cannot be missed.
-        if self._own_ooms(inner):
+        # The `oom` is read last: the kernel counts it first, so that of a kill is not missed.
+        kills, before = self._own("oom_kill", inner, True), self.ooms
+        self.ooms = self._own("oom", inner, self._is_repeated())
+        self.oom_events = self.ooms + kills
+        if self.struck:
+            return False
+        self.rises = self.rises + 1 if self.ooms > before else 0
+        protected = self.rises and kernel.is_oom_protected(os.getpid())
+        if self.ooms and (below.get("oom_kill") or protected or self.rises >= _SPINS):
             self.struck = "own"
-        elif kills:
+        elif kills and not self.ooms:
             self.struck = "outer"
+        return not self.struck and self.rises > 0
 
-    def _own_ooms(self, inner: Files) -> int:
-        """How often our limit struck: at the run's group, or at `main/` where that repeats it and
-        not a lower one from around us."""
-        count = self.files.memory_events_local.get("oom", 0)
-        if not count and self.limits and self.sampler.limit >= groups.pages(self.limits.memory):
-            count = inner.memory_events_local.get("oom", 0)
+    def _own(self, key: str, inner: Files, both: bool) -> int:
+        """How often that event was in the run's own groups, which nested runs are not: in its
+        outer one and, of `both`, in `main/`. Before 5.2 the kernel tells of all below."""
+        if not self.files.has("memory.events.local"):
+            return int(self.files.memory_events.get(key, 0))
+        count = self.files.memory_events_local.get(key, 0)
+        if both and inner.has("memory.events.local"):
+            count += inner.memory_events_local.get(key, 0)
         return int(count)
+
+    def _is_repeated(self) -> bool:
+        """Whether the limit on memory of `main/` is the run's, not a lower one from around us."""
+        return bool(self.limits and self.sampler.limit >= groups.pages(self.limits.memory))
 
     def usage(self) -> Usage:
         try:

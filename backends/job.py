@@ -148,6 +148,7 @@ class JobContainer:
         self.settled = False
         self.events = (port.event if port else -1, 0)
         self.struck = ""
+        self.oom_events = 0
         self.current: int | None = None
         self.sampled = 0
         self.sampler = sampling.Sampler(limits.memory)

@@ -27,6 +27,7 @@ class NoContainer:
     mark = ""
     events = (-1, 0)
     struck = ""
+    oom_events = 0
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         return spawn.direct(argv, env, heritage)

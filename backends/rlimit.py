@@ -68,6 +68,7 @@ class RlimitContainer:
         self.mark = ""
         self.events = (-1, 0)
         self.struck = ""
+        self.oom_events = 0
         self.starts: dict[int, int] = {}
         """Of the processes last seen, by pid."""
         self.near: dict[str, tuple[int, int]] = {}
@@ -110,6 +111,7 @@ class RlimitContainer:
             self.sampler.look(current, lambda: self.monitor.largest(2 * sampling.TOP))
             if current > self.limits.memory:
                 self.struck = "own"
+                self.oom_events += 1
             self._note_near(members)
         return self.monitor.due(now)
 

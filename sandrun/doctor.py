@@ -36,7 +36,6 @@ _PROBE = "import time; b = bytearray(b'x') * (96 << 20); time.sleep(20)"
 _V2_FEATURES = (
     ("memory.peak", "5.19", "the peak is sampled"),
     ("cgroup.kill", "5.14", "processes are frozen and killed one by one"),
-    ("memory.oom.group", "4.19", "sandrun ends the rest after the kernel killed one process"),
     ("memory.pressure", "4.20 with PSI", "how long memory was waited for is not told"),
 )
 _WANTED = ("memory", "pids", "cpu", "io")

@@ -236,6 +236,11 @@ def _has_ended(pid: int) -> bool:
         os.close(pidfd)
 
 
+def is_oom_protected(pid: int) -> bool:
+    """Whether the kernel's OOM killer spares the process, at any limit (proc(5): oom_score_adj)."""
+    return _try_read(f"/proc/{pid}/oom_score_adj").strip() == b"-1000"
+
+
 def start(pid: int) -> int:
     """When the process started, in clock ticks after boot; 0: it is gone."""
     try:

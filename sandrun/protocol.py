@@ -31,6 +31,10 @@ class Container(Protocol):
     """'', or whose memory limit ended processes of this container: `own`, or `outer` (a container,
     a slice, the host around us). `cpu-time`: they were ended at that limit, by the kernel."""
 
+    oom_events: int
+    """How often memory ran out at that limit, as of the last `poll`; a rise after it was struck
+    means that the processes still press against it."""
+
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
         """Start the command so that its first instruction already runs inside; return its pid.
 

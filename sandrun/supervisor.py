@@ -8,6 +8,8 @@ Promises
 - When the command stops (Ctrl-Z), we stop the same way, so the shell's job control works.
 - Every child is reaped, adopted ones too: sandrun can be PID 1.
 - When the process that started us dies, the run ends.
+- At a memory limit the largest process is killed, by the kernel where one enforces; the rest, which
+  would clean up, is told to end and has the grace, unless it presses against the limit again.
 - Returns only when no process of the run is left, or when the user wants leftovers left, or when
   one cannot be ended by anybody: then the outcome says so, and exclusion is not given up.
 
@@ -46,12 +48,16 @@ KNOCK = getattr(_signal, "SIGRTMAX", _signal.SIGCHLD)
 """What the keeper sends: look around."""
 _JOB_STOPS = (_signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU)
 _SI_USER_MAX = 0  # si_code > 0: sent by the kernel (sigaction(2))
+_MEMORY = ("memory", "outer-memory")
 _FIRST_LOOK = 0.01
 _LOOK_SHARE = 20
 """A look at a kernel's container may take one part in so many of our time; the limit does not
 depend on it. (The monitor sees to its own cost.)"""
 _OUTSIDE = 0.02
 """Seconds after which daemons outside are looked for: the look costs 2 ms, a short run no more."""
+_SETTLE_SECONDS = 0.5
+"""Seconds after the end of a run at its memory limit began in which it may still press against it:
+a large process takes its time to die, and the kernel holds the limit meanwhile."""
 _REAP_SECONDS = 1.0
 """Seconds after SIGKILL until a command that we cannot reap (traced, in the kernel) is given up."""
 
@@ -101,6 +107,10 @@ class Supervisor:
         """The signals that were sent to us, or by the terminal to all of us."""
         self.half: Half | None = None
         self.warned = False
+        self.settled_at = self.most = 0.0
+        self.oom_events = 0
+        """Of the end at a memory limit: when what was told to end must have let go of memory, the
+        most that it may hold until then, and how often the limit was hit by then."""
         self.decided = False
         self.killed = False
         self.undead: list[int] = []
@@ -259,20 +269,32 @@ class Supervisor:
         began = time.thread_time()
         due = self.container.poll()
         cost = (time.thread_time() - began) * _LOOK_SHARE if self.kernel else 0.0
-        self.look_at = None if due is None else time.monotonic() + max(due, cost)
-        if self.decided:
-            return
-        if self.container.struck and self.reason not in ("memory", "outer-memory"):
-            self.reason = "outer-memory" if self.container.struck == "outer" else "memory"
-            if self.kernel:
-                self._kill()
-            else:
-                self.stop(self.reason)
-        elif self.container.struck and not self.kernel:
-            usage = self.container.usage().current or 0
-            if usage > self.limit + self.limit // 10:
-                self._kill()  # it uses the grace to take more
-        self._warn()
+        now = time.monotonic()
+        self.look_at = None if due is None or self.killed else now + max(due, cost)
+        if self.container.struck and self.reason in _MEMORY:
+            self._end_at_limit(now)
+        elif self.container.struck and not self.decided:
+            self._limit_hit(now)
+        elif not self.decided:
+            self._warn()
+
+    def _limit_hit(self, now: float) -> None:
+        """A memory limit was hit: whatever the command says of it, this is how the run ended."""
+        self.settled_at = now + _SETTLE_SECONDS
+        self.most = max(self.limit * 1.1, self.container.usage().current or 0)
+        self.oom_events = self.container.oom_events
+        begun, self.reason = self.reason, _MEMORY[self.container.struck == "outer"]
+        if not begun:  # else it was told to end already, and has what is left of the grace
+            self.stop(self.reason, at_limit=True)
+
+    def _end_at_limit(self, now: float) -> None:
+        """SIGKILL for all once they hit the limit again; where no kernel holds it meanwhile, also
+        when they take more than they had."""
+        if now < self.settled_at:
+            self.oom_events = self.container.oom_events
+        more = not self.kernel and (self.container.usage().current or 0) > self.most
+        if (more or self.container.oom_events > self.oom_events) and not self.killed:
+            self._kill()
 
     def _warn(self) -> None:
         if self.warned or not self.limit or self.reason:
@@ -284,9 +306,10 @@ class Supervisor:
             self.half = self.half or report.Half(self.limit)
             self.warned = self.half.told(current, self.container)
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, at_limit: bool = False) -> None:
         """The kill signal to the whole tree, children first, and SIGKILL after the grace; a fork
-        bomb is killed at once."""
+        bomb is killed at once, and so is the largest process `at_limit` unless the kernel does it.
+        """
         self.reason = self.reason or reason
         if self.container.is_crowd():
             self._kill()
@@ -297,6 +320,10 @@ class Supervisor:
             pids.append(self.child)
         from sandrun import kernel
 
+        if at_limit and pids:
+            largest = max(pids, key=_memory)
+            if not self.kernel or kernel.is_oom_protected(largest):
+                self._send(largest, _signal.SIGKILL)
         # A child starts after its parent; within one tick of the clock its number tells, as a rule.
         for pid in sorted(pids, key=lambda pid: (kernel.start(pid), pid), reverse=True):
             self._send(pid, self.term)
@@ -342,6 +369,13 @@ def _acts(pid: int, signum: int) -> bool:
     names = (b"SigBlk:\t", b"SigIgn:\t", b"SigCgt:\t")
     masks = [status.partition(name)[2][:16] for name in names]
     return not waits and all(mask and not int(mask, 16) >> (signum - 1) & 1 for mask in masks)
+
+
+def _memory(pid: int) -> int:
+    from sandrun import kernel
+
+    found = kernel.describe(pid)
+    return found.memory if found else 0  # it is gone
 
 
 def _is_stopped(pid: int) -> bool:

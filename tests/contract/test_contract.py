@@ -101,7 +101,7 @@ def launch(place: Box) -> list[str]:
 def test_the_tree_dies_at_the_limit_and_is_named(place: Box, backend: str) -> None:
     # At most 65 MB/s, so that even polling sees it grow between 50 and 100 %.
     greedy = hog(600, 0.06)
-    done = place.run("-m", "64M", "--", "sh", "-c", '"$@"; echo "went on"', "sh", *greedy)
+    done = place.run("-m", "64M", "--", "sh", "-c", '"$@"; sleep 99; echo on', "sh", *greedy)
     assert done.returncode == 137
     assert done.stdout == ""
     assert "memory limit of 64.0 MiB reached" in done.stderr
@@ -117,6 +117,75 @@ def test_the_tree_dies_at_the_limit_and_is_named(place: Box, backend: str) -> No
         assert record["peak"] < 64 * MIB * 2
     else:
         assert 60 * MIB < record["peak"] <= 64 * MIB  # the kernel's own figure: 0 pages over
+    nothing_left(place)
+
+
+def make_hog(place: Box) -> "list[str]":
+    """A make whose target `out` is half-written when the limit is hit; at most 200 MB/s."""
+    (place.root / "hog.py").write_text(HOG)
+    (place.root / "Makefile").write_text(
+        ".DELETE_ON_ERROR:\nout: ; echo half >$@; $(PYTHON) hog.py 600 0.02 >>$@\n"
+    )
+    return ["make", "-C", str(place.root), f"PYTHON={sys.executable}", "out"]
+
+
+def test_at_the_limit_make_deletes_its_half_written_target(place: Box) -> None:
+    """Else the next make takes it for done. The largest process is killed, and make told to end."""
+    done = place.run("-m", "64M", "--", *make_hog(place))
+    assert done.returncode == 137, done.stderr
+    assert "memory limit of 64.0 MiB reached" in done.stderr
+    assert not (place.root / "out").exists(), done.stderr
+    nothing_left(place)
+
+
+@pytest.mark.parametrize(
+    "script",
+    ['"$@" || true', '"$@"; exit 0', 'trap "exit 0" TERM; "$@"; exit 0', '"$@" & wait; exit 3'],
+)
+def test_a_run_that_hit_its_limit_ends_with_137_whatever_it_says(place: Box, script: str) -> None:
+    done = place.run("-m", "64M", "--", "sh", "-c", script, "sh", *hog(600, 0.02))
+    assert done.returncode == 137, done.stderr
+    assert place.records()[-1]["reason"] == "memory"
+    nothing_left(place)
+
+
+def test_at_the_limit_the_rest_has_the_grace_to_clean_up(place: Box) -> None:
+    file = place.root / "cleaned"
+    script = f'trap "sleep 0.7; echo done >{file}; exit 0" TERM; "$@"; while :; do sleep 0.05; done'
+    done = place.run("-m", "64M", "--grace", "60", "--", "sh", "-c", script, "sh", *hog(600, 0.02))
+    assert done.returncode == 137, done.stderr
+    assert file.read_text() == "done\n"
+    nothing_left(place)
+
+
+@pytest.mark.parametrize("together", [1, 3])
+def test_who_hits_the_limit_again_is_killed_without_the_grace(place: Box, together: int) -> None:
+    """A parent that ignores SIGTERM and starts its hogs anew."""
+    start = '"$@" & ' * together
+    script = f'trap "" TERM; while :; do {start} wait; done'
+    words = ["sh", "-c", script, "sh", *hog(600, 0.02)]
+    began = time.monotonic()
+    done = place.run("-m", "64M", "--grace", "1000", "--", *words)
+    assert done.returncode == 137, done.stderr
+    assert time.monotonic() - began < 500
+    nothing_left(place)
+
+
+def test_what_the_oom_killer_may_not_kill_is_ended_at_the_limit(place: Box) -> None:
+    """A CI agent's OOMScoreAdjust=-1000 is inherited: there the kernel kills nobody."""
+    own = Path("/proc/self/oom_score_adj")
+    try:
+        before = own.read_text()
+        own.write_text("-1000")
+    except OSError:
+        pytest.skip("needs CAP_SYS_RESOURCE")
+    try:
+        done = place.run("-m", "64M", "--", *make_hog(place))
+    finally:
+        own.write_text(before)
+    assert done.returncode == 137, done.stderr
+    assert place.records()[-1]["reason"] == "memory"
+    assert not (place.root / "out").exists(), done.stderr
     nothing_left(place)
 
 

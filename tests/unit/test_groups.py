@@ -21,7 +21,7 @@ from sandrun.model import MIB, Limits, Unusable
 from tests.harness import SCALE
 
 V2 = (
-    *("memory.max", "memory.swap.max", "memory.oom.group", "pids.max", "cpu.max", "cpu.weight"),
+    *("memory.max", "memory.swap.max", "pids.max", "cpu.max", "cpu.weight"),
     *("io.max", "io.weight", "io.bfq.weight"),
 )
 V1 = (
@@ -85,7 +85,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
 def test_every_limit_takes_on_v2(kernel: Kernel) -> None:
     kernel.give(*V2)
     kernel.limit_v2(wanted())
-    told = [str(64 * MIB), str(MIB), "1", "7", "50000 100000", "50", "8:0 rbps=1000"]
+    told = [str(64 * MIB), str(MIB), "7", "50000 100000", "50", "8:0 rbps=1000"]
     assert [kernel.told(name) for name in V2] == [*told, "default 2000", "default 1000"]
 
 

@@ -4,6 +4,7 @@ from itertools import combinations_with_replacement
 
 import pytest
 
+from sandrun import kernel
 from sandrun.backends import groups
 from sandrun.model import MIB, Limits
 
@@ -62,3 +63,42 @@ def test_whose_limit_struck(
         _Files.tick = READS
         container._look_for_oom()
         assert container.struck == whose, _Files.when
+
+
+class _Spinning:
+    """The limit is hit anew before each poll for `hits` times, and the kernel kills nobody."""
+
+    hits = 0
+    events = 0
+
+    def __init__(self, node: groups.Node) -> None:
+        self.is_main = node.full_path.endswith(b"/" + groups.MAIN.encode())
+
+    def has(self, name: str) -> bool:
+        return True
+
+    @property
+    def memory_events(self) -> "dict[str, int]":
+        _Spinning.events = min(_Spinning.events + 1, self.hits)
+        return {"oom": self.events, "oom_kill": 0}
+
+    @property
+    def memory_events_local(self) -> "dict[str, int]":
+        return {"oom": self.events if self.is_main else 0, "oom_kill": 0}
+
+
+@pytest.mark.parametrize(("hits", "whose"), [(1, ""), (1000, "own")])
+def test_a_limit_at_which_nobody_dies(
+    hits: int, whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once is one that another process's end relieved; again and again, nobody may be killed."""
+    from sandrun.backends import group2
+
+    monkeypatch.setattr(group2, "Files", _Spinning)
+    monkeypatch.setattr(kernel, "is_oom_protected", lambda pid: False)
+    monkeypatch.setattr(_Spinning, "hits", hits)
+    monkeypatch.setattr(_Spinning, "events", 0)
+    container = group2.Group2("/sys/fs/cgroup/sandrun-0", Limits(64 * MIB))
+    for _ in range(10):
+        container._look_for_oom()
+    assert container.struck == whose

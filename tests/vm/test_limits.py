@@ -66,9 +66,9 @@ def test_every_limit_is_written() -> None:
     disk = f"{os.major(number)}:{os.minor(number)}"
     if LAB == "v2":
         wanted += ["--io-weight", "200"]
-        files = ["memory.max", "memory.swap.max", "memory.oom.group"]
+        files = ["memory.max", "memory.swap.max"]
         files += ["pids.max", "cpu.max", "cpu.weight", "io.max", "io.weight"]
-        values = ["104857600", "8388608", "1", "77", "50000 100000", "50"]
+        values = ["104857600", "8388608", "77", "50000 100000", "50"]
         values += [f"{disk} rbps=1048576 wbps=2097152 riops=100 wiops=200", "default 200"]
     else:
         files = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes", "pids.max"]
