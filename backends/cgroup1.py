@@ -235,6 +235,7 @@ class Group1:
             current = max(0, int(self.memory.usage_in_bytes) - files)
             peak = int(self.memory.max_usage_in_bytes)
             usage = Usage(current, peak, self._cpu(), kinds=self.sampler.kinds)
+            usage.shared = stat.get("total_shmem", 0)
             if "pids" in self.paths:
                 usage.refused = groups.refused(self.paths["pids"])
             return usage

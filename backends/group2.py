@@ -267,6 +267,7 @@ class Group2:
             peak = self.highest if sampled else int(self.files.memory_peak)
             usage = Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
             usage.refused = groups.refused(self.token, self.main)
+            usage.shared = stat.get("shmem", 0)
             return usage
         except OSError:
             return Usage()

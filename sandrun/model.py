@@ -149,10 +149,13 @@ class Usage:
     `current` leaves out page cache that the kernel can drop. `sampled` is true when `peak` was
     polled, so that a higher, shorter peak may have been missed. `kinds` tells how much memory was
     `anon`, `file` (page cache), `shmem` (shared memory, tmpfs) when the limit was near. `stalled`
-    is for how long no process could go on for want of memory.
+    is for how long no process could go on for want of memory. `shared`: shared memory and tmpfs, in
+    bytes, as far as a group counts it.
     """
 
-    __slots__ = ("cpu", "current", "kinds", "near", "peak", "refused", "sampled", "stalled")
+    __slots__ = (
+        *("cpu", "current", "kinds", "near", "peak", "refused", "sampled", "shared", "stalled"),
+    )
 
     def __init__(
         self,
@@ -170,6 +173,7 @@ class Usage:
         self.kinds = kinds or {}
         self.stalled = stalled
         self.refused: tuple[int, int] = (0, 0)
+        self.shared = 0
         self.near: dict[str, tuple[int, int]] = {}
 
 
@@ -183,11 +187,12 @@ class Outcome:
     `interrupted`: the terminal's Ctrl-C ended the command. `asked`: the signal that ended it was
     sent to us, or by the terminal, so whoever sent it knows; `dumped`: it dumped core. `undead`:
     processes that nobody could end. `outside`: daemons that are no part of it and worked meanwhile.
+    `shared`: what shared memory is left, and the commands that remove it.
     """
 
     __slots__ = (
-        *("asked", "code", "dumped", "interrupted", "leftovers", "outside", "reason", "signal"),
-        *("top", "undead", "usage"),
+        *("asked", "code", "dumped", "interrupted", "leftovers", "outside", "reason", "shared"),
+        *("signal", "top", "undead", "usage"),
     )
 
     def __init__(self, reason: str, code: int, signal: int = 0) -> None:
@@ -198,6 +203,7 @@ class Outcome:
         self.interrupted = self.asked = self.dumped = False
         self.leftovers: list[Process] = []
         self.outside: list[Process] = []
+        self.shared: tuple[list[str], list[str]] = [], []
         self.undead: list[int] = []
         self.top: list[Process] = []
 
@@ -205,7 +211,7 @@ class Outcome:
         """Whether there is nothing to say about this end (`sandrun.report`), as of most."""
         if self.reason not in ("exit", "signal") or self.leftovers or self.undead:
             return False
-        if self.outside:
+        if self.outside or self.shared[0]:
             return False
         if self.usage.refused[0] or (self.code and self.usage.near):
             return False

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 LATE = (
     *("clocks", "daemons", "ending", "kernel", "lookup", "outside", "recovery", "report"),
-    "small_files",
+    *("shared_memory", "small_files"),
     "terminal",
     *(
         f"gitguard/{name}"

@@ -81,6 +81,8 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
         _left_behind(outcome.leftovers, settings)
     if outcome.outside:
         messages.warn(*_outside(outcome.outside))
+    if outcome.shared[0]:
+        messages.warn(*_shared(*outcome.shared))
     for pid in outcome.undead:
         way_out = f"it keeps the queue's run lock as long as it lives{way_to_end(pid)}"
         messages.warn(f"could not end {unkillable(pid)}", way_out)
@@ -106,6 +108,12 @@ def _outside(processes: "list[Process]") -> "tuple[str, str]":
     who = ", ".join(f"{p.daemon} (pid {p.pid})" for p in processes[:3])
     text = f"{who} worked during the run and was started outside of it: no limit or end reaches it"
     return text, f"{daemons.ways_out(processes)}; to have it so: --daemons leave"
+
+
+def _shared(texts: "list[str]", commands: "list[str]") -> "tuple[str, str]":
+    shown = texts[:5] + ([f"{len(texts) - 5} more"] if len(texts) > 5 else [])
+    text = "shared memory outlives the run: " + ", ".join(shown)
+    return text, f"if it is the run's: {'; '.join(commands[:5])}" if commands else ""
 
 
 def _signal(outcome: Outcome) -> str:

@@ -58,6 +58,10 @@ _OUTSIDE = 0.02
 _SETTLE_SECONDS = 0.5
 """Seconds after the end of a run at its memory limit began in which it may still press against it:
 a large process takes its time to die, and the kernel holds the limit meanwhile."""
+_SHARED = 1 << 18
+"""Bytes of shared memory that count as left: the kernel counts in portions."""
+_CLOCKS = 0.02
+"""Seconds by which a file's times may be behind our clock, and we behind the command's start."""
 _REAP_SECONDS = 1.0
 """Seconds after SIGKILL until a command that we cannot reap (traced, in the kernel) is given up."""
 
@@ -97,6 +101,9 @@ class Supervisor:
         self.served: tuple[str, Mapping[str, str]] | None = None
         """The project and the command's environment, if daemons outside shall be looked for."""
         self.outside_at = now + _OUTSIDE
+        self.began = now
+        self.members = {child}
+        """Processes that were seen in the run."""
         self.outside: Outside | None = None
         self.reason = ""
         self.status: int | None = None
@@ -132,6 +139,12 @@ class Supervisor:
         outcome.undead = self.undead
         if self.outside:
             outcome.outside = self.outside.at_work()
+        if outcome.usage.shared >= _SHARED and self.leftovers == "kill":
+            from sandrun import shared_memory
+
+            self.members |= {process.pid for process in (*outcome.leftovers, *outcome.top)}
+            since = time.time() - (time.monotonic() - self.began) - _CLOCKS
+            outcome.shared = shared_memory.settle(self.members, since, outcome.usage.shared)
         self._reap()  # what was adopted and killed: who reaps it after us may take its time
         return outcome
 
@@ -318,6 +331,7 @@ class Supervisor:
         pids = self.container.pids()
         if self.status is None and self.child not in pids:
             pids.append(self.child)
+        self.members.update(pids)
         from sandrun import kernel
 
         if at_limit and pids:

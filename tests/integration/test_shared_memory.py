@@ -1,0 +1,112 @@
+"""Shared memory that a run leaves: named, and removed where it is proved to be the run's."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import ON_MACOS, Box
+
+pytestmark = pytest.mark.skipif(ON_MACOS, reason="not on macOS: no group counts shared memory")
+
+MAKE = """
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+number = libc.shmget(0, 4 << 20, 0o1600)  # IPC_PRIVATE, IPC_CREAT
+at = libc.shmat(number, None, 0)
+ctypes.memset(at, 1, 4 << 20)
+print(number, flush=True)
+"""
+ALONE = [sys.executable, "-c", MAKE]
+
+
+def exists(number: int) -> bool:
+    rows = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    return number in {int(row.split()[1]) for row in rows}
+
+
+@pytest.fixture
+def kernel_box(make_box: "Callable[[str], Box]") -> Box:
+    box = make_box("auto")
+    box.env["SANDRUN_REQUIRE"] = "kernel"
+    if box.run("--", "true").returncode:
+        pytest.skip("cgroup1 is not to be had here: nor another kernel backend")
+    return box
+
+
+@pytest.fixture
+def file() -> "Iterator[Path]":
+    path = Path("/dev/shm") / f"sandrun-test-{uuid.uuid4()}"
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def removed(number: int) -> None:
+    ctypes.CDLL(None).shmctl(number, 0, None)
+
+
+def test_a_segment_of_the_commands_own_is_removed(kernel_box: Box) -> None:
+    done = kernel_box.run("--", *ALONE)
+    number = int(done.stdout)
+    assert f"shared memory outlives the run: SysV segment {number} (4.0 MiB, made by pid " in (
+        done.stderr
+    )
+    assert "now removed" in done.stderr
+    assert not exists(number)
+
+
+def test_what_a_stranger_may_have_made_stays(kernel_box: Box) -> None:
+    """Its creator, a child of the command that has ended, was never seen."""
+    done = kernel_box.run("--", "sh", "-c", '"$@"; exit 0', "sh", *ALONE)
+    number = int(done.stdout)
+    try:
+        assert f"sandrun: hint: if it is the run's: ipcrm -m {number}\n" in done.stderr
+        assert exists(number)
+    finally:
+        removed(number)
+
+
+def test_a_segment_in_use_stays(kernel_box: Box) -> None:
+    """Attached outside of the run, by somebody who outlives it."""
+    told, go_on = kernel_box.root / "told", kernel_box.root / "go-on"
+    os.mkfifo(told)
+    os.mkfifo(go_on)
+    attach = "import ctypes; l = ctypes.CDLL(None); l.shmat.restype = ctypes.c_void_p; "
+    attach += f"l.shmat(int(open({str(told)!r}).read()), None, 0); print('in', flush=True); input()"
+    make = f"{MAKE}open({str(told)!r}, 'w').write(str(number))\nopen({str(go_on)!r}).read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", attach], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as user:
+        run = kernel_box.start("--", sys.executable, "-c", make)
+        assert user.stdout
+        assert user.stdout.readline() == b"in\n"
+        go_on.write_text("")
+        done = kernel_box.finish(run)
+        number = int(done.stdout)
+        left = exists(number)
+        user.communicate(b"\n")
+        removed(number)
+    assert left
+    assert "removed" not in done.stderr
+
+
+def test_a_file_is_named_and_stays(kernel_box: Box, file: Path) -> None:
+    write = ["dd", "if=/dev/zero", f"of={file}", "bs=1M", "count=4", "status=none"]
+    done = kernel_box.run("--", *write)
+    assert f"shared memory outlives the run: {file} (4.0 MiB)\n" in done.stderr
+    assert f"sandrun: hint: if it is the run's: rm {file}\n" in done.stderr
+    assert file.exists()
+    file.unlink()
+    assert kernel_box.run("--leftovers", "wait", "--", *write).stderr == ""
+
+
+def test_an_older_file_is_none_of_the_runs(kernel_box: Box, file: Path) -> None:
+    file.write_bytes(b"x" * (1 << 20))
+    kernel_box.run("--", "true")  # takes longer than the clocks may differ
+    assert str(file) not in kernel_box.run("--", *ALONE).stderr
