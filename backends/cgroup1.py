@@ -204,15 +204,17 @@ class Group1:
                 groups.enter(os.path.dirname(path) + "/tasks")
 
     def poll(self) -> "float | None":
+        held = current = int(self.memory.usage_in_bytes)
+        if not self.sampler.is_small(current):
+            stat = self._stat()
+            held = self.sampler.measure(current, _cache(stat))
+            if held > self.sampler.limit // 2:
+                self.sampler.note(held, self._kinds(stat))
+        seen = self.sampler.look(held, lambda: groups.few(self.paths["memory"]))
         who = self._who_struck()
         self.struck = self.struck or who
-        current = int(self.memory.usage_in_bytes)
-        if current > self.sampler.limit // 2:
-            stat = self._stat()
-            kinds = (stat.get(f"total_{name}", 0) for name in ("rss", "cache", "shmem"))
-            self.sampler.note(*kinds)
-        self.sampler.look(current, lambda: groups.few(self.paths["memory"]))
-        return self.sampler.due(current)
+        self.sampler.keep(seen, bool(self.struck))
+        return self.sampler.due(held)
 
     def _who_struck(self) -> str:
         """v1 counts a kill at the victim, in a nested run's group too, whoever's limit it was; but
@@ -229,12 +231,14 @@ class Group1:
         return "outer" if control.get("oom_kill") else ""
 
     def usage(self) -> Usage:
-        stat = self._stat()
-        files = stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
         try:
-            current = max(0, int(self.memory.usage_in_bytes) - files)
-            peak = int(self.memory.max_usage_in_bytes)
+            stat = self._stat()
+            current = self.sampler.measure(int(self.memory.usage_in_bytes), _cache(stat))
+            highest = int(self.memory.max_usage_in_bytes)
+            # The kernel drops cache before a limit strikes.
+            peak = highest if self.struck == "own" else self.sampler.peak_below(highest)
             usage = Usage(current, peak, self._cpu(), kinds=self.sampler.kinds)
+            usage.peak_with_cache = highest
             usage.shared = stat.get("total_shmem", 0)
             if "pids" in self.paths:
                 usage.refused = groups.refused(self.paths["pids"])
@@ -252,6 +256,15 @@ class Group1:
             return {key: int(value) for key, value in dict(self.memory.stat).items()}
         except (OSError, ValueError):
             return {}
+
+    def _kinds(self, stat: "dict[str, int]") -> "dict[str, int]":
+        """Each byte once: `total_cache` includes what is shared."""
+        anon, file, shmem = (stat.get(f"total_{name}", 0) for name in ("rss", "cache", "shmem"))
+        try:
+            kernel = int(self.memory.get_property(b"memory.kmem.usage_in_bytes"))
+        except OSError:
+            kernel = 0  # this kernel does not account for it
+        return {"anon": anon, "file": max(0, file - shmem), "shmem": shmem, "kernel": kernel}
 
     def top(self) -> "list[Process]":
         return self.sampler.top()
@@ -320,6 +333,11 @@ def _read(eventfd: int) -> int:
         return os.eventfd_read(eventfd)
     except OSError:  # nothing came
         return 0
+
+
+def _cache(stat: "dict[str, int]") -> int:
+    """The page cache that can be dropped: shared and locked pages are in other lists."""
+    return stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
 
 
 _KEYS = {

@@ -208,14 +208,17 @@ class Group2:
             os.close(directory)
 
     def poll(self) -> "float | None":
-        undecided = self._look_for_oom()
-        current = int(self.files.memory_current)
+        held = current = int(self.files.memory_current)
         self.highest = max(self.highest, current)
-        if current > self.sampler.limit // 2:
+        if not self.sampler.is_small(current):
             stat = self._stat()
-            self.sampler.note(*(stat.get(name, 0) for name in ("anon", "file", "shmem")))
-        self.sampler.look(current, lambda: groups.few(self.token))
-        due = self.sampler.due(current)
+            held = self.sampler.measure(current, _cache(stat))
+            if held > self.sampler.limit // 2:
+                self.sampler.note(held, _kinds(stat))
+        seen = self.sampler.look(held, lambda: groups.few(self.token))
+        undecided = self._look_for_oom()
+        self.sampler.keep(seen, bool(self.struck))
+        due = self.sampler.due(held)
         return _UNDECIDED if undecided else due
 
     def _look_for_oom(self) -> bool:
@@ -261,11 +264,13 @@ class Group2:
     def usage(self) -> Usage:
         try:
             stat = self._stat()
-            files = stat.get("inactive_file", 0) + stat.get("active_file", 0)
-            current = max(0, int(self.files.memory_current) - files)
+            current = self.sampler.measure(int(self.files.memory_current), _cache(stat))
             sampled = not self.files.has("memory.peak")
-            peak = self.highest if sampled else int(self.files.memory_peak)
+            highest = self.highest if sampled else int(self.files.memory_peak)
+            # The kernel drops cache before a limit strikes.
+            peak = highest if self.struck == "own" else self.sampler.peak_below(highest)
             usage = Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
+            usage.peak_with_cache = highest
             usage.refused = groups.refused(self.token, self.main)
             usage.shared = stat.get("shmem", 0)
             return usage
@@ -358,6 +363,24 @@ class Group2:
         if self.lock >= 0:
             os.close(self.lock)
             self.lock = -1
+
+
+_KERNEL = ("slab", "kernel_stack", "pagetables", "percpu", "vmalloc")
+"""Most of what `kernel` in memory.stat (5.18) counts, for older kernels."""
+
+
+def _cache(stat: "dict[str, int]") -> int:
+    """The page cache that can be dropped, by memory.stat: shared and locked pages are in other
+    lists."""
+    return stat.get("inactive_file", 0) + stat.get("active_file", 0)
+
+
+def _kinds(stat: "dict[str, int]") -> "dict[str, int]":
+    """Each byte of a group once: `file` includes `shmem`, and `kernel` no buffers of sockets."""
+    anon, file, shmem = (stat.get(name, 0) for name in ("anon", "file", "shmem"))
+    own = stat.get("kernel") or sum(stat.get(name, 0) for name in _KERNEL)
+    own += stat.get("sock", 0)
+    return {"anon": anon, "file": max(0, file - shmem), "shmem": shmem, "kernel": own}
 
 
 def end_stale(path: str) -> None:

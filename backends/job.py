@@ -179,7 +179,8 @@ class JobContainer:
         if limit and (memory or peak > max(limit // 2, self.sampled + limit // 50)):
             self.sampled = peak
             self.current = sum(_commit(pid) for pid in self.pids())
-            self.sampler.look(limit if memory else self.current, self.pids)
+            seen = self.sampler.look(limit if memory else self.current, self.pids)
+            self.sampler.keep(seen, False)
         return self.sampler.due(peak)
 
     def _is_ours(self, pid: int) -> bool:

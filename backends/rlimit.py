@@ -108,7 +108,8 @@ class RlimitContainer:
         if self.monitor.is_due(now):
             members = self._members()
             current = self.monitor.look(members, now)
-            self.sampler.look(current, lambda: self.monitor.largest(2 * sampling.TOP))
+            seen = self.sampler.look(current, lambda: self.monitor.largest(2 * sampling.TOP))
+            self.sampler.keep(seen, bool(self.struck))
             if current > self.limits.memory:
                 self.struck = "own"
                 self.oom_events += 1

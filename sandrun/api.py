@@ -96,7 +96,8 @@ class Outcome:
     `code` is what `sandrun` exited with: the command's own code, 128+n for signal n, 124, 137.
     `reason` is `exit`, `signal`, `memory`, `outer-memory`, `timeout`, `cpu-time`, `idle`, `parent`,
     `not-started`, or `lost` when sandrun itself was killed (`sandrun kill` does so when the grace
-    is over).
+    is over). `peak`: the most memory in use, in bytes, without the page cache that the kernel can
+    take back; `peak_with_cache` with it, None where no cache is counted.
     """
 
     command: tuple[str, ...]
@@ -111,6 +112,7 @@ class Outcome:
     limit: int
     stdout: str | None = None
     stderr: str | None = None
+    peak_with_cache: int | None = None
 
     @property
     def ok(self) -> bool:
@@ -207,7 +209,7 @@ def _outcome(
         value = facts.get(key)
         return value if isinstance(value, int | float) else 0.0
 
-    peak = facts.get("peak")
+    peak, with_cache = facts.get("peak"), facts.get("peak_with_cache")
     return Outcome(
         command=command,
         code=code,
@@ -221,6 +223,7 @@ def _outcome(
         limit=int(number("limit")),
         stdout=output[0],
         stderr=output[1],
+        peak_with_cache=with_cache if isinstance(with_cache, int) else None,
     )
 
 

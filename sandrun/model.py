@@ -146,15 +146,18 @@ class Usage:
     that limit; `near`: which of the fallback's backstops was nearly reached (`data`: bytes of one
     process, `tasks`), how much there was, and the limit.
 
-    `current` leaves out page cache that the kernel can drop. `sampled` is true when `peak` was
-    polled, so that a higher, shorter peak may have been missed. `kinds` tells how much memory was
-    `anon`, `file` (page cache), `shmem` (shared memory, tmpfs) when the limit was near. `stalled`
-    is for how long no process could go on for want of memory. `shared`: shared memory and tmpfs, in
-    bytes, as far as a group counts it.
+    `current` and `peak` leave out page cache that the kernel can drop; `peak_with_cache` is the
+    kernel's own figure, None where cache counts nowhere. Of shorter peaks than a sample sees `peak`
+    has what the kernel's figure proves. `sampled` is true when that was polled, too. `kinds` tells
+    how much memory was `anon`, `file` (page cache), `shmem` (shared memory, tmpfs) and `kernel`
+    (inodes, dentries, pipes, sockets, page tables) when the limit was near. `stalled` is for how
+    long no process could go on for want of memory. `shared`: shared memory and tmpfs, in bytes, as
+    far as a group counts it.
     """
 
     __slots__ = (
-        *("cpu", "current", "kinds", "near", "peak", "refused", "sampled", "shared", "stalled"),
+        *("cpu", "current", "kinds", "near", "peak", "peak_with_cache", "refused", "sampled"),
+        *("shared", "stalled"),
     )
 
     def __init__(
@@ -168,6 +171,7 @@ class Usage:
     ) -> None:
         self.current = current
         self.peak = peak
+        self.peak_with_cache: int | None = None
         self.cpu = cpu
         self.sampled = sampled
         self.kinds = kinds or {}

@@ -211,6 +211,8 @@ def _memory(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     usage = outcome.usage
     label = " as sampled" if usage.sampled else ""
     kinds = "".join(f", {kind} {size_text(size)}" for kind, size in usage.kinds.items())
+    if usage.kinds and max(usage.kinds, key=usage.kinds.__getitem__) == "kernel":
+        kinds += " (such as inodes, dentries, pipes, sockets)"
     stalled = usage.stalled or 0.0
     waited = f", waited {span_text(stalled)} for memory" if stalled >= 0.1 else ""
     facts = f"peak {size_text(usage.peak)}{label}{kinds}{waited}; enforced by {by}, {backend.name}"

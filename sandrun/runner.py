@@ -370,6 +370,7 @@ def _record(this: Run, outcome: Outcome, wall: float) -> None:
     this.record["exit"] = outcome.code
     this.record["reason"] = outcome.reason
     this.record["peak"] = outcome.usage.peak
+    this.record["peak_with_cache"] = outcome.usage.peak_with_cache
     this.record["stalled"] = outcome.usage.stalled
     cpu = outcome.usage.cpu
     this.record["cpu"] = times.children_user + times.children_system if cpu is None else cpu

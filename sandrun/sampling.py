@@ -19,10 +19,16 @@ LONGEST = 1.0
 FASTEST_LEAK = 4 << 30
 """Bytes per second that a tree is taken to be able to write: about what one core can."""
 TOP = 5
+_SMALL = 4 << 20
+"""Bytes below which a group's cache is not asked for: that costs more than it tells."""
 
 
 class Sampler:
-    """Spaces the looks by head room, and keeps the largest processes seen near the limit."""
+    """Spaces the looks by head room, and keeps the largest processes seen near the limit.
+
+    `peak` and `cache` are the highest figures of the working set, which is what is in use without
+    the page cache that the kernel can take back, and of that cache.
+    """
 
     def __init__(self, limit: int, longest: float = LONGEST) -> None:
         self.limit = limit
@@ -31,13 +37,29 @@ class Sampler:
         self.named_at = 0
         self.largest: dict[int, Process] = {}
         self.kinds: dict[str, int] = {}
+        self.peak = self.cache = self._noted = 0
 
-    def note(self, anon: int, cache: int, shmem: int) -> None:
-        """How much memory there was of each kind when there was most; `cache` includes `shmem`. A
-        look may fall into the kill, when part of it is gone already."""
-        kinds = {"anon": anon, "file": max(0, cache - shmem), "shmem": shmem}
-        if sum(kinds.values()) >= sum(self.kinds.values()):
-            self.kinds = kinds
+    def is_small(self, current: int) -> bool:
+        """Whether so little is in use, cache included, that it may count as working set."""
+        return current <= min(_SMALL, self.limit // 2)
+
+    def measure(self, current: int, cache: int) -> int:
+        """Note the usage, and the cache in it that the kernel can drop; the working set."""
+        held = max(0, current - cache)
+        self.peak = max(self.peak, held)
+        self.cache = max(self.cache, cache)
+        return held
+
+    def peak_below(self, highest: int) -> int:
+        """The highest working set, of which the samples may have missed a short peak: it was no
+        less than the kernel's highest usage without the most cache that there was."""
+        return max(self.peak, highest - self.cache)
+
+    def note(self, held: int, kinds: "dict[str, int]") -> None:
+        """Keep the kinds of memory that there were when most was held. A look may fall into the
+        kill, when part of it is gone already."""
+        if held >= self._noted:
+            self._noted, self.kinds = held, kinds
 
     def due(self, current: int) -> "float | None":
         """Seconds until the limit could be reached from here, within bounds; None: no limit.
@@ -52,15 +74,29 @@ class Sampler:
         self.last = current
         return min(self.longest, max(SHORTEST if grew else CALM, room / 2))
 
-    def look(self, current: int, pids: "Callable[[], list[int]]") -> None:
-        """Note who uses the memory, when more than half of the limit is in use and it grew."""
-        if self.limit and current > self.limit // 2 and current > self.named_at + self.limit // 50:
-            self.named_at = current
-            for pid in pids():
-                process = kernel.describe(pid)
-                known = self.largest.get(pid)
-                if process and (not known or process.memory >= known.memory):
-                    self.largest[pid] = process
+    def look(self, held: int, pids: "Callable[[], list[int]]") -> "list[Process] | None":
+        """Who uses the memory, when more than half of the limit is held; None: nothing changed
+        since the last look. The answer is for `keep`."""
+        if not self.limit or held <= self.limit // 2:
+            self.named_at = 0
+            return []
+        if abs(held - self.named_at) <= self.limit // 50:
+            return None
+        self.named_at = held
+        return list(filter(None, map(kernel.describe, pids()))) or None  # None: a crowd
+
+    def keep(self, seen: "list[Process] | None", struck: bool) -> None:
+        """Keep those who were seen. Who is missing then has ended by itself and is no matter any
+        more, unless a limit `struck`, asked after the look: it may have killed whoever is missing,
+        and is what they are kept for."""
+        if seen is None:
+            return
+        known = self.largest
+        self.largest = dict(known) if struck else {}
+        for process in seen:
+            before = known.get(process.pid)
+            if not struck or not before or process.memory >= before.memory:
+                self.largest[process.pid] = process
 
     def top(self) -> "list[Process]":
         """The largest, largest first."""

@@ -14,6 +14,7 @@ def right(project: Path) -> None:
     outcome = sandrun.run(["make", "test"], memory="2G", timeout=600, cwd=project)
     assert_type(outcome, sandrun.Outcome)
     assert_type(outcome.peak, int | None)
+    assert_type(outcome.peak_with_cache, int | None)
     assert_type(outcome.stdout, str | None)
     usual: sandrun.Options = {"memory": 2 << 30, "env": {"A": "b"}, "stdout": subprocess.PIPE}
     started = sandrun.start(("make", "test"), **usual)

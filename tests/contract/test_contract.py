@@ -234,9 +234,9 @@ def test_what_kind_of_memory_it_was_is_told(kernel_place: Box, kind: str) -> Non
     script = HOG if kind == "anon" else SHARER
     done = kernel_place.run("-m", "96M", "--", sys.executable, "-c", script, "600", "0.005")
     assert done.returncode == 137, done.stderr
-    told = re.findall(r"\b(anon|file|shmem) ([\d.]+) (\w+)", done.stderr)
+    told = re.findall(r"\b(anon|file|shmem|kernel) ([\d.]+) (\w+)", done.stderr)
     kinds = {name: float(size) * UNITS[unit] for name, size, unit in told}
-    assert set(kinds) == {"anon", "file", "shmem"}, done.stderr
+    assert set(kinds) == {"anon", "file", "shmem", "kernel"}, done.stderr
     # As last seen in use above half of the limit; the interpreter has some 10 MiB of its own.
     assert kinds.pop(kind) > 32 * MIB, done.stderr
     assert max(kinds.values()) < 16 * MIB, done.stderr

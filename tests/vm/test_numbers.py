@@ -64,7 +64,8 @@ def measure(backend: str) -> None:
             before, after = after, files(container.token)
             if before == after:
                 break
-        print(json.dumps([before, (usage.peak, usage.cpu), after, usage.sampled]))
+        told = usage.peak_with_cache, usage.cpu
+        print(json.dumps([before, told, after, usage.sampled, usage.peak]))
     finally:
         container.kill()
         container.close()
@@ -82,11 +83,11 @@ def test_usage_is_what_the_kernels_files_say(backend: str) -> None:
         [*prefix, sys.executable, "-c", call], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
-    before, usage, after, sampled = json.loads(done.stdout)
+    before, usage, after, sampled, without_cache = json.loads(done.stdout)
     assert before == usage == after
     assert not sampled
     peak, cpu = usage
-    assert 60 * MIB < peak < 100 * MIB
+    assert 60 * MIB < without_cache <= peak < 100 * MIB
     assert 0.4 < cpu < 0.4 + 0.5 * SCALE
 
 
@@ -119,7 +120,7 @@ def test_the_record_of_a_run_is_what_the_kernels_files_said(
     assert done.returncode == 0, done.stderr
     peak, cpu = done.stdout.split()
     (record,) = box.records()
-    assert record["peak"] == int(peak)
-    assert int(peak) > 60 * MIB
+    assert record["peak_with_cache"] == int(peak)
+    assert 60 * MIB < int(str(record["peak"])) <= int(peak)
     # What follows the command's own look is its end.
     assert float(cpu) <= float(str(record["cpu"])) < float(cpu) + 0.1 * SCALE

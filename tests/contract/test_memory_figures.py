@@ -1,0 +1,121 @@
+"""What is told of memory: peaks with and without page cache, who used it, and the kinds of it."""
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from sandrun.model import MIB
+from tests.harness import Box
+
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB}
+# Takes so many MiB, one at a time, with a pause after each, holds them for a while and ends.
+TAKE = """
+import sys, time
+mib, pause, hold = map(float, sys.argv[1:])
+kept = []
+for _ in range(int(mib)): kept.append(b"x" * (1 << 20)); time.sleep(pause)
+time.sleep(hold)
+"""
+DD = "dd if=/dev/zero of=$0 bs=1M count=200 status=none"
+
+
+def take(mib: int, pause: float, hold: float = 0) -> "list[str]":
+    return [sys.executable, "-c", TAKE, str(mib), str(pause), str(hold)]
+
+
+@pytest.fixture
+def file() -> "Iterator[str]":
+    """The name of a file on a disk, whose pages are cache."""
+    with tempfile.TemporaryDirectory(prefix="sandrun-test-", dir="/var/tmp") as directory:
+        kind = ["stat", "-f", "-c", "%T", directory]
+        if subprocess.run(kind, capture_output=True, text=True, check=True).stdout == "tmpfs\n":
+            pytest.skip("/var/tmp is no disk here")
+        yield directory + "/file"
+
+
+def peaks(box: Box) -> "tuple[int, int]":
+    record = box.last_record()
+    peak, with_cache = record["peak"], record["peak_with_cache"]
+    if record["backend"] == "rlimit":
+        assert with_cache is None
+        return int(str(peak)), 200 * MIB
+    return int(str(peak)), int(str(with_cache))
+
+
+def test_page_cache_is_told_apart(place: Box, file: str) -> None:
+    """By what `peak` says, a limit can be set: with it the same command goes through."""
+    done = place.run("-m", "80M", "--", "sh", "-c", DD, file)
+    assert done.returncode == 0, done.stderr
+    assert "in use" not in done.stderr
+    peak, with_cache = peaks(place)
+    assert peak < 30 * MIB
+    assert with_cache > 60 * MIB
+    again = place.run("-m", str(max(peak, 8 * MIB)), "--", "sh", "-c", DD, file)
+    assert again.returncode == 0, again.stderr
+
+
+def test_cache_that_is_gone_is_told_apart_as_well(place: Box, file: str) -> None:
+    done = place.run("-m", "1G", "--", "sh", "-c", f"{DD}; sleep 1.2; rm $0; sleep 0.1", file)
+    assert done.returncode == 0, done.stderr
+    peak, with_cache = peaks(place)
+    assert peak < 30 * MIB
+    assert with_cache > 190 * MIB
+
+
+def test_a_peak_between_two_samples_is_the_kernels(kernel_place: Box) -> None:
+    script = "import mmap, time; time.sleep(0.5); mmap.mmap(-1, 90 << 20, flags=0x8022); "
+    done = kernel_place.run("-m", "2G", "--", sys.executable, "-c", script + "time.sleep(0.5)")
+    assert done.returncode == 0, done.stderr
+    peak, with_cache = peaks(kernel_place)
+    assert 85 * MIB < peak <= with_cache
+
+
+@pytest.mark.parametrize("before", ["cache", "another"])
+def test_who_has_the_memory_is_named_and_not_who_had_it(place: Box, file: str, before: str) -> None:
+    """First something fills the limit with cache, or more than half of it with memory, and ends.
+    Slowly: memory.stat may be 2 s old (mm/memcontrol.c, FLUSH_TIME)."""
+    first = DD if before == "cache" else '"$1" "$2" "$3" 50 0.002 3'
+    hog = '"$1" "$2" "$3" 400 0.06 0 & echo $!; wait'
+    done = place.run("-m", "80M", "--", "sh", "-c", f"{first}; {hog}", file, *take(0, 0)[:3])
+    assert done.returncode == 137, done.stderr
+    pid = done.stdout.strip()
+    named = re.findall(r"MiB  pid (\d+)  ", done.stderr)
+    assert named == [pid], done.stderr
+    told = re.findall(r"in use .* most by .*\(pid (\d+)\)", done.stderr)
+    assert told == [pid] or (before == "another" and len(told) == 1), done.stderr
+    kinds = kinds_in(done.stderr)
+    if kinds:
+        assert kinds["anon"] > 40 * MIB
+
+
+def kinds_in(text: str) -> "dict[str, float]":
+    told = re.findall(r"\b(anon|file|shmem|kernel) ([\d.]+) (\w+)", text)
+    return {name: float(size) * UNITS[unit] for name, size, unit in told}
+
+
+# What fills the kernel's memory, by the number of the thing; none of them is a process's.
+FILLERS = {
+    "pipes": "time.sleep(0.02); r, w = os.pipe(); kept += r, w; os.write(w, b'x' * 65536)",
+    "sockets": "time.sleep(0.05); a, b = socket.socketpair(); kept += a, b; a.setblocking(False)\n"
+    " try:\n  while True: a.send(b'x' * 4096)\n except BlockingIOError: pass",
+    "inodes": "os.close(os.open(f'{where}/{i}', os.O_CREAT | os.O_WRONLY))",
+}
+
+
+@pytest.mark.parametrize("what", FILLERS)
+def test_kernel_memory_is_named(kernel_place: Box, what: str) -> None:
+    count = 60000 if what == "inodes" else 480
+    with tempfile.TemporaryDirectory(prefix="sandrun-test-", dir="/dev/shm") as where:
+        script = f"import os, socket, time\nkept, where = [], {where!r}\n"
+        script += f"for i in range({count}):\n {FILLERS[what]}\n"
+        done = kernel_place.run("-m", "24M", "--", sys.executable, "-c", script)
+    assert done.returncode == 137, (done.stdout, done.stderr)
+    assert "MiB (such as inodes, dentries, pipes, sockets)" in done.stderr
+    kinds = kinds_in(done.stderr)
+    assert kinds["kernel"] > 12 * MIB, done.stderr
+    # As last seen before the limit.
+    assert 12 * MIB < sum(kinds.values()) <= 25 * MIB, done.stderr
