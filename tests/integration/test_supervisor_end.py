@@ -14,7 +14,17 @@ import pytest
 
 from sandrun import kernel
 from sandrun.backends import groups
-from tests.harness import INJECT, SCALE, Box, alive, is_keeper, launcher, wait_for, without_note
+from tests.harness import (
+    INJECT,
+    ON_MACOS,
+    SCALE,
+    Box,
+    alive,
+    is_keeper,
+    launcher,
+    wait_for,
+    without_note,
+)
 
 ROOT_ONLY = pytest.mark.skipif(os.geteuid() != 0, reason="makes users and mounts: runs as root")
 SH = ["sh", "-c"]
@@ -457,6 +467,7 @@ def build(box: Box, source: str) -> Path:
     return program
 
 
+@pytest.mark.skipif(ON_MACOS, reason="not on macOS: an orphan that nobody saw is nobody's")
 @pytest.mark.parametrize("killed", ["nobody", "supervisor", "all"])
 def test_what_root_left_behind_keeps_the_run_lock(open_box: Box, killed: str) -> None:
     """It has closed the lock that it inherited, and whose run it was may not end it."""

@@ -22,6 +22,9 @@ ABSENT = {
     "a_process_without_its_first_thread_is_ended": "no first thread that ends alone",
     "after_sigkill_of_the_supervisor_no_thread_lives": "no first thread that ends alone",
     "after_sigkill_of_the_whole_process_group_nothing_lives": "no process groups",
+    "at_the_limit_make_deletes_its_half_written_target": "a failed allocation is the program's",
+    "at_the_limit_the_rest_has_the_grace_to_clean_up": "no SIGTERM: a job is ended as a whole",
+    "a_run_that_hit_its_limit_ends_with_137_whatever_it_says": "a failed allocation kills nobody",
     "no_other_user_can_hold_the_lock_of_a_runs_group": "a job has no directory to open",
     "shared_memory_counts_once_and_counts": "a job counts what is committed",
     "supervisor_and_keeper_killed_together_nothing_lives": "no keepers",
@@ -31,6 +34,8 @@ ABSENT = {
     "the_next_run_ends_a_process_without_its_first_thread": "no keepers",
     "the_processors_are_divided_between_the_run_and_who_ends_it": "one call ends a whole job",
     "the_supervisor_replaces_a_killed_keeper": "no keepers",
+    "what_the_oom_killer_may_not_kill_is_ended_at_the_limit": "no OOM killer",
+    "who_hits_the_limit_again_is_killed_without_the_grace": "no SIGTERM and no grace",
     "what_kind_of_memory_it_was_is_told": "a job tells one figure",
 }
 """What every other backend promises and has no meaning here, and why."""
