@@ -318,15 +318,18 @@ def _open_process(pid: int) -> int:
 
 
 def _rename() -> None:
-    """Change what ps and pkill see: the name, and the command line in our memory (proc(5))."""
+    """Change what ps and pkill see: the name, and the command line in our memory (proc(5)); and the
+    environment there, by whose marks a CI agent kills what it started. Ours in Python stays."""
     try:
         with open("/proc/self/comm", "wb") as comm:
             comm.write(_NAME)
         with open("/proc/self/stat", "rb") as stat:
             fields = stat.read().rpartition(b")")[2].split()
-        start, end = int(fields[45]), int(fields[46])  # arg_start, arg_end
+        start, end, env_start, env_end = map(int, fields[45:49])  # arg_start ... env_end
         with open("/proc/self/mem", "r+b", buffering=0) as memory:
             memory.seek(start)
             memory.write(_NAME[: end - start - 1].ljust(end - start, b"\0"))
+            memory.seek(env_start)
+            memory.write(bytes(env_end - env_start))
     except (OSError, ValueError, IndexError):
         pass  # not Linux, or a kernel that hides them

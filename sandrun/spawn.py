@@ -51,7 +51,7 @@ def take() -> Heritage:
     parent = os.getppid()
     name, bits = _caller(parent)
     # A shell hands on exactly what it ignores itself.
-    ignored = {signum for signum in _PYTHONS if name in _SHELLS and bits >> (signum - 1) & 1}
+    ignored = {s for s in _PYTHONS if bits >> (s - 1) & 1 and _is_shell(parent, name)}
     if _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:
         # It would reap our children before we learn how they ended.
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
@@ -87,7 +87,8 @@ def _is_detached(parent: bytes) -> bool:
         return True
     leads_session = os.getsid(0) == os.getpid()
     # With job control each job of a shell is a group of its own.
-    is_job = not leads_session and parent in _SHELLS and os.getpgrp() == os.getpid()
+    leads_group = not leads_session and os.getpgrp() == os.getpid()
+    is_job = leads_group and _is_shell(os.getppid(), parent)
     if not is_job and (not leads_session or parent in _LOGINS):
         return False
     from sandrun import terminal
@@ -130,7 +131,7 @@ def _own_umask(heritage: Heritage) -> None:
 
 _PYTHONS = (_signal.SIGPIPE, _signal.SIGXFSZ)
 """What Python ignores at its start."""
-_SHELLS = (b"sh", b"dash", b"bash", b"zsh", b"ksh", b"mksh", b"ash", b"busybox")
+_SHELLS = (b"sh", b"dash", b"bash", b"zsh", b"ksh", b"ksh93", b"mksh", b"ash", b"busybox")
 
 
 _LOGINS = (b"sshd", b"sshd-session", b"dropbear")
@@ -153,6 +154,17 @@ def _caller(parent: int) -> "tuple[bytes, int]":
         return status[6 : status.index(b"\n")], bits
     except (OSError, ValueError):
         return b"", 0
+
+
+def _is_shell(pid: int, name: bytes) -> bool:
+    """Whether a process of that name is a shell. One that runs an executable script has the
+    script's name, but is the program of the first line (execve(2))."""
+    try:
+        # Of a file that was removed or replaced since the kernel says " (deleted)".
+        program = os.readlink(b"/proc/%d/exe" % pid) if name and name not in _SHELLS else name
+    except OSError:
+        return False  # another user's, or gone
+    return os.path.basename(program).partition(b" ")[0] in _SHELLS
 
 
 def _to_default(heritage: Heritage) -> "list[int]":

@@ -609,3 +609,39 @@ def test_an_orphan_without_environment_and_descriptors_is_found(
     assert kernel.read(f"/proc/{pid}/environ").strip(b"\0").startswith(b"PWD=")
     run.kill()
     gone(pid, seconds=3)
+
+
+@pytest.mark.skipif(ON_MACOS, reason="not on macOS: a keeper cannot change its environment")
+def test_an_agent_that_kills_by_mark_kills_no_keeper(make_box: "Callable[[str], Box]") -> None:
+    """As Jenkins does (BUILD_ID), and GitHub's runner (RUNNER_TRACKING_ID): the command that has
+    cleared its environment is the keeper's affair then."""
+    box = make_box("auto")
+    run = box.start("--", "env", "-i", "sleep", "1000", env={"AGENT_MARK": "mine"})
+
+    def below() -> "dict[str, int]":
+        found = {}
+        for pid in kernel.descendants(os.getpid()):
+            try:
+                found[kernel.Stat(pid).name] = pid
+            except OSError:
+                continue
+        return found
+
+    sleeper = wait_for(lambda: below().get("sleep", 0), 20, "the command runs")
+    wait_for(lambda: any("keeper" in name for name in below()), 20, "the keeper runs")
+    # A keeper that was just forked has changed nothing yet.
+    wait_for(lambda: _marked("AGENT_MARK") == [run.pid], 20, "only sandrun itself has the mark")
+    os.kill(run.pid, signal.SIGKILL)
+    wait_for(lambda: not alive(sleeper), 10, "the keeper ends the command")
+
+
+def _marked(name: str) -> "list[int]":
+    """Our descendants with that variable."""
+    found = []
+    for pid in kernel.descendants(os.getpid()):
+        try:
+            if name in kernel.environ(pid):
+                found.append(pid)
+        except OSError:
+            continue
+    return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Box, launcher
+from tests.harness import ON_MACOS, Box, launcher
 
 # Everything that a process inherits, as JSON; run by -I -S, so it changes little of it itself.
 PROBE = r"""
@@ -94,6 +94,26 @@ def test_all_that_is_inherited(place: Box, script: str) -> None:
     direct = seen(place, script, "word", ours=False)
     contained = seen(place, script, "word", ours=True)
     assert contained == direct
+
+
+@pytest.mark.skipif(ON_MACOS, reason="not on macOS: what a parent ignores cannot be read")
+@pytest.mark.parametrize("shell", ["sh", "bash"])
+@pytest.mark.parametrize("ignored", ["PIPE", "XFSZ", "PIPE XFSZ USR2", ""])
+def test_what_an_executable_script_ignores(
+    place: Box, tmp_path: Path, shell: str, ignored: str
+) -> None:
+    """The shell that runs it has the script's name."""
+    script = tmp_path / "job"
+    trap = f"trap '' {ignored}" if ignored else ":"
+    script.write_text(f'#!/bin/{shell}\n{trap}\n"$@"; :\n')
+    script.chmod(0o755)
+    look = ["grep", "SigIgn", "/proc/self/status"]
+
+    def found(*words: str) -> int:
+        bits = place.run(*words, *look, argv=[str(script)]).stdout.split()[1]
+        return int(bits, 16) & 0x7FFFFFFF  # 32 and 33 are the C library's own
+
+    assert found(*launcher(), "-q", "--") == found()
 
 
 def test_arguments_of_every_kind(place: Box) -> None:
