@@ -4,7 +4,7 @@
 # Reads /job/settings (shell words), /job/site (sandrun as pip installed it), /job/checkout,
 # /job/command.sh. Streams the command's output to the serial lines (ttyS0 stdout, ttyS1 stderr);
 # writes /job/out/* and, last, /job/rc: its absence tells the host that the machine failed.
-. /job/settings # HIERARCHY, USER, LOGIN, JUNIT, SCALE, IMAGE
+. /job/settings # HIERARCHY, PYTHON, USER, LOGIN, JUNIT, SCALE, IMAGE
 stty -F /dev/ttyS0 raw -echo
 stty -F /dev/ttyS1 raw -echo
 
@@ -21,8 +21,8 @@ share() { # HOST-FOLDER DIRECTORY; 6.x kernels want hostfs=PATH, older ones the 
 mount /dev/ubdb /usr/local || fail "the disk of Python packages does not mount"
 # Times kept: compiled modules are valid only for the source of the second they name.
 cp -r --preserve=timestamps /job/site/. /usr/local/ || fail "sandrun was not installed"
-[ -n "$(find /usr/local -name 'model.cpython-311.pyc' -print -quit)" ] ||
-    python3 -m compileall -q /usr/local/lib/python3.11/dist-packages/sandrun
+[ -n "$(find /usr/local -name "model.cpython-3${PYTHON#3.}.pyc" -print -quit)" ] ||
+    python3 -m compileall -q "/usr/local/lib/python$PYTHON/dist-packages/sandrun"
 mkswap -q /dev/ubdc && swapon /dev/ubdc || echo "lab: no swap" >/dev/ttyS1
 
 case $HIERARCHY in

@@ -1,5 +1,6 @@
 #!/bin/sh
-# image.sh OUT.ext4 [containers]: the laboratory's root file system, from Debian 12's packages.
+# image.sh OUT.ext4 [FLAVOUR [SUITE]]: the laboratory's root file system, from Debian's packages;
+# FLAVOUR is plain or containers, SUITE bookworm (systemd 252) or trixie (257).
 #
 # Promises: OUT appears whole or not at all; nothing of the host is changed (a private apt root, no
 # mount); a system whose only job is lab.service, which runs /job/guest.sh of the folder that the
@@ -7,7 +8,7 @@
 # Leaves to others: caching (lab), the kernel (kernel.sh), the Python packages (lab, on a disk of their own).
 # Needs mmdebstrap and e2fsprogs; a plain user needs fakeroot and uidmap as well.
 set -eu
-out=$1 flavour=${2:-plain}
+out=$1 flavour=${2:-plain} suite=${3:-bookworm}
 work=$(mktemp -d "${TMPDIR:-/tmp}/sandrun-image.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
 trap 'exit 143' HUP INT TERM # or dash would leave without the line above
@@ -34,7 +35,7 @@ bootstrap() {
     $private mmdebstrap --quiet --variant=minbase --include="$include" \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
-        --aptopt='Acquire::Retries "3"' "$@" bookworm "$tar" </dev/null
+        --aptopt='Acquire::Retries "3"' "$@" "$suite" "$tar" </dev/null
 }
 
 cat >"$work/lab.service" <<'E'

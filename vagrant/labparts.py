@@ -29,8 +29,8 @@ from typing import NoReturn
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
 LAB_FAILED = 125
-GUEST_PYTHON = "3.11"  # Debian 12's, where image.sh comes from
-PACKAGES = f"lib/python{GUEST_PYTHON}/dist-packages"
+SUITES = {"bookworm": "3.11", "trixie": "3.13"}
+"""The Debian releases that a machine can be, and the Python of each."""
 DEBIAN_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
 CONTAINER_TOOLS = {"buildah": "buildah"}
 CONTAINER_SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "sandrun", "backends")
@@ -176,9 +176,10 @@ def need_tools(tools: Mapping[str, str] = DEBIAN_TOOLS) -> None:
     call(*APT_INSTALL.split(), *missing, env={"DEBIAN_FRONTEND": "noninteractive"})
 
 
-def image(flavour: str) -> Path:
+def image(flavour: str, suite: str) -> Path:
     script = HERE / "image.sh"
-    return cached(f"root-{flavour}-{digest([script])}.ext4", lambda out: call(script, out, flavour))
+    name = f"root-{flavour}-{suite}-{digest([script])}.ext4"
+    return cached(name, lambda out: call(script, out, flavour, suite))
 
 
 def container_image() -> Path:
@@ -236,11 +237,12 @@ def pip(*arguments: str | Path, env: dict[str, str] | None = None) -> None:
     call(sys.executable, "-m", "pip", *arguments, "--quiet", "--no-input", env=env)
 
 
-def into_prefix(target: Path, prefix: Path) -> None:
+def into_prefix(target: Path, prefix: Path, python: str) -> None:
     """pip's --target tree becomes a /usr/local; scripts name the guest's interpreter, not ours."""
-    (prefix / PACKAGES).parent.mkdir(parents=True)
-    shutil.move(target, prefix / PACKAGES)
-    scripts = prefix / PACKAGES / "bin"
+    packages = prefix / f"lib/python{python}/dist-packages"
+    packages.parent.mkdir(parents=True)
+    shutil.move(target, packages)
+    scripts = packages / "bin"
     if scripts.exists():
         scripts.rename(prefix / "bin")
         for script in (prefix / "bin").iterdir():
@@ -249,7 +251,7 @@ def into_prefix(target: Path, prefix: Path) -> None:
                 script.write_bytes(b"#!/usr/bin/python3" + newline + rest)
 
 
-def install_requirements(prefix: Path) -> None:
+def install_requirements(prefix: Path, python: str) -> None:
     """All third-party packages, as the guest's /usr/local; its python3-prctl is Debian's."""
     # Pure Python, but published as source only; everything else must be a wheel, because it is
     # for the guest's Python and libc and not for ours.
@@ -260,26 +262,27 @@ def install_requirements(prefix: Path) -> None:
         pip("wheel", "--wheel-dir", wheels, *source_only)
         pip(
             *("install", "--target", target, "--only-binary=:all:", "--find-links", wheels),
-            *("--python-version", GUEST_PYTHON, "--implementation", "cp"),
+            *("--python-version", python, "--implementation", "cp"),
             *(word for name in platforms for word in ("--platform", name)),
             *requirements(),
         )
-        into_prefix(target, prefix)
+        into_prefix(target, prefix, python)
 
 
-def build_packages(out: Path) -> None:
+def build_packages(out: Path, python: str) -> None:
     """The same, as a disk that the guest mounts there."""
     prefix = out.parent / "prefix"
-    install_requirements(prefix)
+    install_requirements(prefix, python)
     call("truncate", "-s", "200M", out)
     call("mke2fs", "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d", prefix, out)
 
 
-def packages() -> Path:
+def packages(suite: str) -> Path:
+    python = SUITES[suite]
     steps = (build_packages, install_requirements, into_prefix)
     recipe = [inspect.getsource(step) for step in steps]
-    key = digest([*requirements(), GUEST_PYTHON, *recipe])
-    return cached(f"packages-{key}.ext4", build_packages)
+    key = digest([*requirements(), python, *recipe])
+    return cached(f"packages-{key}.ext4", lambda out: build_packages(out, python))
 
 
 def build_tools(out: Path) -> None:
@@ -287,7 +290,7 @@ def build_tools(out: Path) -> None:
     pip("install", "--target", out, "setuptools>=64", "wheel")
 
 
-def install_sandrun(source: Path, out: Path) -> None:
+def install_sandrun(source: Path, out: Path, python: str) -> None:
     """As users get it: built by its own backend, from a copy, for that writes into its folder."""
     tools = cached("build-tools", build_tools)
     with tempfile.TemporaryDirectory(prefix="sandrun-site.") as folder:
@@ -295,7 +298,7 @@ def install_sandrun(source: Path, out: Path) -> None:
         shutil.copytree(source, copy, symlinks=True)
         install = ("install", "--no-deps", "--no-build-isolation", "--target", target, copy)
         pip(*install, env={"PYTHONPATH": str(tools)})
-        into_prefix(target, out)
+        into_prefix(target, out, python)
 
 
 def copy_checkout(out: Path) -> None:
