@@ -2,7 +2,8 @@
 
 A killed one leaves its socket behind, on which the next git waits before it starts another
 (a second: git 2.55). Only a daemon of the run's is told, proved by its number, which the run's
-container gave, and by the socket that it has open.
+container gave, and by the socket that it has open. And only one of this very user: what is run to
+tell it is its own program, which another user may have put there for root to run.
 """
 
 import os
@@ -19,6 +20,8 @@ def stop(pid: int) -> None:
     """Have the daemon end itself; returns when it has heard, or when that fails: a signal may
     follow in any case."""
     try:
+        if kernel.owner(pid) != os.geteuid():
+            return
         git = os.readlink(f"{kernel.PROC}/{pid}/exe")
         path = _socket(pid)
     except OSError:

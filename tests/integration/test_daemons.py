@@ -314,6 +314,43 @@ def test_gits_fsmonitor_ends_as_git_ends_it(gitbox: GitBox) -> None:
     assert not socket.exists()
 
 
+LOOKS_LIKE_FSMONITOR = """
+import os, socket, sys
+git, folder = sys.argv[1:]
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(folder + "/fsmonitor--daemon.ipc")
+listener.listen()
+r, w = os.pipe()
+for fd in (listener.fileno(), w):
+    os.set_inheritable(fd, True)
+executed, started = os.pipe()
+if os.fork() == 0:
+    os.dup2(r, 0)
+    os.chdir("/")
+    if os.environ["AS"]:
+        os.setgid(int(os.environ["AS"]))
+        os.setuid(int(os.environ["AS"]))
+    os.execv(git, ["git fsmonitor--daemon run", "hash-object", "--stdin"])
+os.close(started)
+os.read(executed, 1)
+"""
+"""A leftover that is taken for git's fsmonitor of a repository."""
+
+
+@pytest.mark.parametrize("user", ["", "65534"])
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: runs as two different users")
+def test_the_program_of_another_users_fsmonitor_is_not_run(gitbox: GitBox, user: str) -> None:
+    """sandrun as root would run what that user gave the name git."""
+    trace, git = gitbox.repo / "trace", os.path.realpath(GIT)
+    script = [sys.executable, "-c", LOOKS_LIKE_FSMONITOR, git, str(gitbox.repo / ".git")]
+    env = {"SANDRUN_BACKEND": "auto", "GIT_TRACE": str(trace), "AS": user}
+    code, said = gitbox.end(gitbox.sandrun("--", *script, **env))
+    assert code == 0, said
+    assert "hint: git's fsmonitor: " in said
+    told = trace.exists() and "fsmonitor--daemon stop" in trace.read_text()
+    assert told == (not user)
+
+
 # git's housekeeping
 
 
