@@ -52,8 +52,9 @@ class Sampler:
 
     def peak_below(self, highest: int) -> int:
         """The highest working set, of which the samples may have missed a short peak: it was no
-        less than the kernel's highest usage without the most cache that there was."""
-        return max(self.peak, highest - self.cache)
+        less than the kernel's highest usage without the most cache that there was. A sample may
+        show more than the limit: a charge that is being refused (page_counter_try_charge)."""
+        return min(highest, max(self.peak, highest - self.cache))
 
     def note(self, held: int, kinds: "dict[str, int]") -> None:
         """Keep the kinds of memory that there were when most was held. A look may fall into the
@@ -86,18 +87,22 @@ class Sampler:
         return list(filter(None, map(kernel.describe, pids()))) or None  # None: a crowd
 
     def keep(self, seen: "list[Process] | None", struck: bool) -> None:
-        """Keep those who were seen. Who is missing then has ended by itself and is no matter any
-        more, unless a limit `struck`, asked after the look: it may have killed whoever is missing,
-        and is what they are kept for."""
+        """Keep those who were seen; those of before while they live, as long as nothing has come up
+        since (`seen` is empty). Who has ended by itself is no matter any more, unless a limit
+        `struck`, asked after the look: it may have killed whoever is missing, and is what they are
+        kept for."""
         if seen is None:
             return
         known = self.largest
-        self.largest = dict(known) if struck else {}
+        if not struck:
+            lives = {} if seen else {p.pid: p for p in self.top() if not kernel.is_zombie(p.pid)}
+            self.largest = lives
         for process in seen:
             before = known.get(process.pid)
             if not struck or not before or process.memory >= before.memory:
                 self.largest[process.pid] = process
 
     def top(self) -> "list[Process]":
-        """The largest, largest first."""
-        return sorted(self.largest.values(), key=lambda p: -p.memory)[:TOP]
+        """The largest, largest first; one that was dying when it was seen has nothing any more."""
+        seen = sorted(self.largest.values(), key=lambda p: -p.memory)[:TOP]
+        return [process for process in seen if process.memory] or seen

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -46,8 +47,16 @@ def peaks(box: Box) -> "tuple[int, int]":
     return int(str(peak)), int(str(with_cache))
 
 
-def test_page_cache_is_told_apart(place: Box, file: str) -> None:
+def is_prompt(backend: str) -> None:
+    """memory.stat is up to 2 s old under User Mode Linux 7.2, and so is the cache in it; seen on no
+    other kernel, where reading it flushes (mm/memcontrol.c, memory_stat_format)."""
+    if backend in ("cgroup2", "systemd") and "User Mode Linux" in Path("/proc/cpuinfo").read_text():
+        pytest.skip("memory.stat lags under User Mode Linux")
+
+
+def test_page_cache_is_told_apart(place: Box, file: str, backend: str) -> None:
     """By what `peak` says, a limit can be set: with it the same command goes through."""
+    is_prompt(backend)
     done = place.run("-m", "80M", "--", "sh", "-c", DD, file)
     assert done.returncode == 0, done.stderr
     assert "in use" not in done.stderr
@@ -58,7 +67,8 @@ def test_page_cache_is_told_apart(place: Box, file: str) -> None:
     assert again.returncode == 0, again.stderr
 
 
-def test_cache_that_is_gone_is_told_apart_as_well(place: Box, file: str) -> None:
+def test_cache_that_is_gone_is_told_apart_as_well(place: Box, file: str, backend: str) -> None:
+    is_prompt(backend)
     done = place.run("-m", "1G", "--", "sh", "-c", f"{DD}; sleep 1.2; rm $0; sleep 0.1", file)
     assert done.returncode == 0, done.stderr
     peak, with_cache = peaks(place)

@@ -12,6 +12,7 @@ import pytest
 
 from sandrun import kernel
 from sandrun.kernel import is_zombie
+from tests.gitbox import whole_host
 from tests.harness import ON_MACOS, Box, is_keeper, wait_for
 
 AWAY = ["sh", "-c", 'cd / && echo "$$" && read _ && exit 3']
@@ -114,6 +115,10 @@ def test_relative_names_count_from_there_after_the_run_too(place: Box) -> None:
     done = place.run("--", "./tool")
     assert done.returncode == 127
     assert "hint: it is there, but what its first line (#!) names is not" in done.stderr
+
+
+@whole_host
+def test_a_relative_git_dir_counts_from_there_after_the_run_too(place: Box) -> None:
     subprocess.run(["git", "init", "-q"], cwd=place.project, check=True)
     lock = place.project / ".git/index.lock"
     done = place.run("--", "sh", "-c", "touch .git/index.lock; kill -9 $$", env={"GIT_DIR": ".git"})

@@ -22,6 +22,7 @@ def test_cache_is_no_part_of_the_peak() -> None:
     assert sampler.peak_below(96 * MIB) == 30 * MIB
     # More than all the cache that there was can explain: between two samples.
     assert sampler.peak_below(200 * MIB) == 120 * MIB
+    assert sampler.peak_below(29 * MIB) == 29 * MIB, "what was refused does not count"
 
 
 def seen(sampler: Sampler, held: int, sizes: "dict[int, int]", struck: bool = False) -> "list[int]":
@@ -33,13 +34,32 @@ def seen(sampler: Sampler, held: int, sizes: "dict[int, int]", struck: bool = Fa
     return [process.pid for process in sampler.top()]
 
 
+GONE = [0, *range(1 << 22, (1 << 22) + 4)]
+"""Above PID_MAX_LIMIT (<linux/threads.h>): no process has such a number."""
+
+
 def test_who_has_ended_is_named_no_more() -> None:
     sampler = Sampler(100 * MIB)
-    assert seen(sampler, 60, {1: 50, 2: 10}) == [1, 2]
-    assert seen(sampler, 61, {3: 61}) == [1, 2]  # nothing changed: no look
-    assert seen(sampler, 55, {2: 10, 3: 45}) == [3, 2]
+    assert seen(sampler, 60, {GONE[1]: 50, GONE[2]: 10}) == [GONE[1], GONE[2]]
+    assert seen(sampler, 61, {GONE[3]: 61}) == [GONE[1], GONE[2]]  # nothing changed: no look
+    assert seen(sampler, 55, {GONE[2]: 10, GONE[3]: 45}) == [GONE[3], GONE[2]]
     assert seen(sampler, 40, {}) == []
-    assert seen(sampler, 55, {4: 55}) == [4]
+    assert seen(sampler, 55, {GONE[4]: 55}) == [GONE[4]]
+
+
+def test_who_lives_and_let_go_of_it_is_named_until_another_has_it() -> None:
+    """It may take as much again, faster than it is looked at."""
+    sampler = Sampler(100 * MIB)
+    seen(sampler, 60, {os.getpid(): 50, GONE[1]: 10})
+    assert seen(sampler, 40, {}) == [os.getpid()]
+    assert seen(sampler, 30, {}, struck=True) == [os.getpid()]
+    assert seen(sampler, 70, {GONE[2]: 70}) == [GONE[2]]
+
+
+def test_the_dying_are_not_named() -> None:
+    sampler = Sampler(100 * MIB)
+    assert seen(sampler, 90, {1: 80, 2: 0}) == [1]
+    assert seen(sampler, 60, {2: 0}) == [2], "rather than nobody"
 
 
 def test_whom_a_limit_killed_is_named_still() -> None:
