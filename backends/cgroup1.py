@@ -188,6 +188,7 @@ class Group1:
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         if self.beside:
             return self.beside.spawn(argv, env, heritage, self._enter)
+        groups.adopt()
         assert self.limits
         if self.limits.memory < _SMALL:
             return spawn.fork(argv, env, heritage, self._enter)

@@ -189,6 +189,7 @@ class Group2:
         enter: "Callable[[], None]" = lambda: None,
     ) -> int:
         """`enter`: what else the child must do before exec (a hybrid host's v1 groups)."""
+        groups.adopt()
         try:
             return spawn.fork(argv, env, heritage, enter, self._clone)
         except OSError as error:

@@ -295,9 +295,9 @@ _INSTANT = 20
 
 
 def _orphans_are_reaped() -> bool:
-    """Whether the init of our pid namespace reaps what it adopts: it has no dead child now. Many a
-    container's first process (cat, a server) does not; one zombie of ours would stay for good."""
-    return kernel.PROC != kernel.NOWHERE and not any(map(kernel.is_zombie, kernel.children(1)))
+    """Whether the init of our pid namespace reaps what it adopts: it is known to, and has no dead
+    child now. Elsewhere the supervisor adopts them itself (`groups.adopt`)."""
+    return kernel.orphans_are_reaped() and not any(map(kernel.is_zombie, kernel.children(1)))
 
 
 def _knock(supervisor: int) -> None:

@@ -6,7 +6,8 @@ Promises
   one by one with sigwaitinfo(2)). What the terminal sends reaches the command from the kernel,
   since it shares our process group, and is not sent a second time.
 - When the command stops (Ctrl-Z), we stop the same way, so the shell's job control works.
-- Every child is reaped, adopted ones too: sandrun can be PID 1.
+- Every child is reaped, adopted ones too: sandrun can be PID 1, and where PID 1 is not known to
+  reap orphans, we adopt them (prctl(2), PR_SET_CHILD_SUBREAPER). What was ended is gone at our end.
 - When the process that started us dies, the run ends.
 - At a memory limit the largest process is killed, by the kernel where one enforces; the rest, which
   would clean up, is told to end and has the grace, unless it presses against the limit again.
@@ -121,6 +122,8 @@ class Supervisor:
         self.decided = False
         self.killed = False
         self.undead: list[int] = []
+        self.ended: dict[int, int] = {}
+        """What we have told to end or killed, with its start."""
 
     def run(self) -> Outcome:
         """Supervise to the end; the outcome."""
@@ -145,8 +148,20 @@ class Supervisor:
             self.members |= {process.pid for process in (*outcome.leftovers, *outcome.top)}
             since = time.time() - (time.monotonic() - self.began) - _CLOCKS
             outcome.shared = shared_memory.settle(self.members, since, outcome.usage.shared)
-        self._reap()  # what was adopted and killed: who reaps it after us may take its time
+        self._await_reaped()
         return outcome
+
+    def _await_reaped(self) -> None:
+        """Reap what was adopted, and return when nothing that was ended is a zombie that we or init
+        shall reap: to whoever asks for its number (dmypy, bazel, Xvfb) a zombie is alive."""
+        self._reap()
+        deadline = time.monotonic() + _REAP_SECONDS
+        pause = 0.0005
+        for pid in set(self.ended) - set(self.undead):
+            while _is_unreaped(pid, self.ended[pid]) and time.monotonic() < deadline:
+                time.sleep(pause)
+                pause = min(pause * 2, 0.02)
+                self._reap()
 
     def wait(self, until: "float | None") -> None:
         """Sleep until a signal, the next thing that is due, or `until`; do what is due."""
@@ -334,12 +349,14 @@ class Supervisor:
         self.members.update(pids)
         from sandrun import kernel
 
+        starts = {pid: kernel.start(pid) for pid in pids}
+        self.ended |= starts
         if at_limit and pids:
             largest = max(pids, key=_memory)
             if not self.kernel or kernel.is_oom_protected(largest):
                 self._send(largest, _signal.SIGKILL)
         # A child starts after its parent; within one tick of the clock its number tells, as a rule.
-        for pid in sorted(pids, key=lambda pid: (kernel.start(pid), pid), reverse=True):
+        for pid in sorted(pids, key=lambda pid: (starts[pid], pid), reverse=True):
             self._send(pid, self.term)
             self._send(pid, _signal.SIGCONT)  # a stopped process could not act on it
 
@@ -349,6 +366,10 @@ class Supervisor:
         self.look_at = None
         if self.status is None:
             self._send(self.child, _signal.SIGKILL)
+        if self.kernel and not self.container.is_crowd():
+            from sandrun import kernel
+
+            self.ended |= {pid: kernel.start(pid) for pid in self.container.pids()}
         try:
             self.container.kill()
         except TimeoutError as error:
@@ -390,6 +411,17 @@ def _memory(pid: int) -> int:
 
     found = kernel.describe(pid)
     return found.memory if found else 0  # it is gone
+
+
+def _is_unreaped(pid: int, start: int) -> bool:
+    """Whether the process lives, or is a zombie of ours or init's. Others keep what they like."""
+    from sandrun import kernel
+
+    try:
+        stat = kernel.Stat(pid)
+    except OSError:
+        return False
+    return stat.start == start and (stat.state not in "ZX" or stat.parent in (1, os.getpid()))
 
 
 def _is_stopped(pid: int) -> bool:

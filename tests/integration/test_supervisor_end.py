@@ -80,6 +80,31 @@ def test_leftovers_are_told_first_then_killed_and_named(place: Box) -> None:
     gone(pid)
 
 
+IDLE_INIT = """
+import os, subprocess, sys, time
+code = subprocess.call(sys.argv[1:])
+zombies = []
+for entry in filter(str.isdigit, os.listdir("/proc")):
+    name, _, rest = open(f"/proc/{entry}/stat").read().rpartition(")")
+    zombies += [name] if rest.split()[0] == "Z" else []
+print("code", code, "zombies", zombies, flush=True)
+os._exit(0)
+"""
+
+
+@ROOT_ONLY
+@pytest.mark.skipif(ON_MACOS, reason="not on macOS: no pid namespace")
+@pytest.mark.parametrize("leaves", ["kill", "itself"])
+def test_nothing_stays_as_a_zombie_where_pid_1_does_not_reap(place: Box, leaves: str) -> None:
+    """`cat`, `tail -f` and the like in containers: orphans that end stay there for ever."""
+    apart = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    seconds = "1000" if leaves == "kill" else "0.01"
+    chain = f"setsid sh -c 'sleep {seconds}; sleep {seconds}' & sleep 0.1; exit 4"
+    argv = [*apart, sys.executable, "-c", IDLE_INIT, *launcher()]
+    done = place.run("--grace", "1", "--", "sh", "-c", chain, argv=argv)
+    assert done.stdout == "code 4 zombies []\n", done.stderr
+
+
 def test_a_leftover_that_ignores_it_is_killed_after_the_grace(place: Box) -> None:
     began = time.monotonic()
     done = place.run("--grace", "0.3", "--", *SH, left_behind(place, "trap '' TERM"))
