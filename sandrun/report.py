@@ -77,8 +77,9 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     if outcome.code and outcome.reason in ("exit", "signal"):
         for kind, (had, most) in outcome.usage.near.items():
             messages.warn(*_backstop(kind, had, most))
-    if outcome.leftovers and outcome.reason in ("exit", "signal"):
-        _left_behind(outcome.leftovers, settings)
+    ended = [process for process in outcome.leftovers if process.pid not in outcome.undead]
+    if ended and outcome.reason in ("exit", "signal"):
+        _left_behind(ended, settings)
     if outcome.outside:
         messages.warn(*_outside(outcome.outside))
     if outcome.shared[0]:

@@ -511,6 +511,7 @@ def test_what_root_left_behind_keeps_the_run_lock(open_box: Box, killed: str) ->
         if killed == "nobody":
             assert run.wait(30 * SCALE) == 0
             assert said in open_box.heard(run)
+            assert "ended 1 process" not in open_box.heard(run)
         else:
             keepers = kernel.children(run.pid) if killed == "all" else []
             for each in (*filter(is_keeper, keepers), run.pid):
