@@ -236,8 +236,7 @@ class Group1:
             stat = self._stat()
             current = self.sampler.measure(int(self.memory.usage_in_bytes), _cache(stat))
             highest = int(self.memory.max_usage_in_bytes)
-            # The kernel drops cache before a limit strikes.
-            peak = highest if self.struck == "own" else self.sampler.peak_below(highest)
+            peak = self.sampler.peak_below(highest, self.struck == "own")
             usage = Usage(current, peak, self._cpu(), kinds=self.sampler.kinds)
             usage.peak_with_cache = highest
             usage.shared = stat.get("total_shmem", 0)

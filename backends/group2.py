@@ -268,8 +268,7 @@ class Group2:
             current = self.sampler.measure(int(self.files.memory_current), _cache(stat))
             sampled = not self.files.has("memory.peak")
             highest = self.highest if sampled else int(self.files.memory_peak)
-            # The kernel drops cache before a limit strikes.
-            peak = highest if self.struck == "own" else self.sampler.peak_below(highest)
+            peak = self.sampler.peak_below(highest, self.struck == "own")
             usage = Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
             usage.peak_with_cache = highest
             usage.refused = groups.refused(self.token, self.main)

@@ -25,6 +25,11 @@ _SHARE = 1000
 """... one part in so many of the run's time: an idle daemon looks around now and then."""
 
 
+_SLICE = 0.002
+"""Seconds that one look may take: whoever looks has a limit to watch, and a host may have thousands
+of processes."""
+
+
 class Outside:
     """The daemons that were there when the run began, with the work they had done by then."""
 
@@ -32,13 +37,23 @@ class Outside:
         """`child` is the command, `env` its environment."""
         self.began = time.monotonic()
         self.before: dict[int, tuple[int, float]] = {}
-        born = kernel.start(child)
-        for pid in serving(project, env):
+        self._born = kernel.start(child)
+        self._project = project
+        self._env = env
+        self._pids = _processes()
+
+    def look(self) -> bool:
+        """Examine some of the processes; whether there are more."""
+        until = time.monotonic() + _SLICE
+        while self._pids and time.monotonic() < until:
+            pid = self._pids.pop()
             try:
-                if (start := kernel.start(pid)) < born:
+                start = kernel.start(pid)
+                if 0 < start < self._born and _serves(pid, self._project, self._env):
                     self.before[pid] = start, _cpu(pid)
             except OSError:
                 continue  # it is gone
+        return bool(self._pids)
 
     def at_work(self) -> "list[Process]":
         """Those that have worked since."""
@@ -56,11 +71,14 @@ class Outside:
 
 def serving(project: str, env: "Mapping[str, str]") -> "list[int]":
     """Live daemons of this user's that do work for `project`; `env` is that of a command there."""
+    return [pid for pid in _processes() if _serves(pid, project, env)]
+
+
+def _processes() -> "list[int]":
     try:
-        pids = [int(name) for name in os.listdir(kernel.PROC) if name.isdigit()]
+        return [int(name) for name in os.listdir(kernel.PROC) if name.isdigit()]
     except OSError:
         return []  # no /proc, or another namespace's
-    return [pid for pid in pids if _serves(pid, project, env)]
 
 
 def _serves(pid: int, project: str, env: "Mapping[str, str]") -> bool:

@@ -50,11 +50,15 @@ class Sampler:
         self.cache = max(self.cache, cache)
         return held
 
-    def peak_below(self, highest: int) -> int:
+    def peak_below(self, highest: int, struck: bool = False) -> int:
         """The highest working set, of which the samples may have missed a short peak: it was no
-        less than the kernel's highest usage without the most cache that there was. A sample may
-        show more than the limit: a charge that is being refused (page_counter_try_charge)."""
-        return min(highest, max(self.peak, highest - self.cache))
+        less than the kernel's highest usage without the most cache that there was; where the limit
+        `struck` all of it, because the kernel drops cache before that.
+
+        A sample may show more than that, a charge that is being refused, and the kernel's figure
+        more than the limit: a dying process may pass it (mm/memcontrol.c, try_charge_memcg)."""
+        peak = highest if struck else min(highest, max(self.peak, highest - self.cache))
+        return min(peak, self.limit) if struck and self.limit else peak
 
     def note(self, held: int, kinds: "dict[str, int]") -> None:
         """Keep the kinds of memory that there were when most was held. A look may fall into the

@@ -55,7 +55,7 @@ _LOOK_SHARE = 20
 """A look at a kernel's container may take one part in so many of our time; the limit does not
 depend on it. (The monitor sees to its own cost.)"""
 _OUTSIDE = 0.02
-"""Seconds after which daemons outside are looked for: the look costs 2 ms, a short run no more."""
+"""Seconds until daemons outside are looked for, for 2 ms at a time: a short run costs no more."""
 _SETTLE_SECONDS = 0.5
 """Seconds after the end of a run at its memory limit began in which it may still press against it:
 a large process takes its time to die, and the kernel holds the limit meanwhile."""
@@ -193,15 +193,20 @@ class Supervisor:
         if self.kill_at is not None and now >= self.kill_at:
             self._kill()
         if self.served and now >= self.outside_at:
-            if self.status is None:
-                from sandrun import outside
-
-                self.outside = outside.Outside(self.child, *self.served)
-            self.served = None
+            self.outside_at = now + _OUTSIDE / 4
+            if self.status is not None or not self._look_outside(*self.served):
+                self.served = None
         if self.give_up_at is not None and now >= self.give_up_at:
             self.give_up_at = None
             if self.status is None:
                 self.status = _signal.SIGKILL
+
+    def _look_outside(self, project: str, env: "Mapping[str, str]") -> bool:
+        """Look for daemons outside for a moment; whether there is more to look at."""
+        from sandrun import outside
+
+        self.outside = self.outside or outside.Outside(self.child, project, env)
+        return self.outside.look()
 
     def _take_signal(self, signum: int, code: int, sender: int) -> None:
         if signum == KNOCK and self.keeper and sender in self.keeper.pids:
