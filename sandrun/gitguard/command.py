@@ -37,7 +37,9 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.
     env = spawn.environment({})
     tool, place = _noted(env)
     if tool:
-        _other(tool, place, arguments, env, flags)
+        _guard_other(tool, arguments, env, flags)
+        _signal.signal(_signal.SIGPIPE, pipe)
+        return _become(place, [tool, *arguments], env)
     command = commands.parse(arguments)
     if command.word == "unlock":
         from sandrun.gitguard import unlock
@@ -63,14 +65,10 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.
     return _become(git, ["git", *arguments], env)
 
 
-def _other(
-    tool: str,
-    place: str,
-    arguments: "list[str]",
-    env: "dict[str, str]",
-    flags: "Mapping[str, object]",
-) -> "NoReturn":
-    """Become a program other than git that takes git's locks, after its turn."""
+def _guard_other(
+    tool: str, arguments: "list[str]", env: "Mapping[str, str]", flags: "Mapping[str, object]"
+) -> None:
+    """Give a program other than git its turn for git's locks."""
     from sandrun.gitguard import other_tools
 
     command = other_tools.parse(tool, arguments)
@@ -79,7 +77,6 @@ def _other(
         needed = needed and commands.FOREIGN
     if needed:
         _guard(_repository(command, env), needed, flags)
-    _become(place, [tool, *arguments], env)
 
 
 def _repository(

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,14 +76,21 @@ def is_done(box: GitBox, tool: str, said: str) -> bool:
     return "b" in box.bare("ls-files").split() if tool == "git-annex" else bool(said)
 
 
-def test_it_waits_for_a_guarded_git(box: GitBox, tool: str) -> None:
+@pytest.mark.parametrize("how", ["guarded", "bare"])
+def test_it_waits_for_another_git(box: GitBox, tool: str, how: str) -> None:
     (box.repo / "a").write_text("two\n")
     (box.repo / "b").write_text("b")
-    first = box.guarded("commit", "-a", GIT_EDITOR=box.editor("one"))
+    commit, editor = ("commit", "-a"), box.editor("one")
+    guarded = how == "guarded"
+    start = box.guarded if guarded else partial(box.start, GIT)
+    first = start(*commit, GIT_EDITOR=editor)
     box.reached("one")
     second = box.start(*work(tool))
-    wait_for(lambda: is_queued(second), "it queues behind the commit")
-    assert "waiting for git commit -a (pid" in heard(second)
+    if guarded:
+        wait_for(lambda: is_queued(second), "it queues behind the commit")
+        assert "waiting for git commit -a (pid" in heard(second)
+    else:
+        wait_for(lambda: watches(second), "it waits for index.lock")
     box.let("one")
     assert box.end(first)[0] == 0
     code, said = box.end(second)
@@ -90,18 +98,16 @@ def test_it_waits_for_a_guarded_git(box: GitBox, tool: str) -> None:
     assert is_done(box, tool, said), said
 
 
-def test_it_waits_for_a_git_that_is_not_guarded(box: GitBox, tool: str) -> None:
-    (box.repo / "a").write_text("two\n")
-    (box.repo / "b").write_text("b")
-    first = box.start(GIT, "commit", "-a", GIT_EDITOR=box.editor("one"))
-    box.reached("one")
-    second = box.start(*work(tool))
-    wait_for(lambda: watches(second), "it waits for index.lock")
-    box.let("one")
-    assert box.end(first)[0] == 0
-    code, said = box.end(second)
-    assert code == 0, said
-    assert is_done(box, tool, said), said
+def test_its_signals_are_those_of_its_caller(box: GitBox) -> None:
+    """Python ignores SIGPIPE and SIGXFSZ; what it becomes must not."""
+    (box.root / "tools").mkdir()
+    script = box.root / "tools/jj"
+    script.write_text("#!/bin/sh\nexec grep -E 'Sig(Ign|Blk)' /proc/self/status\n")
+    script.chmod(0o755)
+    bare = box.end(box.start(script))
+    stand_before(box, "jj")
+    box.env["PATH"] = f"{box.shims}:{box.root}/tools:{box.env['PATH']}"
+    assert box.end(box.start("jj", "new")) == bare
 
 
 def test_a_git_waits_for_it(box: GitBox, tool: str) -> None:
@@ -139,6 +145,24 @@ def test_the_gits_that_it_starts_do_not_wait_for_it(box: GitBox, tool: str) -> N
     code, said = box.end(done)
     assert code == 0, said
     assert "sandrun:" not in said
+
+
+AROUND = """
+import os
+from sandrun.gitguard import processes, repository
+repo = repository.find(".", os.environ)
+print(processes.ancestor(repo) == os.getppid(), os.getppid() in processes.at_work(repo))
+"""
+
+
+@pytest.mark.parametrize("name", ["jj", "git-annex"])
+def test_it_counts_as_a_git_at_work(box: GitBox, name: str) -> None:
+    """Around the gits that it starts, which take turns among themselves; and as owner of a lock."""
+    shell = box.root / name  # a program of that name, as the kernel sees it
+    shutil.copy(os.path.realpath("/bin/sh"), shell)
+    script = box.root / "script"
+    script.write_text(f"{sys.executable} -c '{AROUND}'\n:\n")
+    assert box.end(box.start(shell, script)) == (0, "True True\n")
 
 
 def test_a_question_waits_for_nobody(box: GitBox, tool: str) -> None:
