@@ -10,7 +10,7 @@ made since the run began, and nobody is attached. Files are never removed.
 import os
 
 from sandrun import kernel
-from sandrun.model import size_text
+from sandrun.model import command_text, size_text
 
 SHARED = "/dev/shm"
 _SEGMENTS = "/proc/sysvipc/shm"
@@ -30,7 +30,7 @@ def settle(pids: "set[int]", since: float, charged: int) -> "tuple[list[str], li
             commands.append(f"ipcrm -m {number}")
     for path, size in _files(since, charged):
         texts.append(f"{path} ({size_text(size)})")
-        commands.append(f"rm {path}")
+        commands.append(command_text(["rm", path]))
     return texts, commands
 
 

@@ -110,3 +110,15 @@ def test_an_older_file_is_none_of_the_runs(kernel_box: Box, file: Path) -> None:
     file.write_bytes(b"x" * (1 << 20))
     kernel_box.run("--", "true")  # takes longer than the clocks may differ
     assert str(file) not in kernel_box.run("--", *ALONE).stderr
+
+
+def test_what_removes_a_file_is_a_word_for_the_shell(kernel_box: Box, file: Path) -> None:
+    odd = file.with_name(file.name + " it's; x")
+    try:
+        done = kernel_box.run("--", "sh", "-c", 'head -c 4M /dev/zero >"$1"', "sh", str(odd))
+        assert done.returncode == 0
+        hint = done.stderr.rpartition("if it is the run's: ")[2]
+        subprocess.run(["sh", "-c", hint], check=True)
+        assert not odd.exists()
+    finally:
+        odd.unlink(missing_ok=True)
