@@ -23,8 +23,6 @@ _WORK = 0.001
 """Seconds of CPU time that count as work, and ..."""
 _SHARE = 1000
 """... one part in so many of the run's time: an idle daemon looks around now and then."""
-
-
 _SLICE = 0.002
 """Seconds that one look may take: whoever looks has a limit to watch, and a host may have thousands
 of processes."""

@@ -119,13 +119,7 @@ def unkillable(line: bytes) -> "list[int]":
 def kept_for(queue: Queue) -> "list[int]":
     """The processes that could not be ended, live still, and keep run locks of a queue; no lock is
     taken to find out."""
-    found: list[int] = []
-    for slot in queue.slots():
-        lock = RunLock(queue, slot, first=slot)
-        lock.prepare()
-        found += unkillable(lock.read_holder())
-        lock.drop()
-    return found
+    return [pid for _, line in lines(queue) for pid in unkillable(line)]
 
 
 def _alive(known: "dict[int, int]") -> "dict[int, int]":
@@ -169,7 +163,10 @@ def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
 
 
 def lines(queue: Queue) -> "Iterator[tuple[os.stat_result, bytes]]":
-    """Each slot's file in a state directory and the line in it, without locking anything."""
+    """Each slot's file in a state directory and the line in it, without locking anything. None on
+    Windows, where what is locked cannot be read."""
+    if sys.platform == "win32":
+        return
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     for slot in queue.slots():
         try:
@@ -185,7 +182,7 @@ def directory(queue: Queue, ticket: Ticket) -> str:
     the supervisor is not there any more (but on Windows), and its line says where it was."""
     from sandrun import kernel
 
-    if ticket.running and sys.platform != "win32":
+    if ticket.running:
         for record in history.records(line for _, line in lines(queue)):
             if record.get("id") == ticket.id:
                 return str(record.get("cwd", ""))

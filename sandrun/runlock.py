@@ -220,7 +220,7 @@ class RunLock:
 
     def prepare(self) -> None:
         """Open the first slot's files ahead of the turn, to be quicker when it comes."""
-        for file in self._slot_files(self.first):
+        for file in self._slot_files(1):
             try:
                 file.open()
             except OSError as error:  # try_take says it
@@ -228,7 +228,7 @@ class RunLock:
 
     def second_path(self) -> str:
         """Where the second home is; '' if there is none."""
-        files = self._slot_files(self.first)
+        files = self._slot_files(1)
         return files[1].path if len(files) > 1 else ""
 
     def try_take(self) -> bool:

@@ -355,13 +355,14 @@ def _elsewhere(directory: str, call: "Callable[[], Outcome]") -> Outcome:
         os.chdir("/")
     except OSError:
         return call()  # no right to search it, or the root
-    outcome = call()
     try:
-        if os.path.samestat(os.stat(directory), here):
-            os.chdir(directory)
-    except OSError:
-        pass
-    return outcome
+        return call()
+    finally:
+        try:
+            if os.path.samestat(os.stat(directory), here):
+                os.chdir(directory)
+        except OSError:
+            pass
 
 
 def _record(this: Run, outcome: Outcome, wall: float) -> None:

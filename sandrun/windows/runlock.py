@@ -61,7 +61,7 @@ class RunLock:
 
     def prepare(self) -> None:
         """Open the first slot's file ahead of the turn, to be quicker when it comes."""
-        self._open(self.first)
+        self._open(1)
 
     def second_path(self) -> str:
         """There is no second home."""

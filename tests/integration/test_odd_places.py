@@ -5,7 +5,9 @@ our own, a parent that is gone, a stderr that nobody reads, an alarm that is abo
 import os
 import signal
 import sys
+import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -178,3 +180,30 @@ def test_a_reader_that_stands_still_suspends_no_limit(place: Box) -> None:
     finally:
         os.close(unread)
         os.close(full)
+
+
+def test_a_group_that_forbids_the_oom_killer_holds_no_run_at_its_limit(
+    make_box: "Callable[[str], Box]",
+) -> None:
+    """cgroup v1 hands memory.oom_control down: at the limit everybody would sleep for
+    ever, but we are notified, and what is told to end wakes up, or is killed after the grace."""
+    box = make_box("auto")
+    own = [line.split(":")[2] for line in Path("/proc/self/cgroup").read_text().splitlines()
+           if line.split(":")[1] == "memory"]  # fmt: skip
+    above = Path(f"/sys/fs/cgroup/memory{own[0] if own else ''}/sandrun-test-{uuid.uuid4()}")
+    try:
+        above.mkdir()
+    except OSError as error:
+        pytest.skip(f"cgroup1 is not to be had here: {error}")
+    try:
+        (above / "memory.oom_control").write_text("1")
+        script = 'echo $$ >"$1/cgroup.procs"; shift; exec "$@"'
+        deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        hog = [sys.executable, "-c", deaf + "kept = b'x' * (200 << 20)"]
+        argv = ["sh", "-c", script, "sh", str(above), *launcher()]
+        done = box.run("-m", "40M", "--grace", "1", "--", *hog, argv=argv, seconds=60)
+        assert done.returncode == 137, done.stderr
+        assert "memory limit of 40.0 MiB reached" in done.stderr
+    finally:
+        wait_for(lambda: not (above / "cgroup.procs").read_text(), 10, "it is empty")
+        above.rmdir()

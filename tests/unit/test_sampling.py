@@ -23,6 +23,8 @@ def test_cache_is_no_part_of_the_peak() -> None:
     # More than all the cache that there was can explain: between two samples.
     assert sampler.peak_below(200 * MIB) == 120 * MIB
     assert sampler.peak_below(29 * MIB) == 29 * MIB, "what was refused does not count"
+    assert sampler.peak_below(96 * MIB + 4096, struck=True) == 96 * MIB, "nor what the dying took"
+    assert sampler.peak_below(90 * MIB, struck=True) == 90 * MIB
 
 
 def seen(sampler: Sampler, held: int, sizes: "dict[int, int]", struck: bool = False) -> "list[int]":
