@@ -97,7 +97,8 @@ def _is_detached(parent: bytes) -> bool:
     return terminal.is_ours() is None or (is_job and not terminal.is_ours())
 
 
-_ENDING = {_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM}
+ENDING = {_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM}
+"""What ends a program that does nothing about it, and asks others to end."""
 
 
 def interruptibly(heritage: Heritage, call: "Callable[[], T]") -> "T":
@@ -110,16 +111,16 @@ def interruptibly(heritage: Heritage, call: "Callable[[], T]") -> "T":
         return call()
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, _ENDING - heritage.mask)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, ENDING - heritage.mask)
     try:
         return call()
     finally:
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, _ENDING)
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, ENDING)
 
 
 def told_to_end(heritage: Heritage) -> int:
     """The signal that came so far and would have ended an ordinary program; 0: none."""
-    heeded = _ENDING & _signal.sigpending() - heritage.mask
+    heeded = ENDING & _signal.sigpending() - heritage.mask
     return next((int(s) for s in heeded if _signal.getsignal(s) != _signal.SIG_IGN), 0)
 
 

@@ -8,7 +8,8 @@ Promises
 - When the command stops (Ctrl-Z), we stop the same way, so the shell's job control works.
 - Every child is reaped, adopted ones too: sandrun can be PID 1, and where PID 1 is not known to
   reap orphans, we adopt them (prctl(2), PR_SET_CHILD_SUBREAPER). What was ended is gone at our end.
-- When the process that started us dies, the run ends.
+- When the process that started us dies, the run ends. If a signal asked the command to end just
+  before, it gets the grace first: many programs take a second signal for: now, without cleaning up.
 - At a memory limit the largest process is killed, by the kernel where one enforces; the rest, which
   would clean up, is told to end and has the grace, unless it presses against the limit again.
 - Returns only when no process of the run is left, or when the user wants leftovers left, or when
@@ -94,6 +95,8 @@ class Supervisor:
         self.look_at: float | None = now + _FIRST_LOOK
         self.kill_at: float | None = None
         self.give_up_at: float | None = None
+        self.asked_until: float | None = None
+        """The grace of a signal that asked the command to end."""
         self.clocks: Clocks | None = None
         if settings.timeout or settings.cpu_time or settings.idle_timeout:
             from sandrun import clocks
@@ -165,7 +168,7 @@ class Supervisor:
 
     def wait(self, until: "float | None") -> None:
         """Sleep until a signal, the next thing that is due, or `until`; do what is due."""
-        dues = [until, self.look_at, self.kill_at, self.give_up_at]
+        dues = [until, self.look_at, self.kill_at, self.give_up_at, self.asked_until]
         if self.served:
             dues.append(self.outside_at)
         if self.clocks and not self.reason:
@@ -183,7 +186,9 @@ class Supervisor:
     def _do_due(self, now: float) -> None:
         if self.look_at is not None and now >= self.look_at:
             self._look()
-        if self.parent and os.getppid() != self.parent:
+        if self.asked_until is not None and now >= self.asked_until:
+            self.asked_until = None
+        if self.parent and os.getppid() != self.parent and not self._is_asked_to_end():
             self.parent = 0
             self.stop("parent")
         if self.clocks and not self.reason and now >= self.clocks.due:
@@ -201,6 +206,11 @@ class Supervisor:
             if self.status is None:
                 self.status = _signal.SIGKILL
 
+    def _is_asked_to_end(self) -> bool:
+        """Whether the signal that ended our parent may have been the command's as well."""
+        pending = not spawn.ENDING.isdisjoint(_signal.sigpending())
+        return self.asked_until is not None or pending
+
     def _look_outside(self, project: str, env: "Mapping[str, str]") -> bool:
         """Look for daemons outside for a moment; whether there is more to look at."""
         from sandrun import outside
@@ -217,6 +227,8 @@ class Supervisor:
         if signum == _signal.SIGCHLD or sender == os.getpid():
             return
         self.taken.add(signum)
+        if signum in spawn.ENDING:
+            self.asked_until = time.monotonic() + self.grace
         # The kernel sends what the terminal says to the whole group, and an alarm(2) that our
         # caller set before its exec to us alone.
         from_kernel = code > _SI_USER_MAX and signum != _signal.SIGALRM

@@ -279,6 +279,35 @@ def test_the_death_of_the_parent_ends_the_run(place: Box) -> None:
     assert "the process that had started sandrun died" in place.heard(parent)
 
 
+def trapping(place: Box, trap: str, *options: str) -> "tuple[subprocess.Popen[str], Path, int]":
+    """A parent that has started sandrun, what the command says, and the command's pid."""
+    said = place.root / "said"
+    act = f"exec >>{said}; trap '{trap}' INT TERM; echo $$; while :; do sleep 0.01; done"
+    words = [*launcher(), *options, "--", *SH, act]
+    return place.start('"$@"; :', "sh", *words, argv=SH), said, pid_in(said)
+
+
+def test_the_signal_that_ended_the_parent_is_not_repeated(place: Box) -> None:
+    trap = "trap - INT TERM; echo cleaning; sleep 0.5; echo clean; exit"
+    parent, said, command = trapping(place, trap)
+    os.kill(kernel.Stat(command).parent, signal.SIGTERM)
+    wait_for(lambda: "cleaning" in said.read_text(), 10)
+    parent.kill()
+    gone(command, seconds=20)
+    assert said.read_text().split()[1:] == ["cleaning", "clean"]
+
+
+def test_who_goes_on_after_it_is_told_to_end(place: Box) -> None:
+    parent, said, command = trapping(place, "echo told", "--grace", "0.3")
+    os.kill(kernel.Stat(command).parent, signal.SIGINT)
+    wait_for(lambda: "told" in said.read_text(), 10)
+    parent.kill()
+    gone(command, seconds=20)
+    assert said.read_text().split()[1:] == ["told", "told"]
+    wait_for(place.records, 5, "a record")
+    assert place.records()[-1]["reason"] == "parent"
+
+
 @pytest.mark.parametrize(("options", "prefix"), [(["--detach"], ""), ([], "nohup")])
 def test_a_detached_run_goes_on(place: Box, options: "list[str]", prefix: str) -> None:
     parent, command = by_parent(place, *options, prefix=prefix)
