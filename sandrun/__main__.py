@@ -7,10 +7,11 @@ undone is what Python did before: with PYTHONHOME, with a `sitecustomize` on PYT
 another package named `sandrun` there, which is imported in our place.
 """
 
-import _signal
 import gc
 import os
 import sys
+
+from sandrun.bare import signal as _signal
 
 
 def start() -> None:

@@ -8,11 +8,11 @@ What libproc lacks (command lines, environments, directories: sysctl KERN_PROCAR
 Apple's own programs, which System Integrity Protection guards, hide their environment.
 """
 
-import _signal
 import ctypes
 import errno
 import os
 
+from sandrun.bare import signal as _signal
 from sandrun.model import RUNS_VARIABLE, Process
 
 TYPE_CHECKING = False

@@ -33,10 +33,10 @@ Its name and command line do not say sandrun: `pkill -f sandrun` is for the supe
 survives that is the one who cleans up.
 """
 
-import _signal
 import os
 
 from sandrun import kernel
+from sandrun.bare import signal as _signal
 from sandrun.supervisor import KNOCK
 
 TYPE_CHECKING = False

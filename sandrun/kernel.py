@@ -6,11 +6,11 @@ Everything here answers "no" on a system that has no such thing; on macOS what /
 from `sandrun.darwin`, under the same names.
 """
 
-import _signal
 import errno
 import os
 import time
 
+from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN, RUNS_VARIABLE, Process
 
 NOWHERE = "/dev/null"
@@ -34,7 +34,9 @@ def become_subreaper() -> bool:
         program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type] # as dlopen(3) takes NULL
         function = _ctypes.dlsym(program, "prctl")
         return bool(_ctypes.call_function(function, (_SUBREAPER, 1, 0, 0, 0)) == 0)
-    except (ImportError, OSError, AttributeError):
+    except (ImportError, AttributeError):
+        return _prctl(_SUBREAPER, 1)
+    except OSError:
         return False
 
 
@@ -56,14 +58,18 @@ _PDEATHSIG = 1  # PR_SET_PDEATHSIG, <linux/prctl.h>
 
 def die_with(parent: int) -> None:
     """Have the kernel kill this process when its parent ends (prctl(2)), at once if it did."""
+    _prctl(_PDEATHSIG, 9)  # where it fails it ends by itself, only later
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def _prctl(option: int, value: int) -> bool:
     try:
         import ctypes
 
-        ctypes.CDLL(None, use_errno=True).prctl(_PDEATHSIG, 9, 0, 0, 0)
+        return bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)
     except (ImportError, OSError, AttributeError):
-        pass  # it then ends by itself, only later
-    if os.getppid() != parent:
-        os._exit(0)
+        return False
 
 
 _CLONE3 = 435  # the same on every architecture but alpha

@@ -15,10 +15,10 @@ A waiter holds more, for what goes away during the run before it may be its own 
 import marshal
 import os
 import sys
-from _frozen_importlib import ModuleSpec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
     from types import ModuleType
 
 LATE = (
@@ -86,9 +86,10 @@ class _Finder:
         fd, path = _held.get(name, (-1, ""))
         if fd < 0 or (self.first and _is_there(fd, path)):
             return None
-        return ModuleSpec(name, self, origin=path)  # type: ignore[arg-type]
+        kind: type[ModuleSpec] = type(sys.__spec__)  # spares importing importlib.machinery
+        return kind(name, self, origin=path)  # type: ignore[arg-type]
 
-    def create_module(self, spec: ModuleSpec) -> None:
+    def create_module(self, spec: "ModuleSpec") -> None:
         """As it is usual."""
 
     def exec_module(self, module: "ModuleType") -> None:

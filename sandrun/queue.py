@@ -31,13 +31,13 @@ Invariants
 Left to others: when to wait and what to say meanwhile (`sandrun.waiting`).
 """
 
-import _signal
 import errno
 import fcntl
 import os
 import time
 
 from sandrun import project
+from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN, SandrunError, command_text
 from sandrun.ticket import RUNS, Chain, StateGone, Ticket, escape, head_key
 

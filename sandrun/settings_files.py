@@ -186,7 +186,7 @@ def _parsed(text: str) -> "dict[str, object]":
 
 
 def _in_time(read: "Callable[[str], dict[str, object]]", text: str) -> "dict[str, object]":
-    import _signal
+    from sandrun.bare import signal as _signal
 
     def end(signum: int, frame: object) -> None:
         raise _TooLong

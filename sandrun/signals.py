@@ -14,9 +14,8 @@ timer runs only within such a wait, so no command ever inherits it. Invariants
   `kill -INT` of sandrun alone from elsewhere while it is in the foreground.
 """
 
-import _signal
-
 from sandrun import terminal
+from sandrun.bare import signal as _signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ for any other parent the command gets the default, as those that ignore SIGPIPE 
 (Python, node) hand it on.
 """
 
-import _signal
 import errno
 import os
 
+from sandrun.bare import signal as _signal
 from sandrun.model import SandrunError, error_text
 
 TYPE_CHECKING = False

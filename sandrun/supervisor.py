@@ -23,16 +23,16 @@ Left to others: the queue, the limits on time (`sandrun.clocks`), what becomes o
 left behind (`sandrun.ending`), what is said about the end (`sandrun.report`).
 """
 
-import _signal
 import os
 import time
 
 from sandrun import spawn
+from sandrun.bare import signal as _signal
 from sandrun.model import ENDED, Outcome
 
 try:
-    from _signal import sigtimedwait, sigwaitinfo
-except ImportError:  # macOS
+    sigtimedwait, sigwaitinfo = _signal.sigtimedwait, _signal.sigwaitinfo
+except AttributeError:  # macOS
     from sandrun.signals import sigtimedwait, sigwaitinfo
 
 TYPE_CHECKING = False

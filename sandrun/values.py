@@ -142,7 +142,7 @@ def parse_count(text: str) -> int:
 
 def parse_signal(text: str) -> int:
     """`TERM`, `SIGINT`, `rtmin+1` or a number. Raises ValueError."""
-    import _signal
+    from sandrun.bare import signal as _signal
 
     word = text.strip().upper().removeprefix("SIG")
     name, plus, more = word.partition("+")

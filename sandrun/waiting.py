@@ -15,12 +15,12 @@ Imported only by a run that has to wait. Invariants
   granted belongs to that file, thus to us; its end is what we poll for. It dies with us.
 """
 
-import _signal
 import fcntl
 import os
 import select
 import time
 
+from sandrun.bare import signal as _signal
 from sandrun.leaving import Left, cancelled, gave_up
 from sandrun.model import DARWIN, span_text
 from sandrun.queue import BELL, CANCEL, Queue

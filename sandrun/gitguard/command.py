@@ -3,10 +3,10 @@
 command line -> which locks -> (none: exec) -> repository -> turn -> git's locks -> exec
 """
 
-import _signal
 import os
 
 from sandrun import messages, spawn
+from sandrun.bare import signal as _signal
 from sandrun.gitguard import commands, processes, repository, turn
 from sandrun.model import EXIT_NOT_FOUND, SandrunError
 

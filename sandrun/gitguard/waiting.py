@@ -5,12 +5,12 @@ has no handlers of its own, so Ctrl-C ends it at once and the kernel takes it ou
 run has things to give back first: there they end the wait (`Interruptible`).
 """
 
-import _signal
 import fcntl
 import os
 import time
 
 from sandrun import kernel, messages
+from sandrun.bare import signal as _signal
 from sandrun.gitguard import commands, locks, processes, stale, turn
 from sandrun.gitguard.repository import Repository
 from sandrun.model import span_text

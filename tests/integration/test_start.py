@@ -16,8 +16,9 @@ FREE = {
     "winreg", "zipimport", "_json", "_sha1", "_locale", "_bootlocale", "encodings.ascii",
 }  # fmt: skip
 OURS = {
-    "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.cli", "sandrun.gitguard",
-    "sandrun.history", "sandrun.messages", "sandrun.model", "sandrun.module_files",
+    "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.bare", "sandrun.cli",
+    "sandrun.gitguard", "sandrun.history", "sandrun.messages", "sandrun.model",
+    "sandrun.module_files",
     "sandrun.options", "sandrun.place", "sandrun.project", "sandrun.queue", "sandrun.runlock",
     "sandrun.runner", "sandrun.settings", "sandrun.spawn", "sandrun.supervisor", "sandrun.ticket",
     "sandrun.values",
