@@ -52,6 +52,14 @@ def trusted(chosen: "Settings") -> Line:
     return Line("settings", CAUTION, held, "if you trust them: sandrun trust")
 
 
+def worktrees() -> "list[Line]":
+    """The worktrees of this repository in which git runs no hooks."""
+    from sandrun.entry import hooks
+
+    found = hooks.missing(project.find(project.working_directory()))
+    return [Line("hooks", CAUTION, text, hooks.MAKE_THEM) for text in found]
+
+
 def show(lines: "list[Line]", out: "Callable[[str], None]", as_json: bool) -> int:
     """Print the checks; exit code 0, or 1 when no kernel backend works here."""
     works = [x.name for x in lines if x.name in backends.ORDER and x.status in (PASS, CAUTION)]

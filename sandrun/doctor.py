@@ -230,6 +230,7 @@ def examine(chosen: settings.Settings) -> "list[Line]":
         trusted(chosen),
         *([_named(chosen.queue)] if chosen.queue else [_second_home()]),
         _git(),
+        *checks.worktrees(),
         *_daemons(chosen),
     ]
 

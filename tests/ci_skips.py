@@ -37,6 +37,7 @@ _ANYWHERE = (
     "about Windows: runs inside vagrant/wine-lab",
     "about the freezer of cgroup v1",
     "needs a git with fsmonitor--daemon",  # Linux: 2.55
+    "needs git 2.54: hooks by configuration",
     r"needs git's completions \(.*\)",
     "not on macOS: .*",  # in the stage that pretends to be there
     _TOOLS,

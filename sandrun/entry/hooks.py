@@ -3,11 +3,13 @@
 Promises: what a hook manager generates is left to it, because its next install would write it anew;
 so is a hook that other projects have too (a global core.hooksPath, a link that leads elsewhere).
 Then one line says why, and what does the same. husky is told from others: it generates a hook that
-calls one of the user's, and that one is the place.
+calls one of the user's, and that one is the place. Hooks by configuration and worktrees in which
+git runs no hook are told.
 """
 
 import os
 import re
+import shlex
 
 from sandrun import gitguard, project
 from sandrun.entry import files
@@ -90,6 +92,58 @@ def find(root: str) -> Hook:
         why += "call it through sandrun -- from a hook of this project"
         return Hook(path, why, undone=False)
     return Hook(path, _why_not(text, line), line)
+
+
+def by_config(root: str) -> "list[str]":
+    """A line for each pre-commit hook that git takes from its configuration (git-hook(1), 2.54)
+    and that joins no queue. Whoever wrote it changes it: it may be for all of their projects."""
+    advice: list[str] = []
+    for line in _git(root, "hook", "list", "--show-scope", "pre-commit").splitlines():
+        scope, tab, name = line.partition("\t")
+        # Between them stands `disabled` if it is. The hook of the folder has no scope.
+        command = _git(root, "config", "--get", f"hook.{name}.command") if tab else ""
+        if command and not re.search(r"\bsandrun\b", command):
+            change = f"git config --{scope} hook.{name}.command {shlex.quote(_in_turn(command))}"
+            advice.append(f"leave hook.{name}.command ({scope}); to give it its turn: {change}")
+    return advice
+
+
+def _in_turn(command: str) -> str:
+    """A command line for sh(1) that does the same as a run."""
+    simple = not re.search(r"[;&|<>()$`\n]|^[\w]+=", command)
+    return f"sandrun -- {command}" if simple else f"sandrun -- sh -c {shlex.quote(command)}"
+
+
+MAKE_THEM = "run there what makes it, such as npm install"
+
+
+def missing(root: str) -> "list[str]":
+    """A line for each worktree of the repository in which git finds no folder of hooks, while
+    another one has hooks. So it is where core.hooksPath names a folder that no commit has, such as
+    husky's .husky/_, which `npm install` makes, in one worktree: git then runs no hook, silently.
+    """
+    trees = _git(root, "worktree", "list", "--porcelain") if project.git_directory(root) else ""
+    tops = [line[9:] for line in trees.splitlines() if line.startswith("worktree ")]
+    folders = {
+        top: os.path.normpath(os.path.join(top, _git(top, "rev-parse", "--git-path", "hooks")))
+        for top in tops
+        if len(tops) > 1 and os.path.isdir(top)
+    }
+    if not any(map(_has_hooks, folders.values())):
+        return []
+    return [
+        f"git runs no hooks in {top}, where {os.path.relpath(folder, top)} is missing"
+        for top, folder in folders.items()
+        if not os.path.isdir(folder)
+    ]
+
+
+def _has_hooks(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(e.is_file() and not e.name.endswith(".sample") for e in entries)
+    except OSError:
+        return False
 
 
 def _why_not(text: str, line: str) -> str:

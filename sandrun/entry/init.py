@@ -209,6 +209,9 @@ def _hook(root: str, undo: bool) -> "Iterator[Step]":
         there = [line for line in (hooks.LINE, hooks.HUSKY_LINE) if line.rstrip() in text]
         line = there[0] if undo and there else hook.line  # husky may have come or gone meanwhile
         yield _line(hook.path, line, undo, hooks.HAS_LINE)
+    if not undo:
+        yield from map(Step, hooks.by_config(root))
+        yield from (Step(f"{text}: {hooks.MAKE_THEM}") for text in hooks.missing(root))
 
 
 def _shims(root: str, undo: bool) -> "Iterator[Step]":

@@ -69,7 +69,8 @@ def examine(chosen: settings.Settings) -> "list[Line]":
     """All checks in order; with the settings that were `chosen` here."""
     versions = f"Python {sys.version.split()[0]}, sandrun {__version__}, {_system()}"
     probes = [probe(name) for name in backends.ORDER]
-    return [Line("versions", PASS, versions), *probes, state(), trusted(chosen), _git()]
+    own = [state(), trusted(chosen), _git(), *checks.worktrees()]
+    return [Line("versions", PASS, versions), *probes, *own]
 
 
 def main(out: "Callable[[str], None]", as_json: bool, chosen: settings.Settings) -> int:

@@ -1,5 +1,6 @@
 """Where `sandrun init` puts its lines, and where not: generated, shared and foreign files."""
 
+import json
 import os
 import shutil
 import stat
@@ -252,6 +253,82 @@ def test_the_hook_of_a_linked_worktree_is_its_repositorys(project: Box) -> None:
     hook.parent.mkdir(exist_ok=True)
     hook.write_text("#!/bin/sh\n")
     assert line_about(init(project, cwd=project.root / "linked"), hook).startswith("put into ")
+
+
+def hooks_that_run(project: Box, top: Path) -> str:
+    """What a commit in `top` prints."""
+    return git(project, "commit", "-q", "--allow-empty", "-m", "x", cwd=top)
+
+
+@pytest.mark.parametrize("where", ["project", "linked"])
+def test_a_worktree_without_huskys_hooks_is_told(project: Box, where: str) -> None:
+    """npm install makes them, in one worktree; the other one commits without a word."""
+    (project.project / ".husky").mkdir()
+    (project.project / ".husky/pre-commit").write_text("echo hooked\n")
+    git(project, "add", ".husky/pre-commit")
+    git(project, "commit", "-qm", "x")
+    git(project, "worktree", "add", "-q", "../linked")
+    linked, asked = project.root / "linked", project.root / where
+    said = f"git runs no hooks in {linked}, where .husky/_ is missing"
+
+    def told() -> "list[bool]":
+        doctor = project.run("doctor", "--json", cwd=asked, seconds=60).stdout
+        checks = [line for line in json.loads(doctor)["checks"] if line["evidence"] == said]
+        assert all(line["status"] == "CAUTION" and line["fix"] for line in checks)
+        return [said in init(project, "--dry-run", cwd=asked), bool(checks)]
+
+    assert (hooks_that_run(project, linked), told()) == ("", [False, False])  # nor anywhere else
+    like_husky(project)
+    assert hooks_that_run(project, project.project) == "hooked\n"
+    assert (hooks_that_run(project, linked), told()) == ("", [True, True])
+    shutil.copytree(project.project / ".husky/_", linked / ".husky/_")
+    assert (hooks_that_run(project, linked), told()) == ("hooked\n", [False, False])
+
+
+STAND_IN = """#!/bin/sh
+# A stand-in for git 2.54, as far as `git hook list` goes.
+case " $* " in *" hook list --show-scope pre-commit "*)
+    printf 'global\\tall\\nlocal\\tlint\\nlocal\\tdisabled\\toff\\nlocal\\tours\\n'
+    echo "hook from hookdir"
+    exit
+esac
+exec {git} "$@"
+"""
+BY_CONFIG = {
+    "all": ("--global", "~/bin/lint --all"),
+    "lint": ("--local", "cd sub && ./lint 'a b'"),
+    "off": ("--local", "./off"),
+    "ours": ("--local", "sandrun -- ./lint"),
+    "late": ("--local", "./late"),
+}
+
+
+@pytest.mark.parametrize("kind", ["git", "stand-in"])
+def test_hooks_by_configuration_are_told(project: Box, kind: str) -> None:
+    for name, (scope, command) in BY_CONFIG.items():
+        event = "post-commit" if name == "late" else "pre-commit"
+        git(project, "config", scope, f"hook.{name}.event", event)
+        git(project, "config", scope, f"hook.{name}.command", command)
+    git(project, "config", "hook.off.enabled", "false")
+    if kind == "stand-in":
+        path = project.root / "bin/git"
+        path.write_text(STAND_IN.replace("{git}", str(shutil.which("git"))))
+        path.chmod(0o755)
+    elif project.run("hook", "list", "pre-commit", argv=["git"]).returncode:
+        pytest.skip("needs git 2.54: hooks by configuration")
+    said = [line for line in init(project).splitlines() if "hook." in line]
+    assert len(said) == 2
+    for line, name in zip(said, ("all", "lint"), strict=True):
+        text, _, advice = line.partition("; to give it its turn: ")
+        assert text == f"leave hook.{name}.command ({BY_CONFIG[name][0][2:]})"
+        assert project.run("-c", advice, argv=["sh"]).returncode == 0
+    (project.project / "sub").mkdir()
+    (project.project / "sub/lint").write_text('#!/bin/sh\necho "$1 ${SANDRUN_RUNS:+in a run}"\n')
+    (project.project / "sub/lint").chmod(0o755)
+    own = git(project, "config", "hook.lint.command").strip()
+    assert project.run("-c", own, argv=["sh"]).stdout == "a b in a run\n"
+    assert git(project, "config", "hook.all.command") == "sandrun -- ~/bin/lint --all\n"
+    assert "hook." not in init(project)
 
 
 def test_a_repository_named_by_the_environment_is_not_asked(project: Box) -> None:
