@@ -44,6 +44,7 @@ def measure(commands: "dict[str, list[str]]", rounds: int, env: "dict[str, str]"
             subprocess.run(command, env=env, check=True)
             times[name].append(time.perf_counter() - began)
     median = {name: statistics.median(values) for name, values in times.items()}
+    print(f"Python {sys.version.split()[0]}")
     print(f"{'command':24} {'median ms':>9}  {'/ bare':>6}  {'/ none':>6}  reach")
     for name, value in median.items():
         reach = REACH.get(name.removeprefix("sandrun "))

@@ -1,12 +1,13 @@
 """git's own test suite through the shim: the same results as without it, test by test.
 
-    python -m tests.peers.git_suite [--quick | --tests t0001,t1400] [--cache DIR]
+    python -m tests.peers.git_suite [--quick | --tests t0001,t1400] [--suite SUITE] [--cache DIR]
 
-Gets the source package of the git that is installed (`apt-get source`, with a private
-configuration: the host's sources with deb-src, nothing under /etc is touched), builds it once in
-the cache directory, and runs each test script twice: with the git that was built, and with a
-shim in front of that same git, in which `git` is `sandrun git`. Prints both results side by side;
-exit 1 if a test script's list of passed and failed tests differs.
+Gets the source package of the git that is installed, or the one of another suite of the same
+distribution (`apt-get source`, with a private configuration: the host's sources with deb-src,
+nothing under /etc is touched), builds it once in the cache directory, and runs each test script
+twice: with the git that was built, and with a shim in front of that same git, in which `git` is
+`sandrun git`. Prints both results side by side; exit 1 if a test script's list of passed and
+failed tests differs.
 
 The suite is git's own judge of what git must do, so it finds what we did not think of. It only
 sees the shim where it calls `git` from a shell; what git starts itself is git.
@@ -14,6 +15,8 @@ sees the shim where it calls `git` from a shell; what git starts itself is git.
 
 import argparse
 import os
+import platform
+import re
 import subprocess
 import sys
 import time
@@ -36,7 +39,7 @@ def default_cache() -> Path:
     return Path(home) / "sandrun-tests" / "git-suite"
 
 
-def source(cache: Path) -> Path:
+def source(cache: Path, suite: str) -> Path:
     """The unpacked source package of git, fetched by apt if it is not there."""
     found = sorted(path for path in cache.glob("git-[0-9]*") if path.is_dir())
     if found:
@@ -44,7 +47,7 @@ def source(cache: Path) -> Path:
     apt = cache / "apt"
     for name in ("lists/partial", "archives/partial", "sources"):
         (apt / name).mkdir(parents=True, exist_ok=True)
-    _sources(apt / "sources")
+    _sources(apt / "sources", suite)
     options = {
         "Dir::Etc::sourcelist": "/dev/null",
         "Dir::Etc::sourceparts": apt / "sources",
@@ -56,20 +59,25 @@ def source(cache: Path) -> Path:
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     subprocess.run(["apt-get", *words, "-qq", "update"], check=True)
     subprocess.run(["apt-get", *words, "-qq", "source", "git"], cwd=cache, check=True)
-    return source(cache)
+    return source(cache, suite)
 
 
-def _sources(folder: Path) -> None:
-    """The distribution's own entries of the host, as deb-src."""
+def _sources(folder: Path, suite: str) -> None:
+    """The distribution's own entries of the host, as deb-src; for another suite, its main ones."""
+    own = platform.freedesktop_os_release()["VERSION_CODENAME"]
     for path in [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]:
-        if path.is_file() and (path.suffix == ".sources" or path.suffix == ".list"):
-            text = path.read_text()
-            if "debian" in text or "ubuntu" in text:
-                text = text.replace("Types: deb\n", "Types: deb-src\n")
-                lines = [
-                    f"deb-src{row[3:]}" if row[:4] == "deb " else row for row in text.split("\n")
-                ]
-                (folder / path.name).write_text("\n".join(lines))
+        between = {".sources": "\n\n", ".list": "\n"}.get(path.suffix, "")
+        if not between or not path.is_file():
+            continue
+        text = path.read_text()
+        if "debian" not in text and "ubuntu" not in text:
+            continue
+        text = re.sub(r"^(Types: )?deb(?= |$)", r"\1deb-src", text, flags=re.MULTILINE)
+        if suite:
+            main = re.compile(rf"(?<![\w-]){own}(?![\w/-])")
+            entries = (main.sub(suite, e) for e in text.split(between) if main.search(e))
+            text = re.sub(rf" {own}[/-]\S+", "", between.join(entries))
+        (folder / path.name).write_text(text)
 
 
 def build(tree: Path) -> None:
@@ -134,11 +142,12 @@ def run(tree: Path, test: str, installed: "Path | None", work: Path) -> "tuple[l
     return [*lines, f"exit {done.returncode}"], seconds
 
 
-def compare(tests: "list[str]", cache: Path) -> int:
+def compare(tests: "list[str]", cache: Path, suite: str) -> int:
     """Run the test scripts both ways and print what differs; the exit code."""
     cache.mkdir(parents=True, exist_ok=True)
-    tree = source(cache)
+    tree = source(cache, suite)
     build(tree)
+    print(f"{tree.name}{suite and f' of {suite}'}")
     folder = shim(tree, cache / "shim")
     code = 0
     print(f"{'':8}{'git':>24}{'through the shim':>28}")
@@ -167,10 +176,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--tests", default=TESTS, help=f"default: {TESTS}")
     parser.add_argument("--quick", action="store_true", help=f"only {QUICK}, for CI")
+    parser.add_argument("--suite", default="", help="such as trixie or sid; default: the host's")
     parser.add_argument("--cache", type=Path, default=default_cache())
     chosen = parser.parse_args()
     tests = QUICK if chosen.quick else chosen.tests.replace(",", " ")
-    return compare(tests.split(), chosen.cache.resolve())
+    return compare(tests.split(), chosen.cache.resolve() / chosen.suite, chosen.suite)
 
 
 if __name__ == "__main__":
