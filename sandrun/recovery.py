@@ -27,7 +27,7 @@ from sandrun import history, messages
 from sandrun.model import SandrunError, is_run_id
 from sandrun.queue import Queue
 from sandrun.runlock import RunLock, read_line
-from sandrun.ticket import Ticket, slot_file
+from sandrun.ticket import StateGone, Ticket, slot_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,7 +158,11 @@ def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
     then, until dropped or released."""
     for slot in queue.slots():
         lock = RunLock(queue, slot, first=slot)
-        yield lock, lock.try_take()
+        try:
+            is_free = lock.try_take()
+        except StateGone:  # nobody can hold what is not there
+            return
+        yield lock, is_free
         lock.drop()
 
 

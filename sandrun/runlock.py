@@ -19,7 +19,7 @@ Invariants
 - The state home holds one JSON line about its holder while a run is on, and nothing after a clean
   end. What a dead run left there says what must be cleaned up (`sandrun.recovery`).
 - A file counts only while it is the one that others would open, so after each lock fstat is
-  compared with stat.
+  compared with stat. Who has locked that one may remove it (`sandrun.unused_states`).
 - Who may write a directory that is shared may lock the file in it, and nobody else: its owner (or
   root) gives it that mode and group whenever it has another one, as after `chmod -R g+w`.
 - The second home is a net under the first: where it cannot be had, the run goes on with the one in
@@ -44,15 +44,17 @@ _OWN = (0o600, -1, -1)
 _NOT_EXCLUDED = "runs of other users are not excluded"
 
 
-class _File:
+class LockFile:
     """One home of one slot: a lock file below an open directory."""
 
-    def __init__(self, directory: int, path: str, name: str, rights: "_Rights") -> None:
+    def __init__(self, directory: int, path: str, name: str, rights: "_Rights" = _OWN) -> None:
         self.directory = directory
         self.path = path
         self.name = name
         self.rights = rights
         self.fd = -1
+        self.is_new = False
+        """Whether we made the file."""
 
     def try_lock(self) -> bool:
         """Lock the file without blocking. False: it is held; `fd` is open to wait for it."""
@@ -99,7 +101,9 @@ class _File:
         """Make the missing file; one that was there may be a link that somebody laid for us."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
         try:
-            return os.open(self.name, flags, 0o600, dir_fd=self.directory)
+            fd = os.open(self.name, flags, 0o600, dir_fd=self.directory)
+            self.is_new = True
+            return fd
         except FileExistsError:  # somebody was faster
             return os.open(self.name, os.O_RDWR | _FLAGS, dir_fd=self.directory)
 
@@ -157,12 +161,14 @@ class RunLock:
         self.slots = slots
         self.first = first
         self.slot = 0
+        self.is_new = False
+        """Whether we took the first slot, and nobody had since the state directory was made."""
         self.note = ""
         self._second: tuple[int, str, str, _Rights] | None = None
         self._shared = False
         if root:
             self._second = self._open_shared(root, name) or self._open_own()
-        self._files: dict[int, list[_File]] = {}
+        self._files: dict[int, list[LockFile]] = {}
         self.blocked: list[int] = []
         """After a failed try: an open file per slot whose lock somebody else holds."""
 
@@ -206,15 +212,15 @@ class RunLock:
             messages.decision(f"no second home for the run lock: {self.note}")
             return None
 
-    def _slot_files(self, slot: int) -> "list[_File]":
+    def _slot_files(self, slot: int) -> "list[LockFile]":
         files = self._files.get(slot)
         if files is None:
             name = slot_file("executor", slot)
-            files = [_File(self.queue.dir, os.path.join(self.queue.path, name), name, _OWN)]
+            files = [LockFile(self.queue.dir, os.path.join(self.queue.path, name), name)]
             if self._second:
                 directory, path, stem, rights = self._second
                 name = slot_file(stem, slot)
-                files.append(_File(directory, os.path.join(path, name), name, rights))
+                files.append(LockFile(directory, os.path.join(path, name), name, rights))
             self._files[slot] = files
         return files
 
@@ -241,6 +247,7 @@ class RunLock:
             for slot in range(self.first, self.slots + 1):
                 if self._try_slot(slot):
                     self.slot = slot
+                    self.is_new = slot == 1 and self._files[slot][0].is_new
                     for other in set(self._files) - {slot}:
                         self._drop(other)
                     return True
@@ -266,14 +273,14 @@ class RunLock:
             return False
         return True
 
-    def _refuse(self, file: _File, error: OSError) -> None:
+    def _refuse(self, file: LockFile, error: OSError) -> None:
         if isinstance(error, FileNotFoundError):
             raise StateGone from None
         raise SandrunError(
             f"{file.path}: {error.strerror}", f"look at it with: ls -l {file.path}"
         ) from None
 
-    def _without(self, file: _File, error: OSError) -> None:
+    def _without(self, file: LockFile, error: OSError) -> None:
         """Go on without that second home: a read-only checkout, an odd thing in its place."""
         self.note = f"{file.path}: {error.strerror}"
         messages.decision(f"no second home for the run lock: {self.note}")
@@ -284,7 +291,7 @@ class RunLock:
         for slot in list(self._files):
             self._drop(slot)
 
-    def _warn_of(self, file: _File) -> None:
+    def _warn_of(self, file: LockFile) -> None:
         """Say that others are not excluded, if they could be: something is there."""
         try:
             info = os.stat(file.name, dir_fd=file.directory, follow_symlinks=False)
@@ -307,7 +314,7 @@ class RunLock:
             for file in files:
                 file.unlock()
 
-    def holder_of_second(self) -> "_File | None":
+    def holder_of_second(self) -> "LockFile | None":
         """The second home that the last failed try found held while the first was free."""
         for files in self._files.values():
             if len(files) > 1 and files[1].fd in self.blocked:

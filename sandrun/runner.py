@@ -157,6 +157,8 @@ def run(
         this.place.release()
         if this.keeper:
             this.keeper.reap()
+        if sys.platform != "win32" and this.place.lock and this.place.lock.is_new:
+            _surely(lambda: _remove_unused(os.path.dirname(this.state)))
     return outcome
 
 
@@ -169,6 +171,18 @@ def _surely(step: "Callable[[], None]") -> None:
             f"internal error after the command's end: {type(error).__name__}: {error}",
             "the exit code is the run's all the same; this is a bug",
         )
+
+
+def _remove_unused(root: str) -> None:
+    """After the first run of a project: remove the state of projects that are used no more."""
+    try:
+        others = sum(map(projects.is_state_name, os.listdir(root))) > 1
+    except OSError:  # no right to list it
+        return
+    if others:
+        from sandrun import unused_states
+
+        unused_states.remove_some(root)
 
 
 def _refused(this: Run, number: int, began: float) -> Outcome:

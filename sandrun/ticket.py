@@ -73,6 +73,13 @@ def slot_file(stem: str, slot: int) -> str:
     return f"{stem}.lock" if slot == 1 else f"{stem}.{slot}.lock"
 
 
+def slots_of(stem: str, names: "list[str]") -> "list[int]":
+    """The numbers of the slots whose lock files are among `names`."""
+    locks = [n for n in names if n.startswith(f"{stem}.") and n.endswith(".lock")]
+    numbers = [n[len(stem) + 1 : -5] for n in locks]
+    return [int(number or 1) for number in numbers if not number or number.isdecimal()]
+
+
 class StateGone(Exception):
     """The state directory was removed under us; enqueue again in a new one."""
 
@@ -147,8 +154,7 @@ class Chain:
 
     def slots(self) -> "list[int]":
         """The numbers of the slots that were ever taken, at least the first."""
-        names = [n for n in self.listing() if n[:9] == "executor." and n[-5:] == ".lock"]
-        return sorted([1, *(int(n[9:-5]) for n in names if n[9:-5].isdecimal())])
+        return sorted({1, *slots_of("executor", self.listing())})
 
     def find(self, ticket: Ticket, names: "list[str]") -> int:
         """Where `ticket` stands among `names`, under whatever name it was given meanwhile.

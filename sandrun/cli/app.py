@@ -238,8 +238,12 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
 @click.pass_obj
 def pause(obj: "tuple[str, settings.Settings]") -> None:
     """Let no waiting run start; what runs goes on, and new ones queue up."""
-    queue = _queue(obj)
-    out("paused" if queue.pause() else "paused already")
+    while True:
+        try:
+            out("paused" if _queue(obj).pause() else "paused already")
+            return
+        except FileNotFoundError:  # removed an instant ago, as unused: make it anew
+            continue
 
 
 @cli.command()

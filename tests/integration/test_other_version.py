@@ -14,6 +14,7 @@ import pytest
 
 from sandrun import kernel
 from tests.harness import ROOT, Box, alive, launcher, wait_for
+from tests.integration.test_unused_states import late_locker, race
 
 OTHER = "7d89752d3b8d"
 """The commit that landed before state had a version."""
@@ -129,3 +130,13 @@ def test_a_holders_line_of_an_unknown_version_ends_nothing(box: Box, name: str) 
         done = box.run(*words)
         assert "internal error" not in done.stderr
         assert done.returncode == (1 if words[0] == "kill" else 0), done.stderr
+
+
+def test_one_removes_the_state_while_the_other_starts(
+    box: Box, versions: "tuple[list[str], list[str]]"
+) -> None:
+    """The run lock's file can be removed because every version looks at it again after locking."""
+    (box.state / f"sandrun-locks-{os.geteuid()}").touch()  # no second home that would hide it
+    first, second = ([word for word in words if word != "-I"] for words in versions)
+    late_locker(box, first, second)
+    assert race(box, [first, second, second], 8) > 2
