@@ -54,7 +54,7 @@ class _Freezer(Controller):
     state = BaseFileInterface("freezer.state")
 
 
-class Group1:
+class Group1(groups.RunGroup):
     """See `sandrun.protocol.Container`. `paths`: the group's directory in each v1 hierarchy, by
     controller, and in the v2 one ('' is its key); `limits` None: attached, not made."""
 
@@ -62,7 +62,6 @@ class Group1:
         self.paths = paths
         self.token = "\n".join(f"{name}={path}" for name, path in paths.items())
         self.keeper = 0
-        self.mark = ""
         self.struck = ""
         self.limits = limits
         self.memory = MemoryController(groups.Node(paths["memory"]))
@@ -186,9 +185,12 @@ class Group1:
         self.events = (_oom_events(self.memory), _POLLIN)
         self.above = _oom_events(_above(self.paths["memory"]))
 
-    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
+    def home(self) -> "tuple[str, str]":
+        return self.paths["memory"], "memory"
+
+    def start(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         if self.beside:
-            return self.beside.spawn(argv, env, heritage, self._enter)
+            return self.beside.start(argv, env, heritage, self._enter)
         groups.adopt()
         assert self.limits
         if self.limits.memory < _SMALL:
@@ -216,6 +218,7 @@ class Group1:
         who = self._who_struck()
         self.struck = self.struck or who
         self.sampler.keep(seen, bool(self.struck))
+        self.look_outside()
         return self.sampler.due(held)
 
     def _who_struck(self) -> str:
@@ -268,19 +271,16 @@ class Group1:
     def top(self) -> "list[Process]":
         return self.sampler.top()
 
-    def pids(self) -> "list[int]":
-        return groups.pids(self.paths["memory"])
-
     def is_crowd(self) -> bool:
         return groups.is_crowd(self.paths["memory"])
 
-    def kill(self) -> None:
+    def end(self) -> None:
         if self.beside:
-            self.beside.kill()
+            self.beside.end()
         self._freeze("FROZEN")
         groups.kill_members(self.paths["memory"])
         self._freeze("THAWED")  # frozen v1 tasks do not even die
-        groups.kill_each(self.paths["memory"], lambda: not self.pids())
+        groups.kill_each(self.paths["memory"], lambda: not groups.pids(self.paths["memory"]))
 
     def _freeze(self, state: str) -> None:
         if "freezer" in self.paths:

@@ -64,13 +64,12 @@ class Files(Controller):
         return os.path.exists(os.fsencode(self.node.full_path) + b"/" + name.encode())
 
 
-class Group2:
+class Group2(groups.RunGroup):
     """See `sandrun.protocol.Container`. The group is `path`; `limits` None: attached, not made."""
 
     def __init__(self, path: str, limits: "Limits | None" = None) -> None:
         self.token = path
         self.keeper = 0
-        self.mark = ""
         self.events = (-1, 0)
         self.struck = ""
         self.oom_events = 0
@@ -181,7 +180,10 @@ class Group2:
         except OSError as error:
             messages.decision(f"{self.main} does not show the limits: {error_text(error)}")
 
-    def spawn(
+    def home(self) -> "tuple[str, str]":
+        return self.token, ""
+
+    def start(
         self,
         argv: "list[str]",
         env: "Mapping[str, str]",
@@ -220,6 +222,7 @@ class Group2:
         undecided = self._look_for_oom()
         self.sampler.keep(seen, bool(self.struck))
         due = self.sampler.due(held)
+        self.look_outside()
         return _UNDECIDED if undecided else due
 
     def _look_for_oom(self) -> bool:
@@ -298,13 +301,10 @@ class Group2:
     def top(self) -> "list[Process]":
         return self.sampler.top()
 
-    def pids(self) -> "list[int]":
-        return groups.pids(self.token)
-
     def is_crowd(self) -> bool:
         return groups.is_crowd(self.token)
 
-    def kill(self) -> None:
+    def end(self) -> None:
         if not os.path.isdir(self.token):
             return
         try:
@@ -336,7 +336,7 @@ class Group2:
             while b"populated 0" not in os.pread(fd, 4096, 0):
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise TimeoutError(self.pids())
+                    raise TimeoutError(groups.pids(self.token))
                 # Not only the event: a read between two changes may have missed one.
                 if not waiter.poll(min(left * 1000, _SOON)):
                     groups.kill_members(self.token)

@@ -23,7 +23,11 @@ from sandrun.model import Unusable, is_run_id
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from sandrun.backends.escapes import Escapes
+    from sandrun.model import Escape
+    from sandrun.spawn import Heritage
 
 PREFIX = "sandrun-"
 """Every group of ours is `sandrun-<run id>`, below our own group and nowhere else."""
@@ -32,11 +36,87 @@ _BATCH = 64
 MAIN = "main"
 """The group inside a v2 run's group that holds its processes; nested runs are made beside it."""
 KILL_SECONDS = 10.0
+_INSTANT = 0.02
+"""Seconds that a run lasts before it is looked for what left it."""
+_SLICE = 0.002
+"""Seconds that such a look may take while a limit is to be watched."""
 _MAKE_SECONDS = 1.0
 """Seconds for which a new group is made again when a `collect` removes it before it is locked."""
 CROWD = 2000
 """So many processes are no build: they are killed, not told to end."""
 _PAGE = os.sysconf("SC_PAGESIZE")
+
+
+class RunGroup:
+    """What the containers of v1 and v2 share: the run's processes, those included that have left
+    its group (`sandrun.backends.escapes`).
+
+    Nothing is paid for those by a run that ends within an instant and leaves nothing: no number of
+    a process was given after its command's.
+    """
+
+    mark = ""
+    _escapes: "Escapes | None" = None
+    _command = _supervisor = 0
+    _since = 0.0
+    _look_at = 0.0
+
+    def home(self) -> "tuple[str, str]":
+        """The group that has the limit on memory, and its v1 controller ('': v2)."""
+        raise NotImplementedError
+
+    def start(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "Heritage") -> int:
+        """`spawn`, in the version's own way."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """`kill`, of what is inside."""
+        raise NotImplementedError
+
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "Heritage") -> int:
+        self._command = self.start(argv, env, heritage)
+        self._supervisor = os.getpid()
+        self._since = time.monotonic()
+        self._look_at = self._since + _INSTANT
+        return self._command
+
+    @property
+    def escaped(self) -> "Mapping[int, Escape]":
+        return self._escapes.found if self._escapes else {}
+
+    def pids(self) -> "list[int]":
+        found = pids(self.home()[0])
+        # Without a mark it is a dead run's, or a group beside another.
+        if self.mark and (not found or time.monotonic() >= self._look_at):
+            if self._command and not self._escapes and not kernel.born_since(self._command):
+                return found
+            self._look_at = time.monotonic() + self._escaped().look_at_all()
+        return found + (self._escapes.live() if self._escapes else [])
+
+    def look_outside(self) -> None:
+        """Look for processes that left, for a moment, if that is due."""
+        if time.monotonic() >= self._look_at:
+            due = self._escaped().look(_SLICE)
+            self._look_at = time.monotonic() + (due or 0.0)
+
+    def kill(self) -> None:
+        stay: list[int] = []
+        for end in (self.end, self._escaped().kill) if self.mark else (self.end,):
+            try:
+                end()
+            except TimeoutError as error:
+                stay += error.args[0]
+        if stay:
+            raise TimeoutError(stay)
+
+    def _escaped(self) -> "Escapes":
+        if not self._escapes:
+            from sandrun.backends import escapes
+
+            # A keeper that was started later has a copy of us, and other children.
+            command = self._command if os.getpid() == self._supervisor else 0
+            self._escapes = escapes.Escapes(*self.home(), self.mark, command, self._since)
+        return self._escapes
 
 
 class Node:
@@ -113,11 +193,8 @@ def own_group(controller: str) -> str:
     mountinfo tells which part of it the mount shows (proc(5), cgroups(7)).
     """
     root, mount = _mount(controller)
-    for line in _lines("/proc/self/cgroup"):
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if path and (controller in controllers.split(",")):
-            break
-    else:
+    path = _named(_lines("/proc/self/cgroup"), controller)
+    if not path:
         raise Unusable(f"we are in no group of the {_what(controller)}")
     # A mount from outside our cgroup namespace shows a tree in which our path means nothing.
     if root.startswith("/..") or path.startswith("/.."):
@@ -127,6 +204,27 @@ def own_group(controller: str) -> str:
         )
     inside = path if root == "/" else path.removeprefix(root)
     return os.path.normpath(mount + "/" + inside)
+
+
+def _named(lines: "list[str]", controller: str) -> str:
+    """The group in a controller's hierarchy, by the lines of a /proc/PID/cgroup; '': in none."""
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if path and controller in controllers.split(","):
+            return path
+    return ""
+
+
+def group_of(pid: int, controller: str) -> str:
+    """The group of a process as /proc tells it, not its directory. Raises OSError: it is gone."""
+    text = kernel.read(f"{kernel.PROC}/{pid}/cgroup").decode("utf-8", "surrogateescape")
+    return _named(text.split("\n"), controller)
+
+
+def in_hierarchy(path: str, controller: str) -> str:
+    """The group with that directory as /proc tells it (see `own_group`)."""
+    root, mount = _mount(controller)
+    return root.rstrip("/") + path.removeprefix(mount.rstrip("/"))
 
 
 def lowest(group: str, name: str) -> int:
@@ -181,7 +279,7 @@ def check_ours(path: str, run_id: str, controller: str) -> None:
         raise Unusable(f"{path} belongs to uid {owner}, not to us")
 
 
-def _listed(path: str) -> "list[int]":
+def listed(path: str) -> "list[int]":
     """The processes in a group and all below it, dead ones too, as far as we can see them."""
     found: list[int] = []
     for directory, _, _ in os.walk(path):
@@ -198,7 +296,7 @@ def pids(path: str) -> "list[int]":
     # are listed were dead before.
     dead: set[int] = set()
     for _ in range(100):
-        found = _listed(path)
+        found = listed(path)
         live = [pid for pid in found if not kernel.is_zombie(pid)]
         if live or dead.issuperset(found):
             break
@@ -237,10 +335,10 @@ def move_out(path: str, file: str) -> None:
 
 def kill_members(path: str) -> None:
     """SIGKILL what is in a group and below it now, and nobody else (see above)."""
-    found = _listed(path)
+    found = listed(path)
     for start in range(0, len(found), _BATCH):
         pinned = {pid: kernel.pin(pid) for pid in found[start : start + _BATCH]}
-        still = set(_listed(path))
+        still = set(listed(path))
         for pid, pidfd in pinned.items():
             if pid in still:
                 kernel.kill(pid, pidfd)

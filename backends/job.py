@@ -38,6 +38,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sandrun.model import Escape
     from sandrun.spawn import Heritage
 
 KILL_SECONDS = 5.0
@@ -149,6 +150,7 @@ class JobContainer:
         self.events = (port.event if port else -1, 0)
         self.struck = ""
         self.oom_events = 0
+        self.escaped: dict[int, Escape] = {}
         self.current: int | None = None
         self.sampled = 0
         self.sampler = sampling.Sampler(limits.memory)

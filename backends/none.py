@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sandrun.model import Escape
+
 
 _LIMITS = frozenset(
     ("memory", "swap", "pids", "cpus", "cpu_weight", "io_weight")
@@ -28,6 +30,10 @@ class NoContainer:
     events = (-1, 0)
     struck = ""
     oom_events = 0
+
+    @property
+    def escaped(self) -> "Mapping[int, Escape]":
+        return {}
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         return spawn.direct(argv, env, heritage)

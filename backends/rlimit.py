@@ -30,6 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sandrun.model import Escape
+
 KILL_SECONDS = 5.0
 """Seconds without progress after which a tree is taken for one that does not die."""
 _REFUSED_SECONDS = 1.0
@@ -57,7 +59,8 @@ out counts as memory."""
 
 class RlimitContainer:
     """See `sandrun.protocol.Container`. `limits` is None in a container that was attached;
-    `data`: the RLIMIT_DATA that marks the run's processes; 0: none does."""
+    `data`: the RLIMIT_DATA that marks the run's processes; 0: none does. There is no group that a
+    process could leave: nothing is `escaped`."""
 
     def __init__(self, run_id: str, limits: "Limits | None" = None, data: int = 0) -> None:
         self.run_id = run_id
@@ -69,6 +72,7 @@ class RlimitContainer:
         self.events = (-1, 0)
         self.struck = ""
         self.oom_events = 0
+        self.escaped: dict[int, Escape] = {}
         self.starts: dict[int, int] = {}
         """Of the processes last seen, by pid."""
         self.near: dict[str, tuple[int, int]] = {}
@@ -208,7 +212,7 @@ class RlimitContainer:
         deadline = began + KILL_SECONDS
         before: list[int] = []
         while pids := self.pids():
-            refused = [pid for pid in reversed(pids) if not _kill(pid, self.starts[pid])]
+            refused = [pid for pid in reversed(pids) if not kernel.kill_same(pid, self.starts[pid])]
             if refused == pids[::-1]:  # nobody is left whom we may signal
                 deadline = min(deadline, time.monotonic() + _REFUSED_SECONDS)
             if time.monotonic() > deadline:
@@ -229,16 +233,6 @@ class RlimitContainer:
 
     def close(self) -> None:
         pass
-
-
-def _kill(pid: int, start: int) -> bool:
-    """SIGKILL the process of that number and start; False: it lives, and we may not."""
-    pidfd = kernel.pin(pid)
-    try:
-        return kernel.start(pid) != start or kernel.kill(pid, pidfd)
-    finally:
-        if pidfd >= 0:
-            os.close(pidfd)
 
 
 def _odd(run_id: str) -> int:

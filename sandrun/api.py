@@ -95,9 +95,10 @@ class Outcome:
 
     `code` is what `sandrun` exited with: the command's own code, 128+n for signal n, 124, 137.
     `reason` is `exit`, `signal`, `memory`, `outer-memory`, `timeout`, `cpu-time`, `idle`, `parent`,
-    `not-started`, or `lost` when sandrun itself was killed (`sandrun kill` does so when the grace
-    is over). `peak`: the most memory in use, in bytes, without the page cache that the kernel can
-    take back; `peak_with_cache` with it, None where no cache is counted.
+    `not-started`, `escaped` (with `require="kernel"`: a process left the container), or `lost` when
+    sandrun itself was killed (`sandrun kill` does so when the grace is over). `peak`: the most
+    memory in use, in bytes, without the page cache that the kernel can take back;
+    `peak_with_cache` with it, None where no cache is counted.
     """
 
     command: tuple[str, ...]

@@ -332,6 +332,16 @@ def kill(pid: int, pidfd: int) -> bool:
     return True
 
 
+def kill_same(pid: int, born: int) -> bool:
+    """SIGKILL the process of that number and `start`; False: it lives, and we may not."""
+    pidfd = pin(pid)
+    try:
+        return start(pid) != born or kill(pid, pidfd)
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
 def has_mark(environ: bytes, mark: str) -> bool:
     """Whether `mark` is an entry of SANDRUN_RUNS, and a whole one, in an environment (proc(5))."""
     start = f"{RUNS_VARIABLE}=".encode()
@@ -351,20 +361,34 @@ def marked(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int
 
 
 def newborn(mark: str, limit: str, seconds: float) -> "list[int]":
-    """The same among the processes that are born within so many seconds; at the first one.
-
-    /proc/loadavg tells the number that was given last (proc(5)).
-    """
+    """The same among the processes that are born within so many seconds; at the first one."""
     deadline = time.monotonic() + seconds
     last = 0
     while time.monotonic() < deadline:
-        words = _try_read("/proc/loadavg").split()
-        newest = int(words[4]) if words else 0
-        for pid in range(newest, max(newest - 64, min(last, newest - 1)), -1):
+        number = newest()
+        for pid in range(number, max(number - 64, min(last, number - 1)), -1):
             if _is_marked(pid, mark, limit) and not is_zombie(pid):
                 return [pid]
-        last = newest
+        last = number
     return []
+
+
+def newest() -> int:
+    """The number that was given last to a process or thread (proc(5): loadavg); 0: not told."""
+    words = _try_read("/proc/loadavg").split()
+    return int(words[4]) if words else 0
+
+
+_FEW = 200
+
+
+def born_since(pid: int) -> bool:
+    """Whether anything lives, or is a zombie, whose number was given after that one; True, too,
+    when those are many, or the numbers have come round."""
+    last = newest()
+    if not 0 <= last - pid < _FEW:
+        return True
+    return any(os.path.exists(f"{PROC}/{number}") for number in range(pid + 1, last + 1))
 
 
 def _is_marked(pid: int, mark: str, limit: str) -> bool:

@@ -33,6 +33,7 @@ ENDED = {
     "cpu-time": EXIT_TIMEOUT,
     "idle": EXIT_TIMEOUT,
     "parent": EXIT_HANGUP,
+    "escaped": EXIT_SANDRUN,
 }
 """The exit codes of runs that were ended, by reason."""
 
@@ -139,6 +140,24 @@ class Process:
         self.daemon = ""
 
 
+class Escape:
+    """A process of a run that left the run's group. `start` in clock ticks after boot; `group`:
+    where it was seen; `starter`: its parent, if that has stayed; `is_first`: its parent had not
+    left; `lasted`: it lived when the command had ended."""
+
+    __slots__ = ("group", "is_first", "lasted", "process", "start", "starter")
+
+    def __init__(
+        self, process: Process, start: int, group: str, starter: "Process | None", is_first: bool
+    ) -> None:
+        self.process = process
+        self.start = start
+        self.group = group
+        self.starter = starter
+        self.is_first = is_first
+        self.lasted = False
+
+
 class Usage:
     """What a container's processes used. Bytes and seconds; None where it cannot be known.
 
@@ -187,16 +206,18 @@ class Outcome:
     `reason` is one of `exit`, `signal`, `timeout` (wall), `cpu-time`, `idle`, `memory`,
     `outer-memory` (not the run's own limit struck but one around it), `parent` (who started
     sandrun died), `not-started`, `gave-up`, `left` (the waiter was told to go), `failed` (sandrun
-    itself) and `lost` (the supervisor was killed; written by whoever found the run).
+    itself), `escaped` (a process left the container and `--require kernel` allows none) and `lost`
+    (the supervisor was killed; written by whoever found the run).
     `interrupted`: the terminal's Ctrl-C ended the command. `asked`: the signal that ended it was
     sent to us, or by the terminal, so whoever sent it knows; `dumped`: it dumped core. `undead`:
     processes that nobody could end. `outside`: daemons that are no part of it and worked meanwhile.
-    `shared`: what shared memory is left, and the commands that remove it.
+    `shared`: what shared memory is left, and the commands that remove it. `escaped`: the processes
+    that left the container, by pid; they are not among the `leftovers`.
     """
 
     __slots__ = (
-        *("asked", "code", "dumped", "interrupted", "leftovers", "outside", "reason", "shared"),
-        *("signal", "top", "undead", "usage"),
+        *("asked", "code", "dumped", "escaped", "interrupted", "leftovers", "outside", "reason"),
+        *("shared", "signal", "top", "undead", "usage"),
     )
 
     def __init__(self, reason: str, code: int, signal: int = 0) -> None:
@@ -206,6 +227,7 @@ class Outcome:
         self.usage = Usage()
         self.interrupted = self.asked = self.dumped = False
         self.leftovers: list[Process] = []
+        self.escaped: dict[int, Escape] = {}
         self.outside: list[Process] = []
         self.shared: tuple[list[str], list[str]] = [], []
         self.undead: list[int] = []
@@ -215,7 +237,7 @@ class Outcome:
         """Whether there is nothing to say about this end (`sandrun.report`), as of most."""
         if self.reason not in ("exit", "signal") or self.leftovers or self.undead:
             return False
-        if self.outside or self.shared[0]:
+        if self.escaped or self.outside or self.shared[0]:
             return False
         if self.usage.refused[0] or (self.code and self.usage.near):
             return False

@@ -177,7 +177,8 @@ OPTIONS = (
         ("--require",),
         "choice",
         "any",
-        "Refuse to run (exit 125) unless the kernel enforces the limits.",
+        "Refuse to run (exit 125) unless the kernel enforces the limits; end a run that they no "
+        "longer hold for.",
         "WHAT",
         choices=("any", "kernel"),
         alias="required",

@@ -11,7 +11,7 @@ and, in a process that did not open it, `backend.attach(run_id, token) -> kill -
 from collections.abc import Mapping
 from typing import Protocol
 
-from sandrun.model import Limits, Process, Usage
+from sandrun.model import Escape, Limits, Process, Usage
 from sandrun.spawn import Heritage
 
 
@@ -35,6 +35,11 @@ class Container(Protocol):
     """How often memory ran out at that limit, as of the last `poll`; a rise after it was struck
     means that the processes still press against it."""
 
+    @property
+    def escaped(self) -> "Mapping[int, Escape]":
+        """The processes that were seen to have left for where the limits do not hold, by pid. While
+        they live they are among `pids`, and `kill` ends them as well."""
+
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
         """Start the command so that its first instruction already runs inside; return its pid.
 
@@ -55,13 +60,13 @@ class Container(Protocol):
         """The processes that used most when the limit was near or struck, largest first."""
 
     def pids(self) -> "list[int]":
-        """The live processes inside, in any order; zombies left out."""
+        """The live processes of the run, in any order; zombies left out."""
 
     def is_crowd(self) -> bool:
         """Whether there are too many processes to tell each to end (cheap; a guess may do)."""
 
     def kill(self) -> None:
-        """SIGKILL every process inside, also those forked meanwhile; return when none is left.
+        """SIGKILL every process of the run, also those forked meanwhile; return when none is left.
 
         Raises TimeoutError when a process does not die (uninterruptible sleep).
         """

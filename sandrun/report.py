@@ -72,6 +72,9 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
         )
     elif outcome.reason == "signal" and not outcome.asked and outcome.signal not in QUIET:
         messages.status(_signal(outcome))
+    if outcome.escaped:
+        say = messages.error if outcome.reason == "escaped" else messages.warn
+        say(*_escaped(outcome, settings))
     if outcome.usage.refused[0]:
         messages.warn(*_processes(*outcome.usage.refused, settings))
     if outcome.code and outcome.reason in ("exit", "signal"):
@@ -95,12 +98,47 @@ def _left_behind(processes: "list[Process]", settings: "Settings") -> None:
     news = [process for process in processes if not daemons.is_own_server(process, settings)]
     if not news:
         return
-    did = {"wait": "waited for", "leave": "left alone"}.get(settings.leftovers, "ended")
     messages.warn(
-        f"{did} {_count(news)} that the command left behind: "
+        f"{_did(settings)} {_count(news)} that the command left behind: "
         + ", ".join(f"{p.command} (pid {p.pid})" for p in news[:5]),
         "" if settings.leftovers == "leave" else daemons.ways_out(news),
     )
+
+
+def _did(settings: "Settings") -> str:
+    return {"wait": "waited for", "leave": "left alone"}.get(settings.leftovers, "ended")
+
+
+def _escaped(outcome: Outcome, settings: "Settings") -> "tuple[str, str]":
+    """Which processes left the container, for where, who started them, and what became of them."""
+    first = [escape for escape in outcome.escaped.values() if escape.is_first]
+    texts = []
+    for escape in first[:3]:
+        of, by = escape.process, escape.starter
+        started = f", started by {by.command[:_SHORT]} (pid {by.pid})" if by else ""
+        texts.append(f"{of.command} (pid {of.pid}{started}), in {escape.group}")
+    more = len(outcome.escaped) - len(texts)
+    text = f"left the run's container, so no limit of it held for: {'; '.join(texts)}"
+    text += f"; and {more} more" if more else ""
+    if any(escape.lasted for escape in outcome.escaped.values()):
+        text += f"; {_did(settings)} at the end"
+    if outcome.reason == "escaped":
+        text = f"--require kernel: ended the run, from which a process {text}"
+    # podman has the processes in a group inside its scope.
+    names = [e.group.removesuffix("/container").rpartition("/")[2] for e in first]
+    hints = (hint for start, hint in _KEEPS_INSIDE if any(n.startswith(start) for n in names))
+    return text, next(hints, "start it in the run's own group, or with limits of its own")
+
+
+_SHORT = 80
+_KEEPS_INSIDE = (
+    ("session-", "runuser -u USER or sudo -u USER stays inside; a login (su, sudo -i) does not"),
+    ("tmux-spawn-", "start tmux outside of the run, or use screen: tmux makes each pane a scope"),
+    ("libpod-", "podman 4.4 and newer stays inside with --cgroups=split"),
+    ("snap.", "snap makes each a scope; limit that by systemctl set-property"),
+    ("run-", "without systemd-run --scope it stays inside; or have that limit it: -p MemoryMax="),
+)
+"""What has it stay in the run, by how the names of such groups start."""
 
 
 def _outside(processes: "list[Process]") -> "tuple[str, str]":

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sandrun.protocol import Backend, Container
     from sandrun.settings import Settings
 
-_KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory")
+_KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory", "escaped")
 """Ends that may leave git's locks behind: the run's processes had no time to clean up."""
 
 PROJECT_VARIABLE = "SANDRUN_PROJECT"

@@ -89,6 +89,7 @@ class Supervisor:
         self.term = settings.kill_signal
         self.leftovers = settings.leftovers
         self.kernel = kernel
+        self.strict = settings.require == "kernel"
         self.limit = settings.memory
         now = time.monotonic()
         # Not at once: most commands that end within an instant are never looked at.
@@ -140,6 +141,8 @@ class Supervisor:
             from sandrun import ending
 
             outcome = ending.settle(self, outcome)
+        if self.container.escaped:
+            outcome = self._escaped(outcome)
         outcome.usage = self.container.usage()
         outcome.top = self.container.top()
         outcome.undead = self.undead
@@ -152,6 +155,18 @@ class Supervisor:
             since = time.time() - (time.monotonic() - self.began) - _CLOCKS
             outcome.shared = shared_memory.settle(self.members, since, outcome.usage.shared)
         self._await_reaped()
+        return outcome
+
+    def _escaped(self, outcome: Outcome) -> Outcome:
+        """The outcome of a run of which processes left the container."""
+        left = outcome.leftovers
+        if self.strict and outcome.reason in ("exit", "signal"):
+            outcome = Outcome("escaped", ENDED["escaped"])
+        outcome.escaped = dict(self.container.escaped)
+        outcome.leftovers = [process for process in left if process.pid not in outcome.escaped]
+        for process in left:
+            if process.pid in outcome.escaped:
+                outcome.escaped[process.pid].lasted = True
         return outcome
 
     def _await_reaped(self) -> None:
@@ -320,6 +335,8 @@ class Supervisor:
             self._end_at_limit(now)
         elif self.container.struck and not self.decided:
             self._limit_hit(now)
+        elif self.strict and self.container.escaped and not self.reason:
+            self.stop("escaped")
         elif not self.decided:
             self._warn()
 

@@ -25,6 +25,7 @@ _STRUCK = {
     "timeout": "wall time limit reached",
     "cpu-time": "CPU time limit reached",
     "idle": "idle for too long",
+    "escaped": "left its container",
 }
 
 

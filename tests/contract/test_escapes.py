@@ -1,0 +1,211 @@
+"""A process that leaves the run's container for another group is seen, named and ended."""
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.contract.test_contract import nothing_left, pid_in
+from tests.entering import put_on_path
+from tests.harness import SCALE, Box, alive, wait_for
+
+# Moves itself to a group beside the run's, as su, systemd-run --scope and tmux have systemd do
+# with a process, notes its number, and becomes the command.
+LEAVE = r"""
+import os, re, sys
+file, *command = sys.argv[1:]
+for line in open("/proc/self/cgroup"):
+    _, names, path = line.rstrip("\n").split(":", 2)
+    found = re.match(r"(.*)/sandrun-[0-9a-f]{8}(/main)?$", path)
+    if found and names in ("", "memory"):
+        mount = "/sys/fs/cgroup/" + names
+        beside = f"{mount.rstrip('/')}{found[1]}/beside-{os.path.basename(file)}"
+        os.makedirs(beside, exist_ok=True)
+        open(beside + "/cgroup.procs", "w").write("0")
+with open(file + ".new", "w") as note: note.write(f"{os.getpid()} {beside}")
+os.rename(file + ".new", file)
+os.execvp(command[0], command)
+"""
+
+
+class Leaver:
+    """A command that leaves the container, and what it noted."""
+
+    def __init__(self, root: Path) -> None:
+        self.file = root / f"left-{os.getpid()}"
+
+    def __call__(self, *command: str) -> "list[str]":
+        return [sys.executable, "-c", LEAVE, str(self.file), *command]
+
+    def pid(self) -> int:
+        wait_for(self.file.exists, 20, "it left")
+        return int(self.file.read_text().split()[0])
+
+    def group(self) -> str:
+        return self.file.read_text().split()[1]
+
+
+@pytest.fixture
+def leave(tmp_path: Path) -> "Iterator[Leaver]":
+    leaver = Leaver(tmp_path)
+    yield leaver
+    if leaver.file.exists() and os.path.isdir(leaver.group()):
+        os.rmdir(leaver.group())
+
+
+def lines(said: str) -> "list[str]":
+    return [line for line in said.splitlines() if "left the run's container" in line]
+
+
+def test_what_left_is_ended_and_named_with_its_group(kernel_place: Box, leave: Leaver) -> None:
+    sleep = leave("sleep", "1000")
+    done = kernel_place.run("--", "sh", "-c", '"$@" & while ! [ -e "$4" ]; do :; done; exit 3',
+                            "sh", *sleep)  # fmt: skip
+    assert done.returncode == 3
+    assert not alive(leave.pid())
+    (line,) = lines(done.stderr)
+    group = leave.group().removeprefix("/sys/fs/cgroup").removeprefix("/memory")
+    assert f"(pid {leave.pid()}" in line  # at the first look it may be about to exec
+    assert group in line
+    assert line.endswith("; ended at the end")
+    assert "sandrun: hint: start it in the run's own group" in done.stderr
+    assert "left behind" not in done.stderr  # once is enough
+    nothing_left(kernel_place)
+
+
+def test_a_daemon_that_left_is_ended_though_the_container_is_empty(
+    kernel_place: Box, leave: Leaver
+) -> None:
+    """The run is over within milliseconds: nobody has had a look before."""
+    daemon = 'setsid "$@" </dev/null >/dev/null 2>&1 & until [ -e "$4" ]; do :; done'
+    done = kernel_place.run("--", "sh", "-c", daemon, "sh", *leave("sleep", "1000"))
+    assert done.returncode == 0
+    assert not alive(leave.pid())
+    assert lines(done.stderr)
+
+
+def test_who_started_it_is_named(kernel_place: Box, leave: Leaver) -> None:
+    script = '"$@"; : this-is-what-started-it'
+    done = kernel_place.run("--", "sh", "-c", script, "sh", *leave("sleep", str(2 * SCALE)))
+    (line,) = lines(done.stderr)
+    assert re.search(rf"\(pid {leave.pid()}, started by sh -c .* \(pid \d+\)\)", line)
+    assert "at the end" not in line  # it had ended by itself
+
+
+def test_what_it_starts_there_is_ended_as_well(kernel_place: Box, leave: Leaver) -> None:
+    file = kernel_place.root / "child"
+    inner = f"sleep 1000 & echo $! >{file}; wait"
+    run = kernel_place.start(
+        "--timeout", "2", "--", "sh", "-c", '"$@" & wait', "sh", *leave("sh", "-c", inner)
+    )
+    assert kernel_place.finish(run).returncode == 124
+    assert not alive(pid_in(file))
+    assert not alive(leave.pid())
+    nothing_left(kernel_place)
+
+
+def test_threads_are_no_processes(kernel_place: Box, leave: Leaver) -> None:
+    script = """
+import pathlib, sys, threading, time
+for _ in range(5): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(1000)
+"""
+    ready = kernel_place.root / "ready"
+    command = leave(sys.executable, "-c", script, str(ready))
+    wait = '"$@" & until [ -e "$0" ]; do sleep 0.01; done'
+    done = kernel_place.run("--", "sh", "-c", wait, str(ready), *command)
+    (line,) = lines(done.stderr)
+    assert " more" not in line
+
+
+def test_one_that_ignores_sigterm_is_killed(kernel_place: Box, leave: Leaver) -> None:
+    script = "trap '' TERM; while :; do sleep 0.1; done"
+    run = kernel_place.start(
+        "--timeout", "1", "--grace", "0.5", "--", "sh", "-c", '"$@" & wait', "sh",
+        *leave("sh", "-c", script),
+    )  # fmt: skip
+    assert kernel_place.finish(run).returncode == 124
+    assert not alive(leave.pid())
+    nothing_left(kernel_place)
+
+
+def test_after_sigkill_of_the_supervisor_it_is_ended(kernel_place: Box, leave: Leaver) -> None:
+    """By its mark: nobody is left who saw it leave."""
+    orphan = 'setsid "$@" & sleep 1000'
+    run = kernel_place.start("--", "sh", "-c", orphan, "sh", *leave("sleep", "1000"))
+    pid = leave.pid()
+    run.kill()
+    run.wait()
+    wait_for(lambda: not alive(pid), 10, "the keeper ends it")
+    wait_for(lambda: not kernel_place.leftovers(), 10, "and all else")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_require_kernel_does_not_allow_it(kernel_place: Box, leave: Leaver, late: bool) -> None:
+    """Ended at once, and no success when it is seen only at the end."""
+    script = '"$@" & exec sleep 1000' if not late else '"$@" & until [ -e "$4" ]; do :; done'
+    done = kernel_place.run(
+        "--require", "kernel", "--", "sh", "-c", script, "sh", *leave("sleep", "1000")
+    )
+    assert done.returncode == 125
+    (line,) = lines(done.stderr)
+    assert line.startswith("sandrun: --require kernel: ended the run")
+    assert kernel_place.records()[-1]["reason"] == "escaped"
+    nothing_left(kernel_place)
+
+
+def test_leftovers_that_are_to_be_left_are_named_only(kernel_place: Box, leave: Leaver) -> None:
+    script = 'setsid "$@" </dev/null >/dev/null 2>&1 & until [ -e "$4" ]; do :; done'
+    done = kernel_place.run(
+        "--leftovers", "leave", "--", "sh", "-c", script, "sh", *leave("sleep", "1000")
+    )
+    assert done.returncode == 0
+    assert "left alone at the end" in lines(done.stderr)[0]
+    assert alive(leave.pid())
+    os.kill(leave.pid(), signal.SIGKILL)
+    wait_for(lambda: not alive(leave.pid()), 5)
+
+
+def test_leftovers_that_are_waited_for(kernel_place: Box, leave: Leaver) -> None:
+    script = 'setsid "$@" </dev/null >/dev/null 2>&1 & until [ -e "$4" ]; do :; done'
+    done = kernel_place.run(
+        "--leftovers", "wait", "--", "sh", "-c", script, "sh", *leave("sleep", "2")
+    )
+    assert done.returncode == 0
+    assert "waited for at the end" in lines(done.stderr)[0]
+    assert not alive(leave.pid())
+
+
+# Starts what a line of its input asks for, in the environment that it names: as an editor's, a
+# terminal's or tmux's server does for a client.
+SERVER = """
+import os, subprocess, sys, time
+mark = open(sys.argv[1]).read().strip()
+child = subprocess.Popen(["sleep", "1000"], env={**os.environ, "SANDRUN_RUNS": mark})
+print(child.pid, flush=True)
+time.sleep(1000)
+"""
+
+
+def test_what_a_server_elsewhere_starts_with_the_runs_mark_is_not_touched(
+    kernel_place: Box,
+) -> None:
+    fifo = kernel_place.root / "requests"
+    os.mkfifo(fifo)
+    server = kernel_place.start(str(fifo), argv=[sys.executable, "-c", SERVER])
+    done = kernel_place.run("--", "sh", "-c", f'echo "$SANDRUN_RUNS" >{fifo}; sleep 1')
+    assert server.stdout
+    assert alive(int(server.stdout.readline()))
+    assert not lines(done.stderr)
+
+
+def test_a_run_that_nothing_leaves_says_nothing(kernel_place: Box) -> None:
+    put_on_path(kernel_place)
+    script = "sleep 0.6 & wait; sh -c 'sleep 0.1'; sandrun -- sleep 0.6"
+    done = kernel_place.run("--require", "kernel", "--", "sh", "-c", script)
+    assert (done.returncode, done.stderr) == (0, "")
