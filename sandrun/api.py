@@ -54,6 +54,8 @@ class Settings(TypedDict, total=False):
     io_weight: str | int
     leftovers: str
     daemons: str
+    private_tmp: bool
+    private_ipc: bool
     priority: str | int
     slots: str | int
     pool: str | int

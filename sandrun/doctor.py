@@ -19,6 +19,7 @@ from sandrun import (
     daemons,
     gitguard,
     kernel,
+    namespaces,
     outside,
     project,
     runner,
@@ -211,6 +212,14 @@ def _daemons(chosen: settings.Settings) -> "list[Line]":
     return [Line("daemons", status, text, daemons.ways_out(found))]
 
 
+def _private() -> Line:
+    """Whether a run can have a /tmp and IPC of its own."""
+    refused = namespaces.attempt(namespaces.Plan(["/dev/shm", "/tmp"], set(), "/", True))
+    if refused is None:
+        return Line("private", PASS, "runs can have a /tmp and IPC of their own")
+    return Line("private", UNUSED, f"{refused.text} (--private-tmp, --private-ipc)", refused.hint)
+
+
 def _git() -> Line:
     well, evidence, fix = gitguard.leak_check()
     return Line("git", PASS if well else CAUTION, evidence, fix)
@@ -225,7 +234,7 @@ def examine(chosen: settings.Settings) -> "list[Line]":
         *([] if DARWIN else [_hierarchy(), *_features()]),
         *_proc(),
         *_backends(),
-        *([] if DARWIN else [_prctl()]),
+        *([] if DARWIN else [_prctl(), _private()]),
         state(),
         trusted(chosen),
         *([_named(chosen.queue)] if chosen.queue else [_second_home()]),

@@ -28,7 +28,7 @@ class Option:
     comes first: it decides over the user's protection (backend, leftovers, kill_signal, grace,
     check_interval, detach), over the user's other runs (pool, priority, queue, slots, the weights),
     over whether there is a run at all (require, no_wait), over what the user is told (quiet,
-    verbose, color) or over the command's environment (clean_git_env, daemons). A stricter
+    verbose, color) or over what the command sees (clean_git_env, daemons, private_tmp). A stricter
     `require` waits for trust too: it refuses runs, and whether a run without a kernel is better
     than none is the user's to say.
     """
@@ -267,6 +267,20 @@ OPTIONS = (
         "Daemons that do the work of tools (gradle, nx, sccache) and of git: keep it in the run.",
         "WHAT",
         choices=("contain", "leave"),
+    ),
+    Option(
+        "private_tmp",
+        ("--private-tmp",),
+        "count",
+        0,
+        "A /tmp, /var/tmp and TMPDIR of the run's own, gone with it; refused where that cannot be.",
+    ),
+    Option(
+        "private_ipc",
+        ("--private-ipc",),
+        "count",
+        0,
+        "SysV IPC, message queues and a /dev/shm of the run's own, gone with it; likewise.",
     ),
     Option(
         "priority",

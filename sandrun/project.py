@@ -361,8 +361,9 @@ def open_state(path: str) -> int:
                 f"{path}: {error.strerror}: the state directory must be a real directory of yours",
                 f"look at it with: ls -ld {path}; or set SANDRUN_STATE_DIR to a directory of yours",
             ) from None
-        _check_state(path, fd)
-        return fd
+        if _check_state(path, fd):
+            return fd
+        os.close(fd)
     raise SandrunError(f"{path}: somebody keeps removing the state directory")
 
 
@@ -379,8 +380,12 @@ def _make_state(path: str) -> None:
         ) from None
 
 
-def _check_state(path: str, fd: int) -> None:
+def _check_state(path: str, fd: int) -> bool:
+    """Whether it can be used; False: it was removed. Where it is bound into a run's own /tmp, its
+    name stays when it is removed outside, and nothing can be made in it or in its place."""
     info = os.fstat(fd)
+    if not info.st_nlink:
+        return False
     if not is_ours(info.st_uid):
         raise SandrunError(
             f"{path} belongs to uid {info.st_uid}, not to you (uid {os.geteuid()})",
@@ -393,6 +398,7 @@ def _check_state(path: str, fd: int) -> None:
         )
     if info.st_mode & 0o700 != 0o700:
         os.fchmod(fd, 0o700)  # made under an umask that takes the owner's own bits away
+    return True
 
 
 # Making files and directories as their surroundings are: owner, group and mode of the one above.

@@ -124,6 +124,10 @@ def run(
     this = Run(command, settings, project, heritage)
     if settings.backend == "none":  # refused before the wait
         backends.choose("none", this.id, settled.limits(settings, project), False)
+    if settings.private_tmp or settings.private_ipc:
+        from sandrun import namespaces
+
+        namespaces.check(this)
     began = time.time()
     try:
         this.log = history.Log()  # before the wait, so that no hand-off waits for it
@@ -329,9 +333,13 @@ def _supervised(
         from sandrun.leaving import Left
 
         raise Left(signum, waited=False)
-    stage, number = "", 0
+    stage, number, what = "", 0, ""
     modes = _terminal_modes()
     env = this.environment()
+    if this.settings.private_tmp or this.settings.private_ipc:
+        from sandrun import namespaces
+
+        this.heritage.isolate = namespaces.plan(this, env).enter
     try:
         child = container.spawn(this.command, env, this.heritage)
     except OSError as error:
@@ -349,11 +357,11 @@ def _supervised(
             from sandrun import terminal
 
             terminal.restore(modes)
-        stage, number = spawn.failure(this.heritage)
+        stage, number, what = spawn.failure(this.heritage)
     if stage:
         from sandrun import report
 
-        return report.not_started(stage, number, this.command)
+        return report.not_started(stage, number, this.command, what)
     return outcome
 
 

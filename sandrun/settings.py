@@ -55,6 +55,8 @@ class Settings:
     io_weight: int
     leftovers: str
     daemons: str
+    private_tmp: int
+    private_ipc: int
     priority: int
     slots: int
     pool: str

@@ -32,7 +32,7 @@ ALL_SIGNALS = _signal.valid_signals()
 class Heritage:
     """What the caller handed down, taken by `take` before anything changes it."""
 
-    __slots__ = ("errors", "ignored", "mask", "parent", "umask")
+    __slots__ = ("errors", "ignored", "isolate", "mask", "parent", "umask")
 
     def __init__(self, mask: "set[int]", ignored: "frozenset[int]" = frozenset()) -> None:
         self.mask = mask
@@ -43,6 +43,8 @@ class Heritage:
         """The process whose death ends the run; 0: none."""
         self.errors = -1
         """Read end of the pipe on which a forked child says why it could not exec; -1: none."""
+        self.isolate: Callable[[], None] | None = None
+        """What the child does inside of its container, before exec; raises OSError."""
 
 
 def take() -> Heritage:
@@ -223,7 +225,7 @@ def direct(
         os.umask(heritage.umask)
         # posix_spawn can reset a disposition but not ignore a signal (SIGPIPE and SIGXFSZ are
         # ignored already); Python's refuses an empty name.
-        if _signal.SIGCHLD in heritage.ignored or not argv[0]:
+        if _signal.SIGCHLD in heritage.ignored or not argv[0] or heritage.isolate:
             return fork(argv, env, heritage, _nothing)
         try:
             return _posix_spawn(argv[0], argv, env, heritage)
@@ -260,8 +262,9 @@ def fork(
 ) -> int:
     """Start the command by fork: the child calls `enter`, then exec; its pid.
 
-    A child that cannot enter or exec never runs the command: it writes `<E|X><errno>` (E: could
-    not enter, X: could not exec) to `heritage.errors` and exits. Raises OSError if `clone` does.
+    A child that cannot enter or exec never runs the command: it writes `<E|N|X><errno> <what>` (E:
+    could not enter, N: could not be isolated, X: could not exec) to `heritage.errors` and exits.
+    Raises OSError if `clone` does.
     """
     supervisor = os.getpid()
     read_end, write_end = os.pipe()
@@ -291,13 +294,16 @@ def _child(
         enter()
         if os.getppid() != supervisor:
             os._exit(127)  # killed before we were inside: whoever cleaned up cannot know of us
+        if heritage.isolate:
+            stage = "N"
+            heritage.isolate()
         stage = "X"
         restore(heritage)
         _execute(argv, env)
     except OSError as error:
-        os.write(write_end, f"{stage}{error.errno or 0}".encode())
+        os.write(write_end, told(stage, error))
     except BaseException:
-        os.write(write_end, f"{stage}0".encode())
+        os.write(write_end, told(stage, OSError()))
     finally:
         os._exit(127)
 
@@ -335,16 +341,27 @@ def _execute(argv: "list[str]", env: "Mapping[str, str]") -> None:
     raise failure
 
 
-def failure(heritage: Heritage) -> "tuple[str, int]":
-    """Why the forked child never ran the command: (`E` or `X`, errno), or ('', 0) if it did."""
-    if heritage.errors < 0:
-        return "", 0
-    os.set_blocking(heritage.errors, False)
-    try:
-        said = os.read(heritage.errors, 64).decode()
-    except BlockingIOError:
-        said = ""
-    return (said[:1], int(said[1:])) if said else ("", 0)
+def told(stage: str, error: OSError) -> bytes:
+    """What a child writes of its failure."""
+    return f"{stage}{error.errno or 0} {error.filename or ''}".encode("utf-8", "surrogateescape")
+
+
+def heard(said: bytes) -> "tuple[str, int, str]":
+    """Stage, errno and what it was about, of what a child wrote; ('', 0, '') of nothing."""
+    number, _, what = said[1:].decode("utf-8", "surrogateescape").partition(" ")
+    return said[:1].decode(), int(number or 0), what
+
+
+def failure(heritage: Heritage) -> "tuple[str, int, str]":
+    """Why the forked child never ran the command, as `heard`; ('', 0, '') if it did."""
+    said = b""
+    if heritage.errors >= 0:
+        os.set_blocking(heritage.errors, False)
+        try:
+            said = os.read(heritage.errors, 4096)
+        except BlockingIOError:
+            pass
+    return heard(said)
 
 
 def die(signum: int) -> None:

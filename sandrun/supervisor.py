@@ -88,6 +88,7 @@ class Supervisor:
         self.grace = settings.grace
         self.term = settings.kill_signal
         self.leftovers = settings.leftovers
+        self.names_shared = settings.leftovers == "kill" and not settings.private_ipc
         self.kernel = kernel
         self.strict = settings.require == "kernel"
         self.limit = settings.memory
@@ -148,7 +149,7 @@ class Supervisor:
         outcome.undead = self.undead
         if self.outside:
             outcome.outside = self.outside.at_work()
-        if outcome.usage.shared >= _SHARED and self.leftovers == "kill":
+        if outcome.usage.shared >= _SHARED and self.names_shared:
             from sandrun import shared_memory
 
             self.members |= {process.pid for process in (*outcome.leftovers, *outcome.top)}

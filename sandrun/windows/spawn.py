@@ -179,9 +179,9 @@ def direct(argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> i
     return process.pid
 
 
-def failure(heritage: Heritage) -> "tuple[str, int]":
+def failure(heritage: Heritage) -> "tuple[str, int, str]":
     """A command that was started was executed."""
-    return "", 0
+    return "", 0, ""
 
 
 def die(signum: int) -> None:

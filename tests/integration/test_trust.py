@@ -29,6 +29,8 @@ HELD = {
     "leftovers": "leave",
     "daemons": "leave",
     "clean_git_env": "1",
+    "private_tmp": "1",
+    "private_ipc": "1",
     "slots": "7",
     "cpu_weight": "7",
     "io_weight": "7",

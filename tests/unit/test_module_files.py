@@ -23,8 +23,10 @@ def modules(names: "tuple[str, ...]") -> "set[str]":
 HELD = modules(module_files.LATE)
 # Before the command starts, and in every run with a container: what may come late comes from there.
 STARTED = OURS | {"sandrun.keeper", "sandrun.sampling"}
-# Only while a git is waited for, before the command; only on other systems; only for a taken name.
+# Only while a git is waited for, before the command; only on other systems; only for a taken name;
+# loaded before the wait where it is needed at all.
 ELSEWHERE = {
+    "sandrun.namespaces",
     *("sandrun.gitguard.watch", "sandrun.gitguard.waiting", "sandrun.darwin", "sandrun.signals"),
     *("sandrun.windows", "sandrun.windows.files", "sandrun.windows.console"),
 }

@@ -70,6 +70,9 @@ def test_what_cannot_be_started(box: Box) -> None:
     assert box.run("--", box.root / "nothing.exe").returncode == 127
     assert box.run("--", text).returncode == 126
     assert box.run("--no-such-option", "--", "cmd").returncode == 125
+    private = box.run("--private-tmp", "--", "no-such-program")
+    assert private.returncode == 125
+    assert "need Linux" in private.stderr
     assert box.tickets() == []
 
 
