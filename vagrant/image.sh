@@ -1,6 +1,6 @@
 #!/bin/sh
 # image.sh OUT.ext4 [FLAVOUR [SUITE]]: the laboratory's root file system, from Debian's packages;
-# FLAVOUR is plain or containers, SUITE bookworm (systemd 252) or trixie (257).
+# FLAVOUR is plain or containers, SUITE bookworm (systemd 252), trixie (257) or forky (testing).
 #
 # Promises: OUT appears whole or not at all; nothing of the host is changed (a private apt root, no
 # mount); a system whose only job is lab.service, which runs /job/guest.sh of the folder that the
@@ -28,6 +28,10 @@ if [ "$flavour" = containers ]; then
     size=3000M
 fi
 
+# How the host's apt reaches the archive, and whether it takes an old copy of it: what testing's
+# Release files say is valid for a week, and mmdebstrap asks the host for its keys only.
+apt-config dump | grep -E '^Acquire::(https?|Check-[A-Za-z-]+)\b.* "[^"]' >"$work/apt.conf" || :
+
 # bootstrap TAR PACKAGES [OPTION...]: no manuals, no translations; they triple the size.
 bootstrap() {
     tar=$1 include=$2
@@ -35,7 +39,7 @@ bootstrap() {
     $private mmdebstrap --quiet --variant=minbase --include="$include" \
         --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/doc/*' \
         --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/info/*' \
-        --aptopt='Acquire::Retries "3"' "$@" "$suite" "$tar" </dev/null
+        --aptopt='Acquire::Retries "3"' --aptopt="$work/apt.conf" "$@" "$suite" "$tar" </dev/null
 }
 
 cat >"$work/lab.service" <<'E'

@@ -29,7 +29,7 @@ from typing import NoReturn
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
 LAB_FAILED = 125
-SUITES = {"bookworm": "3.11", "trixie": "3.13"}
+SUITES = {"bookworm": "3.11", "trixie": "3.13", "forky": "3.14"}
 """The Debian releases that a machine can be, and the Python of each."""
 DEBIAN_TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs"}
 CONTAINER_TOOLS = {"buildah": "buildah"}
