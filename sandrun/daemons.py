@@ -25,10 +25,21 @@ class Daemon:
     `ends`: the command that ends it, or that does without it. `instead`: the setting by which a
     tool does its work itself. `tried`: the version that was run for it. `serves`: whose builds it
     does the work of: `project` (where it is, or what its command line names), `user` (any), or ''
-    (none's). `variable`: what a run sets so that the tool needs it no more.
+    (none's). `variable`: what a run sets so that the tool needs it no more. `idle`: the part of a
+    processor that it may use while nobody asks it for anything: more than was measured.
     """
 
-    __slots__ = (*("ends", "instead", "name", "serves", "shows", "source", "tried", "variable"),)
+    __slots__ = (
+        "ends",
+        "idle",
+        "instead",
+        "name",
+        "serves",
+        "shows",
+        "source",
+        "tried",
+        "variable",
+    )
 
     def __init__(
         self,
@@ -40,6 +51,7 @@ class Daemon:
         instead: str = "",
         serves: str = "",
         variable: str = "",
+        idle: float = 0.001,
     ) -> None:
         self.name = name
         self.shows = shows
@@ -49,6 +61,7 @@ class Daemon:
         self.instead = instead
         self.serves = serves
         self.variable = variable
+        self.idle = idle
 
     def way_out(self) -> str:
         """What to do about it, for a hint."""
@@ -58,26 +71,29 @@ class Daemon:
 SERVER = "sccache"
 FSMONITOR = "git's fsmonitor"
 _NOT = "not tried"
+_JVM = 0.004
 
 TABLE = (
     Daemon(
         "gradle",
         ("java *org.gradle.launcher.daemon.bootstrap.GradleDaemon*",),
         "gradle --stop",
-        _NOT,
+        "4.4.1",
         "https://docs.gradle.org/current/userguide/gradle_daemon.html",
         "GRADLE_OPTS=-Dorg.gradle.daemon=false",
         serves="user",
         variable="GRADLE_OPTS",
+        idle=_JVM,
     ),
     Daemon(
         "kotlin",
         ("java *org.jetbrains.kotlin.daemon.KotlinCompileDaemon*",),
         "gradle --stop",
-        _NOT,
+        "1.3.31",
         "https://kotlinlang.org/docs/gradle-compilation-and-caches.html",
         "kotlin.compiler.execution.strategy=in-process in gradle.properties",
         serves="user",
+        idle=_JVM,
     ),
     Daemon(
         "mvnd",
@@ -87,15 +103,17 @@ TABLE = (
         "https://github.com/apache/maven-mvnd",
         "mvn",
         serves="user",
+        idle=_JVM,
     ),
     Daemon(
         "bazel",
         ("bazel(*",),
         "bazel shutdown",
-        _NOT,
+        "2.1.0",
         "https://bazel.build/run/client-server",
         "bazel --batch",
         serves="project",
+        idle=_JVM,
     ),
     Daemon(
         "buck2",
@@ -114,12 +132,13 @@ TABLE = (
         "NX_DAEMON=false",
         serves="project",
         variable="NX_DAEMON",
+        idle=0.07,
     ),
     Daemon(
         "turbo",
         ("turbo *daemon*",),
         "turbo daemon stop",
-        _NOT,
+        "2.11.11",
         "https://turborepo.dev/docs/reference/daemon",
         serves="project",
     ),
@@ -164,20 +183,21 @@ TABLE = (
         "pants",
         ("pantsd *",),
         "PANTS_PANTSD=false",
-        _NOT,
+        "2.17.1",
         "https://www.pantsbuild.org/stable/docs/using-pants/key-concepts/pantsd",
         serves="project",
         variable="PANTS_PANTSD",
+        idle=0.02,
     ),
     Daemon(
         "spring",
-        ("spring server *", "spring app *"),
+        ("spring server *", "spring app *", "ruby *spring/application/boot*"),
         "bin/spring stop",
-        _NOT,
+        "2.1.1",
         "https://github.com/rails/spring",
         "DISABLE_SPRING=1",
         serves="project",
-        variable="DISABLE_SPRING",
+        idle=0.01,
     ),
     Daemon(
         "MSBuild",
@@ -229,7 +249,7 @@ TABLE = (
         "ssh's shared connection",
         ("ssh: *[mux]*",),
         "ssh -O exit HOST",
-        _NOT,
+        "9.2p1",
         "ssh_config(5)",
         "ssh -o ControlPersist=no",
     ),
@@ -245,24 +265,29 @@ TABLE = (
         "ray",
         ("raylet *", "gcs_server *", "python* */*-packages/ray/*", "ray::*"),
         "ray stop",
-        _NOT,
+        "2.60.0",
         "https://docs.ray.io/en/latest/cluster/cli.html",
         "ray.shutdown()",
         serves="user",
+        idle=0.015,
     ),
-    Daemon("adb", ("adb *fork-server*",), "adb kill-server", _NOT, "https://developer.android.com"),
-    Daemon("epmd", ("epmd *-daemon*",), "epmd -kill", _NOT, "https://www.erlang.org/doc/man/epmd"),
+    Daemon(
+        "adb", ("adb *fork-server*",), "adb kill-server", "29.0.6", "https://developer.android.com"
+    ),
+    Daemon(
+        "epmd", ("epmd *-daemon*",), "epmd -kill", "25.2.3", "https://www.erlang.org/doc/man/epmd"
+    ),
     Daemon(
         "dbus",
         ("dbus-daemon *--session*", "dbus-launch *"),
         "dbus-run-session -- COMMAND",
-        _NOT,
+        "1.14.10",
         "dbus-run-session(1)",
     ),
-    Daemon("Xvfb", ("Xvfb *",), "xvfb-run COMMAND", _NOT, "xvfb-run(1)"),
-    Daemon("tmux", ("tmux *", "tmux: server*"), "tmux kill-server", _NOT, "tmux(1)"),
-    Daemon("redis", ("redis-server *",), "redis-cli shutdown", _NOT, "https://redis.io/docs"),
-    Daemon("postgres", ("postgres *",), "pg_ctl stop", _NOT, "pg_ctl(1)"),
+    Daemon("Xvfb", ("Xvfb *",), "xvfb-run COMMAND", "21.1.7", "xvfb-run(1)"),
+    Daemon("tmux", ("tmux *", "tmux: server*"), "tmux kill-server", "3.3a", "tmux(1)"),
+    Daemon("redis", ("redis-server *",), "redis-cli shutdown", "7.0.15", "https://redis.io/docs"),
+    Daemon("postgres", ("postgres *",), "pg_ctl stop", "15.20", "pg_ctl(1)"),
 )
 
 

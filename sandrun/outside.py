@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from sandrun.model import Process
 
 _WORK = 0.001
-"""Seconds of CPU time that count as work, and ..."""
-_SHARE = 1000
-"""... one part in so many of the run's time: an idle daemon looks around now and then."""
+"""Seconds of CPU time that count as work, unless an idle one would use them (`Daemon.idle`)."""
 _SLICE = 0.002
 """Seconds that one look may take: whoever looks has a limit to watch, and a host may have thousands
 of processes."""
@@ -55,11 +53,12 @@ class Outside:
 
     def at_work(self) -> "list[Process]":
         """Those that have worked since."""
-        least = max(_WORK, (time.monotonic() - self.began) / _SHARE)
+        lasted = time.monotonic() - self.began
         found = []
         for pid, (start, cpu) in self.before.items():
+            row = daemons.known(pid)
             try:
-                worked = _cpu(pid) - cpu >= least
+                worked = row and _cpu(pid) - cpu >= max(_WORK, lasted * row.idle)
             except OSError:
                 continue
             if worked and kernel.start(pid) == start:

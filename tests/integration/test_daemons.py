@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from sandrun import daemons, kernel
 from sandrun.runner import DAEMONLESS
 from tests.gitbox import GIT, GitBox
-from tests.harness import Box, launcher, wait_for, without_note
+from tests.harness import Box, alive, launcher, wait_for, without_note
 from tests.integration.test_git_run import to_be_packed
 
 GIT_SETTINGS = {
@@ -147,10 +148,11 @@ class Worker:
         )
         box.started.append(self.process)  # type: ignore[arg-type]
 
-    def asked(self, seconds: float = 0.05) -> "list[str]":
+    def asked(self, seconds: float = 0.3, pause: float = 0.5) -> "list[str]":
         """A command that has it work so long; the first half second is the look's."""
-        script = 'sleep 0.5; echo "$1" >"$2"; until [ -e "$3" ]; do sleep 0.01; done'
-        return ["sh", "-c", script, "sh", str(seconds), str(self.orders), str(self.done)]
+        script = 'sleep $4; echo "$1" >"$2"; until [ -e "$3" ]; do sleep 0.01; done'
+        words = [str(seconds), str(self.orders), str(self.done), str(pause)]
+        return ["sh", "-c", script, "sh", *words]
 
 
 DMYPY, NX, WATCHMAN = "python3 bin/dmypy", "node nx/a/daemon/server/start.js", "watchman x"
@@ -222,6 +224,7 @@ def test_doctor_lists_the_daemons_outside(box: Box) -> None:
         ("/opt/ray/core/src/ray/raylet/raylet", "ray"),
         ("ray::IDLE", "ray"),
         ("/usr/bin/watchman", "watchman"),
+        ("ruby -I /gems/lib -e require 'spring/application/boot'", "spring"),
         ("my-eslint_d", ""),
     ],
 )
@@ -245,36 +248,181 @@ def tool(name: str) -> str:
     return path
 
 
+NX_ENV = {"NX_DAEMON": "true", "NX_NO_CLOUD": "true", "NX_TUI": "false"}
+MANY_FILES = "for i in $(seq 1500); do echo >f$$.$i; done"
+DAEMONS = {
+    # Its name: start, work, stop, environment.
+    "dmypy": ("dmypy run -- a.py", "echo z$$: int = 1 >>a.py; dmypy run -- a.py", "dmypy stop", {}),
+    "eslint_d": ("eslint_d a.js", "eslint_d a.js", "eslint_d stop", {}),
+    "prettierd": ("prettierd a.js <a.js", "prettierd a.js <a.js", "prettierd stop", {}),
+    "nx": (
+        *("nx run p:hello", f"{MANY_FILES}; nx run p:hello --skip-nx-cache", "nx daemon --stop"),
+        NX_ENV,
+    ),
+    "turbo": ("turbo daemon start", f"{MANY_FILES}; turbo run hello", "turbo daemon stop", {}),
+    "watchman": ("jest", f"{MANY_FILES}; jest", "watchman shutdown-server", {}),
+    "bazel": ("bazel build a", 'echo "#" >>BUILD; bazel build a', "bazel shutdown", {}),
+    "gradle": (
+        *("gradle -q --offline b", "gradle -q --offline b", "gradle --stop"),
+        {"GRADLE_OPTS": "-Dorg.gradle.daemon=true"},
+    ),
+    "spring": (
+        *("bin/rails runner 1", "bin/rails runner w.rb", "spring stop"),
+        {"DISABLE_SPRING": "0"},
+    ),
+}
+SECONDS = 60  # a JVM, on a busy machine
+BIG = {"bazel", "gradle", "spring"}
+NEEDS = {"watchman": "jest"}
+PROJECT = {
+    "a.py": "x: int = 1\n",
+    "a.js": "var a = 1;\n",
+    "eslint.config.js": "module.exports = [];\n",
+    "package.json": '{"name": "p", "version": "1.0.0", "packageManager": "npm@11.0.0",'
+    ' "scripts": {"hello": "true"}, "nx": {}}',
+    "nx.json": "{}",
+    "turbo.json": '{"tasks": {"hello": {}}}',
+    ".watchmanconfig": "{}",
+    "a.test.js": "test('a', () => {});\n",
+    "WORKSPACE": "",
+    "BUILD": 'genrule(name = "a", outs = ["a.txt"], cmd = "echo >$@")\n',
+    "build.gradle": "task b { doLast { (1..99999).sum() } }\n",
+    "w.rb": "9999999.times { }\n",
+}
+
+
+def modules(name: str) -> Path:
+    """The node_modules that a tool of npm's is in."""
+    path = Path(tool(name)).resolve()
+    return next(folder for folder in path.parents if folder.name == "node_modules")
+
+
+def prepare(box: Box, name: str) -> None:
+    tool(NEEDS.get(name, name))
+    (box.home / "state").mkdir()
+    if name == "spring":
+        script = "rails new . -qMCJSG --skip-{bundle,puma,listen,bootsnap,test,javascript}"
+        assert box.run("-c", script, argv=["bash"]).returncode == 0
+        (box.project / "Gemfile").write_text("gem 'rails'\ngem 'sqlite3'\ngem 'spring'\n")
+        assert box.run("lock", "--local", argv=["bundle"]).returncode == 0
+    for file, text in PROJECT.items():
+        (box.project / file).write_text(text)
+    if name in ("nx", "turbo"):
+        (box.project / "node_modules").symlink_to(modules(name))
+
+
+def is_gone(pid: int) -> bool:
+    """Reaps it where it is ours: `bazel shutdown` waits for that."""
+    try:
+        return bool(os.waitpid(pid, os.WNOHANG)[0])
+    except ChildProcessError:
+        return not alive(pid)
+
+
 @pytest.mark.parametrize(
-    ("name", "start", "work", "stop"),
-    [
-        ("dmypy", "dmypy run -- a.py", "echo z$$: int = 1 >>a.py; dmypy run -- a.py", "dmypy stop"),
-        ("eslint_d", "eslint_d a.js", "eslint_d a.js", "eslint_d stop"),
-        ("prettierd", "prettierd a.js <a.js", "prettierd a.js <a.js", "prettierd stop"),
-    ],
+    "name", [pytest.param(name, marks=[pytest.mark.big] * (name in BIG)) for name in DAEMONS]
 )
 def test_a_real_daemon_outside_is_named_and_ended_as_the_hint_says(
-    make_box: "Callable[[str], Box]", name: str, start: str, work: str, stop: str
+    make_box: "Callable[[str], Box]", name: str
 ) -> None:
-    tool(name)
+    start, work, stop, env = DAEMONS[name]
     box = make_box("auto")
-    (box.project / "a.py").write_text("x: int = 1\n")
-    (box.project / "a.js").write_text("var a = 1;\n")
-    (box.project / "eslint.config.js").write_text("module.exports = [];\n")
-    for line in (start, start):  # the second one finds it ready
-        assert box.run("-c", line, argv=["sh"]).returncode == 0
-    for _ in "12":
+    prepare(box, name)
+    times = range(2 if name in ("dmypy", "eslint_d", "prettierd") else 1)  # the others take long
+    for _ in times:  # the second one finds it ready
+        done = box.run("-c", start, argv=["sh"], env=env, seconds=SECONDS)
+        assert done.returncode == 0, done.stderr
+    for _ in times:
         # What is done before the look, which comes late on a busy machine, is not seen.
-        done = box.run("--", "sh", "-c", f"sleep 0.5; {work}")
+        done = box.run("--", "sh", "-c", f"sleep 0.5; {work}", env=env, seconds=SECONDS)
         assert done.returncode == 0, done.stderr
         assert f"sandrun: {name} (pid " in done.stderr
         assert OUTSIDE in done.stderr
-    assert f"hint: {name}: {stop}, or " in done.stderr
-    assert box.run("-c", stop, argv=["sh"]).returncode == 0
-    done = box.run("--", "sh", "-c", start)
+    if name in ("nx", "gradle", "spring"):  # without the user's word the run does without it
+        again = box.run("--", "sh", "-c", f"sleep 0.5; {work}", seconds=SECONDS)
+        assert (again.returncode, OUTSIDE in again.stderr) == (0, False)
+    ends = "bin/spring stop" if name == "spring" else stop
+    assert f"hint: {name}: {ends}" in done.stderr
+    pid = int(done.stderr.partition(f"{name} (pid ")[2].partition(")")[0])
+    stopping = subprocess.Popen(["sh", "-c", stop], cwd=box.project, env={**box.env, **env})
+    wait_for(lambda: is_gone(pid), 60, f"{name} ends")
+    assert stopping.wait() == 0
+    done = box.run("--", "sh", "-c", start, env=env, seconds=SECONDS)
     assert OUTSIDE not in done.stderr
-    assert "ended 1 process that the command left behind: " in done.stderr
-    assert f"hint: {name}: {stop}, or " in done.stderr
+    assert "that the command left behind: " in done.stderr
+    assert f"hint: {name}: {ends}" in done.stderr
+    assert not box.leftovers()
+
+
+def test_an_idle_daemon_outside_is_not_named(make_box: "Callable[[str], Box]") -> None:
+    """A JVM that nobody asks for anything uses 0.2 % of a processor."""
+    box = make_box("auto")
+    worker = Worker(box, "java -cp/org.gradle.launcher.daemon.bootstrap.GradleDaemon")
+    done = box.run("--", *worker.asked(0.003, 2), env={"GRADLE_OPTS": "-Dorg.gradle.daemon=true"})
+    assert (done.returncode, OUTSIDE in done.stderr) == (0, False)
+
+
+TO_PARALLEL = """
+import sys, numpy
+from joblib import Parallel, delayed
+
+def work(array, mib):
+    return len(bytearray(mib << 20)) + len(array)
+
+if __name__ == "__main__":
+    array = numpy.ones(2_000_000)  # 16 MB, so in a file in /dev/shm
+    print(Parallel(n_jobs=2)(delayed(work)(array, int(mib)) for mib in sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("backend", ["rlimit", "auto"])
+def test_joblib_leaves_no_shared_memory_and_no_daemon(
+    make_box: "Callable[[str], Box]", backend: str
+) -> None:
+    """Its trackers end last, and by themselves; at a limit they clean up."""
+    python = tool("python-joblib")
+    box = make_box(backend)
+    (box.project / "p.py").write_text(TO_PARALLEL)
+    shared = box.root / "shm"  # its own way to say where; else /dev/shm, which others use
+    shared.mkdir()
+    env = {"JOBLIB_TEMP_FOLDER": str(shared)}
+    done = box.run("-m", "500M", "--", python, "p.py", "1", "1", env=env)
+    assert (done.returncode, without_note(done.stderr)) == (0, "")
+    done = box.run("-m", "300M", "--grace", "20s", "--", python, "p.py", "1", "600", env=env)
+    assert done.returncode == 137, done.stderr
+    assert "memory limit of 300 MiB reached" in done.stderr
+    assert not box.leftovers()
+    assert not list(shared.iterdir())
+
+
+RAY = """
+import ray
+ray.init(num_cpus=1, include_dashboard=False, object_store_memory=80 << 20, configure_logging=False)
+print(ray.get(ray.remote(lambda: 7).remote()))
+"""
+
+
+@pytest.fixture
+def short_folder() -> "Iterator[str]":
+    """For the sockets of ray, whose paths may have 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        yield folder
+
+
+@pytest.mark.big
+def test_ray_leaves_nothing(make_box: "Callable[[str], Box]", short_folder: str) -> None:
+    ray = tool("ray")
+    box = make_box("auto")
+    env = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": short_folder}
+    python = Path(ray).resolve().with_name("python")
+    done = box.run("-m", "2G", "--", str(python), "-c", RAY, env=env, seconds=100)
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
+    assert not box.leftovers()
+    start = "start --head --num-cpus 1 --include-dashboard=false --object-store-memory 80000000"
+    done = box.run("-m", "2G", "--", ray, *start.split(), env=env, seconds=100)
+    assert done.returncode == 0, done.stderr
+    assert "hint: ray: ray stop, or ray.shutdown()\n" in done.stderr
+    assert not box.leftovers()
 
 
 def test_sccache_has_a_server_of_the_runs_own(make_box: "Callable[[str], Box]") -> None:
