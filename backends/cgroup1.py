@@ -61,7 +61,7 @@ class Group1(groups.RunGroup):
     def __init__(self, paths: "dict[str, str]", limits: "Limits | None" = None) -> None:
         self.paths = paths
         self.token = "\n".join(f"{name}={path}" for name, path in paths.items())
-        self.keeper = 0
+        self.own: set[int] = set()
         self.struck = ""
         self.limits = limits
         self.memory = MemoryController(groups.Node(paths["memory"]))

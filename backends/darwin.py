@@ -92,7 +92,7 @@ class DarwinContainer(RlimitContainer):
         known = [p for p, start in self.known.items() if start and kernel.start(p) == start]
         frontier += known + self._orphans(known)
         found = monitor.tree(
-            [pid for pid in frontier if pid not in (self.keeper, os.getpid())], self.strangers
+            [pid for pid in frontier if pid not in (*self.own, os.getpid())], self.strangers
         )
         self._remember({pid: info.start for pid, info in found.items()})
         times = os.times()
@@ -109,7 +109,7 @@ class DarwinContainer(RlimitContainer):
 
     def _orphans(self, known: "list[int]") -> "list[int]":
         """Those of the run that came since the last look, beside the `known` ones."""
-        orphans = set(kernel.children(1)).difference(known, (self.keeper,))
+        orphans = set(kernel.children(1)).difference(known, self.own)
         ours = [pid for pid in orphans - self.orphans if self._is_ours(pid)]
         self.orphans = orphans.difference(ours)
         return ours

@@ -69,7 +69,7 @@ class Group2(groups.RunGroup):
 
     def __init__(self, path: str, limits: "Limits | None" = None) -> None:
         self.token = path
-        self.keeper = 0
+        self.own: set[int] = set()
         self.events = (-1, 0)
         self.struck = ""
         self.oom_events = 0

@@ -55,6 +55,7 @@ class RunGroup:
     a process was given after its command's.
     """
 
+    own: "set[int]"
     mark = ""
     _escapes: "Escapes | None" = None
     _command = _supervisor = 0
@@ -88,7 +89,8 @@ class RunGroup:
         found = pids(self.home()[0])
         # Without a mark it is a dead run's, or a group beside another.
         if self.mark and (not found or time.monotonic() >= self._look_at):
-            if self._command and not self._escapes and not kernel.born_since(self._command):
+            command = self._command
+            if command and not self._escapes and not kernel.born_since(command, self.own):
                 return found
             self._look_at = time.monotonic() + self._escaped().look_at_all()
         return found + (self._escapes.live() if self._escapes else [])

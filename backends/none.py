@@ -25,11 +25,13 @@ class NoContainer:
     """See `sandrun.protocol.Container`."""
 
     token = ""
-    keeper = 0
     mark = ""
     events = (-1, 0)
     struck = ""
     oom_events = 0
+
+    def __init__(self) -> None:
+        self.own: set[int] = set()
 
     @property
     def escaped(self) -> "Mapping[int, Escape]":

@@ -67,7 +67,7 @@ class RlimitContainer:
         self.limits = limits
         self.data = data
         self.token = f"{run_id}:{data}"
-        self.keeper = 0
+        self.own: set[int] = set()
         self.mark = ""
         self.events = (-1, 0)
         self.struck = ""
@@ -123,14 +123,13 @@ class RlimitContainer:
     def _members(self) -> "dict[int, kernel.Stat]":
         """What lives of the run, parents before children."""
         members = monitor.walk(self.owner, self.strangers)
-        members.pop(self.keeper, None)
-        return members
+        return {pid: info for pid, info in members.items() if pid not in self.own}
 
     def _is_other(self, pid: int) -> bool:
         """Whether a child of ours is no process of the run."""
         if pid in self.strangers:
             return self.strangers[pid] == kernel.start(pid)
-        return pid == self.keeper
+        return pid in self.own
 
     def _note_near(self, members: "dict[int, kernel.Stat]") -> None:
         """Note what comes near a backstop: the kernel tells nobody when one strikes."""

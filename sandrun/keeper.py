@@ -35,7 +35,7 @@ survives that is the one who cleans up.
 
 import os
 
-from sandrun import kernel
+from sandrun import kernel, spawn
 from sandrun.bare import signal as _signal
 from sandrun.supervisor import KNOCK
 
@@ -53,7 +53,7 @@ _NAME = b"run-keeper"
 class Keeper:
     """A running keeper; `pid` is its process, a child of the supervisor."""
 
-    __slots__ = ("_close", "_container", "_line", "_lock", "_pipe", "_two", "parent", "pid", "pids")
+    __slots__ = ("_container", "_line", "_lock", "_pipe", "_two", "close", "parent", "pid", "pids")
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Keeper:
         self.pids: set[int] = set()
         """All that there were: a knock may arrive after the death of who sent it."""
         self._container = container
-        self._close = close
+        self.close = close
         self._lock = lock
         self._line = line
         self._start()
@@ -90,10 +90,11 @@ class Keeper:
                 os._exit(0)
         os.close(read_end)
         self.pids.add(self.pid)
-        self._container.keeper = self.pid
+        self._container.own.add(self.pid)
 
     def replace(self) -> None:
         """It was killed and reaped: start another, which starts a second one of its own."""
+        self._container.own.discard(self.pid)
         self.dismiss()
         self._start()
 
@@ -127,7 +128,7 @@ class Keeper:
     def keep(self, pipe: int) -> None:
         """What the keeper's own process does."""
         supervisor = os.getppid()
-        _detach(self._close)
+        _detach(self.close)
         second = _Second(pipe, self._finish)
         if not self._supervisor_died(pipe, supervisor, second):
             second.await_end()
@@ -182,7 +183,7 @@ class Keeper:
 def _detach(close: "list[int]") -> None:
     """Out of reach of what is meant for the supervisor's session, name, descriptors, directory."""
     os.setsid()
-    _rename()
+    spawn.rename(_NAME)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
@@ -315,21 +316,3 @@ def _open_process(pid: int) -> int:
         return os.pidfd_open(pid) if pid else -1
     except (OSError, AttributeError):  # before Linux 5.3, or it is gone
         return -1
-
-
-def _rename() -> None:
-    """Change what ps and pkill see: the name, and the command line in our memory (proc(5)); and the
-    environment there, by whose marks a CI agent kills what it started. Ours in Python stays."""
-    try:
-        with open("/proc/self/comm", "wb") as comm:
-            comm.write(_NAME)
-        with open("/proc/self/stat", "rb") as stat:
-            fields = stat.read().rpartition(b")")[2].split()
-        start, end, env_start, env_end = map(int, fields[45:49])  # arg_start ... env_end
-        with open("/proc/self/mem", "r+b", buffering=0) as memory:
-            memory.seek(start)
-            memory.write(_NAME[: end - start - 1].ljust(end - start, b"\0"))
-            memory.seek(env_start)
-            memory.write(bytes(env_end - env_start))
-    except (OSError, ValueError, IndexError):
-        pass  # not Linux, or a kernel that hides them

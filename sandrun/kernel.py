@@ -13,6 +13,10 @@ import time
 from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN, RUNS_VARIABLE, Process
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 NOWHERE = "/dev/null"
 """A place in which there is no file, nor ever will be."""
 MOUNT_PROC = "mount -t proc proc /proc, or unshare --mount-proc instead of unshare --pid alone"
@@ -263,6 +267,12 @@ def is_oom_protected(pid: int) -> bool:
     return _try_read(f"/proc/{pid}/oom_score_adj").strip() == b"-1000"
 
 
+def is_pending(pid: int, signum: int) -> bool:
+    """Whether the signal waits in the queue of a process that blocks it (proc(5): ShdPnd)."""
+    bits = _try_read(f"{PROC}/{pid}/status").partition(b"ShdPnd:\t")[2][:16] or b"0"
+    return bool(int(bits, 16) >> (signum - 1) & 1)
+
+
 def start(pid: int) -> int:
     """When the process started, in clock ticks after boot; 0: it is gone."""
     try:
@@ -382,13 +392,14 @@ def newest() -> int:
 _FEW = 200
 
 
-def born_since(pid: int) -> bool:
-    """Whether anything lives, or is a zombie, whose number was given after that one; True, too,
-    when those are many, or the numbers have come round."""
+def born_since(pid: int, but: "Iterable[int]" = ()) -> bool:
+    """Whether anything `but` those lives, or is a zombie, whose number was given after that one;
+    True, too, when those are many, or the numbers have come round."""
     last = newest()
     if not 0 <= last - pid < _FEW:
         return True
-    return any(os.path.exists(f"{PROC}/{number}") for number in range(pid + 1, last + 1))
+    numbers = set(range(pid + 1, last + 1)).difference(but)
+    return any(os.path.exists(f"{PROC}/{number}") for number in numbers)
 
 
 def _is_marked(pid: int, mark: str, limit: str) -> bool:

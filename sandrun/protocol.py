@@ -20,8 +20,8 @@ class Container(Protocol):
 
     token: str
     """What `attach` needs to find the container again after the supervisor died; '' if nothing."""
-    keeper: int
-    """The pid of the run's keeper once it was started: never one of the run's processes."""
+    own: set[int]
+    """Children of the supervisor that are no processes of the run: its keeper and its witness."""
     mark: str
     """The entry of SANDRUN_RUNS that every process of the run was started with; set by the core."""
     events: "tuple[int, int]"

@@ -3,8 +3,8 @@
 Promises
 - Each signal sent to sandrun is passed on to the command, in the order the kernel delivers them,
   also one that came before the command existed (all are blocked from the first line on, and taken
-  one by one with sigwaitinfo(2)). What the terminal sends reaches the command from the kernel,
-  since it shares our process group, and is not sent a second time.
+  one by one with sigwaitinfo(2)). What is sent to our process group, by the terminal or by kill(2),
+  reaches the command from the kernel, since it shares that group, and is not sent a second time.
 - When the command stops (Ctrl-Z), we stop the same way, so the shell's job control works.
 - Every child is reaped, adopted ones too: sandrun can be PID 1, and where PID 1 is not known to
   reap orphans, we adopt them (prctl(2), PR_SET_CHILD_SUBREAPER). What was ended is gone at our end.
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from sandrun.protocol import Container
     from sandrun.report import Half
     from sandrun.settings import Settings
+    from sandrun.witness import Witness
 
 KNOCK = getattr(_signal, "SIGRTMAX", _signal.SIGCHLD)
 """What the keeper sends: look around."""
@@ -55,6 +56,9 @@ _FIRST_LOOK = 0.01
 _LOOK_SHARE = 20
 """A look at a kernel's container may take one part in so many of our time; the limit does not
 depend on it. (The monitor sees to its own cost.)"""
+_WITNESS = 0.002
+"""Seconds until there is a witness of what comes to our group: what ends sooner never pays for it
+(2 ms of processor time, beside the command)."""
 _OUTSIDE = 0.02
 """Seconds until daemons outside are looked for, for 2 ms at a time: a short run costs no more."""
 _SETTLE_SECONDS = 0.5
@@ -84,6 +88,8 @@ class Supervisor:
         self.child = child
         self.container = container
         self.keeper = keeper
+        self.witness: Witness | None = None
+        self.witness_at: float | None = time.monotonic() + _WITNESS
         self.parent = keeper.parent if keeper else 0
         self.grace = settings.grace
         self.term = settings.kill_signal
@@ -132,6 +138,14 @@ class Supervisor:
 
     def run(self) -> Outcome:
         """Supervise to the end; the outcome."""
+        try:
+            return self._supervise()
+        finally:
+            if self.witness:
+                self.witness.dismiss()
+                self.witness.reap()
+
+    def _supervise(self) -> Outcome:
         while self.status is None:
             self.wait(None)
         self._look()  # the last word about whose limit struck
@@ -144,6 +158,8 @@ class Supervisor:
             outcome = ending.settle(self, outcome)
         if self.container.escaped:
             outcome = self._escaped(outcome)
+        if self.witness:
+            self.witness.dismiss()  # its end takes as long as what follows
         outcome.usage = self.container.usage()
         outcome.top = self.container.top()
         outcome.undead = self.undead
@@ -185,6 +201,7 @@ class Supervisor:
     def wait(self, until: "float | None") -> None:
         """Sleep until a signal, the next thing that is due, or `until`; do what is due."""
         dues = [until, self.look_at, self.kill_at, self.give_up_at, self.asked_until]
+        dues.append(self.witness_at)
         if self.served:
             dues.append(self.outside_at)
         if self.clocks and not self.reason:
@@ -200,6 +217,9 @@ class Supervisor:
         self._do_due(time.monotonic())
 
     def _do_due(self, now: float) -> None:
+        if self.witness_at is not None and now >= self.witness_at:
+            self.witness_at = None
+            self._start_witness()
         if self.look_at is not None and now >= self.look_at:
             self._look()
         if self.asked_until is not None and now >= self.asked_until:
@@ -227,6 +247,14 @@ class Supervisor:
         pending = not spawn.ENDING.isdisjoint(_signal.sigpending())
         return self.asked_until is not None or pending
 
+    def _start_witness(self) -> None:
+        from sandrun.witness import Witness
+
+        self.witness = Witness()
+        self.container.own.add(self.witness.pid)
+        if self.keeper:
+            self.keeper.close += self.witness.descriptors
+
     def _look_outside(self, project: str, env: "Mapping[str, str]") -> bool:
         """Look for daemons outside for a moment; whether there is more to look at."""
         from sandrun import outside
@@ -250,27 +278,35 @@ class Supervisor:
         from_kernel = code > _SI_USER_MAX and signum != _signal.SIGALRM
         if from_kernel and signum == _signal.SIGINT:
             self.interrupted = True
+        to_group = self._came_to_group(signum, sender) or from_kernel
+        # A hang-up goes to the session's leader alone, so a leader has to pass it on.
+        if from_kernel and signum == _signal.SIGHUP and os.getsid(0) == os.getpid():
+            to_group = False
         if self.status is not None:
-            self._pass_to_leftovers(signum, from_kernel)
+            self._pass_to_leftovers(signum, to_group)
             return
         early = signum in self.early
         self.early.discard(signum)
-        # A hang-up goes to the session's leader alone, so a leader has to pass it on.
-        leads = signum == _signal.SIGHUP and os.getsid(0) == os.getpid()
-        if not from_kernel or early or leads:
+        if early or not (to_group and (from_kernel or _is_with_us(self.child))):
             if os.getpid() == 1 and signum in (*_JOB_STOPS, _signal.SIGCONT):
                 self.held = signum != _signal.SIGCONT
             # Below PID 1 every group is orphaned, where the kernel drops those (setpgid(2)).
             stops = signum in _JOB_STOPS and os.getpid() == 1 and _acts(self.child, signum)
             self._send(self.child, _signal.SIGSTOP if stops else signum)
 
-    def _pass_to_leftovers(self, signum: int, from_kernel: bool) -> None:
-        """Without the command nobody else acts on the terminal's signals for what it left."""
-        if from_kernel and signum in _JOB_STOPS:
+    def _came_to_group(self, signum: int, sender: int) -> bool:
+        """Whether the signal was sent to our whole process group."""
+        keeper = self.keeper.pid if self.keeper and self.kernel else 0
+        return self.witness is not None and self.witness.had(signum, sender, keeper)
+
+    def _pass_to_leftovers(self, signum: int, to_group: bool) -> None:
+        """Without the command nobody else acts on a signal for what it left outside our group."""
+        if to_group and signum in _JOB_STOPS:
             self._suspend(signum)
             return
         for pid in self.container.pids():
-            self._send(pid, signum)
+            if not (to_group and _is_with_us(pid)):
+                self._send(pid, signum)
 
     def _send(self, pid: int, signum: int) -> None:
         try:
@@ -293,6 +329,9 @@ class Supervisor:
                     self.status = status
             elif self.keeper and pid == self.keeper.pid and not os.WIFSTOPPED(status):
                 self.keeper.replace()
+            elif self.witness and pid == self.witness.pid and not os.WIFSTOPPED(status):
+                self.container.own.discard(pid)
+                self.witness.pid = 0
 
     def _stopped(self, signum: int) -> None:
         """The command was stopped by job control: stop too; go on together when continued.
@@ -323,6 +362,8 @@ class Supervisor:
         os.kill(os.getpid(), signum)
         _signal.pthread_sigmask(_signal.SIG_BLOCK, (signum,))
         sigtimedwait((_signal.SIGCONT,), 0)
+        if self.witness:
+            self.witness.resume()
         if self.clocks:
             self.clocks.resume(time.monotonic())
 
@@ -457,6 +498,12 @@ def _is_unreaped(pid: int, start: int) -> bool:
     except OSError:
         return False
     return stat.start == start and (stat.state not in "ZX" or stat.parent in (1, os.getpid()))
+
+
+def _is_with_us(pid: int) -> bool:
+    from sandrun import terminal
+
+    return terminal.is_with_us(pid)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -93,21 +93,32 @@ def _is_free(front: int) -> bool:
 
 
 def _is_shared() -> bool:
-    """Whether somebody is in our group who is no ancestor of ours: a sibling of one, or ours."""
+    """Whether somebody is in our group who is no ancestor of ours: a sibling of one, or ours.
+    The witness of a run around us is nobody."""
     from sandrun import kernel
 
     child = os.getpid()
     for parent in kernel.ancestors(child):
-        siblings = [pid for pid in kernel.children(parent) if pid != child and _is_with_us(pid)]
-        if not all(map(kernel.is_zombie, siblings)):
+        siblings = [pid for pid in kernel.children(parent) if pid != child and is_with_us(pid)]
+        if not all(kernel.is_zombie(pid) or _is_witness(pid) for pid in siblings):
             return True
-        if not _is_with_us(parent):
+        if not is_with_us(parent):
             break
         child = parent
     return False
 
 
-def _is_with_us(pid: int) -> bool:
+def _is_witness(pid: int) -> bool:
+    from sandrun import kernel, witness
+
+    try:
+        return kernel.Stat(pid).name == witness.NAME
+    except OSError:
+        return True  # it is gone
+
+
+def is_with_us(pid: int) -> bool:
+    """Whether the process is in our group."""
     try:
         return os.getpgid(pid) == os.getpgrp()
     except OSError:

@@ -13,6 +13,7 @@ import pytest
 
 from sandrun import kernel
 from tests.harness import ON_MACOS, SCALE, Box, alive, is_keeper, wait_for
+from tests.integration.test_group_signals import FENCE, LISTEN, up, witnesses
 
 MIB = 1 << 20
 # Grows by 4 MiB a step and touches every page; prints how far it came.
@@ -390,6 +391,19 @@ def test_supervisor_and_keepers_killed_together_the_next_run_cleans_up(place: Bo
     assert set(done.stdout.split("\n")) <= {"", "State:\tZ (zombie)"}
     assert place.records()[-2]["reason"] == "lost"
     nothing_left(place)
+
+
+def test_a_signal_to_each_process_of_our_cgroup_is_passed_on(kernel_place: Box) -> None:
+    """As systemd stops a unit: the command is in another cgroup, and does not get it so."""
+    run = kernel_place.start("--", *LISTEN, new_session=True)
+    up(run)
+    keepers = filter(is_keeper, kernel.children(run.pid))
+    for pid in (run.pid, *witnesses(run.pid), *keepers):
+        os.kill(pid, signal.SIGTERM)
+    assert run.stdout
+    assert run.stdout.readline() == f"{signal.SIGTERM}\n"
+    os.kill(run.pid, FENCE)
+    assert kernel_place.finish(run).stdout == ""
 
 
 def test_the_supervisor_replaces_a_killed_keeper(place: Box) -> None:

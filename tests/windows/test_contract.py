@@ -19,6 +19,7 @@ from tests.windows.test_job import IS_WINE, SPIN, exists, not_on_wine, tree, tre
 ABSENT = {
     "a_daemon_that_ignores_sigterm_is_killed": "no SIGTERM: TerminateJobObject cannot be ignored",
     "a_killed_second_keeper_is_replaced": "no keepers: a job ends with its last handle",
+    "a_signal_to_each_process_of_our_cgroup_is_passed_on": "no cgroups",
     "a_process_without_its_first_thread_is_ended": "no first thread that ends alone",
     "after_sigkill_of_the_supervisor_no_thread_lives": "no first thread that ends alone",
     "after_sigkill_of_the_whole_process_group_nothing_lives": "no process groups",
