@@ -8,6 +8,7 @@ that rules two of them out.)
 import os
 import sys
 
+from sandrun import messages
 from sandrun.model import DARWIN, SandrunError, Unusable, error_text, exhausted
 
 TYPE_CHECKING = False
@@ -66,6 +67,7 @@ def choose(
     Raises SandrunError when the backend asked for, or every one, cannot be used.
     """
     refused: list[tuple[str, str, str]] = []
+    notable: list[tuple[str, str]] = []
     of_v1 = wish == "auto" and _memory_is_of_v1()
     for name in ORDER if wish == "auto" else (wish,):
         try:
@@ -74,13 +76,17 @@ def choose(
             backend = named(name)
             if kernel_only and not backend.kernel:
                 raise Unusable("not a kernel's container, and --require kernel")
-            return backend, backend.open(run_id, limits), [f"{n}: {text}" for n, text, _ in refused]
+            container = backend.open(run_id, limits)
+            for text, hint in [] if backend.kernel else notable:
+                messages.warn(f"no kernel enforces the limits: {text}", hint)
+            return backend, container, [f"{n}: {text}" for n, text, _ in refused]
         except (Unusable, OSError) as error:
             lack = exhausted(error)
             if lack:  # of descriptors: a worse backend must not be taken for that
                 raise lack from None
             if isinstance(error, Unusable):
                 refused.append((name, error.text, error.hint))
+                notable += [(error.text, error.hint)] if error.notable else []
             else:  # files that every such host has, but not this one
                 refused.append((name, error_text(error), ""))
         except ImportError as error:

@@ -69,17 +69,46 @@ def is_ours(own: str) -> bool:
     return in_run or name == LEAF
 
 
+_DEFAULTS = {
+    **dict.fromkeys(("cpuset.cpus", "cpuset.mems", "io.latency"), ""),
+    **dict.fromkeys(("cpu.weight", "io.bfq.weight", "io.weight"), "100"),
+    **dict.fromkeys(("memory.high", "memory.swap.high"), "max"),
+    **dict.fromkeys(("cpu.idle", "memory.low", "memory.min"), "0"),
+    "cpuset.cpus.partition": "member",
+}
+"""What is in the files that restrict or favour a group where nobody wrote to them, besides `*.max`
+(Documentation/admin-guide/cgroup-v2.rst)."""
+
+
+def limits_of(group: str) -> "dict[str, str]":
+    """Every limit and share that a group has of its own, by the name of its file."""
+    found = {}
+    for name in sorted(os.listdir(group)):
+        if name in _DEFAULTS or name.endswith(".max"):
+            try:
+                value = " ".join(kernel.read(f"{group}/{name}").decode().split())
+            except OSError:
+                continue
+            if _is_set(name, value):
+                found[name] = value
+    return found
+
+
+def _is_set(name: str, value: str) -> bool:
+    if name in _DEFAULTS:
+        return value.removeprefix("default ") != _DEFAULTS[name]
+    # `max`, `res_a max`, `hca_handle=max`; of cpu.max `max 100000` the second is no limit.
+    words = value.replace("=", " ").split()[: 1 if name == "cpu.max" else None]
+    return any(word[0].isdigit() for word in words)
+
+
 def limits_around(own: str) -> str:
     """A limit of our own group or of one between it and its slice: what a run placed elsewhere in
     that slice would escape; '' if there is none."""
     while not (own.endswith(".slice") or os.path.ismount(own)):
-        for name in ("memory.max", "memory.high", "pids.max", "cpu.max"):
-            try:
-                value = kernel.read(f"{own}/{name}").split()[0].decode()
-            except OSError:
-                continue  # the controller is not enabled here
+        for name, value in limits_of(own).items():
             # systemd gives every unit a pids.max of its own by default (TasksMax=15%).
-            if value != "max" and name != "pids.max":
+            if name != "pids.max":
                 return f"{name} = {value} of {own}"
         own = os.path.dirname(own)
     return ""
@@ -226,6 +255,31 @@ def guarded(work: "Callable[[], None]", what: str) -> None:
         raise Unusable(f"cannot {what}: {error_text(error)}") from None
 
 
+def stay_in(own: str, run_id: str, limits: Limits, delegated: bool) -> "Group2 | None":
+    """A container in our own group, where it is ours to divide (its unit is `delegated` to us, or
+    nobody else is in it): all that is in it moves to a leaf. None: it is not ours."""
+    members = kernel.read(own + "/cgroup.procs").split()
+    if not delegated and members != [str(os.getpid()).encode()]:
+        return None
+    try:
+        _check_writable(own)
+    except Unusable:
+        return None
+    _drain(own, limits.controllers())
+    return open_below(own, run_id, limits)
+
+
+def open_below(parent: str, run_id: str, limits: Limits) -> "Group2":
+    """A container in a group whose controllers are enabled. Raises Unusable."""
+    # Not before: on a v1 host `auto` tries us first, and cgroupspy costs 2 ms.
+    from sandrun.backends import group2
+
+    groups.collect(parent, group2.end_stale)
+    container = group2.Group2(f"{parent}/{groups.PREFIX}{run_id}", limits)
+    guarded(container.create, "make the run's group")
+    return container
+
+
 class Cgroup2Backend:
     """See `sandrun.protocol.Backend`."""
 
@@ -233,14 +287,7 @@ class Cgroup2Backend:
     kernel = True
 
     def open(self, run_id: str, limits: Limits) -> "Group2":
-        parent = find_parent(limits.controllers())
-        # Not before: on a v1 host `auto` tries us first, and cgroupspy costs 2 ms.
-        from sandrun.backends import group2
-
-        groups.collect(parent, group2.end_stale)
-        container = group2.Group2(f"{parent}/{groups.PREFIX}{run_id}", limits)
-        guarded(container.create, "make the run's group")
-        return container
+        return open_below(find_parent(limits.controllers()), run_id, limits)
 
     def attach(self, run_id: str, token: str) -> "Group2":
         from sandrun.backends import group2

@@ -7,6 +7,8 @@ where a process is and where its child shall start. The command is then cloned i
 the scope, so no instruction of it runs outside. systemd removes the scope when it is empty; what
 lives on in the scope of a run whose supervisor and keepers are dead, the next run ends.
 
+Where the scope may be, and which runs must not have one, is decided by `systemd_units`.
+
 D-Bus by jeepney: pure Python and 12 ms to import, where dbus-fast takes 80 and pystemd a compiler.
 Sources: systemd's CGROUP_DELEGATION.md, org.freedesktop.systemd1(5).
 """
@@ -14,29 +16,34 @@ Sources: systemd's CGROUP_DELEGATION.md, org.freedesktop.systemd1(5).
 import os
 
 from sandrun import kernel, messages
-from sandrun.backends import cgroup2, groups
+from sandrun.backends import cgroup2, groups, systemd_units
 from sandrun.model import Limits, Unusable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable
+    from typing import Any, TypeVar
 
     from sandrun.backends.group2 import Group2
 
+    T = TypeVar("T")
+
+_ROOT = "/org/freedesktop/systemd1"
+_NAME = "org.freedesktop.systemd1"
 _PATIENCE = 20.0
 """Seconds for each answer: one was not enough on a slow virtual machine."""
 _PRIVATE = "systemd/private"
 _LINGER = "start the user's manager: loginctl enable-linger $USER (as root for another user)"
 
 
-def _addresses() -> "list[str]":
-    """Where the manager that is ours listens, likeliest first: its bus, then its own socket.
+def _addresses(root: bool) -> "list[str]":
+    """Where the system's manager (`root`) or our user's listens, likeliest first: its bus, then
+    its own socket.
 
     Not by the environment first: it is unset under cron and ssh and another user's under su, while
     the bus is where the uid says (pam_systemd(8), dbus.service of the user). The manager's private
     socket is what systemctl falls back to where no bus runs.
     """
-    root = os.geteuid() == 0
     base = "/run" if root else f"/run/user/{os.geteuid()}"
     bus = "/run/dbus/system_bus_socket" if root else f"{base}/bus"
     given = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS" if root else "DBUS_SESSION_BUS_ADDRESS")
@@ -55,19 +62,19 @@ def _check_host() -> None:
         raise Unusable("the memory controller is not on cgroup v2, so a scope limits nothing")
 
 
-def start_scope(name: str) -> None:
-    """Move this process into a new delegated scope of that name. Raises Unusable."""
-    addresses = _addresses()
-    hint = "" if os.geteuid() == 0 else _LINGER
+def _ask(root: bool, work: "Callable[[_Line], T]") -> "T":
+    """What `work` answers on a line to the system's manager (`root`) or our user's; Unusable."""
+    addresses = _addresses(root)
+    hint = "" if root else _LINGER
     if not addresses:
-        who = "the system" if os.geteuid() == 0 else f"uid {os.geteuid()}"
-        raise Unusable(f"no D-Bus socket of {who}", hint)
+        whose = "the system" if root else f"uid {os.geteuid()}"
+        raise Unusable(f"no D-Bus socket of {whose}", hint)
     problem = ""
     for address in addresses:
         try:
             with _Line(address) as line:
-                _ask(line, name)
-            return
+                _greet(line)
+                return work(line)
         except (OSError, ValueError) as error:  # jeepney's own errors are ValueErrors
             problem = f"{address}: {error}"
     raise Unusable(f"systemd gave no scope: {problem}", hint)
@@ -100,19 +107,45 @@ class _Line:
 
     def call(self, message: "Any") -> "Any":
         """Send a method call; the body of its answer. Raises ValueError with an error's text."""
+        (answer,) = self.calls([message])
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
+
+    def calls(self, messages: "list[Any]") -> "list[Any]":
+        """Send method calls together; of each answer the body, or a ValueError with its text."""
         from jeepney.low_level import HeaderFields
         from jeepney.wrappers import DBusErrorResponse, unwrap_msg
 
-        self.serial += 1
-        self.socket.sendall(message.serialise(serial=self.serial))
-        while True:
+        numbers = range(self.serial + 1, self.serial + 1 + len(messages))
+        self.serial += len(messages)
+        sent = zip(numbers, messages, strict=True)
+        self.socket.sendall(b"".join(message.serialise(serial=n) for n, message in sent))
+        found: dict[int, Any] = {}
+        while len(found) < len(messages):
             answer = self._receive()
-            if answer.header.fields.get(HeaderFields.reply_serial) == self.serial:
-                try:
-                    return unwrap_msg(answer)
-                except DBusErrorResponse as error:
-                    raise ValueError(f"{error.name}: {error.data}") from None
-            self.seen.append(answer)
+            number = answer.header.fields.get(HeaderFields.reply_serial)
+            if number not in numbers:
+                self.seen.append(answer)
+                continue
+            try:
+                found[number] = unwrap_msg(answer)
+            except DBusErrorResponse as error:
+                found[number] = ValueError(f"{error.name}: {error.data}")
+        return [found[number] for number in numbers]
+
+    def properties(self, wanted: "list[tuple[str, str]]") -> "list[Any]":
+        """The value of each (unit, property), of the manager for unit ''; None: it has none."""
+        from jeepney import DBusAddress, new_method_call
+
+        calls = []
+        for unit, name in wanted:
+            path = _ROOT + ("/unit/" + _escaped(unit) if unit else "")
+            kind = unit.rpartition(".")[2].capitalize() if unit else "Manager"
+            kind = "Unit" if name == "ActiveState" else kind
+            at = DBusAddress(path, _NAME, "org.freedesktop.DBus.Properties")
+            calls.append(new_method_call(at, "Get", "ss", (f"{_NAME}.{kind}", name)))
+        return [None if isinstance(a, ValueError) else a[0][1] for a in self.calls(calls)]
 
     def job_result(self, job: str) -> str:
         """Wait for the JobRemoved of a job, which may have come before the answer that named it."""
@@ -145,6 +178,14 @@ def _check_namespace(line: "Any") -> None:
         raise Unusable("systemd is outside of our pid namespace: it would move another process")
 
 
+def _escaped(unit: str) -> str:
+    """A unit's name in an object's path (sd_bus_path_encode(3))."""
+    return "".join(
+        c if c.isascii() and c.isalnum() and (n or not c.isdigit()) else f"_{ord(c):02x}"
+        for n, c in enumerate(unit)
+    )
+
+
 def _direct(path: str) -> "Any":
     """A socket to systemd itself, without a bus between. BEGIN goes with the rest (as sd-bus sends
     it): systemd sleeps on a message that it had read together with a BEGIN that came later."""
@@ -165,24 +206,32 @@ def _direct(path: str) -> "Any":
     return line
 
 
-def _ask(line: _Line, name: str) -> None:
+def _greet(line: _Line) -> None:
+    """Subscribe, before the call: the job may be over before we could ask about it."""
     from jeepney import DBusAddress, MatchRule, message_bus, new_method_call
 
-    manager = DBusAddress(
-        "/org/freedesktop/systemd1", "org.freedesktop.systemd1", "org.freedesktop.systemd1.Manager"
-    )
-    # Subscribed before the call: the job may be over before we could ask about it.
+    calls = [new_method_call(DBusAddress(_ROOT, _NAME, f"{_NAME}.Manager"), "Subscribe")]
     if line.is_bus:
-        line.call(message_bus.Hello())
-        line.call(message_bus.AddMatch(MatchRule(type="signal", member="JobRemoved")))
-    line.call(new_method_call(manager, "Subscribe"))
-    root = os.geteuid() == 0
+        match = MatchRule(type="signal", member="JobRemoved")
+        calls = [message_bus.Hello(), message_bus.AddMatch(match), *calls]
+    for answer in line.calls(calls):
+        if isinstance(answer, ValueError):
+            raise answer
+
+
+def _start(line: _Line, place: systemd_units.Place, run_id: str) -> None:
+    """Move this process into a new delegated scope. Raises ValueError."""
+    from jeepney import DBusAddress, new_method_call
+
+    manager = DBusAddress(_ROOT, _NAME, f"{_NAME}.Manager")
+    name = f"{groups.PREFIX}{run_id}.scope"
     properties = [
         ("Description", ("s", "a run of sandrun")),
-        ("Slice", ("s", "system-sandrun.slice" if root else "app-sandrun.slice")),
+        ("Slice", ("s", place.slice)),
         ("Delegate", ("b", True)),
         ("CollectMode", ("s", "inactive-or-failed")),
         ("PIDs", ("au", [os.getpid()])),
+        *place.binding(line),
     ]
     body: tuple[Any, ...] = (name, "fail", properties, [])
     call = new_method_call(manager, "StartTransientUnit", "ssa(sv)a(sa(sv))", body)
@@ -212,20 +261,38 @@ class SystemdBackend:
         own = groups.own_group("")
         if cgroup2.is_ours(own):  # a nested run: a new scope would leave the outer one's limits
             return cgroup2.Cgroup2Backend().open(run_id, limits)
-        escaped = cgroup2.limits_around(own)
-        if escaped:
-            raise Unusable(
-                f"a new scope would escape {escaped}",
-                "start sandrun alone in a unit: systemd-run --scope -p MemoryMax=... sandrun ...",
-            )
-        name = f"{groups.PREFIX}{run_id}.scope"
-        start_scope(name)
+        place = systemd_units.Place(own, limits)
+        try:
+            _move(place, run_id)
+        except systemd_units.Stays:
+            delegated = _ask(not place.in_manager, place.is_delegated)
+            container = cgroup2.stay_in(own, run_id, limits, delegated)
+            if not container:
+                raise
+            return container
         own = groups.own_group("")
         messages.detail(f"moved into {own}")
-        if os.path.basename(own) != name:
-            raise Unusable(f"systemd left us in {own} instead of {name}")
+        if os.path.basename(own) != f"{groups.PREFIX}{run_id}.scope":
+            raise Unusable(f"systemd left us in {own}")
         _collect(os.path.dirname(own))
         return cgroup2.Cgroup2Backend().open(run_id, limits)
 
     def attach(self, run_id: str, token: str) -> "Group2":
         return cgroup2.Cgroup2Backend().attach(run_id, token)
+
+
+def _move(place: systemd_units.Place, run_id: str) -> None:
+    """Move into a scope. Raises Stays where the run must not leave its place, else Unusable."""
+    place.check_limits()
+    if _addresses(place.root):
+        place.check_end()
+    if not place.same and not place.in_session:
+        _ask(True, place.check_rules)
+
+    def start(line: _Line) -> None:
+        if place.same:
+            place.check_rules(line)
+        place.check_pids(line)
+        _start(line, place, run_id)
+
+    _ask(place.root, start)

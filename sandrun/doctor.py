@@ -147,6 +147,22 @@ def _backends() -> "list[Line]":
     return lines
 
 
+def _logout(lines: "list[Line]") -> "list[Line]":
+    """Whether the user's manager, which holds the runs, ends at the last logout."""
+    if os.geteuid() == 0 or ("systemd", PASS) not in [(line.name, line.status) for line in lines]:
+        return []
+    from sandrun.backends import systemd_units
+
+    user = systemd_units.user_name()
+    if systemd_units.lingers():
+        return [Line("logout", PASS, f"the manager of {user} goes on after the last logout")]
+    text = (
+        f"the manager of {user} ends at the last logout: under nohup and with --detach, and in "
+        "services of the system's, no kernel enforces the limits"
+    )
+    return [Line("logout", CAUTION, text, systemd_units.linger_hint())]
+
+
 def _second_home() -> Line:
     """Where runs are excluded that do not share our state directory; never needed, only good."""
     root = project.find(project.working_directory())
@@ -228,13 +244,14 @@ def _git() -> Line:
 def examine(chosen: settings.Settings) -> "list[Line]":
     """All checks in order; with the settings that were `chosen` here."""
     host = os.uname()
+    enforcing = _backends()
     versions = f"Python {sys.version.split()[0]}, sandrun {__version__}"
     return [
         Line("versions", PASS, f"{versions}, {host.sysname} {host.release}"),
         *([] if DARWIN else [_hierarchy(), *_features()]),
         *_proc(),
-        *_backends(),
-        *([] if DARWIN else [_prctl(), _private()]),
+        *enforcing,
+        *([] if DARWIN else [*_logout(enforcing), _prctl(), _private()]),
         state(),
         trusted(chosen),
         *([_named(chosen.queue)] if chosen.queue else [_second_home()]),

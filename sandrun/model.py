@@ -76,6 +76,9 @@ class UsageError(SandrunError):
 class Unusable(SandrunError):
     """A backend cannot contain anything here; `text` says why and `hint` how to change that."""
 
+    notable = False
+    """Whether the user is to be told, when no kernel enforces the limits for that reason."""
+
 
 class Limits:
     """The limits of a run. Sizes in bytes, times in seconds; -1 or 0.0: no limit.
@@ -83,8 +86,9 @@ class Limits:
     `swap` comes on top of `memory`. `io` maps the keys of io.max (`rbps`, `wbps` in bytes a
     second, `riops`, `wiops`) to values, for the disk under `directory`. `cpu_time` is what no tree
     may pass, not even in the grace after the setting of that name: for a kernel that stops a tree
-    there by itself. `asked` holds the keys that the user set: a backend that cannot enforce one
-    of those refuses, while a default is enforced where it can be.
+    there by itself. `detached`: the run shall outlive the session that it was started in. `asked`
+    holds the keys that the user set: a backend that cannot enforce one of those refuses, while a
+    default is enforced where it can be.
     """
 
     __slots__ = (
@@ -93,6 +97,7 @@ class Limits:
         "cpu_time",
         "cpu_weight",
         "cpus",
+        "detached",
         "directory",
         "io",
         "io_weight",
@@ -112,6 +117,7 @@ class Limits:
         self.io: dict[str, int] = {}
         self.io_weight = -1
         self.directory = "/"
+        self.detached = False
         self.asked: frozenset[str] = frozenset()
 
     def controllers(self) -> "dict[str, bool]":

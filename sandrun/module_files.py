@@ -38,7 +38,7 @@ WAITING = (
     *("keeper", "pool", "sampling", "settings_files", "taken_names", "trust"),
     *(f"gitguard/{name}" for name in ("included", "turn", "waiting", "watch")),
     *(f"backends/{name}" for name in ("cgroup1", "cgroup2", "group2", "groups", "monitor", "none")),
-    *(f"backends/{name}" for name in ("rlimit", "spy", "systemd")),
+    *(f"backends/{name}" for name in ("rlimit", "spy", "systemd", "systemd_units")),
 )
 """What a run imports between its turn and the command's start."""
 _ENOUGH = 64

@@ -126,6 +126,7 @@ def limits(settings: Settings, directory: str) -> Limits:
     if settings.cpu_time:
         wanted.cpu_time = settings.cpu_time + settings.grace * (os.cpu_count() or 1)
     wanted.directory = directory
+    wanted.detached = bool(settings.detach)
     # A `none` speaks of all limits that stand further off than it does; as a variable it is for
     # an environment in which nothing is to be limited, whatever the command lines there ask for.
     least = _rank(settings, "backend") if settings.backend == "none" else 1

@@ -163,7 +163,7 @@ def test_alone_in_a_limited_unit_the_run_stays_in_it() -> None:
     done = in_unit("sandrun", "-v", "-m", "60M", "--", "cat", "/proc/self/cgroup")
     assert done.returncode == 0
     assert "backend cgroup2" in done.stderr
-    assert re.search(r"/run-\w+\.scope/sandrun-\w+/main\n", done.stdout)
+    assert re.search(r"/run-[\w-]+\.scope/sandrun-\w+/main\n", done.stdout)
 
 
 @v2
