@@ -358,6 +358,8 @@ class Supervisor:
         # The terminal's own is pending still: left there, it would stop us a second time.
         while sigtimedwait((signum,), 0) is not None:
             pass
+        if self.witness:
+            self.witness.suspend()
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (signum,))
         os.kill(os.getpid(), signum)
         _signal.pthread_sigmask(_signal.SIG_BLOCK, (signum,))

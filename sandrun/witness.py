@@ -102,6 +102,11 @@ class Witness:
             return not kernel.is_pending(keeper, signum)
         return found
 
+    def suspend(self) -> None:
+        """Stop, as the whole job does."""
+        if self.pid:
+            os.kill(self.pid, _signal.SIGSTOP)
+
     def resume(self) -> None:
         """We went on, and have used up what stopped and continued the job."""
         if self.pid:
@@ -122,7 +127,7 @@ class Witness:
         waiter.register(self._answer, select.POLLIN)
         said = b""
         try:
-            os.kill(self.pid, _signal.SIGCONT)  # a SIGSTOP to the group has stopped it
+            os.kill(self.pid, _signal.SIGCONT)  # we or a SIGSTOP to the group have stopped it
             os.write(self._ask, b"?")
             while not said.endswith(_END):
                 part = os.read(self._answer, 65536) if waiter.poll(_PATIENCE) else b""
