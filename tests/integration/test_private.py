@@ -171,9 +171,9 @@ def test_what_the_command_needs_is_there(own: Box, monkeypatch: pytest.MonkeyPat
         (root / "linked/temporary").mkdir()
         (root / "linked/temporary/older").touch()
         script = (
-            f"set -e; tool; test -S {root}/agent; cd ~; test ! -e {root}/hidden; cd {root}/linked; "
-            f"git status --short; {name} commit -q --allow-empty -m 2; "
-            "ls $TMPDIR; touch kept $TMPDIR/lost; mktemp"
+            f"set -e; test ! -e ../hidden; tool; test -S {root}/agent; cd ~; "
+            f"test ! -e {root}/hidden; cd {root}/linked; git status --short; "
+            f"{name} commit -q --allow-empty -m 2; ls $TMPDIR; touch kept $TMPDIR/lost; mktemp"
         )
         linked = root / "linked"
         done = own.run(*PRIVATE, "--", "sh", "-c", script, env=env, cwd=linked)
@@ -200,6 +200,16 @@ def test_a_directory_that_would_hide_the_project_is_refused(own: Box) -> None:
         "there\nsandrun: hint: start in a directory below it, or have TMPDIR name another one\n"
     )
     assert not (own.project / "started").exists()
+
+
+def test_nothing_is_mounted_outside(own: Box) -> None:
+    """Also where mounts are shared, as below systemd (mount_namespaces(7)): they would stay."""
+    script = "cat /proc/self/mountinfo; echo .; $RUN $PRIVATE -- true; cat /proc/self/mountinfo"
+    env = {"RUN": " ".join(launcher()), "PRIVATE": " ".join(PRIVATE)}
+    shared = [*OWN, "--propagation", "shared", "sh", "-c", script]
+    before, _, after = own.run(argv=shared, env=env).stdout.partition(".\n")
+    assert before.count(" shared:") > 1
+    assert after == before
 
 
 NO_ACCESS = "-dac_override,-dac_read_search"
@@ -230,7 +240,7 @@ def test_where_it_cannot_be_had_nothing_is_started(own: Box, name: str, where: s
         "half": (["setpriv", "--bounding-set", NO_ACCESS], f"{others}: Permission denied", ""),
     }[where]
     options = ["--private-tmp"] if where == "half" else PRIVATE
-    words = [*outer, launcher()[0], *options, "--", "touch", "started"]
+    words = [*outer, *launcher(), *options, "--", "touch", "started"]
     done = own.run(*words, argv=["env"], env={"TMPDIR": str(others)})
     if where == "half":
         others.rmdir()
@@ -288,17 +298,17 @@ def test_runs_inside_share_the_queue(own: Box) -> None:
     other = own.root / "other"
     subprocess.run(["git", "init", "-q", str(other)], check=True)
     del own.env["SANDRUN_STATE_DIR"]
-    own.env |= {"OTHER": str(other), "SANDRUN_POOL": "off", "SANDRUN_RUN": launcher()[0]}
+    own.env |= {"OTHER": str(other), "SANDRUN_POOL": "off", "RUN": " ".join(launcher())}
     try:
         for options in ("", " --private-tmp --private-ipc"):
-            script = f'"$SANDRUN_RUN"{options} -- sh -c "echo in; ls -A /var/tmp"'
+            script = f'$RUN{options} -- sh -c "echo in; ls -A /var/tmp"'
             done = own.run(*PRIVATE, "--", "sh", "-c", script)
             assert (done.returncode, done.stdout) == (0, "in\n")
             assert "waiting" not in done.stderr
         holder = own.start("--", *own.job("first"), cwd=other)
         own.begun("first")
         second = own.job("second")
-        script = 'cd "$OTHER" && exec "$SANDRUN_RUN" "$@"'
+        script = 'cd "$OTHER" && exec $RUN "$@"'
         env = {"LOG": str(own.log), "GATE": str(own.root / "gate-second")}
         inner = own.start(*PRIVATE, "--", "sh", "-c", script, "sh", "--", *second, env=env)
         wait_for(lambda: "waiting" in own.heard(inner), 20)
@@ -315,8 +325,8 @@ def test_runs_inside_share_the_queue(own: Box) -> None:
 def test_a_state_directory_that_was_removed_outside_is_no_loop(own: Box) -> None:
     """A run inside finds a name in whose place nothing can be made."""
     del own.env["SANDRUN_STATE_DIR"]
-    own.env |= {"SANDRUN_POOL": "off", "SANDRUN_RUN": launcher()[0]}
-    script = f'echo "begin it $$" >>{own.log}; read _; exec "$SANDRUN_RUN" -- touch started'
+    own.env |= {"SANDRUN_POOL": "off", "RUN": " ".join(launcher())}
+    script = f'echo "begin it $$" >>{own.log}; read _; exec $RUN -- touch started'
     env = {"LOG": str(own.log)}
     outer = own.start(*PRIVATE, "--", "sh", "-c", script, env=env, stdin=subprocess.PIPE)
     own.begun("it")
@@ -338,7 +348,7 @@ def test_macos_has_no_such_thing(box: Box) -> None:
 
 def test_doctor_tells_whether_it_can_be_had(own: Box) -> None:
     def line(*words: str) -> str:
-        done = own.run("doctor", argv=[*words, launcher()[0]])
+        done = own.run("doctor", argv=[*words, *launcher()])
         return next(line for line in done.stdout.splitlines() if "  private " in line)
 
     assert line().startswith("PASS")
