@@ -286,6 +286,8 @@ def _move(place: systemd_units.Place, run_id: str) -> None:
     place.check_limits()
     if _addresses(place.root):
         place.check_end()
+    if place.needs_session():
+        systemd_units.hold_session()
     if not place.same and not place.in_session:
         _ask(True, place.check_rules)
 

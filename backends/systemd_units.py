@@ -4,7 +4,9 @@ The scope is in the slice that we are in, so every limit of a slice around us ho
 - No run leaves what its unit has of its own (limits, shares, device and network rules): it stays
   in the unit where that is delegated to us, else the backend `systemd` is not usable.
 - A run ends when its unit is stopped: the scope is bound to the unit.
-- No run is put below a user's manager that ends before the run should: see `Place.check_end`.
+- No run is put below a user's manager that ends before the run should: see `Place.check_end`. The
+  manager goes on while any process of a session of its user lives, also after the logout (seen with
+  252 and 257), so a run that was let go leaves one there: `hold_session`.
 
 All by our own group and user, and by what the unit's manager says of it. Sources:
 systemd.resource-control(5), systemd.kill(5), user@.service(5), logind.conf(5).
@@ -35,17 +37,18 @@ _RULES: "dict[str, Any]" = {
     "BPFProgram": [],
     "DeviceAllow": [],
     "DevicePolicy": "auto",
-    "IPAddressAllow": [],
     "IPAddressDeny": [],
     "IPEgressFilterPath": [],
     "IPIngressFilterPath": [],
     "NFTSet": [],
     "RestrictFileSystems": (False, []),
     "RestrictNetworkInterfaces": (False, []),
-    "SocketBindAllow": [],
     "SocketBindDeny": [],
 }
-"""What is enforced on a unit's group by others than the group's files, and their defaults."""
+"""What is enforced on a unit's group by others than the group's files, and their defaults. (What
+allows something restricts nothing by itself, but for devices.)"""
+_MOST = 1 << 16
+"""Descriptors are closed up to this: one system call since Linux 5.9."""
 _STOPS_ALL = ("control-group", "mixed")
 """The KillModes in which the end of a service ends all that is in it."""
 _RUNS = ("active", "activating", "reloading", "refreshing")
@@ -79,6 +82,28 @@ def linger_hint() -> str:
     return f"loginctl enable-linger {user_name()}"
 
 
+def hold_session() -> None:
+    """Before we leave our session's scope: leave a process there until we, and the keepers that
+    inherit the pipe from us, are gone."""
+    from sandrun import spawn
+
+    end, _ = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            if os.fork() == 0:  # an orphan: nobody here waits for it
+                spawn.rename(b"run-session")
+                os.dup2(end, 0)
+                os.closerange(1, _MOST)
+                os.chdir("/")
+                os.read(0, 1)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(end)
+
+
 def _units(parts: "list[str]") -> "list[str]":
     """The units in a path of groups, down to the first that has processes; what is below that is
     not the same manager's."""
@@ -106,6 +131,7 @@ class Place:
         parts = [part for part in own.removeprefix(mount).split("/") if part]
         self.own = own
         self.outlives = limits.detached or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self.let_go = limits.let_go
         self.root = uid == 0
         self.in_manager = not self.root and manager in parts
         self.in_session = self.root or self.in_manager or parts[:2] == top
@@ -170,6 +196,11 @@ class Place:
         if not self.in_manager:
             raise Stays(text, linger_hint())
         messages.warn(f"{text}, with this run in it", linger_hint())
+
+    def needs_session(self) -> bool:
+        """Whether our user's manager ends before the run shall unless our session lasts so long."""
+        in_scope = not self.root and self.unit.startswith("session-")
+        return in_scope and self.let_go and not lingers()
 
     def is_delegated(self, manager: "Manager") -> bool:
         """Whether what is below our unit is left to us; `manager`: the unit's. By its word, as a

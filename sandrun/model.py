@@ -86,9 +86,10 @@ class Limits:
     `swap` comes on top of `memory`. `io` maps the keys of io.max (`rbps`, `wbps` in bytes a
     second, `riops`, `wiops`) to values, for the disk under `directory`. `cpu_time` is what no tree
     may pass, not even in the grace after the setting of that name: for a kernel that stops a tree
-    there by itself. `detached`: the run shall outlive the session that it was started in. `asked`
-    holds the keys that the user set: a backend that cannot enforce one of those refuses, while a
-    default is enforced where it can be.
+    there by itself. `detached`: the run shall outlive the session that it was started in; `let_go`:
+    whoever started it lets it do so (README, "The death of who started sandrun"). `asked` holds the
+    keys that the user set: a backend that cannot enforce one of those refuses, while a default is
+    enforced where it can be.
     """
 
     __slots__ = (
@@ -101,6 +102,7 @@ class Limits:
         "directory",
         "io",
         "io_weight",
+        "let_go",
         "memory",
         "pids",
         "swap",
@@ -117,7 +119,7 @@ class Limits:
         self.io: dict[str, int] = {}
         self.io_weight = -1
         self.directory = "/"
-        self.detached = False
+        self.detached = self.let_go = False
         self.asked: frozenset[str] = frozenset()
 
     def controllers(self) -> "dict[str, bool]":

@@ -234,11 +234,10 @@ def _all_dead(this: Run) -> bool:
 def _contained(this: Run) -> Outcome:
     """Run the command in a container, from opening to closing it."""
     settings, place = this.settings, this.place
+    limits = settled.limits(settings, this.project)
+    limits.let_go = not this.heritage.parent
     backend, container, refused = backends.choose(
-        settings.backend,
-        this.id,
-        settled.limits(settings, this.project),
-        settings.require == "kernel",
+        settings.backend, this.id, limits, settings.require == "kernel"
     )
     messages.decision(
         f"backend {backend.name}" + (f" (not {'; not '.join(refused)})" if refused else "")

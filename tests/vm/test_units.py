@@ -229,9 +229,12 @@ def login(name: str, script: str = "exec sleep 2000") -> "Iterator[subprocess.Po
         started.communicate()
 
 
+def uid_of(name: str) -> str:
+    return subprocess.check_output(["id", "-u", name], text=True).strip()
+
+
 def manager_of(name: str) -> str:
-    uid = subprocess.run(["id", "-u", name], capture_output=True, text=True, check=True)
-    return f"user@{uid.stdout.strip()}.service"
+    return f"user@{uid_of(name)}.service"
 
 
 def active(unit: str) -> bool:
@@ -278,6 +281,24 @@ def test_a_job_that_shall_go_on_outlives_the_logout(ci: str, way: str) -> None:
         assert f"hint: loginctl enable-linger {ci}" in said
         os.kill(int(run[0]), 15)
         until(lambda: not living(SLEEP))
+
+
+@pytest.mark.parametrize("way", ["setsid sandrun", "sandrun"])
+def test_a_job_that_was_let_go_keeps_the_manager_that_it_needs(ci: str, way: str) -> None:
+    with login(ci, let_go(way)) as session:
+        until(lambda: living(SLEEP))
+        run = living(SLEEP)
+        session.wait(60 * SCALE)
+        state = ["loginctl", "show-user", ci, "-P", "State"]
+        until(lambda: subprocess.check_output(state, text=True).strip() == "closing")
+        place = Path(f"/proc/{run[0]}/cgroup").read_text()
+        assert f"/{manager_of(ci)}/app.slice/app-sandrun.slice/sandrun-" in place
+        # logind ends the manager unless a process of the session lives.
+        scopes = Path(f"/sys/fs/cgroup/user.slice/user-{uid_of(ci)}.slice").glob("session-*.scope")
+        assert [file for scope in scopes if (file := scope / "cgroup.procs").read_text()]
+        os.kill(int(run[0]), 15)
+        until(lambda: not living(SLEEP))
+        until(lambda: not active(manager_of(ci)), 120)
 
 
 @pytest.mark.parametrize("way", LET_GO)
