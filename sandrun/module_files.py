@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LATE = (
     *("clocks", "daemons", "ending", "kernel", "lookup", "outside", "recovery", "report"),
     *("shared_memory", "small_files"),
-    *("terminal", "witness"),
+    *("terminal", "unused_states", "witness", "backends/escapes"),
     *(
         f"gitguard/{name}"
         for name in (

@@ -335,10 +335,13 @@ def _supervised(
     stage, number, what = "", 0, ""
     modes = _terminal_modes()
     env = this.environment()
+    apart = [this.project, str(this.record["cwd"])]
     if this.settings.private_tmp or this.settings.private_ipc:
         from sandrun import namespaces
 
-        this.heritage.isolate = namespaces.plan(this, env).enter
+        planned = namespaces.plan(this, env)
+        this.heritage.isolate = planned.enter
+        apart += [directory for directory, _, _ in planned.steps]
     try:
         child = container.spawn(this.command, env, this.heritage)
     except OSError as error:
@@ -346,6 +349,7 @@ def _supervised(
     else:
         # First of all: from now on what the terminal sends reaches the command without us.
         supervisor = Supervisor(child, container, this.settings, backend.kernel, keeper)
+        supervisor.apart = tuple(apart)
         # A run inside another one leaves that to the outer one, and `none` contains nothing.
         contains = this.settings.daemons == "contain" and container.token and not this.around
         if contains and sys.platform != "win32":

@@ -2,9 +2,9 @@
 
 How much is left is what the run's group is still charged for (`Usage.shared`), so that a run which
 leaves none never comes here. SysV segments are found by their creator, files of POSIX shared memory
-by owner and time (proc(5), shm_overview(7)); what was made meanwhile by the same user elsewhere
-looks alike. A segment is removed only if all is proved: its creator was seen in the run, it was
-made since the run began, and nobody is attached. Files are never removed.
+and in other tmpfs by owner and time (proc(5), shm_overview(7), tmpfs(5)); what the same user made
+meanwhile elsewhere looks alike. A segment is removed only if all is proved: its creator was
+seen in the run, it was made since the run began, and nobody is attached. Files are never removed.
 """
 
 import os
@@ -15,20 +15,30 @@ from sandrun.model import command_text, size_text
 SHARED = "/dev/shm"
 _SEGMENTS = "/proc/sysvipc/shm"
 _IPC_RMID = 0  # <linux/ipc.h>
+_ENTRIES = 5000
+"""So many names are looked at, of all tmpfs together: some 20 ms."""
+_OURS = ("seq-exec-", "sandrun-")
+"""What sandrun's own directories are named."""
 
 
-def settle(pids: "set[int]", since: float, charged: int) -> "tuple[list[str], list[str]]":
+def settle(
+    pids: "set[int]", since: float, charged: int, apart: "tuple[str, ...]"
+) -> "tuple[list[str], list[str]]":
     """Remove what is proved to be of the run of the processes `pids`, which began at `since` (as
-    time.time() tells); what is left of `charged` bytes, and the commands that remove it."""
+    time.time() tells); what is left of `charged` bytes, and the commands that remove it.
+
+    `apart`: directories whose files are not looked at; /dev/shm stands for segments too.
+    """
     texts, commands = [], []
-    for number, size, creator in _segments(int(since), charged):
+    for number, size, creator in _segments(int(since), charged) if SHARED not in apart else []:
         text = f"SysV segment {number} ({size_text(size)}, made by pid {creator})"
         if creator in pids and _remove(number):
             texts.append(text + ", now removed")
         else:
             texts.append(text)
             commands.append(f"ipcrm -m {number}")
-    for path, size in _files(since, charged):
+    found = _files(since, charged, {*apart, os.path.expanduser("~")})
+    for path, size in sorted(found, key=lambda file: -file[1]):
         texts.append(f"{path} ({size_text(size)})")
         commands.append(command_text(["rm", path]))
     return texts, commands
@@ -58,16 +68,47 @@ def _remove(number: int) -> bool:
     return bool(ctypes.CDLL(None).shmctl(number, _IPC_RMID, None) == 0)
 
 
-def _files(since: float, most: int) -> "list[tuple[str, int]]":
-    found = []
+def _places() -> "list[str]":
+    """Directories of tmpfs in which a program leaves files: those for everybody, and the user's
+    own. Not /run itself, where services of root's are at work all the time."""
     try:
-        with os.scandir(SHARED) as entries:
-            for entry in entries:
-                stat = entry.stat(follow_symlinks=False)
-                size = stat.st_blocks * 512
-                ours = stat.st_uid == os.geteuid() and stat.st_ctime >= since
-                if ours and entry.is_file(follow_symlinks=False) and 0 < size <= most:
-                    found.append((entry.path, size))
+        mounts = os.fsdecode(kernel.read("/proc/self/mountinfo")).split("\n")
     except OSError:
-        pass  # there is none, or it changes at this instant
-    return found
+        return [SHARED]
+    rows = [line.split(" ") for line in mounts if " - tmpfs " in line]
+    devices = {os.makedev(*map(int, row[2].split(":"))) for row in rows}
+    named = [os.environ.get(name, "") for name in ("TMPDIR", "XDG_RUNTIME_DIR")]
+    named += [SHARED, "/tmp", "/var/tmp", f"/run/user/{os.geteuid()}"]
+    places: dict[tuple[int, int], str] = {}
+    for path in (*named, *(row[4] for row in rows)):
+        try:
+            info = os.stat(path)
+        except OSError:
+            continue
+        shared = info.st_mode & 0o1002 == 0o1002
+        if info.st_dev in devices and (shared or (path in named and info.st_uid == os.geteuid())):
+            places.setdefault((info.st_dev, info.st_ino), path)
+    return list(places.values())
+
+
+def _files(since: float, most: int, apart: "set[str]") -> "list[tuple[str, int]]":
+    """The files of ours in tmpfs that changed `since` then, with their sizes."""
+    found: dict[str, int] = {}
+    folders = [path for path in _places() if path not in apart]
+    left = _ENTRIES
+    while folders and left > 0:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    left -= 1
+                    info = entry.stat(follow_symlinks=False)
+                    if info.st_uid != os.geteuid():
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.path not in apart and not entry.name.startswith(_OURS):
+                            folders.append(entry.path)
+                    elif entry.is_file(follow_symlinks=False) and info.st_ctime >= since:
+                        found[entry.path] = info.st_blocks * 512
+        except OSError:
+            continue  # it is gone, or changes at this instant
+    return [(path, size) for path, size in found.items() if 0 < size <= most]

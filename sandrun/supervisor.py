@@ -94,7 +94,8 @@ class Supervisor:
         self.grace = settings.grace
         self.term = settings.kill_signal
         self.leftovers = settings.leftovers
-        self.names_shared = settings.leftovers == "kill" and not settings.private_ipc
+        self.apart: tuple[str, ...] = ()
+        """Directories in which memory that is left is the run's work, or cannot be of the run."""
         self.kernel = kernel
         self.strict = settings.require == "kernel"
         self.limit = settings.memory
@@ -165,12 +166,13 @@ class Supervisor:
         outcome.undead = self.undead
         if self.outside:
             outcome.outside = self.outside.at_work()
-        if outcome.usage.shared >= _SHARED and self.names_shared:
+        if outcome.usage.shared >= _SHARED and self.leftovers == "kill":
             from sandrun import shared_memory
 
             self.members |= {process.pid for process in (*outcome.leftovers, *outcome.top)}
             since = time.time() - (time.monotonic() - self.began) - _CLOCKS
-            outcome.shared = shared_memory.settle(self.members, since, outcome.usage.shared)
+            shared = outcome.usage.shared
+            outcome.shared = shared_memory.settle(self.members, since, shared, self.apart)
         self._await_reaped()
         return outcome
 

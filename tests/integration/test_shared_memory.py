@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import ON_MACOS, Box
+from tests.harness import ON_MACOS, Box, launcher
 
 pytestmark = pytest.mark.skipif(ON_MACOS, reason="not on macOS: no group counts shared memory")
 
@@ -122,3 +122,24 @@ def test_what_removes_a_file_is_a_word_for_the_shell(kernel_box: Box, file: Path
         assert not odd.exists()
     finally:
         odd.unlink(missing_ok=True)
+
+
+def test_files_in_any_tmpfs_are_named(kernel_box: Box, tmp_path: Path) -> None:
+    """The largest first; not those of the project and of sandrun itself, which are no leftovers."""
+    if os.geteuid():
+        pytest.skip("makes a mount: runs as root")
+    place = tmp_path / "place"
+    script = f"""
+        mount -t tmpfs -o mode=1777 tmpfs {place} && mkdir -p {place}/deep/er {place}/project
+        head -c 1M /dev/zero >{place}/older && cd {place}/project && exec "$@"
+    """
+    work = (
+        f"head -c 1M /dev/zero >{place}/deep/er/small; head -c 2M /dev/zero >{place}/large; "
+        f"head -c 1M /dev/zero >{place}/project/made"
+    )
+    place.mkdir()
+    own = ["unshare", "--mount", "sh", "-c", script, "sh", *launcher(), "--", "sh", "-c", work]
+    done = kernel_box.run(argv=own, env={"SANDRUN_STATE_DIR": f"{place}/deep"})
+    assert done.returncode == 0, done.stderr
+    told = f"{place}/large (2.0 MiB), {place}/deep/er/small (1.0 MiB)\n"
+    assert f"sandrun: shared memory outlives the run: {told}" in done.stderr

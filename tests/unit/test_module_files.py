@@ -24,9 +24,9 @@ HELD = modules(module_files.LATE)
 # Before the command starts, and in every run with a container: what may come late comes from there.
 STARTED = OURS | {"sandrun.keeper", "sandrun.sampling"}
 # Only while a git is waited for, before the command; only on other systems; only for a taken name;
-# loaded before the wait where it is needed at all.
+# loaded before the wait where it is needed at all; what asks for escapes is that one itself.
 ELSEWHERE = {
-    "sandrun.namespaces",
+    *("sandrun.namespaces", "sandrun.backends.groups"),
     *("sandrun.gitguard.watch", "sandrun.gitguard.waiting", "sandrun.darwin", "sandrun.signals"),
     *("sandrun.windows", "sandrun.windows.files", "sandrun.windows.console"),
 }
