@@ -75,6 +75,8 @@ class RlimitContainer:
         self.escaped: dict[int, Escape] = {}
         self.starts: dict[int, int] = {}
         """Of the processes last seen, by pid."""
+        self.over = False
+        """Whether no process was left of the run when that was last asked."""
         self.near: dict[str, tuple[int, int]] = {}
         self.owner = os.getpid() if limits else 0
         self.strangers: dict[int, int] = {}
@@ -91,7 +93,9 @@ class RlimitContainer:
             messages.decision("no subreaper here: a daemon of the command may escape")
         # Whoever became us by exec may have had children already.
         self.strangers = {pid: info.start for pid, info in monitor.walk(self.owner).items()}
-        return spawn.direct(argv, env, heritage, self._enter, self._leave)
+        child = spawn.direct(argv, env, heritage, self._enter, self._leave)
+        self.monitor.known.add(child)
+        return child
 
     def _enter(self) -> None:
         # The soft ones only, so that we can take ours back after the spawn.
@@ -148,6 +152,9 @@ class RlimitContainer:
     def usage(self) -> Usage:
         usage = Usage(self.monitor.current, self.monitor.peak, sampled=True)
         usage.near = self.near
+        if self.over:
+            usage.makers = self.monitor.known
+            usage.shared = monitor.segments(self.monitor.known)
         return usage
 
     def top(self) -> "list[Process]":
@@ -173,6 +180,7 @@ class RlimitContainer:
                 return hidden
             dead = all(self._is_other(pid) or kernel.is_zombie(pid) for pid in children)
             if dead and kernel.children(self.owner) == children:
+                self.over = True
                 return []
 
     def is_crowd(self) -> bool:

@@ -179,12 +179,12 @@ class Usage:
     how much memory was `anon`, `file` (page cache), `shmem` (shared memory, tmpfs) and `kernel`
     (inodes, dentries, pipes, sockets, page tables) when the limit was near. `stalled` is for how
     long no process could go on for want of memory. `shared`: shared memory and tmpfs, in bytes, as
-    far as a group counts it.
+    far as a group counts it; without one, SysV segments that are left of the processes `makers`.
     """
 
     __slots__ = (
-        *("cpu", "current", "kinds", "near", "peak", "peak_with_cache", "refused", "sampled"),
-        *("shared", "stalled"),
+        *("cpu", "current", "kinds", "makers", "near", "peak", "peak_with_cache", "refused"),
+        *("sampled", "shared", "stalled"),
     )
 
     def __init__(
@@ -205,6 +205,7 @@ class Usage:
         self.stalled = stalled
         self.refused: tuple[int, int] = (0, 0)
         self.shared = 0
+        self.makers: set[int] = set()
         self.near: dict[str, tuple[int, int]] = {}
 
 

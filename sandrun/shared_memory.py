@@ -12,6 +12,10 @@ import os
 from sandrun import kernel
 from sandrun.model import command_text, size_text
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandrun.model import Usage
+
 SHARED = "/dev/shm"
 _SEGMENTS = "/proc/sysvipc/shm"
 _IPC_RMID = 0  # <linux/ipc.h>
@@ -22,22 +26,26 @@ _OURS = ("seq-exec-", "sandrun-")
 
 
 def settle(
-    pids: "set[int]", since: float, charged: int, apart: "tuple[str, ...]"
+    pids: "set[int]", since: float, usage: "Usage", apart: "tuple[str, ...]"
 ) -> "tuple[list[str], list[str]]":
     """Remove what is proved to be of the run of the processes `pids`, which began at `since` (as
-    time.time() tells); what is left of `charged` bytes, and the commands that remove it.
+    time.time() tells); what is left of what it used, and the commands that remove it.
 
-    `apart`: directories whose files are not looked at; /dev/shm stands for segments too.
+    `apart`: directories whose files are not looked at; /dev/shm stands for segments too. Where no
+    group tells that anything is left, only segments of the usage's `makers` are named.
     """
     texts, commands = [], []
+    charged, makers = usage.shared, usage.makers
     for number, size, creator in _segments(int(since), charged) if SHARED not in apart else []:
+        if makers and creator not in makers:
+            continue
         text = f"SysV segment {number} ({size_text(size)}, made by pid {creator})"
         if creator in pids and _remove(number):
             texts.append(text + ", now removed")
         else:
             texts.append(text)
             commands.append(f"ipcrm -m {number}")
-    found = _files(since, charged, {*apart, os.path.expanduser("~")})
+    found = [] if makers else _files(since, charged, {*apart, os.path.expanduser("~")})
     for path, size in sorted(found, key=lambda file: -file[1]):
         texts.append(f"{path} ({size_text(size)})")
         commands.append(command_text(["rm", path]))

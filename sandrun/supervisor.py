@@ -166,13 +166,13 @@ class Supervisor:
         outcome.undead = self.undead
         if self.outside:
             outcome.outside = self.outside.at_work()
-        if outcome.usage.shared >= _SHARED and self.leftovers == "kill":
+        least = _SHARED if self.kernel else 1
+        if outcome.usage.shared >= least and self.leftovers == "kill":
             from sandrun import shared_memory
 
             self.members |= {process.pid for process in (*outcome.leftovers, *outcome.top)}
             since = time.time() - (time.monotonic() - self.began) - _CLOCKS
-            shared = outcome.usage.shared
-            outcome.shared = shared_memory.settle(self.members, since, shared, self.apart)
+            outcome.shared = shared_memory.settle(self.members, since, outcome.usage, self.apart)
         self._await_reaped()
         return outcome
 

@@ -143,3 +143,25 @@ def test_files_in_any_tmpfs_are_named(kernel_box: Box, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = f"{place}/large (2.0 MiB), {place}/deep/er/small (1.0 MiB)\n"
     assert f"sandrun: shared memory outlives the run: {told}" in done.stderr
+
+
+def test_the_fallback_names_segments_of_its_own_processes_alone(
+    make_box: "Callable[[str], Box]",
+) -> None:
+    """No group tells what is left, so whoever makes one meanwhile outside is not named."""
+    box = make_box("rlimit")
+    run = box.start("--", "sh", "-c", f'echo "begin it $$" >>{box.log}; read _; exec "$@"', "sh",
+                    *ALONE, stdin=subprocess.PIPE)  # fmt: skip
+    box.begun("it")
+    other = int(subprocess.run(ALONE, capture_output=True, check=True).stdout)
+    done = box.finish(run, input="\n")
+    left = exists(other)
+    removed(other)
+    number = int(done.stdout)
+    assert f"shared memory outlives the run: SysV segment {number} (4.0 MiB, made by pid " in (
+        done.stderr
+    )
+    assert "now removed\n" in done.stderr
+    assert not exists(number)
+    assert left
+    assert f"segment {other} " not in done.stderr
