@@ -165,6 +165,19 @@ def test_the_stop_of_a_unit_ends_its_run(way: str, own: str) -> None:
     until(lambda: not living(SLEEP), 20)
 
 
+@pytest.mark.parametrize("script", [f"exec sandrun -- {SLEEP}", f"sandrun -- {SLEEP}; true"])
+def test_the_stop_of_a_users_service_ends_its_run(ci: str, script: str) -> None:
+    """Nothing of one manager can be bound to a unit of another: it ends with who started it."""
+    subprocess.run(["loginctl", "enable-linger", ci], check=True)
+    until(lambda: active(manager_of(ci)))
+    with service("test-users", script, user=ci):
+        until(lambda: living(SLEEP))
+        place = Path(f"/proc/{living(SLEEP)[0]}/cgroup").read_text()
+        assert f"/{manager_of(ci)}/app.slice/" in place
+        systemctl("stop", "test-users.service")
+        until(lambda: not living(SLEEP), 20)
+
+
 def test_a_run_of_a_service_whose_processes_may_stay_stays() -> None:
     with service("test-stay", STARTS["detached"], "KillMode=process"):
         until(lambda: living(SLEEP))
