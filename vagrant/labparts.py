@@ -182,11 +182,13 @@ def image(flavour: str, suite: str) -> Path:
     return cached(name, lambda out: call(script, out, flavour, suite))
 
 
-def container_image() -> Path:
-    """The folder of Containerfile's image with this checkout in it: root.tar and config.json."""
+def container_image(suite: str) -> Path:
+    """The folder of Containerfile's image with this checkout in it: root.tar and config.json. It is
+    made from the machine's release, so that the machine's Python packages are of use in it."""
     script, recipe = HERE / "container.sh", HERE / "Containerfile"
     key = digest([script])
-    base = cached(f"container-base-{key}.tar", lambda out: call(script, "base", out))
+    name = f"container-base-{suite}-{key}.tar"
+    base = cached(name, lambda out: call(script, "base", out, suite))
     trees = (CHECKOUT / name for name in CONTAINER_SOURCES)
     files = sorted(
         file
@@ -198,9 +200,9 @@ def container_image() -> Path:
 
     def build(out: Path) -> None:
         with locked(cache() / "locks/container-store"):
-            call(script, "image", out, base, cache() / f"container-store-{key}")
+            call(script, "image", out, base, cache() / f"container-store-{key}", suite)
 
-    image = cached(f"container-image-{digest([script, recipe, *names, *files])}", build)
+    image = cached(f"container-image-{digest([script, recipe, suite, *names, *files])}", build)
     image.touch()
     for old in cache().glob("container-image-*"):  # one a change of the source, 200 MB each
         if time.time() - old.stat().st_mtime > 86400:
