@@ -402,6 +402,33 @@ print(ray.get(ray.remote(lambda: 7).remote()))
 """
 
 
+TWICE = "import subprocess, sys; print(*(subprocess.call(sys.argv[1:]) for _ in '12'))"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a pid namespace")
+@pytest.mark.parametrize("backend", ["rlimit", "auto"])
+@pytest.mark.parametrize("name", ["dmypy", pytest.param("Xvfb", marks=pytest.mark.big)])
+def test_a_daemon_can_be_started_again_where_pid_1_does_not_reap(
+    make_box: "Callable[[str], Box]", name: str, backend: str
+) -> None:
+    """By a zombie of the first one, `dmypy run` takes it to live, and can never reach it."""
+    tool(name)
+    box = make_box(backend)
+    (box.project / "a.py").write_text("x: int = 1\n")
+    command = {
+        "dmypy": "dmypy run -- a.py >&2",
+        "Xvfb": "rm -f n; Xvfb -displayfd 3 3>n & until [ -s n ]; do sleep 0.1; done",
+    }[name]
+    apart = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", sys.executable]
+    argv = [*apart, "-c", TWICE, *launcher()]
+    done = box.run("--", "sh", "-c", command, argv=argv, seconds=SECONDS)
+    assert done.stdout == "0 0\n", done.stderr
+    assert done.stderr.count("that the command left behind: ") == 2
+    if name == "Xvfb":
+        display = (box.project / "n").read_text().strip()
+        assert not Path(f"/tmp/.X{display}-lock").exists(), "it ended as it should"
+
+
 @pytest.fixture
 def short_folder() -> "Iterator[str]":
     """For the sockets of ray, whose paths may have 107 bytes."""
