@@ -12,8 +12,9 @@ What proves that a process is the run's
   parent is init or one of our own ancestors, to whom orphans go (PR_SET_CHILD_SUBREAPER in
   prctl(2)). The mark alone is no proof: editors, terminals and tmux have servers that give the
   environment of a client to what they start for it, and a service manager may have imported it.
-A process in the group of another run, or below that, is that run's affair. Before a signal its
-group is read again, and a pidfd holds it while its start is compared.
+A process in the group of another run, or below that, is that run's affair, and what a tool keeps
+for all of a user's calls (`_SHARED`) is no run's. Before a signal its group is read again, and a
+pidfd holds it while its start is compared.
 
 A look is bounded: processes older than the command are known by their numbers and never read, a
 supervisor that watches a limit looks for 2 ms at a time, and rests for a hundred times that.
@@ -41,6 +42,9 @@ _FEW = 200
 _EXECS = (0.001, 0.002, 0.004, 0.008, 0.016)
 """Seconds after which to look again at what has no environment: it may be in the midst of an exec,
 where there is none (proc(5))."""
+_SHARED = "podman-pause-"
+"""How the scope starts in which rootless podman keeps the user namespace of all containers of the
+user; without it each podman fails until `podman system migrate` (seen with 5.4)."""
 _REFUSED_SECONDS = 1.0
 """Seconds until what we may not signal is given up."""
 
@@ -158,7 +162,7 @@ class Escapes:
         try:
             group = self._left_for(pid)
             stat = kernel.Stat(pid)
-            if not group:  # inside, or in a run of its own by now
+            if not group:  # inside, or in a run of its own by now, or no run's
                 self.found.pop(pid, None)
             elif (stat.state in "ZX" and stat.threads <= 1) or self._is_known(pid, stat.start):
                 pass
@@ -207,13 +211,14 @@ class Escapes:
         return f"{group}/".startswith(self._group + "/")
 
     def _left_for(self, pid: int) -> str:
-        """The group where it is; '' in the run's, or another run's. Raises OSError: it is gone."""
+        """The group where it is; '' if that is no matter. Raises OSError: it is gone."""
         group = groups.group_of(pid, self._controller)
         if f"{group}/".startswith(self._group + "/"):
             return ""
-        own = self._group.split("/")
-        more = [name for name in group.split("/") if name not in own]
-        return "" if any(groups.is_run(name.partition(".")[0]) for name in more) else group
+        more = set(group.split("/")).difference(self._group.split("/"))
+        if any(groups.is_run(name.partition(".")[0]) or name.startswith(_SHARED) for name in more):
+            return ""
+        return group
 
     def _is_served(self, pid: int) -> bool:
         """Whether a service manager started it: it is in the unit of a service, not of ours."""

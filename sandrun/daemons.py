@@ -286,6 +286,14 @@ TABLE = (
     ),
     Daemon("Xvfb", ("Xvfb *",), "xvfb-run COMMAND", "21.1.7", "xvfb-run(1)"),
     Daemon("tmux", ("tmux *", "tmux: server*"), "tmux kill-server", "3.3a", "tmux(1)"),
+    Daemon(
+        "podman's container",
+        ("conmon *",),
+        "podman stop NAME",
+        "5.4.2",
+        "podman-run(1)",
+        "--leftovers leave",
+    ),
     Daemon("redis", ("redis-server *",), "redis-cli shutdown", "7.0.15", "https://redis.io/docs"),
     Daemon("postgres", ("postgres *",), "pg_ctl stop", "15.20", "pg_ctl(1)"),
 )
@@ -293,18 +301,32 @@ TABLE = (
 
 def known(pid: int) -> "Daemon | None":
     """The row of a live process, by its command line; None: it has none, or is gone."""
+    line = _line(pid)
+    return next((row for row in TABLE if any(_is_like(line, p) for p in row.shows)), None)
+
+
+def _line(pid: int) -> str:
+    """The command line, the program without its directory; '': it is gone."""
     try:
         words = kernel.arguments(pid)
     except OSError:
-        return None
+        return ""
     if not words:
-        return None
+        return ""
     # A title that a process gave itself is one word of many: `eslint_d - /a/b`.
     path, space, title = words[0].partition(" ")
     if words[0].startswith("/"):
         path, space, title = words[0], "", ""
-    line = " ".join([os.path.basename(path) + space + title, *words[1:]])
-    return next((row for row in TABLE if any(_is_like(line, p) for p in row.shows)), None)
+    return " ".join([os.path.basename(path) + space + title, *words[1:]])
+
+
+def cleaning(pids: "list[int]") -> bool:
+    """Whether podman cleans up after a container that has ended, as it does when `podman run` has
+    returned: conmon(8), without the container's processes, starts `podman container cleanup`."""
+    lines = [_line(pid) for pid in pids]
+    if any(line.startswith("podman ") and " container cleanup " in line for line in lines):
+        return True
+    return bool(lines) and all(line.startswith("conmon ") for line in lines)
 
 
 def _is_like(line: str, pattern: str) -> bool:

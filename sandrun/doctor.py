@@ -8,6 +8,7 @@ its own: it joins no queue, leaves no record, and cannot move the examiner into 
 
 import json
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable
@@ -236,6 +237,28 @@ def _private() -> Line:
     return Line("private", UNUSED, f"{refused.text} (--private-tmp, --private-ipc)", refused.hint)
 
 
+_DOCKER = ("/run/docker.sock", "/var/run/docker.sock")
+
+
+def _docker() -> "list[Line]":
+    """That docker's daemon is outside of every run; nothing where there is none to be asked."""
+    host = os.environ.get("DOCKER_HOST", "")
+    rootless = f"{os.environ.get('XDG_RUNTIME_DIR', '')}/docker.sock"
+    found = host or next(filter(_is_socket, (*_DOCKER, rootless)), "")
+    if not found:
+        return []
+    text = f"{found}: its daemon starts containers outside of runs: no limit or end reaches them"
+    fix = "docker run --rm --memory SIZE, or --cgroup-parent a slice that has limits"
+    return [Line("docker", CAUTION, text, fix)]
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
 def _git() -> Line:
     well, evidence, fix = gitguard.leak_check()
     return Line("git", PASS if well else CAUTION, evidence, fix)
@@ -258,6 +281,7 @@ def examine(chosen: settings.Settings) -> "list[Line]":
         _git(),
         *checks.worktrees(),
         *_daemons(chosen),
+        *_docker(),
     ]
 
 

@@ -39,6 +39,9 @@ _SESSION = 1.0
 """Seconds for what has stayed in the command's session: no daemon does, but helpers that end when
 they see the command gone (multiprocessing's and joblib's trackers: 0.8 s on a busy machine)."""
 
+_CLEANS = 10.0
+"""Seconds for podman to clean up (0.2 to 2)."""
+
 _PATIENCE = 2.0
 """Seconds of housekeeping that are nobody's business."""
 
@@ -47,7 +50,9 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
     """Deal with what the command left behind; the outcome, which may be another one now."""
     if not _lasts(run, _SETTLE):
         return outcome
-    if run.leftovers == "kill" and not (_outlasts_session(run) and _keep_house(run)):
+    if run.leftovers == "kill" and not (
+        _outlasts_session(run) and _outlasts_podman(run) and _keep_house(run)
+    ):
         return outcome
     from sandrun import daemons
 
@@ -98,6 +103,20 @@ def _is_in_session(pid: int) -> bool:
         return os.getsid(pid) == os.getsid(0)
     except OSError:  # it is gone
         return False
+
+
+def _outlasts_podman(run: "Supervisor") -> bool:
+    """Give podman the time to clean up after a container, or `--rm` would not remove it; whether
+    anything lives still."""
+    from sandrun import daemons
+
+    deadline = time.monotonic() + _CLEANS
+    while time.monotonic() < deadline and daemons.cleaning(run.container.pids()):
+        if not _lasts(run, 0.05):
+            return False
+        if run.reason or run.killed:
+            break
+    return True
 
 
 def _keep_house(run: "Supervisor") -> bool:

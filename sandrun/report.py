@@ -116,7 +116,7 @@ def _escaped(outcome: Outcome, settings: "Settings") -> "tuple[str, str]":
     for escape in first[:3]:
         of, by = escape.process, escape.starter
         started = f", started by {by.command[:_SHORT]} (pid {by.pid})" if by else ""
-        texts.append(f"{of.command} (pid {of.pid}{started}), in {escape.group}")
+        texts.append(f"{of.command[:_SHORT]} (pid {of.pid}{started}), in {escape.group}")
     more = len(outcome.escaped) - len(texts)
     text = f"left the run's container, so no limit of it held for: {'; '.join(texts)}"
     text += f"; and {more} more" if more else ""

@@ -73,10 +73,16 @@ class Run:
             gitguard.clean(env, gitguard.is_hook(self.command))
         if self.settings.daemons == "contain":
             contain_daemons(env, self.settings, self.id)
+            if self.record["backend"] in _OF_V2:
+                env.setdefault("CONTAINERS_CONF_OVERRIDE", _PODMAN)
             gitguard.keep_housekeeping(env, self.project)
         return env
 
 
+_OF_V2 = ("cgroup2", "systemd")
+_PODMAN = f"{os.path.dirname(__file__)}/entry/podman.conf"
+"""Has podman (4.4 and newer) put containers into the run's group instead of beside it, on cgroup
+v2. A file of the package: a run writes none, and one that is killed leaves none."""
 DAEMONLESS = (
     ("NX_DAEMON", "false"),
     ("PANTS_PANTSD", "false"),

@@ -1,7 +1,9 @@
 """Daemons that would do the work of a run outside of it: what keeps that work in the run."""
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -632,3 +634,20 @@ def test_git_packs_inside_of_the_run(gitbox: GitBox) -> None:
     code, said = gitbox.end(gitbox.sandrun("--", "sh", "-c", commit, SANDRUN_BACKEND="auto"))
     assert code == 0, said
     assert "\n0 objects, 0 kilobytes" in f"\n{said}"
+
+
+def test_doctor_says_that_dockers_daemon_is_outside(box: Box) -> None:
+    def told(**env: str) -> "list[dict[str, str]]":
+        answer = json.loads(box.run("doctor", "--json", env=env, seconds=60).stdout)
+        return [row for row in answer["checks"] if row["name"] == "docker"]
+
+    if not os.path.exists("/run/docker.sock"):
+        assert not told()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{box.home}/docker.sock")  # a rootless daemon's
+        (line,) = told(XDG_RUNTIME_DIR=str(box.home))
+    assert line["status"] == "CAUTION"
+    assert "its daemon starts containers outside of runs" in line["evidence"]
+    assert "--cgroup-parent" in line["fix"]
+    (line,) = told(DOCKER_HOST="tcp://build:2375")
+    assert line["evidence"].startswith("tcp://build:2375: ")

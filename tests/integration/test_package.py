@@ -49,7 +49,9 @@ def test_the_wheel_holds_every_module_once(wheel: Path) -> None:
         for path in (ROOT / top).glob("*.py")
     } | {f"sandrun/backends/{path.name}" for path in (ROOT / "backends").glob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
-    assert {"sandrun/py.typed", "sandrun/entry/sandrun.mk"} <= set(names)
+    assert {
+        f"sandrun/{name}" for name in ("py.typed", "entry/podman.conf", "entry/sandrun.mk")
+    } <= set(names)
 
 
 def test_nothing_else_is_installed_at_the_top(wheel: Path) -> None:
