@@ -37,7 +37,8 @@ import os
 
 from sandrun import kernel, spawn
 from sandrun.bare import signal as _signal
-from sandrun.supervisor import KNOCK
+from sandrun.model import DARWIN
+from sandrun.supervisor import KNOCK, sigtimedwait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -183,6 +184,9 @@ class Keeper:
 def _detach(close: "list[int]") -> None:
     """Out of reach of what is meant for the supervisor's session, name, descriptors, directory."""
     os.setsid()
+    # What our old group got is not to look like what was sent to each process (`sandrun.witness`).
+    while not DARWIN and sigtimedwait(spawn.ALL_SIGNALS, 0):
+        pass
     spawn.rename(_NAME)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):

@@ -299,7 +299,7 @@ class Supervisor:
     def _came_to_group(self, signum: int, sender: int) -> bool:
         """Whether the signal was sent to our whole process group."""
         keeper = self.keeper.pid if self.keeper and self.kernel else 0
-        return self.witness is not None and self.witness.had(signum, sender, keeper)
+        return self.witness is not None and self.witness.had(signum, sender, self.child, keeper)
 
     def _pass_to_leftovers(self, signum: int, to_group: bool) -> None:
         """Without the command nobody else acts on a signal for what it left outside our group."""

@@ -12,7 +12,7 @@ Invariants
 - What counts came from the same sender to both of us. Its name is not sandrun's, so who signals by
   name does not signal both (what came before it had that name does not count). Who signals every
   process of our cgroup (`systemctl stop`) and not the command in another one signals the keeper as
-  well, which is in another group.
+  well, which is in another group. Elsewhere in our unit systemd signals it (systemd.kill(5)).
 - It holds nothing of ours but its two pipes, and ends when we do: at the end of its file.
 
 Standard signals do not queue (signal(7)): one sent to us while another of its number is pending is
@@ -43,6 +43,8 @@ _BOTH = 0.02
 """Seconds in which whoever signals several processes has signalled them all."""
 _MOST = 1 << 16
 """Descriptors are closed up to this: one system call since Linux 5.9."""
+_HIERARCHIES = ("", "name=systemd")
+"""v2's and v1's, where systemd has its units."""
 _REAL_TIME = getattr(_signal, "SIGRTMIN", 64)
 _END = b"\n"
 
@@ -76,17 +78,19 @@ class Witness:
         os.close(answer)
         self.descriptors = [self._ask, self._answer]
 
-    def had(self, signum: int, sender: int, keeper: int) -> bool:
+    def had(self, signum: int, sender: int, command: int, keeper: int) -> bool:
         """Whether the group got the signal that we have just taken from our own queue. `keeper`:
-        a process in our cgroup but not in our group, if the command is in another cgroup; 0: none.
+        a process in our cgroup but not in our group, if the `command` is in another cgroup; 0: it
+        is not.
         """
         if not self.pid:
             return False
         from sandrun import kernel, terminal
 
         # timeout(1) signals its child, then its group: the kernel makes one of the two for whoever
-        # does not take the first at once.
-        if signum < _REAL_TIME and sender > 0 and terminal.is_with_us(sender):
+        # does not take the first at once. systemd signals a unit's first process, then all.
+        by_unit = sender > 0 and _is_systemd(sender)
+        if signum < _REAL_TIME and sender > 0 and (by_unit or terminal.is_with_us(sender)):
             time.sleep(_BOTH)
             while _signal.sigtimedwait((signum,), 0):
                 pass
@@ -97,7 +101,7 @@ class Witness:
             self._heard.remove((signum, sender))
         # What is new may be on its way to us.
         self._forget({number for number, _ in new if number != signum})
-        if found and keeper:
+        if found and keeper and not (by_unit and _is_in_our_unit(command)):
             time.sleep(_BOTH)
             return not kernel.is_pending(keeper, signum)
         return found
@@ -150,6 +154,36 @@ class Witness:
         if self.pid:
             os.waitpid(self.pid, 0)
             self.pid = 0
+
+
+def _is_systemd(pid: int) -> bool:
+    from sandrun import kernel
+
+    try:
+        return kernel.Stat(pid).name == "systemd"
+    except OSError:
+        return False
+
+
+def _is_in_our_unit(pid: int) -> bool:
+    """Whether the process is in our unit, or in a group below that, in each of its hierarchies."""
+    from sandrun.backends.groups import group_of
+
+    try:
+        return all(
+            _unit(group_of(pid, name)) == _unit(group_of(os.getpid(), name))
+            for name in _HIERARCHIES
+        )
+    except OSError:
+        return False
+
+
+def _unit(group: str) -> str:
+    """The innermost unit that a cgroup is of, as a group; '': of none."""
+    names = group.split("/")
+    while names and not names[-1].endswith((".service", ".scope")):
+        names.pop()
+    return "/".join(names)
 
 
 def _testify(ask: int, answer: int) -> None:

@@ -44,7 +44,18 @@ def up(run: "subprocess.Popen[str]", runs: int = 1) -> int:
     word, pid = run.stdout.readline().split()
     assert word == "up"
     wait_for(lambda: len(witnesses(run.pid)) == runs, 20, "a witness")
+    wait_for(lambda: not any(map(_is_just_forked, kernel.descendants(run.pid))), 20, "keepers")
     return int(pid)
+
+
+def _is_just_forked(pid: int) -> bool:
+    """Whether it is called what sandrun is: a keeper that has not yet left the group."""
+    try:
+        stat = kernel.Stat(pid)
+        above = kernel.read(f"/proc/{stat.parent}/cmdline")
+        return "keeper" not in stat.name and kernel.read(f"/proc/{pid}/cmdline") == above
+    except OSError:
+        return True
 
 
 def witnesses(root: int) -> "list[int]":

@@ -178,6 +178,30 @@ def test_the_stop_of_a_users_service_ends_its_run(ci: str, script: str) -> None:
         until(lambda: not living(SLEEP), 20)
 
 
+# Takes each from the kernel's queue at once, so that a second one cannot melt into the first.
+HEARS = """
+import signal, sys, time
+with open(sys.argv[1], "w") as file:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]); print("up", file=file, flush=True)
+    while signal.sigtimedwait([signal.SIGTERM], 1000 if file.tell() == 3 else 1):
+        print("told", file=file, flush=True)
+"""
+
+
+@pytest.mark.parametrize("own", ["Type=exec", "CPUWeight=50", "Delegate=yes"])
+def test_the_stop_of_a_unit_tells_the_command_once(own: str) -> None:
+    """It is in our unit, whatever that is, and systemd signals each process of that."""
+    heard, script = Path("/run/test-heard"), Path("/run/test-hears")
+    heard.unlink(missing_ok=True)
+    script.write_text(HEARS)
+    command = ["systemd-run", "-q", "--collect", "--unit=test-tell", "-p", own, "sandrun", "--"]
+    subprocess.run([*command, "python3", script, heard], check=True, cwd="/")
+    until(lambda: heard.exists() and heard.read_text())
+    until(lambda: living("run-witness"))
+    systemctl("stop", "test-tell.service")
+    assert heard.read_text().split() == ["up", "told"]
+
+
 def test_a_run_of_a_service_whose_processes_may_stay_stays() -> None:
     with service("test-stay", STARTS["detached"], "KillMode=process"):
         until(lambda: living(SLEEP))
