@@ -1,6 +1,7 @@
 """`table.py JUNIT-FILE...`: the contract's results: a row a case, a column a place and backend.
 
-A suite's name is `PLACE BACKEND` (see in-lab) or `pytest` for the machine that runs CI itself.
+A suite's name is `PLACE-RELEASE BACKEND` (see in-lab), `fresh-RELEASE` (.ci/run), or `pytest` for
+the machine that runs CI itself.
 Where several files tell of one cell (the machine's own tests, and those in a clean root of it), the
 worst stands.
 """
