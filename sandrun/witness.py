@@ -25,8 +25,8 @@ of the job's group, would not reach it, so the job would stay stopped.
 
 It is forked when the command has run for an instant, and nobody waits for it: until then a signal
 to the group comes twice. Measured: 2 ms of processor time (the fork 0.5, the pages that it copies
-1.0, this module 0.3), none of it for what ends at once. PID 1 has none, for kill(2) cannot name
-its group, and macOS has none, where a process cannot change its name.
+1.0, this module 0.3) and 1.6 MiB, none of it for what ends at once. PID 1 has none, for kill(2)
+cannot name its group, and macOS has none, where a process cannot change its name.
 """
 
 import os
