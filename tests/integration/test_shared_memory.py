@@ -127,7 +127,7 @@ def test_what_removes_a_file_is_a_word_for_the_shell(kernel_box: Box, file: Path
 def test_files_in_any_tmpfs_are_named(kernel_box: Box, tmp_path: Path) -> None:
     """The largest first; not those of the project and of sandrun itself, which are no leftovers."""
     if os.geteuid():
-        pytest.skip("makes a mount: runs as root")
+        pytest.skip("makes users and mounts: runs as root")
     place = tmp_path / "place"
     script = f"""
         mount -t tmpfs -o mode=1777 tmpfs {place} && mkdir -p {place}/deep/er {place}/project
