@@ -73,7 +73,7 @@ class Run:
             gitguard.clean(env, gitguard.is_hook(self.command))
         if self.settings.daemons == "contain":
             contain_daemons(env, self.settings, self.id)
-            if self.record["backend"] in _OF_V2:
+            if self.record.get("backend") in _OF_V2:  # not known before the wait
                 env.setdefault("CONTAINERS_CONF_OVERRIDE", _PODMAN)
             gitguard.keep_housekeeping(env, self.project)
         return env
