@@ -9,9 +9,9 @@ What proves that a process is the run's
 - descent: its chain of live parents leads to the command, to what is in the run's group, or to one
   of which this was proved before (its number and its start), or
 - the run's mark, a whole entry of SANDRUN_RUNS in its environment, and that it was orphaned: its
-  parent is init or one of our own ancestors, to whom orphans go (PR_SET_CHILD_SUBREAPER in
-  prctl(2)). The mark alone is no proof: editors, terminals and tmux have servers that give the
-  environment of a client to what they start for it, and a service manager may have imported it.
+  parent is the one process to whom orphans go here (PR_SET_CHILD_SUBREAPER in prctl(2)). The mark
+  alone is no proof: editors, terminals and tmux have servers, maybe ancestors of ours, that give
+  the environment of a client to what they start for it, and a service manager may have imported it.
 A process in the group of another run, or below that, is that run's affair, and what a tool keeps
 for all of a user's calls (`_SHARED`) is no run's. Before a signal its group is read again, and a
 pidfd holds it while its start is compared.
@@ -71,7 +71,9 @@ class Escapes:
         self._others: set[int] = set()
         """Numbers of processes that are none of the run's."""
         self._adopters: set[int] = set()
-        """Whose children orphans of the run become."""
+        """Whose children orphans of the run may become."""
+        self._adopter = 0
+        """Whose children they become; 0: not known yet."""
         self._todo: list[int] = []
         self._blank: list[int] = []
         """Of those seen at this look: they have no environment, or are about to get one."""
@@ -186,7 +188,7 @@ class Escapes:
             if pid == self._command and parent == os.getpid():
                 return True
             if parent in self._adopters:
-                return self._is_marked(pid) and not self._is_served(pid)
+                return self._is_marked(pid) and not self._is_served(pid) and self._adopts(parent)
             if self._is_inside(parent):
                 return True
             pid, stat = parent, kernel.Stat(parent)
@@ -199,6 +201,11 @@ class Escapes:
         if not environ:
             self._blank.append(pid)
         return kernel.has_mark(environ, self._mark)
+
+    def _adopts(self, pid: int) -> bool:
+        """Whether orphans go to that process, or went, where the run's supervisor is dead."""
+        self._adopter = self._adopter or kernel.adopter()
+        return pid == self._adopter or (pid == 1 and not self._command)
 
     def _is_known(self, pid: int, start: int) -> bool:
         return pid in self.found and self.found[pid].start == start

@@ -294,6 +294,40 @@ def ancestors(pid: int) -> "list[int]":
     return chain
 
 
+def adopter() -> int:
+    """To whom orphans among our descendants go, seen at one that is made for this; 0: not seen. It
+    is the nearest subreaper, or the first of our pid namespace (find_new_reaper, kernel/exit.c)."""
+    read_end, write_end = os.pipe()
+    try:
+        child = os.fork()
+    except OSError:
+        os.close(read_end)
+        os.close(write_end)
+        return 0
+    if child == 0:
+        try:
+            _say_who_adopts(write_end)
+        finally:
+            os._exit(0)
+    os.close(write_end)
+    os.waitpid(child, 0)
+    said = os.read(read_end, 32)
+    os.close(read_end)
+    return int(said or 0)
+
+
+def _say_who_adopts(told: int) -> None:
+    """Make an orphan that writes the number of its new parent."""
+    parent = os.getpid()
+    if os.fork():
+        return
+    for _ in range(1000):
+        if os.getppid() != parent:
+            os.write(told, b"%d" % os.getppid())
+            break
+        time.sleep(0.0005)
+
+
 def children(pid: int) -> "list[int]":
     """The children of all threads of `pid`, dead ones too (/proc/PID/task/*/children)."""
     found: list[int] = []

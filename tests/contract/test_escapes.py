@@ -11,7 +11,7 @@ import pytest
 
 from tests.contract.test_contract import nothing_left, pid_in
 from tests.entering import put_on_path
-from tests.harness import SCALE, Box, alive, wait_for
+from tests.harness import SCALE, Box, alive, launcher, wait_for
 
 # Moves itself to a group beside the run's, as su, systemd-run --scope and tmux have systemd do
 # with a process, notes its number, and becomes the command.
@@ -202,6 +202,32 @@ def test_what_a_server_elsewhere_starts_with_the_runs_mark_is_not_touched(
     assert server.stdout
     assert alive(int(server.stdout.readline()))
     assert not lines(done.stderr)
+
+
+# The same, as an ancestor of the run, such as an editor whose terminal it was started in.
+ANCESTOR = """
+import os, subprocess, sys, threading
+fifo, *run = sys.argv[1:]
+def serve():
+    mark = open(fifo).read().strip()
+    child = subprocess.Popen(["sleep", "1000"], env={**os.environ, "SANDRUN_RUNS": mark})
+    print(child.pid, flush=True)
+threading.Thread(target=serve).start()
+sys.exit(subprocess.run(run).returncode)
+"""
+
+
+def test_what_an_ancestor_starts_with_the_runs_mark_is_not_touched(kernel_place: Box) -> None:
+    fifo = kernel_place.root / "requests"
+    os.mkfifo(fifo)
+    ask = f'echo "$SANDRUN_RUNS" >{fifo}; sleep 1; exit 5'
+    run = [*launcher(), "--require", "kernel", "--", "sh", "-c", ask]
+    server = kernel_place.start(str(fifo), *run, argv=[sys.executable, "-c", ANCESTOR])
+    assert server.stdout
+    pid = int(server.stdout.readline())
+    assert server.wait(30 * SCALE) == 5
+    assert alive(pid)
+    assert not lines(kernel_place.heard(server))
 
 
 def test_a_run_that_nothing_leaves_says_nothing(kernel_place: Box) -> None:
