@@ -123,7 +123,10 @@ def missing(root: str) -> "list[str]":
     husky's .husky/_, which `npm install` makes, in one worktree: git then runs no hook, silently.
     """
     trees = _git(root, "worktree", "list", "--porcelain") if project.git_directory(root) else ""
-    tops = [line[9:] for line in trees.splitlines() if line.startswith("worktree ")]
+    entries = [entry.splitlines() for entry in trees.split("\n\n")]
+    tops = [
+        lines[0].removeprefix("worktree ") for lines in entries if lines and "bare" not in lines
+    ]
     folders = {
         top: os.path.normpath(os.path.join(top, _git(top, "rev-parse", "--git-path", "hooks")))
         for top in tops

@@ -285,6 +285,21 @@ def test_a_worktree_without_huskys_hooks_is_told(project: Box, where: str) -> No
     assert (hooks_that_run(project, linked), told()) == ("hooked\n", [False, False])
 
 
+def test_a_bare_repository_with_worktrees_needs_no_hooks_itself(project: Box) -> None:
+    git(project, "commit", "-q", "--allow-empty", "-m", "x")
+    git(project, "clone", "-q", "--bare", ".", "../bare.git")
+    bare, linked = project.root / "bare.git", project.root / "linked"
+    git(project, "config", "core.hooksPath", ".husky/_", cwd=bare)
+    git(project, "worktree", "add", "-q", "../linked", cwd=bare)
+    (linked / ".husky/_").mkdir(parents=True)
+    (linked / ".husky/_/pre-commit").touch(0o755)
+    assert "no hooks" not in init(project, "--dry-run", cwd=linked)
+    git(project, "worktree", "add", "-q", "../other", cwd=bare)
+    said = init(project, "--dry-run", cwd=linked)
+    assert f"git runs no hooks in {project.root / 'other'}," in said
+    assert said.count("no hooks") == 1
+
+
 STAND_IN = """#!/bin/sh
 # A stand-in for git 2.54, as far as `git hook list` goes.
 case " $* " in *" hook list --show-scope pre-commit "*)
