@@ -343,7 +343,20 @@ def _quoted(word: str) -> str:
         return word
     if word.isprintable():
         return "'" + word.replace("'", "'\"'\"'") + "'"
-    # Control characters would break the line, or the terminal it is shown on.
-    return (
-        "$'" + word.encode("unicode_escape", "backslashreplace").decode().replace("'", "\\'") + "'"
-    )
+    return "$'" + "".join(map(_for_shell, word)) + "'"
+
+
+def _for_shell(char: str) -> str:
+    """A character between $' and ', as bash, zsh and ksh read it: what is not printable would break
+    the line, or the terminal that it is shown on, and may be a byte that is no text."""
+    if char in "\\'":
+        return "\\" + char
+    if char.isprintable():
+        return char
+    # What os.fsdecode makes of bytes that are no UTF-8 (PEP 383).
+    is_byte = "\udc80" <= char <= "\udcff"
+    code = char.encode("utf-8", "surrogateescape" if is_byte else "backslashreplace")
+    return _SHORT.get(char) or "".join(f"\\x{byte:02x}" for byte in code)
+
+
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}

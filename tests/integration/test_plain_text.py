@@ -57,6 +57,18 @@ def name(request: pytest.FixtureRequest) -> str:
     return NAMES[request.param]
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["a b", "it's", "é ü", "\udcff 1", "é\udcff0", "a\n\tb\\n", "測\x1b[31m試", "\u2066x'\\"],
+)
+def test_a_shell_reads_a_command_as_it_was(word: str) -> None:
+    """Also what is no text, such as a file's name in a hint that removes it."""
+    line = model.command_text(["printf", "%s", word])
+    assert line.isprintable()
+    done = subprocess.run(["bash", "-c", os.fsencode(line)], capture_output=True, check=True)
+    assert done.stdout == os.fsencode(word)
+
+
 def test_names_of_directories_and_settings(box: Box, name: str) -> None:
     project = box.project / name
     project.mkdir()
