@@ -42,19 +42,21 @@ _NOT_KEPT = frozenset((*_TEMPORARY, "PWD", "OLDPWD", "_"))
 
 
 class Plan:
-    """What a run covers, and what of it is bound back: `steps`, each a directory, those that are to
-    be made anew in it, and what is to be bound, by their names below it.
+    """What a run covers, and what of it is bound back: `steps`, each a directory and, by their
+    names below it, directories to be made anew, links to be made as they are, what is to be bound.
 
     Bound back is what the command cannot do without, or was told to use: the project, its git
     directories, where it starts, its program, sandrun itself with the state of the queues that the
     run holds (so that a run inside of it finds them), and what the environment names (HOME, PATH,
     SSH_AUTH_SOCK, ...). TMPDIR is not: below a covered directory it is made anew, elsewhere it is
-    covered itself.
+    covered itself. Whatever the command was told leads where it led outside: what is bound has its
+    real path, and the links on the way to it are made again, also those on the way to TMPDIR.
     """
 
-    def __init__(self, directories: "list[str]", kept: "set[str]", cwd: str, ipc: bool) -> None:
-        """`directories`: real paths, those around others first; `kept`: paths anywhere; `cwd`:
-        where the command starts."""
+    def __init__(self, directories: "list[str]", names: "set[str]", cwd: str, ipc: bool) -> None:
+        """`directories`: real paths, those around others first; `names`: what is to be found by
+        these paths, which is bound unless it is one of `directories`; `cwd`: where the command
+        starts, by its name."""
         import ctypes  # before the fork: the child only calls
 
         self.libc = ctypes.CDLL(None, use_errno=True)
@@ -64,34 +66,47 @@ class Plan:
         self.who = os.geteuid(), os.getegid()
         self.cwd = cwd
         self.options = ""
-        self.steps: list[tuple[str, list[str], list[str]]] = []
+        self.steps: list[tuple[str, list[str], list[str], list[str]]] = []
+        kept, links = set(), set()
+        for name in names:
+            # A relative name would be looked up in a directory that may have been removed.
+            if os.path.isabs(name) and os.path.exists(name):
+                path, passed = _follow(name)
+                kept.add(path)
+                links |= passed
+        kept -= set(directories)
         for path in directories:
-            self._add(path, {k for k in kept if _is_below(k, path) and os.path.exists(k)})
+            self._add(path, {k for k in kept if _is_below(k, path)}, links)
 
-    def _add(self, path: str, kept: "set[str]") -> None:
+    def _add(self, path: str, kept: "set[str]", links: "set[str]") -> None:
         """Add a directory to be covered; those around it were added before."""
         around = next((step for step in reversed(self.steps) if _is_below(path, step[0])), None)
-        if around and not any(_is_below(path, f"{around[0]}/{k}") for k in around[2]):
+        if around and not any(_is_below(path, f"{around[0]}/{k}") for k in around[3]):
             around[1].append(path[len(around[0]) + 1 :])
             return
-        names = [k[len(path) + 1 :] for k in kept if not any(_is_below(k, o) for o in kept)]
-        self.steps.append((path, [], sorted(names)))
+
+        def below(found: "set[str]") -> "list[str]":
+            seen = (f for f in found if not any(_is_below(f, k) for k in kept))
+            return sorted(f[len(path) + 1 :] for f in seen if _is_below(f, path))
+
+        self.steps.append((path, [], below(links), below(kept)))
 
     def enter(self) -> None:
         """Make it so for this process, which has one thread. Raises OSError; half of it may be made
         then, so the process must end."""
         self._unshare()
         here = os.open(".", os.O_PATH | os.O_CLOEXEC)
+        is_named = _is_here(self.cwd)
         # What is unmounted outside shall not stay in use here, and nothing of ours gets out.
         self._mount("", "/", "", _REC | _SLAVE)
-        for directory, made, kept in self.steps:
-            self._cover(directory, made, kept)
+        for step in self.steps:
+            self._cover(*step)
         if self.flags & _NEWIPC and os.path.isdir("/dev/mqueue"):
             self._mount("mqueue", "/dev/mqueue", "mqueue", _NOSUID | _NODEV | _NOEXEC)
-        if any(_is_below(self.cwd, directory) for directory, _, _ in self.steps):
+        if is_named and any(_is_below(self.cwd, step[0]) for step in self.steps):
             os.chdir(self.cwd)
         else:
-            os.fchdir(here)  # which may have lost its name
+            os.fchdir(here)  # which may have lost its name, or somebody else has it now
         os.close(here)
 
     def _unshare(self) -> None:
@@ -107,7 +122,9 @@ class Plan:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
 
-    def _cover(self, directory: str, made: "list[str]", kept: "list[str]") -> None:
+    def _cover(
+        self, directory: str, made: "list[str]", links: "list[str]", kept: "list[str]"
+    ) -> None:
         """Cover a directory. What was in it is still seen by relative names: we stay there."""
         os.chdir(directory)
         noexec = os.statvfs(".").f_flag & _NOEXEC
@@ -116,6 +133,8 @@ class Plan:
         _make_like(directory, info)
         for name in made + kept:
             _make_place(directory, name)
+        for name in links:
+            _make_link(directory, name)
         for name in kept:
             self._mount(name, f"{directory}/{name}", "", _BIND | _REC)
 
@@ -130,24 +149,89 @@ class Plan:
 
 def plan(this: "Run", env: "Mapping[str, str]") -> Plan:
     """What is planned for a run whose command gets the environment `env`. Raises SandrunError."""
-    settings, cwd = this.settings, str(this.record["cwd"])
+    settings, cwd = this.settings, project.working_directory()  # renamed since the run was queued?
+    top = _project(this, cwd)
     covered = ["/dev/shm"] if settings.private_ipc else []
+    temporary: list[str] = []
     if settings.private_tmp:
-        covered += ["/tmp", "/var/tmp", *(env.get(name, "") for name in _TEMPORARY)]
-    needed = {this.project, cwd, "/"}
-    tops = set(map(os.path.realpath, needed))
-    directories = {os.path.realpath(p) for p in covered if os.path.isabs(p) and os.path.isdir(p)}
-    for path in tops & directories:
-        raise SandrunError(
-            f"the run cannot have a {path} of its own: its project or directory is there",
-            "start in a directory below it, or have TMPDIR name another one",
-        )
-    kept = {*needed, *_state(this), *_git(this, env), *_programs(this.command[0]), *named(env)}
-    kept |= {os.path.realpath(path) for path in kept}
-    planned = Plan(sorted(directories), kept, cwd, bool(settings.private_ipc))
+        covered += ["/tmp", "/var/tmp"]
+        temporary += (env.get(name, "") for name in _TEMPORARY)
+    own = {os.path.realpath(path) for path in covered if os.path.isdir(path)}
+    directories = own | {
+        os.path.realpath(path) for path in temporary if os.path.isabs(path) and os.path.isdir(path)
+    }
+    _refuse({top, cwd, "/"}, env, own, directories - own)
+    names = {top, cwd, "/", *temporary, *_state(this), *_git((top, cwd), env)}
+    names |= {*_programs(this.command[0], cwd), *named(env)}
+    if _is_here(env.get("PWD", "")):
+        names.add(env["PWD"])
+    planned = Plan(sorted(directories), names, cwd, bool(settings.private_ipc))
     if settings.backend != "none":  # a monitor does not see what no process maps
         planned.options = f"size={settings.memory}"
     return planned
+
+
+def _project(this: "Run", cwd: str) -> str:
+    """The project's name now that we are in `cwd`: it may have been renamed during the wait."""
+    start, top = str(this.record["cwd"]), this.project
+    is_inside = start == top or _is_below(start, top)
+    inner = start[len(top) :]
+    return cwd.removesuffix(inner) if is_inside and cwd.endswith(inner) else top
+
+
+def _refuse(
+    places: "set[str]", env: "Mapping[str, str]", own: "set[str]", temporary: "set[str]"
+) -> None:
+    """Raise SandrunError if covering a directory would hide what the run is in, or what is written
+    to HOME. `own`: what the options name, `temporary`: what only TMPDIR names. That may be any
+    directory, so no variable may name it that is not about temporary files too (SLURM_TMPDIR,
+    RUNNER_TEMP), or sandrun's."""
+    names = dict.fromkeys(map(os.path.realpath, places), "")
+    for name, value in env.items():
+        is_temporary = "TMP" in name.upper() or "TEMP" in name.upper()
+        if not (is_temporary or name in _NOT_KEPT or name.startswith("SANDRUN_")):
+            paths = filter(os.path.isabs, {value, *value.split(":")})
+            for path in map(os.path.realpath, paths):
+                if path in temporary or name == "HOME":
+                    names.setdefault(path, name)
+    for path in sorted((own | temporary) & set(names)):
+        name = names[path]
+        hint = f"have {'TMPDIR' if path in temporary else name} name another one"
+        raise SandrunError(
+            f"the run cannot have a {path} of its own: "
+            + (f"{name} names it" if name else "its project or directory is there"),
+            hint if name else "start in a directory below it, or have TMPDIR name another one",
+        )
+
+
+def _follow(path: str) -> "tuple[str, set[str]]":
+    """The real path, and the symbolic links on the way to it, each by its directory's real path."""
+    at, rest = "/", path.split("/")[::-1]
+    links: list[str] = []
+    while rest and len(links) < 40:  # path_resolution(7)
+        part = rest.pop()
+        if part == "..":
+            at = os.path.dirname(at)
+        if part in ("", ".", ".."):
+            continue
+        here = os.path.join(at, part)
+        try:
+            target = os.readlink(here)
+        except OSError:
+            at = here
+            continue
+        links.append(here)
+        rest += target.split("/")[::-1]
+        at = "/" if target.startswith("/") else at
+    return at, set(links)
+
+
+def _is_here(path: str) -> bool:
+    """Whether an absolute path leads to the current directory."""
+    try:
+        return os.path.isabs(path) and os.path.samefile(path, ".")
+    except OSError:
+        return False
 
 
 def _is_below(path: str, directory: str) -> bool:
@@ -166,21 +250,22 @@ def _state(this: "Run") -> "Iterator[str]":
     yield from map(os.path.dirname, this.around.split(os.pathsep))
 
 
-def _git(this: "Run", env: "Mapping[str, str]") -> "Iterator[str]":
+def _git(starts: "tuple[str, str]", env: "Mapping[str, str]") -> "Iterator[str]":
     from sandrun.gitguard import repository
 
-    for start in (this.project, str(this.record["cwd"])):
+    for start in starts:
         found = repository.find(start, env)
         if found:
             yield from (found.git_dir, found.common_dir, found.top)
 
 
-def _programs(name: str) -> "Iterator[str]":
+def _programs(name: str, cwd: str) -> "Iterator[str]":
     """The command's program, if named by a path, and what sandrun itself is made of."""
     if "/" in name:
-        yield os.path.abspath(name)
-        yield from _with_prefix(os.path.dirname(os.path.abspath(name)))
-    yield from map(os.path.abspath, (sys.prefix, *filter(None, sys.path)))
+        path = os.path.normpath(os.path.join(cwd, name))
+        yield path
+        yield from _with_prefix(os.path.dirname(path))
+    yield from (os.path.join(cwd, path) for path in (sys.prefix, *filter(None, sys.path)))
 
 
 _SEPARATORS = str.maketrans(":;,=@", "     ")
@@ -220,6 +305,21 @@ def _make_place(directory: str, name: str) -> None:
             os.close(os.open(directory + at, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC))
 
 
+def _make_link(directory: str, name: str) -> None:
+    """Make a link in `directory` like the one that `name` is where we are."""
+    above = os.path.dirname(name)
+    if above:
+        _make_place(directory, above)
+    path = f"{directory}/{name}"
+    os.symlink(os.readlink(name), path)
+    if os.geteuid() == 0:
+        info = os.lstat(name)
+        try:
+            os.lchown(path, info.st_uid, info.st_gid)  # protected_symlinks in proc(5) asks for it
+        except OSError:
+            pass  # an owner outside of our user namespace
+
+
 def _make_like(path: str, info: os.stat_result) -> None:
     if os.geteuid() == 0:
         try:
@@ -237,7 +337,7 @@ def check(this: "Run") -> None:
             "leave them out: private_tmp, private_ipc, SANDRUN_PRIVATE_TMP, SANDRUN_PRIVATE_IPC",
         )
     planned = plan(this, this.environment())
-    for directory, _, kept in planned.steps:
+    for directory, _, _, kept in planned.steps:
         messages.decision(f"{directory} is the run's own, but for: {', '.join(kept) or 'nothing'}")
     refused = attempt(planned)
     if refused:
@@ -276,10 +376,12 @@ _SWITCHES = (
 def refusal(number: int, what: str) -> SandrunError:
     """Why the run cannot have directories and IPC of its own, and what to do."""
     text = f"a run cannot have a /tmp or IPC of its own here: {what}: {os.strerror(number)}"
-    return SandrunError(text, _hint())
+    return SandrunError(text, _hint(number))
 
 
-def _hint() -> str:
+def _hint(number: int) -> str:
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        return "something there was renamed or removed meanwhile: start it again"
     is_root = os.geteuid() == 0
     for name, off, on, for_root in _SWITCHES:
         path = "/proc/sys/" + name.replace(".", "/")
@@ -288,6 +390,8 @@ def _hint() -> str:
     mounts = _read("/proc/self/mountinfo").splitlines()
     if mounts and not any(mount.split()[4] == b"/" for mount in mounts):
         return "the root directory is no mount's, as in a chroot: mount --bind DIR DIR before that"
+    if number not in (errno.EPERM, errno.EACCES, errno.ENOSPC):
+        return ""
     if is_root:
         return "a container needs the right to mount: --cap-add SYS_ADMIN"
     return "this container or kernel lets users make no namespaces: run as root"

@@ -347,7 +347,7 @@ def _supervised(
 
         planned = namespaces.plan(this, env)
         this.heritage.isolate = planned.enter
-        apart += [directory for directory, _, _ in planned.steps]
+        apart += [step[0] for step in planned.steps]
     try:
         child = container.spawn(this.command, env, this.heritage)
     except OSError as error:

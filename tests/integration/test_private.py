@@ -1,5 +1,6 @@
 """A /tmp and IPC of a run's own: nothing of the run stays there, and all or nothing is in force."""
 
+import errno
 import os
 import shutil
 import signal
@@ -169,6 +170,7 @@ def test_what_the_command_needs_is_there(own: Box, monkeypatch: pytest.MonkeyPat
             "SSH_AUTH_SOCK": f"{root}/agent",
             "DBUS_SESSION_BUS_ADDRESS": f"unix:path={root}/agent,guid=00",
             "TMPDIR": str(root / "linked/temporary"),
+            "TEMP": str(root),
         }
         (root / "linked/temporary").mkdir()
         (root / "linked/temporary/older").touch()
@@ -202,6 +204,102 @@ def test_a_directory_that_would_hide_the_project_is_refused(own: Box) -> None:
         "there\nsandrun: hint: start in a directory below it, or have TMPDIR name another one\n"
     )
     assert not (own.project / "started").exists()
+
+
+@pytest.mark.parametrize("variable", ["HOME", "XDG_RUNTIME_DIR", "PATH"])
+def test_a_directory_that_is_for_more_than_temporary_files_is_refused(
+    own: Box, variable: str
+) -> None:
+    """What the run writes there would be lost, and what is there could not be found."""
+    needed = own.root / "needed"
+    needed.mkdir()
+    (own.root / "link").symlink_to(needed)
+    value = f"{own.env['PATH']}:{needed}" if variable == "PATH" else str(needed)
+    env = {variable: value, "TMPDIR": str(own.root / "link")}
+    done = own.run("--private-tmp", "--", "touch", needed / "lost", env=env)
+    assert done.returncode == 125
+    assert done.stderr == (
+        f"sandrun: the run cannot have a {needed} of its own: {variable} names it\n"
+        "sandrun: hint: have TMPDIR name another one\n"
+    )
+
+
+def test_a_home_in_place_of_tmp_is_refused(own: Box) -> None:
+    done = own.run("--private-tmp", "--", "true", env={"HOME": "/tmp"})
+    assert done.returncode == 125
+    assert done.stderr.startswith("sandrun: the run cannot have a /tmp of its own: HOME names it\n")
+
+
+def test_other_variables_may_name_a_directory_for_temporary_files(own: Box) -> None:
+    """By their names they are about such files."""
+    temporary = own.root / "temporary"
+    temporary.mkdir()
+    env = dict.fromkeys(("TMPDIR", "SLURM_TMPDIR", "RUNNER_TEMP"), str(temporary))
+    done = own.run("--private-tmp", "--", "sh", "-c", "touch $RUNNER_TEMP/lost && mktemp", env=env)
+    assert done.stdout.startswith(f"{temporary}/"), done.stderr
+    assert list(temporary.iterdir()) == []
+
+
+def test_names_through_links_lead_where_they_led(own: Box) -> None:
+    """TMPDIR, HOME and PWD, by links below a directory of the run's own."""
+    (own.root / "real/temporary").mkdir(parents=True)
+    (own.root / "real/older").touch()
+    for name, target in (("link", "real"), ("home-link", own.home), ("here", own.project)):
+        (own.root / name).symlink_to(target)
+    env = {
+        "TEMP": str(own.root),
+        "TMPDIR": f"{own.root}/link/temporary",
+        "HOME": f"{own.root}/home-link",
+        "PWD": f"{own.root}/here",
+    }
+    script = (
+        'set -e; mktemp; readlink "$HOME"; pwd -L; echo kept >"$HOME/kept"; touch "$PWD/kept"; '
+        'test "$TMPDIR" -ef ../real/temporary; test ! -e ../real/older'
+    )
+    done = own.run("--private-tmp", "--", "sh", "-c", script, env=env, cwd=own.root / "here")
+    assert done.returncode == 0, done.stderr
+    made, *others = done.stdout.splitlines()
+    assert made.startswith(f"{own.root}/link/temporary/")
+    assert others == [str(own.home), f"{own.root}/here"]
+    assert (own.home / "kept").exists()
+    assert (own.project / "kept").exists()
+    assert list((own.root / "real/temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize("again", ["", "mkdir ../gone; touch ../gone/other;"])
+def test_a_removed_directory_is_no_obstacle(own: Box, again: str) -> None:
+    """The command starts there as without the option, also if another one has its name now."""
+    tool = own.project / "tool"
+    tool.write_text("#!/bin/sh\nreadlink /proc/self/cwd; ls -A; ls -d ../tool; echo end\n")
+    tool.chmod(0o755)
+    script = f'mkdir gone; cd gone; rmdir ../gone; {again} "$@"; set $?; rm -rf ../gone; exit $1'
+    for words in (["sh", "../tool"], ["../tool"]):
+        said = []
+        for options in ([], ["--private-tmp"]):
+            inner = [*launcher(), *options, "--", *words]
+            done = own.run(*inner, argv=["sh", "-c", script, "sh"], env={"TEMP": str(own.root)})
+            assert done.returncode == 0, done.stderr
+            assert "sandrun:" not in without_note(done.stderr)  # a shell may say what it lacks
+            said.append(done.stdout)
+        assert said[0] == said[1] == f"{own.project}/gone (deleted)\n../tool\nend\n"
+
+
+@pytest.mark.parametrize("inner", [".", "sub"])
+def test_a_project_that_is_renamed_during_the_wait_is_seen(own: Box, inner: str) -> None:
+    (own.project / "sub").mkdir()
+    (own.project / "sandrun.toml").touch()
+    own.hold("first")
+    script = 'touch "$1/sandrun.toml.kept" here && pwd -P'
+    renamed = own.root / "renamed"
+    words = ["--private-tmp", "--", "sh", "-c", script, "sh", str(renamed)]
+    waits = own.start(*words, cwd=own.project / inner, env={"TEMP": str(own.root)})
+    wait_for(lambda: "waiting" in own.heard(waits), 20)
+    own.project.rename(renamed)
+    own.let("first")
+    done = own.finish(waits)
+    assert (done.returncode, done.stdout) == (0, f"{renamed / inner}\n"), done.stderr
+    assert (renamed / inner / "here").exists()
+    assert (renamed / "sandrun.toml.kept").exists()
 
 
 def test_nothing_is_mounted_outside(own: Box) -> None:
@@ -253,6 +351,26 @@ def test_where_it_cannot_be_had_nothing_is_started(own: Box, name: str, where: s
     assert hint in second
     assert not (own.project / "started").exists()
     own.let("other")
+
+
+def test_a_hint_fits_the_error() -> None:
+    for number in (errno.ENOENT, errno.EIO):
+        hint = namespaces.refusal(number, "mount(2) on /tmp").hint
+        assert "SYS_ADMIN" not in hint
+        assert "root" not in hint
+    assert "again" in namespaces.refusal(errno.ENOENT, "/tmp/sub").hint
+
+
+@pytest.mark.parametrize("backend", ["auto", "rlimit", "none"])
+def test_it_is_had_or_refused_whatever_the_backend(
+    make_box: "Callable[[str], Box]", backend: str
+) -> None:
+    """On every place, also where no namespace can be made."""
+    done = make_box(backend).run(*PRIVATE, "--", "true")
+    said = without_note(done.stderr)
+    assert done.returncode in (0, 125)
+    assert (said == "") == (done.returncode == 0)
+    assert "internal error" not in said
 
 
 def test_no_memory_is_left_out_of_account(make_box: "Callable[[str], Box]", own: Box) -> None:
