@@ -21,6 +21,8 @@ _SEGMENTS = "/proc/sysvipc/shm"
 _IPC_RMID = 0  # <linux/ipc.h>
 _ENTRIES = 5000
 """So many names are looked at, of all tmpfs together: some 20 ms."""
+_SMALL = 64
+"""Once all but such a part of what is left has names, files smaller than that get none."""
 _OURS = ("seq-exec-", "sandrun-")
 """What sandrun's own directories are named."""
 
@@ -36,9 +38,11 @@ def settle(
     """
     texts, commands = [], []
     charged, makers = usage.shared, usage.makers
+    left = charged
     for number, size, creator in _segments(int(since), charged) if SHARED not in apart else []:
         if makers and creator not in makers:
             continue
+        left -= size
         text = f"SysV segment {number} ({size_text(size)}, made by pid {creator})"
         if creator in pids and _remove(number):
             texts.append(text + ", now removed")
@@ -47,6 +51,9 @@ def settle(
             commands.append(f"ipcrm -m {number}")
     found = [] if makers else _files(since, charged, {*apart, os.path.expanduser("~")})
     for path, size in sorted(found, key=lambda file: -file[1]):
+        if max(left, size) < charged // _SMALL:
+            break  # others write small files all the time, where /tmp is a tmpfs
+        left -= size
         texts.append(f"{path} ({size_text(size)})")
         commands.append(command_text(["rm", path]))
     return texts, commands
@@ -85,8 +92,8 @@ def _places() -> "list[str]":
         return [SHARED]
     rows = [line.split(" ") for line in mounts if " - tmpfs " in line]
     devices = {os.makedev(*map(int, row[2].split(":"))) for row in rows}
-    named = [os.environ.get(name, "") for name in ("TMPDIR", "XDG_RUNTIME_DIR")]
-    named += [SHARED, "/tmp", "/var/tmp", f"/run/user/{os.geteuid()}"]
+    named = [SHARED, *(os.environ.get(name, "") for name in ("TMPDIR", "XDG_RUNTIME_DIR"))]
+    named += ["/tmp", "/var/tmp", f"/run/user/{os.geteuid()}"]
     places: dict[tuple[int, int], str] = {}
     for path in (*named, *(row[4] for row in rows)):
         try:
@@ -106,7 +113,8 @@ def _files(since: float, most: int, apart: "set[str]") -> "list[tuple[str, int]]
     left = _ENTRIES
     while folders and left > 0:
         try:
-            with os.scandir(folders.pop()) as entries:
+            # All places at the top before what is deep in one of them.
+            with os.scandir(folders.pop(0)) as entries:
                 for entry in entries:
                     left -= 1
                     info = entry.stat(follow_symlinks=False)

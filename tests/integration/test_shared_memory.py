@@ -124,6 +124,33 @@ def test_what_removes_a_file_is_a_word_for_the_shell(kernel_box: Box, file: Path
         odd.unlink(missing_ok=True)
 
 
+def test_a_tmpfs_with_many_files_hides_nothing(kernel_box: Box, file: Path, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("makes users and mounts: runs as root")
+    place = tmp_path / "place"
+    place.mkdir()
+    many = f"""
+        mount -t tmpfs -o mode=1777 tmpfs {place} && mkdir {place}/deep &&
+        (cd {place}/deep && seq 6000 | xargs touch) && exec "$@"
+    """
+    write = ["dd", "if=/dev/zero", f"of={file}", "bs=1M", "count=4", "status=none"]
+    done = kernel_box.run(
+        argv=["unshare", "--mount", "sh", "-c", many, "sh", *launcher(), "--", *write]
+    )
+    assert f"shared memory outlives the run: {file} (4.0 MiB)\n" in done.stderr
+
+
+def test_small_files_of_others_are_not_named_beside_it(kernel_box: Box, file: Path) -> None:
+    """Where /tmp is a tmpfs, other programs of the user write there all the time."""
+    tiny = file.with_name(file.name + "-tiny")
+    write = f"echo >{tiny}; head -c 2M /dev/zero >{file}"
+    try:
+        said = kernel_box.run("--", "sh", "-c", write).stderr
+        assert f"shared memory outlives the run: {file} (2.0 MiB)\n" in said
+    finally:
+        tiny.unlink(missing_ok=True)
+
+
 def test_files_in_any_tmpfs_are_named(kernel_box: Box, tmp_path: Path) -> None:
     """The largest first; not those of the project and of sandrun itself, which are no leftovers."""
     if os.geteuid():
