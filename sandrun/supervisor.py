@@ -209,7 +209,11 @@ class Supervisor:
         if self.clocks and not self.reason:
             dues.append(self.clocks.due)
         times = [due for due in dues if due is not None]
-        if times:
+        if self.witness and self.witness.later:
+            # After all others, so that who sends one again and again keeps nobody else's from us.
+            same = {info.si_signo for info in self.witness.later}
+            info = sigtimedwait(spawn.ALL_SIGNALS - same, 0) or self.witness.later.pop(0)
+        elif times:
             info = sigtimedwait(spawn.ALL_SIGNALS, max(0.0, min(times) - time.monotonic()))
         else:
             info = sigwaitinfo(spawn.ALL_SIGNALS)
@@ -295,6 +299,18 @@ class Supervisor:
             # Below PID 1 every group is orphaned, where the kernel drops those (setpgid(2)).
             stops = signum in _JOB_STOPS and os.getpid() == 1 and _acts(self.child, signum)
             self._send(self.child, _signal.SIGSTOP if stops else signum)
+
+    def _take_what_ended(self, signum: int) -> None:
+        """Take our own copies of the signal that ended the command. What came to the group is in
+        our queue before we can hear of that end: the kernel signals a group and announces an end
+        under one lock (tasklist_lock; exit_notify, kernel/exit.c). We took none if we were busy
+        with another one, or a lower number (SIGCHLD) came first."""
+        later = self.witness.later if self.witness else []
+        ours = [info for info in later if info.si_signo == signum]
+        later[:] = [info for info in later if info.si_signo != signum]
+        for info in (*ours, sigtimedwait((signum,), 0)):
+            if info is not None:
+                self._take_signal(info.si_signo, info.si_code, info.si_pid)
 
     def _came_to_group(self, signum: int, sender: int) -> bool:
         """Whether the signal was sent to our whole process group."""
@@ -464,6 +480,7 @@ class Supervisor:
         code = os.waitstatus_to_exitcode(self.status)
         if code >= 0:
             return Outcome("exit", code)
+        self._take_what_ended(-code)
         outcome = Outcome("signal", 128 - code, -code)
         outcome.asked = -code in self.taken
         outcome.dumped = os.WCOREDUMP(self.status)

@@ -36,6 +36,10 @@ from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN
 from sandrun.spawn import ALL_SIGNALS, rename
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from signal import struct_siginfo
+
 NAME = "run-witness"
 _PATIENCE = 2000
 """Milliseconds until a witness that does not answer is given up."""
@@ -52,13 +56,16 @@ _END = b"\n"
 class Witness:
     """A running witness, a child of ours; `pid` is 0 if there is none (any more)."""
 
-    __slots__ = ("_answer", "_ask", "_heard", "descriptors", "pid")
+    __slots__ = ("_answer", "_ask", "_heard", "descriptors", "later", "pid")
 
     def __init__(self) -> None:
         """Start it. There is none at a limit on processes or files."""
         self.pid, self._ask, self._answer = 0, -1, -1
         self._heard: list[tuple[int, int]] = []
         """Signal and sender of what it got and we have not taken yet."""
+        self.later: list[struct_siginfo] = []
+        """What was taken from our own queue while we waited for another of its number, and is to be
+        passed on after that: at most one of a number."""
         self.descriptors: list[int] = []
         """What no other process of ours may hold open."""
         if DARWIN or os.getpid() == 1:
@@ -87,13 +94,37 @@ class Witness:
             return False
         from sandrun import kernel, terminal
 
-        # timeout(1) signals its child, then its group: the kernel makes one of the two for whoever
-        # does not take the first at once. systemd signals a unit's first process, then all.
         by_unit = sender > 0 and _is_systemd(sender)
-        if signum < _REAL_TIME and sender > 0 and (by_unit or terminal.is_with_us(sender)):
+        by_member = sender > 0 and terminal.is_with_us(sender)
+        found = self._was_heard(signum, sender)
+        if signum < _REAL_TIME and (by_unit or by_member):
+            found = self._await_second(signum, sender, by_unit, found)
+        if found and keeper and not (by_unit and _is_in_our_unit(command)):
             time.sleep(_BOTH)
-            while _signal.sigtimedwait((signum,), 0):
-                pass
+            return not kernel.is_pending(keeper, signum)
+        return found
+
+    def _await_second(self, signum: int, sender: int, by_unit: bool, found: bool) -> bool:
+        """The same for senders that signal us and then the group, meaning one signal: timeout(1)
+        signals its child, then its group, and the kernel merges the two for who does not take the
+        first at once. systemd signals a unit's first process, then all, one by one. `found`: the
+        group has it already, so only a second one that is pending now belongs to it.
+        """
+        end = time.monotonic() + _BOTH
+        second = _signal.sigtimedwait((signum,), 0 if found and not by_unit else _BOTH)
+        if second is None and found:
+            return True
+        if second is not None:
+            self.later.append(second)
+            if by_unit:
+                time.sleep(max(0.0, end - time.monotonic()))
+        found = self._was_heard(signum, sender) or found
+        if found and second is not None and second.si_pid == sender:
+            self.later.remove(second)
+        return found
+
+    def _was_heard(self, signum: int, sender: int) -> bool:
+        """Whether the witness got this one too."""
         new = self._listen()
         self._heard += new
         found = (signum, sender) in self._heard
@@ -101,9 +132,6 @@ class Witness:
             self._heard.remove((signum, sender))
         # What is new may be on its way to us.
         self._forget({number for number, _ in new if number != signum})
-        if found and keeper and not (by_unit and _is_in_our_unit(command)):
-            time.sleep(_BOTH)
-            return not kernel.is_pending(keeper, signum)
         return found
 
     def suspend(self) -> None:
@@ -120,7 +148,7 @@ class Witness:
     def _forget(self, coming: "set[int]") -> None:
         """Forget what was merged with another one in our queue, so that it can never come. Signals
         of real time are not merged."""
-        wanted = coming | _signal.sigpending()
+        wanted = coming | _signal.sigpending() | {info.si_signo for info in self.later}
         self._heard = [(n, by) for n, by in self._heard if n in wanted or n >= _REAL_TIME]
 
     def _listen(self) -> "list[tuple[int, int]]":

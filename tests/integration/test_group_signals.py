@@ -6,6 +6,7 @@ pass on (the lower number first, signal(7)), so no test has to wait for what sha
 """
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from collections.abc import Callable
 import pytest
 
 from sandrun import kernel, witness
-from tests.harness import ON_MACOS, Box, alive, launcher, wait_for
+from tests.harness import ON_MACOS, SCALE, Box, alive, launcher, wait_for
 from tests.integration.test_supervisor_terminal import Terminal
 
 FENCE = signal.SIGRTMAX - 1
@@ -141,6 +142,57 @@ def test_a_command_that_left_the_group_is_passed_what_comes_to_it(place: Box) ->
         send(run, by, signal.SIGTERM)
     os.kill(run.pid, FENCE)
     assert place.finish(run).stdout == ""
+
+
+# Starts its arguments, and signals those alone twice, in one group with them: the second time as
+# soon as the first is taken, so that the kernel does not merge the two.
+MEMBER = """
+import os, signal, subprocess, sys, time
+run = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+def is_pending():
+    text = open(f"/proc/{run.pid}/status").read()
+    return int(text.partition("ShdPnd:\\t")[2][:16], 16) >> (signal.SIGUSR1 - 1) & 1
+for line in sys.stdin:
+    os.kill(run.pid, signal.SIGUSR1)
+    while is_pending(): time.sleep(0.0005)
+    os.kill(run.pid, signal.SIGUSR1)
+run.wait()
+"""
+
+
+def test_two_from_a_member_of_the_group_to_us_alone_come_as_two(place: Box) -> None:
+    words = [sys.executable, "-I", "-S", "-c", MEMBER, *launcher(), "--", *LISTEN]
+    run = place.start(argv=words, stdin=subprocess.PIPE, new_session=True)
+    up(run)
+    assert run.stdin
+    assert run.stdout
+    for _ in range(5):
+        run.stdin.write("twice\n")
+        run.stdin.flush()
+        heard = b""
+        while heard.count(b"\n") < 2:
+            assert select.select([run.stdout], [], [], 20 * SCALE)[0], f"it got only {heard!r}"
+            heard += os.read(run.stdout.fileno(), 4096)
+        assert heard.decode() == f"{signal.SIGUSR1:d}\n" * 2
+        wait_for(lambda: taken(run.pid), 10, "all have taken it")
+    os.kill(kernel.children(run.pid)[0], FENCE)
+    assert place.finish(run).stdout == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGVTALRM])
+def test_what_ended_the_command_and_came_to_us_too_is_not_named(place: Box, number: int) -> None:
+    """The command ends while another one (or a lower number, SIGCHLD) is what we take."""
+    run = place.start("--", "sleep", "1000", new_session=True)
+    wait_for(lambda: witnesses(run.pid), 20, "a witness")
+    (sleep,) = (pid for pid in kernel.children(run.pid) if kernel.Stat(pid).name == "sleep")
+    os.kill(run.pid, signal.SIGSTOP)
+    wait_for(lambda: kernel.Stat(run.pid).state == "T", 10, "it is stopped")
+    os.kill(run.pid, signal.SIGHUP)
+    os.killpg(run.pid, number)
+    wait_for(lambda: kernel.Stat(sleep).state == "Z", 10, "the command has ended")
+    os.kill(run.pid, signal.SIGCONT)
+    done = place.finish(run)
+    assert (done.returncode, done.stderr) == (128 + number, "")
 
 
 def test_what_the_command_left_in_the_group_gets_it_once(make_box: "Callable[[str], Box]") -> None:

@@ -112,6 +112,27 @@ def test_ctrl_c_ends_the_loop_of_a_script(place: Box, shell: Terminal) -> None:
     shell.expect("code 130\n")
 
 
+def test_ctrl_c_ends_the_loop_also_if_the_command_ends_before_we_take_it(
+    place: Box, shell: Terminal
+) -> None:
+    script = place.root / "loop"
+    sandrun = " ".join(launcher())
+    script.write_text(f"for i in 1 2 3; do echo round $i; {sandrun} -- sleep 1000; done\n")
+    shell.send(f"bash {script}\n")
+    shell.expect("round 1\n")
+    (sleep,) = wait_for(lambda: _running("sleep", shell.pid), 10)
+    run = kernel.Stat(sleep).parent
+    os.kill(run, signal.SIGSTOP)
+    wait_for(lambda: kernel.Stat(run).state == "T", 10, "it is stopped")
+    os.kill(run, signal.SIGHUP)  # the lower number, so what it takes first
+    shell.send("\x03")
+    wait_for(lambda: kernel.Stat(sleep).state == "Z", 10, "the command has ended")
+    os.kill(run, signal.SIGCONT)
+    after = shell.expect(r"([^$]*)ready> ").group(1)
+    assert "round" not in after
+    assert "was ended" not in after
+
+
 def _running(name: str, root: int) -> list[int]:
     found = []
     for pid in kernel.descendants(root):
