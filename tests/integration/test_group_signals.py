@@ -45,8 +45,13 @@ def up(run: "subprocess.Popen[str]", runs: int = 1) -> int:
     word, pid = run.stdout.readline().split()
     assert word == "up"
     wait_for(lambda: len(witnesses(run.pid)) == runs, 20, "a witness")
-    wait_for(lambda: not any(map(_is_just_forked, kernel.descendants(run.pid))), 20, "keepers")
+    keepers_have_left(run.pid)
     return int(pid)
+
+
+def keepers_have_left(root: int) -> None:
+    """Wait until no keeper below that process is in its run's group: it would have its signals."""
+    wait_for(lambda: not any(map(_is_just_forked, kernel.descendants(root))), 20, "keepers")
 
 
 def _is_just_forked(pid: int) -> bool:
@@ -54,7 +59,8 @@ def _is_just_forked(pid: int) -> bool:
     try:
         stat = kernel.Stat(pid)
         above = kernel.read(f"/proc/{stat.parent}/cmdline")
-        return "keeper" not in stat.name and kernel.read(f"/proc/{pid}/cmdline") == above
+        same = kernel.read(f"/proc/{pid}/cmdline") == above
+        return same and b"sandrun" in above and "keeper" not in stat.name
     except OSError:
         return True
 
@@ -282,6 +288,7 @@ def server(request: pytest.FixtureRequest) -> "list[str]":
 def ready(place: Box, number: int, root: int) -> None:
     said(place, number, "up")
     wait_for(lambda: witnesses(root), 20, "a witness")
+    keepers_have_left(root)
 
 
 def said(place: Box, number: int, *lines: str) -> None:
