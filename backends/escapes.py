@@ -37,8 +37,6 @@ _OFTEN = 0.25
 """Seconds between two of them at least."""
 _NUMBERS_LAST = 3.0
 """Seconds in which the numbers of processes do not come round unseen (32,768 on some hosts)."""
-_FEW = 200
-"""So many numbers are tried one by one, for less than it takes to list all processes."""
 _EXECS = (0.001, 0.002, 0.004, 0.008, 0.016)
 """Seconds after which to look again at what has no environment: it may be in the midst of an exec,
 where there is none (proc(5))."""
@@ -152,7 +150,7 @@ class Escapes:
 
     def _since_first(self, newest: int) -> "Iterable[int]":
         """Numbers that processes may have which are no older than the command."""
-        if self._first and newest - self._first < _FEW:
+        if self._first and newest - self._first < kernel.FEW:
             return range(self._first, newest + 1)
         try:
             pids = (int(name) for name in os.listdir(kernel.PROC) if name.isdigit())

@@ -47,8 +47,6 @@ _RULES: "dict[str, Any]" = {
 }
 """What is enforced on a unit's group by others than the group's files, and their defaults. (What
 allows something restricts nothing by itself, but for devices.)"""
-_MOST = 1 << 16
-"""Descriptors are closed up to this: one system call since Linux 5.9."""
 _STOPS_ALL = ("control-group", "mixed")
 """The KillModes in which the end of a service ends all that is in it."""
 _RUNS = ("active", "activating", "reloading", "refreshing")
@@ -93,10 +91,7 @@ def hold_session() -> None:
         try:
             os.setsid()
             if os.fork() == 0:  # an orphan: nobody here waits for it
-                spawn.rename(b"run-session")
-                os.dup2(end, 0)
-                os.closerange(1, _MOST)
-                os.chdir("/")
+                spawn.hide(b"run-session", end)
                 os.read(0, 1)
         finally:
             os._exit(0)

@@ -423,14 +423,15 @@ def newest() -> int:
     return int(words[4]) if words else 0
 
 
-_FEW = 200
+FEW = 200
+"""So many numbers are tried one by one, for less than it takes to list all processes."""
 
 
 def born_since(pid: int, but: "Iterable[int]" = ()) -> bool:
     """Whether anything `but` those lives, or is a zombie, whose number was given after that one;
     True, too, when those are many, or the numbers have come round."""
     last = newest()
-    if not 0 <= last - pid < _FEW:
+    if not 0 <= last - pid < FEW:
         return True
     numbers = set(range(pid + 1, last + 1)).difference(but)
     return any(os.path.exists(f"{PROC}/{number}") for number in numbers)

@@ -384,6 +384,20 @@ def rename(name: bytes) -> bool:
     return True
 
 
+_MOST = 1 << 16
+"""Descriptors are closed up to this: one system call since Linux 5.9."""
+
+
+def hide(name: bytes, *kept: int) -> bool:
+    """Become a helper of that name, which holds nothing of ours but some descriptors: in rising
+    order they become 0, 1, ... False: all but the name (see `rename`)."""
+    for number, fd in enumerate(kept):
+        os.dup2(fd, number)
+    os.closerange(len(kept), _MOST)
+    os.chdir("/")
+    return rename(name)
+
+
 def die(signum: int) -> None:
     """Die of a signal, as the command did; returns where that cannot be (PID 1)."""
     _signal.signal(signum, _signal.SIG_DFL)

@@ -257,7 +257,8 @@ class Supervisor:
         from sandrun.witness import Witness
 
         self.witness = Witness()
-        self.container.own.add(self.witness.pid)
+        if self.witness.pid:
+            self.container.own.add(self.witness.pid)
         if self.keeper:
             self.keeper.close += self.witness.descriptors
 

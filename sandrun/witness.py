@@ -34,7 +34,7 @@ import time
 
 from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN
-from sandrun.spawn import ALL_SIGNALS, rename
+from sandrun.spawn import ALL_SIGNALS, hide
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ _PATIENCE = 2000
 """Milliseconds until a witness that does not answer is given up."""
 _BOTH = 0.02
 """Seconds in which whoever signals several processes has signalled them all."""
-_MOST = 1 << 16
-"""Descriptors are closed up to this: one system call since Linux 5.9."""
 _HIERARCHIES = ("", "name=systemd")
 """v2's and v1's, where systemd has its units."""
 _REAL_TIME = getattr(_signal, "SIGRTMIN", 64)
@@ -217,14 +215,10 @@ def _unit(group: str) -> str:
 def _testify(ask: int, answer: int) -> None:
     """What the witness's own process does: whenever it is asked it says what it got since."""
     us = os.getppid()
-    if not rename(NAME.encode()):
+    if not hide(NAME.encode(), ask, answer):
         return
     while _signal.sigtimedwait(ALL_SIGNALS, 0):
         pass
-    os.dup2(ask, 0)
-    os.dup2(answer, 1)
-    os.closerange(2, _MOST)
-    os.chdir("/")
     while os.read(0, 1):
         heard = b""
         while info := _signal.sigtimedwait(ALL_SIGNALS, 0):

@@ -159,26 +159,21 @@ def test_require_kernel_does_not_allow_it(kernel_place: Box, leave: Leaver, late
     nothing_left(kernel_place)
 
 
-def test_leftovers_that_are_to_be_left_are_named_only(kernel_place: Box, leave: Leaver) -> None:
+@pytest.mark.parametrize(
+    ("what", "seconds", "said"), [("leave", "1000", "left alone"), ("wait", "2", "waited for")]
+)
+def test_leftovers_that_are_not_ended(
+    kernel_place: Box, leave: Leaver, what: str, seconds: str, said: str
+) -> None:
     script = 'setsid "$@" </dev/null >/dev/null 2>&1 & until [ -e "$4" ]; do :; done'
-    done = kernel_place.run(
-        "--leftovers", "leave", "--", "sh", "-c", script, "sh", *leave("sleep", "1000")
-    )
+    command = ["sh", "-c", script, "sh", *leave("sleep", seconds)]
+    done = kernel_place.run("--leftovers", what, "--", *command)
     assert done.returncode == 0
-    assert "left alone at the end" in lines(done.stderr)[0]
-    assert alive(leave.pid())
-    os.kill(leave.pid(), signal.SIGKILL)
-    wait_for(lambda: not alive(leave.pid()), 5)
-
-
-def test_leftovers_that_are_waited_for(kernel_place: Box, leave: Leaver) -> None:
-    script = 'setsid "$@" </dev/null >/dev/null 2>&1 & until [ -e "$4" ]; do :; done'
-    done = kernel_place.run(
-        "--leftovers", "wait", "--", "sh", "-c", script, "sh", *leave("sleep", "2")
-    )
-    assert done.returncode == 0
-    assert "waited for at the end" in lines(done.stderr)[0]
-    assert not alive(leave.pid())
+    assert f"{said} at the end" in lines(done.stderr)[0]
+    assert alive(leave.pid()) == (what == "leave")
+    if what == "leave":
+        os.kill(leave.pid(), signal.SIGKILL)
+        wait_for(lambda: not alive(leave.pid()), 5)
 
 
 # Starts what a line of its input asks for, in the environment that it names: as an editor's, a
