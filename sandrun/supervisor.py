@@ -285,7 +285,8 @@ class Supervisor:
         from_kernel = code > _SI_USER_MAX and signum != _signal.SIGALRM
         if from_kernel and signum == _signal.SIGINT:
             self.interrupted = True
-        to_group = self._came_to_group(signum, sender) or from_kernel
+        # The witness is not asked about the terminal's: a stop must not come after its SIGCONT.
+        to_group = from_kernel or self._came_to_group(signum, sender)
         # A hang-up goes to the session's leader alone, so a leader has to pass it on.
         if from_kernel and signum == _signal.SIGHUP and os.getsid(0) == os.getpid():
             to_group = False
@@ -379,9 +380,12 @@ class Supervisor:
             pass
         if self.witness:
             self.witness.suspend()
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (signum,))
-        os.kill(os.getpid(), signum)
-        _signal.pthread_sigmask(_signal.SIG_BLOCK, (signum,))
+        # A stop takes back a SIGCONT that waits, so the one that waits came after it: a shell whose
+        # own process is in between (a function) does not wait for us to stop before its fg.
+        if _signal.SIGCONT not in _signal.sigpending():
+            _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (signum,))
+            os.kill(os.getpid(), signum)
+            _signal.pthread_sigmask(_signal.SIG_BLOCK, (signum,))
         sigtimedwait((_signal.SIGCONT,), 0)
         if self.witness:
             self.witness.resume()
