@@ -5,7 +5,11 @@ is compared with README: every heading and every promise in bold has its tests.
 """
 
 import ast
+import os
 import re
+import shlex
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +18,7 @@ import pytest
 from sandrun import options
 from tests.harness import ROOT
 
-DOCUMENTS = ("SECURITY.md", "tests/README.md")
+DOCUMENTS = ("CONTRIBUTING.md", "SECURITY.md", "tests/README.md")
 MAP = ROOT / "tests/README.md"
 README = ROOT / "README.md"
 
@@ -106,7 +110,7 @@ def mistakes(words: "list[str]", document: Path) -> "list[str]":
         wrong += [] if good else [word]
     if words[0] == "sandrun" and len(words) > 1:
         options.parse(words[1:])  # raises UsageError
-    if words[0] == "tests/setup":
+    if words[0] == "tests/setup" and len(words) > 1:
         modes = re.findall(r"^(\w+)\) ", (ROOT / "tests/setup").read_text(), re.MULTILINE)
         wrong += [] if words[1] in modes else [" ".join(words[:2])]
     return wrong
@@ -180,3 +184,44 @@ def test_each_kind_of_tests_is_described() -> None:
     folders = re.findall(r"^\| `(\w+)` \|", MAP.read_text(), re.MULTILINE)
     there = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
     assert set(folders) == there - {"__pycache__"}
+
+
+def commands(document: Path) -> "list[list[str]]":
+    """The lines of the blocks for a shell, as words; without what sets a variable."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    return [[word for word in line if not re.match(r"[A-Z_]+=", word)] for line in lines if line]
+
+
+COMMANDS = commands(ROOT / "CONTRIBUTING.md")
+
+
+def test_the_shown_commands_are_found() -> None:
+    programs = {words[0] for words in COMMANDS}
+    assert {"tests/setup", "vagrant/lab", "vagrant/wine-lab", "tests/fresh/run"} <= programs
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_a_shown_command_is_right(words: "list[str]") -> None:
+    """Its program, options and paths exist; of pytest's the tests too, and those of units run."""
+    assert mistakes(words, ROOT / "CONTRIBUTING.md") == []
+    program = ROOT / words[0]
+    assert os.access(program, os.X_OK)
+    own, _, inner = shlex.join(words[1:]).partition(" -- pytest ")
+    if words[:2] == ["tests/setup", "test"]:
+        own, inner = "", shlex.join(words[2:])
+    text = program.read_text()
+    assert [flag for flag in re.findall(r"--[a-z-]+", own) if flag not in text] == []
+    if not inner:
+        return
+    how = [] if "tests/unit" in inner else ["--collect-only", "-qq"]
+    pytest_words = ["-m", "pytest", "--import-mode=importlib", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, *pytest_words, *how, *shlex.split(inner)],
+        cwd=ROOT,
+        env={key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
