@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import ON_MACOS, Box, adopt_orphans
+from tests.summary import pytest_runtest_makereport as pytest_runtest_makereport
 from tests.summary import pytest_terminal_summary as pytest_terminal_summary
 
 if sys.platform == "linux":

@@ -38,7 +38,8 @@ def test_each_reason_is_one_line(tmp_path: Path) -> None:
         env={"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = [line for line in done.stdout.splitlines() if line.partition(" ")[0].isupper()]
+    reasons = done.stdout.partition(" by reason ")[2]
+    told = [line for line in reasons.splitlines() if line.partition(" ")[0].isupper()]
     assert told == [
         "SKIPPED [4] the moon is full",
         "SKIPPED [1] needs rain",
