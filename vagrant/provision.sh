@@ -6,7 +6,8 @@
 # pip and setuptools build it: the setuptools that Debian 12 puts into an environment is too old.
 set -eu
 python=python3
-offline= without=
+offline=
+without=
 if [ "${1-}" = --offline ]; then
     # The local box has everything installed: pip must not even look for a network.
     offline="--no-index --no-build-isolation" without=--without-pip

@@ -98,6 +98,8 @@ def ci_example(name: str) -> str:
     [
         ("github-workflows", ".github/workflows/test.yml"),
         ("github-workflows", ROOT / ".github/workflows/ci.yml"),
+        ("github-workflows", ROOT / ".github/workflows/release.yml"),
+        ("dependabot", ROOT / ".github/dependabot.yml"),
         ("gitlab-ci", ".gitlab-ci.yml"),
     ],
 )
