@@ -18,7 +18,6 @@ from sandrun import (
     backends,
     checks,
     daemons,
-    gitguard,
     kernel,
     namespaces,
     outside,
@@ -29,6 +28,7 @@ from sandrun import (
 )
 from sandrun.backends import cgroup2, groups
 from sandrun.checks import CAUTION, FAIL, PASS, UNUSED, Line, state, trusted
+from sandrun.git import guard
 from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
 from sandrun.queue import Queue
 from sandrun.runlock import RunLock
@@ -260,7 +260,7 @@ def _is_socket(path: str) -> bool:
 
 
 def _git() -> Line:
-    well, evidence, fix = gitguard.leak_check()
+    well, evidence, fix = guard.leak_check()
     return Line("git", PASS if well else CAUTION, evidence, fix)
 
 

@@ -80,7 +80,7 @@ def _stop_monitors(left: "list[Process]") -> None:
 
     for process in left:
         if process.daemon == daemons.FSMONITOR:
-            from sandrun.gitguard import fsmonitor
+            from sandrun.git import fsmonitor
 
             fsmonitor.stop(process.pid)
 
@@ -122,11 +122,11 @@ def _outlasts_podman(run: "Supervisor") -> bool:
 def _keep_house(run: "Supervisor") -> bool:
     """Wait for what git does in the background (`gc --auto`), within the run's limits: ended each
     time, it would never be done. Whether processes of the run still live then."""
-    from sandrun import gitguard
+    from sandrun.git import guard
 
     say_at = time.monotonic() + _PATIENCE
     while not (run.reason or run.killed):
-        pids = gitguard.housekeepers(run.container.pids())
+        pids = guard.housekeepers(run.container.pids())
         if not pids:
             break
         if time.monotonic() >= say_at and (found := kernel.describe(pids[0])):

@@ -22,23 +22,58 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LATE = (
-    *("clocks", "daemons", "ending", "kernel", "lookup", "outside", "recovery", "report"),
-    *("shared_memory", "small_files"),
-    *("terminal", "unused_states", "witness", "backends/escapes"),
+    "clocks",
+    "daemons",
+    "ending",
+    "kernel",
+    "lookup",
+    "outside",
+    "recovery",
+    "report",
+    "shared_memory",
+    "small_files",
+    "terminal",
+    "unused_states",
+    "witness",
+    *(f"backends/{name}" for name in ("escapes",)),
     *(
-        f"gitguard/{name}"
+        f"git/{name}"
         for name in (
-            *("commands", "fsmonitor", "lock_paths", "locks", "other_tools", "processes"),
-            *("repository", "stale"),
+            "classify",
+            "fsmonitor",
+            "git_processes",
+            "lock_files",
+            "lock_paths",
+            "other_tools",
+            "repository",
+            "stale",
         )
     ),
 )
 """What the supervisor and its keepers import after the command has started."""
 WAITING = (
-    *("keeper", "pool", "sampling", "settings_files", "taken_names", "trust"),
-    *(f"gitguard/{name}" for name in ("included", "turn", "waiting", "watch")),
-    *(f"backends/{name}" for name in ("cgroup1", "cgroup2", "group2", "groups", "monitor", "none")),
-    *(f"backends/{name}" for name in ("rlimit", "spy", "systemd", "systemd_units")),
+    "keeper",
+    "pool",
+    "sampling",
+    "settings_files",
+    "taken_names",
+    "trust",
+    *(
+        f"backends/{name}"
+        for name in (
+            "cgroup1",
+            "cgroup2",
+            "group2",
+            "groups",
+            "monitor",
+            "none",
+            "rlimit",
+            "spy",
+            "systemd",
+            "systemd_units",
+        )
+    ),
+    *(f"git/{name}" for name in ("included", "inotify", "record_locks", "waiter")),
 )
 """What a run imports between its turn and the command's start."""
 _ENOUGH = 64

@@ -251,7 +251,7 @@ def _state(this: "Run") -> "Iterator[str]":
 
 
 def _git(starts: "tuple[str, str]", env: "Mapping[str, str]") -> "Iterator[str]":
-    from sandrun.gitguard import repository
+    from sandrun.git import repository
 
     for start in starts:
         found = repository.find(start, env)

@@ -16,7 +16,7 @@ that knows other backends. So nothing is ended unless
 - the backend is one of ours, and takes the token for that of this very run (`attach`);
 - the processes are those that the backend holds for the run's (`groups`, `rlimit`).
 What cannot be proved is left alone and said. Git's locks are moved only if every process is dead,
-and only those made since the line was written (`gitguard.stale`).
+and only those made since the line was written (`git.stale`).
 """
 
 import os
@@ -282,9 +282,9 @@ def _finish(container: "Container", holder: Holder, env: "Mapping[str, str]") ->
     container.close()
     _record_lost(holder)
     if not holder.leaves and holder.backend != "none" and os.path.isabs(holder.cwd):
-        from sandrun import gitguard
+        from sandrun.git import guard
 
-        gitguard.heal_after(holder.cwd, holder.since, holder.id, env, holder.cwd)
+        guard.heal_after(holder.cwd, holder.since, holder.id, env, holder.cwd)
 
 
 def _record_lost(holder: Holder) -> None:

@@ -12,9 +12,10 @@ import os
 import sys
 import time
 
-from sandrun import backends, gitguard, history, messages, module_files, spawn
+from sandrun import backends, history, messages, module_files, spawn
 from sandrun import project as projects
 from sandrun import settings as settled
+from sandrun.git import guard
 from sandrun.model import EXIT_HANGUP, OWN_SERVER, RUNS_VARIABLE, Outcome
 from sandrun.place import Place, Refused, take
 from sandrun.supervisor import Supervisor
@@ -70,12 +71,12 @@ class Run:
             marks[PROJECT_VARIABLE] = self.project
         env = spawn.environment(marks)
         if self.settings.clean_git_env:
-            gitguard.clean(env, gitguard.is_hook(self.command))
+            guard.clean(env, guard.is_hook(self.command))
         if self.settings.daemons == "contain":
             contain_daemons(env, self.settings, self.id)
             if self.record.get("backend") in _OF_V2:  # not known before the wait
                 env.setdefault("CONTAINERS_CONF_OVERRIDE", _PODMAN)
-            gitguard.keep_housekeeping(env, self.project)
+            guard.keep_housekeeping(env, self.project)
         return env
 
 
@@ -154,7 +155,7 @@ def run(
             _contained(this) if _is_wanted(this) else Outcome("parent", EXIT_HANGUP)
         )
         if outcome.reason in _KILLED and not outcome.undead and _all_dead(this):
-            _surely(lambda: gitguard.heal_after(project, since, this.id))
+            _surely(lambda: guard.heal_after(project, since, this.id))
     except BaseException as error:
         signum = getattr(error, "signum", 0)
         if signum:
@@ -217,18 +218,18 @@ def _guard_git(this: Run) -> "Outcome | None":
     """Wait for a git at work in the project; the outcome if the command cannot be started."""
     settings = this.settings
     undecided = settings.source["clean_git_env"] == "default"
-    if undecided and (leak := gitguard.leaked(gitguard.is_hook(this.command))):
+    if undecided and (leak := guard.leaked(guard.is_hook(this.command))):
         messages.warn(
             f"{', '.join(leak)} from the environment: every git in this run acts on one repository",
-            gitguard.LEAK_HINT,
+            guard.LEAK_HINT,
         )
-    if not settings.git_wait or gitguard.is_quiet(this.project):
+    if not settings.git_wait or guard.is_quiet(this.project):
         return None
     from sandrun import lookup, report
 
     if number := lookup.refusal(this.command[0], this.project, time.time()):
         return report.not_started("X", number, this.command)
-    gitguard.wait_quiet(this.project, settings.git_wait, this.heritage.mask)
+    guard.wait_quiet(this.project, settings.git_wait, this.heritage.mask)
     return None
 
 

@@ -18,8 +18,8 @@ from typing import TypeVar
 import pytest
 
 from sandrun import kernel
-from sandrun.gitguard import shim as shims
-from sandrun.gitguard import stale
+from sandrun.git import shim as shims
+from sandrun.git import stale
 from tests import harness
 from tests.harness import ROOT, SCALE, pretending
 

@@ -54,11 +54,11 @@ def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
     parsed = options.parse(argv)
     if parsed.subcommand == "git":
         if sys.platform == "win32":
-            from sandrun.windows import git as command
+            from sandrun.git import windows as wrapper
         else:
-            from sandrun.gitguard import command
+            from sandrun.git import wrapper
 
-        return command.main(parsed.arguments, parsed.flags, heritage)
+        return wrapper.main(parsed.arguments, parsed.flags, heritage)
     if parsed.subcommand == "make-again":
         from sandrun.entry import again
 

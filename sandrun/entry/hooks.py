@@ -11,17 +11,18 @@ import os
 import re
 import shlex
 
-from sandrun import gitguard, project
+from sandrun import project
 from sandrun.entry import files
+from sandrun.git import guard
 
 _GUARD = (
-    f'[ -n "${{{gitguard.HOOK_MARK}-}}" ] || ! command -v sandrun >/dev/null || '
-    f'{gitguard.HOOK_MARK}="$0" exec sandrun -- '
+    f'[ -n "${{{guard.HOOK_MARK}-}}" ] || ! command -v sandrun >/dev/null || '
+    f'{guard.HOOK_MARK}="$0" exec sandrun -- '
 )
 LINE = _GUARD + '"$0" "$@" # sandrun init\n'
 HUSKY_LINE = _GUARD + 'sh -e "$0" "$@" # sandrun init\n'
 """For husky's own way to start the user's file, which need not be executable (its h, 9.1.7)."""
-HAS_LINE = re.compile(rf"^[^#\n]*\b{gitguard.HOOK_MARK}=", re.MULTILINE)
+HAS_LINE = re.compile(rf"^[^#\n]*\b{guard.HOOK_MARK}=", re.MULTILINE)
 _SHELLS = ("sh", "bash", "dash", "zsh", "ksh")
 
 _HUSKY = re.compile(r'^\. "\$\(dirname "\$0"\)/h"', re.MULTILINE)
@@ -191,7 +192,7 @@ def _git(root: str, *words: str) -> str:
     is run by these questions."""
     import subprocess
 
-    tied = {name for name in gitguard.LOCAL_VARIABLES if not name.startswith("GIT_CONFIG")}
+    tied = {name for name in guard.LOCAL_VARIABLES if not name.startswith("GIT_CONFIG")}
     env = {name: value for name, value in os.environ.items() if name not in tied}
     command = ["git", "-c", "safe.directory=*", "-C", root, *words]
     try:

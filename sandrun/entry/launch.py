@@ -1,7 +1,7 @@
 """What a shim starts: sandrun if it can be imported, else the tool itself, which is then said.
 
 Usage: python -I launch.py [--as NAME] -- /path/to/tool ARGUMENTS. The tool sees NAME as its own.
-Or: python -I -S launch.py --guard /path/to/tool ARGUMENTS, for the shims of `sandrun.gitguard`.
+Or: python -I -S launch.py --guard /path/to/tool ARGUMENTS, for the shims of `sandrun.git.guard`.
 -I: nothing of the user's may get in here.
 """
 

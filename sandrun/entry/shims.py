@@ -7,7 +7,7 @@ Promises, of a shim for TOOL
 - It never starts itself again. No folder of shims is ever searched for the tool (the file
   `.sandrun-shims` marks them), and when what it found was another's shim (pyenv, asdf, ...) that
   comes back by way of the PATH, the search goes on behind that one, and it ends. A tool that starts
-  itself by name finds itself (`sandrun.gitguard.shim` tells them apart).
+  itself by name finds itself (`sandrun.git.shim` tells them apart).
 - If sandrun is gone or broken it says so and runs the tool.
 - A build that was configured with it knows it by its path (CMakeCache.txt, config.status), so one
   that is removed leaves a forwarder: the tool, found in the same way, without sandrun.
@@ -20,7 +20,7 @@ ancestors), and there is no other project between here and that run's. Where sh 
 of sandrun can. (Without a /proc, as on macOS, the tickets' files and the environment are believed.)
 
 Left to others: `git`, `jj` and `git-annex`, which have shims of the guard
-(`sandrun.gitguard.shim`), and the text of those for Windows (`sandrun.windows.shims`), which are
+(`sandrun.git.shim`), and the text of those for Windows (`sandrun.windows.shims`), which are
 batch files.
 """
 
@@ -143,7 +143,7 @@ def text(tool: str) -> str:
     """The shim for a tool, with this very sandrun in it."""
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     from sandrun.entry import questions
-    from sandrun.gitguard import other_tools, shim
+    from sandrun.git import other_tools, shim
 
     shown = tool in _NAME_IS_SHOWN
     if tool == "git":
@@ -209,7 +209,7 @@ def remove(tool: str, forward: bool = False) -> str:
     if not _is_ours(path, tool) or (forward and tool not in installed()):
         raise SandrunError(f"there is no shim for {tool}", "sandrun shims list")
     if forward and sys.platform != "win32":
-        from sandrun.gitguard import shim
+        from sandrun.git import shim
 
         forwarder = _FORWARDER.format(tool=tool)
         text = _FORWARDING.format(forwarder=forwarder, search=shim.search(tool))

@@ -11,8 +11,9 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from sandrun import __version__, backends, checks, gitguard, settings
+from sandrun import __version__, backends, checks, settings
 from sandrun.checks import CAUTION, FAIL, PASS, Line, state, trusted
+from sandrun.git import guard
 from sandrun.model import MIB, size_text
 
 _LIMIT = 32 * MIB
@@ -55,7 +56,7 @@ def probe(name: str) -> Line:
 
 
 def _git() -> Line:
-    well, evidence, fix = gitguard.leak_check()
+    well, evidence, fix = guard.leak_check()
     return Line("git", PASS if well else CAUTION, f"{evidence}; no guard on Windows", fix)
 
 

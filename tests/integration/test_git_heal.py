@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.gitguard import stale
+from sandrun.git import stale
 from tests.gitbox import GIT, GitBox, wait_for, whole_host
 
 

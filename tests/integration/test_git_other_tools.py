@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.gitguard import shim
+from sandrun.git import shim
 from tests.entering import need
 from tests.gitbox import GIT, GitBox, git_version, heard, is_queued, wait_for, watches
 from tests.harness import ROOT
@@ -149,7 +149,7 @@ def test_the_gits_that_it_starts_do_not_wait_for_it(box: GitBox, tool: str) -> N
 
 AROUND = """
 import os
-from sandrun.gitguard import processes, repository
+from sandrun.git.guard import processes, repository
 repo = repository.find(".", os.environ)
 print(processes.ancestor(repo) == os.getppid(), os.getppid() in processes.at_work(repo))
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import gitguard
+from sandrun.git import guard
 from tests.gitbox import GIT, GitBox, heard, is_queued, wait_for, watches
 
 
@@ -228,7 +228,7 @@ def test_other_processes_that_a_git_leaves_are_ended(box: GitBox) -> None:
 
 def test_the_list_is_git_s(box: GitBox) -> None:
     listed = box.bare("rev-parse", "--local-env-vars").split()
-    assert set(listed) - {"GIT_CONFIG_COUNT"} <= set(gitguard.LOCAL_VARIABLES)
+    assert set(listed) - {"GIT_CONFIG_COUNT"} <= set(guard.LOCAL_VARIABLES)
 
 
 HOOKS = """pre-commit prepare-commit-msg commit-msg post-commit post-checkout pre-rebase
@@ -263,8 +263,8 @@ def test_what_hooks_leak_is_what_is_cleaned(box: GitBox) -> None:
     box.bare("rebase", "-q", "--force-rebase", "HEAD~1")
     leaked = set(log.read_text().split()) - mine
     assert {"GIT_DIR", "GIT_INDEX_FILE", "GIT_QUARANTINE_PATH", "GIT_CONFIG_PARAMETERS"} <= leaked
-    assert leaked - HARMLESS <= set(gitguard.LOCAL_VARIABLES)
-    assert not set(gitguard.LOCAL_VARIABLES) & set(config)
+    assert leaked - HARMLESS <= set(guard.LOCAL_VARIABLES)
+    assert not set(guard.LOCAL_VARIABLES) & set(config)
 
 
 def test_the_user_s_configuration_stays(box: GitBox) -> None:
@@ -296,11 +296,11 @@ def test_clean_git_env(box: GitBox) -> None:
 def test_clean_git_env_from_the_file(box: GitBox) -> None:
     (box.repo / "sandrun.toml").write_text("clean_git_env = true\n")
     assert box.end(box.sandrun("trust"))[0] == 0
-    everything = dict.fromkeys(gitguard.LOCAL_VARIABLES, "x")
+    everything = dict.fromkeys(guard.LOCAL_VARIABLES, "x")
     code, said = box.end(box.sandrun("--git-wait", "0", "--", "env", **everything))
     assert code == 0
     found = {line.partition("=")[0] for line in said.splitlines()}
-    assert not found & set(gitguard.LOCAL_VARIABLES)
+    assert not found & set(guard.LOCAL_VARIABLES)
     assert {"PATH", "GIT_CEILING_DIRECTORIES"} <= found
 
 
@@ -320,11 +320,11 @@ def test_the_run_warns_of_a_leak(box: GitBox) -> None:
 
 
 def test_leak_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in gitguard.LOCAL_VARIABLES:
+    for name in guard.LOCAL_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert gitguard.leak_check()[0]
+    assert guard.leak_check()[0]
     monkeypatch.setenv("GIT_DIR", "/x/.git")
-    fine, evidence, fix = gitguard.leak_check()
+    fine, evidence, fix = guard.leak_check()
     assert not fine
     assert "GIT_DIR=/x/.git" in evidence
     assert "clean_git_env" in fix
@@ -349,5 +349,5 @@ def test_the_path_of_a_guarded_git_is_light(box: GitBox) -> None:
             check=True,
         ).stdout
         assert not set(heavy.split()) & set(out.split())
-        assert "sandrun.gitguard.turn" in out
-        assert "sandrun.gitguard.waiting" not in out
+        assert "sandrun.git.record_locks" in out
+        assert "sandrun.git.waiter" not in out

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sandrun import kernel
-from sandrun.gitguard import processes, repository, stale
+from sandrun.git import git_processes, repository, stale
 from sandrun.model import SandrunError
 from tests.gitbox import GIT, GitBox, whole_host
 
@@ -55,7 +55,7 @@ def test_a_commit_in_its_editor_is_never_robbed(box: GitBox, how: str) -> None:
     box.reached("one")
     lock = box.repo / ".git/index.lock"
     assert lock.exists()
-    assert processes.openers(str(lock)) == [], "else this shows nothing"
+    assert git_processes.openers(str(lock)) == [], "else this shows nothing"
     for options in ([], ["--force"], ["--dry-run"]):
         code, said = box.git("unlock", *options)
         assert code == 1
@@ -341,7 +341,7 @@ def test_a_lock_that_comes_alive_goes_straight_back(
             other.write_text("new")
             rename(other, lock)
         else:
-            monkeypatch.setattr(processes, "at_work", lambda repo, uid: [1])
+            monkeypatch.setattr(git_processes, "at_work", lambda repo, uid: [1])
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", late)

@@ -86,7 +86,7 @@ def test_nobody_is_looked_at(box: Box, inside: "list[str]") -> None:
     """Neither the numbers there are, nor what is known of any: but whether one lives is known."""
     ask = (
         "import json, os, subprocess, sys; from sandrun import kernel; "
-        "from sandrun.gitguard import processes; "
+        "from sandrun.git.guard import processes; "
         "child = subprocess.Popen(['sleep', '1000']); every = range(1, 200); "
         "seen = [p for p in every if kernel.start(p) or kernel.children(p)]; "
         "named = [p for p in every if (d := kernel.describe(p)) and d.command[0] != '[']; "

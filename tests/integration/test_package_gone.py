@@ -17,7 +17,7 @@ import pytest
 
 import sandrun
 from sandrun import kernel
-from sandrun.gitguard import stale
+from sandrun.git import stale
 from tests.harness import ON_MACOS, Box, alive, is_keeper, pretending, wait_for
 
 LEFT = 'setsid sh -c "trap \\"\\" TERM; while :; do sleep 0.05; done" & '

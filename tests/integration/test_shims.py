@@ -642,7 +642,7 @@ def test_shims_at_once_run_one_at_a_time(shimbox: Box) -> None:
 
 
 def test_the_marks_agree_with_the_git_shims() -> None:
-    from sandrun.gitguard import shim
+    from sandrun.git import shim
 
     assert shims.MARK == shim.DIRECTORY_MARK
     assert os.path.basename(shims.directory()) == "shims"

@@ -17,7 +17,7 @@ FREE = {
 }  # fmt: skip
 OURS = {
     "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.bare", "sandrun.cli",
-    "sandrun.gitguard", "sandrun.history", "sandrun.messages", "sandrun.model",
+    "sandrun.git.guard", "sandrun.history", "sandrun.messages", "sandrun.model",
     "sandrun.module_files",
     "sandrun.options", "sandrun.place", "sandrun.project", "sandrun.queue", "sandrun.runlock",
     "sandrun.runner", "sandrun.settings", "sandrun.spawn", "sandrun.supervisor", "sandrun.ticket",

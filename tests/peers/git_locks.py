@@ -1,4 +1,4 @@
-"""Which of git's lock files each command takes, beside what `sandrun.gitguard.commands` says.
+"""Which of git's lock files each command takes, beside what `sandrun.git.classify` says.
 
 `python3 -m tests.peers.git_locks [GIT]` prints the table for the git at hand, as strace(1) sees it:
 a row is a command line, what it needs by our table, the locks that it made, and what is wrong. Read
@@ -13,8 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from sandrun.gitguard import commands
-from sandrun.gitguard.commands import ALL, REFRESH, REFS, REMOTE, TREE
+from sandrun.git import classify
+from sandrun.git.classify import ALL, REFRESH, REFS, REMOTE, TREE
 from tests import gitbox
 
 READING = """
@@ -116,8 +116,8 @@ class Seen:
     def __init__(self, line: list[str], code: int, made: list[str]) -> None:
         self.code = code
         self.made = made
-        needs = commands.needs(commands.parse(line))
-        self.needs = commands.UNKNOWN if needs is None else needs
+        needs = classify.needs(classify.parse(line))
+        self.needs = classify.UNKNOWN if needs is None else needs
 
     @property
     def wrong(self) -> list[str]:
@@ -135,7 +135,7 @@ class Seen:
 def observe(box: gitbox.GitBox, top: Path, line: list[str]) -> Seen:
     """Run a git command line in a copy of what `prepared` made, under strace(1)."""
     place, trace = box.root / "copy", box.root / "trace"
-    if commands.needs(commands.parse(line)) or not place.exists():
+    if classify.needs(classify.parse(line)) or not place.exists():
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(top, place, symlinks=True)
     if line in (["stash", "pop"], ["rebase", "-q", "side"]):

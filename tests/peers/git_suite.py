@@ -22,7 +22,7 @@ import sys
 import time
 from pathlib import Path
 
-from sandrun.gitguard import shim as shims
+from sandrun.git import shim as shims
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = "t0001 t1006 t1400 t2400 t3404 t7400 t7503 t7113"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.gitguard import aliases, commands, other_tools
-from sandrun.gitguard.commands import ALL, REFS, REMOTE, TREE
+from sandrun.git import aliases, classify, other_tools
+from sandrun.git.classify import ALL, REFS, REMOTE, TREE
 from tests.gitbox import GIT, GitBox
 
 READS = """
@@ -62,26 +62,26 @@ def _rows(text: str) -> list[str]:
 
 @pytest.mark.parametrize("line", _rows(READS))
 def test_reads_need_nothing(line: str) -> None:
-    assert commands.needs(commands.parse(line.split())) == 0
+    assert classify.needs(classify.parse(line.split())) == 0
 
 
 @pytest.mark.parametrize("row", _rows(REFRESHES))
 def test_some_reads_may_refresh_the_index(row: str) -> None:
     line, _, more = row.partition(" =")
-    wanted = {"": 0, "paged": commands.PAGED, "locks": commands.LOCKS}[more.strip()]
-    assert commands.needs(commands.parse(line.split())) == commands.REFRESH | wanted
+    wanted = {"": 0, "paged": classify.PAGED, "locks": classify.LOCKS}[more.strip()]
+    assert classify.needs(classify.parse(line.split())) == classify.REFRESH | wanted
 
 
 @pytest.mark.parametrize("row", _rows(WRITES))
 def test_writes_need_their_locks(row: str) -> None:
     line, _, needs = row.rpartition(" = ")
     wanted = sum(BITS[name] for name in needs.split())
-    assert commands.needs(commands.parse(line.split())) == wanted
+    assert classify.needs(classify.parse(line.split())) == wanted
 
 
 def test_global_options() -> None:
     line = "-C a -C b --git-dir g --work-tree=w --bare -c x=y --namespace n add -C z"
-    taken = commands.parse(line.split())
+    taken = classify.parse(line.split())
     assert taken.directories == ["a", "b"]
     assert taken.variables == {"GIT_DIR": "g", "GIT_WORK_TREE": "w"}
     assert taken.bare
@@ -91,7 +91,7 @@ def test_global_options() -> None:
 
 def test_every_command_of_this_git_is_known() -> None:
     words = subprocess.check_output([GIT, "--list-cmds=builtins"], text=True).split()
-    unknown = {word for word in words if commands.needs(commands.parse([word, "x"])) is None}
+    unknown = {word for word in words if classify.needs(classify.parse([word, "x"])) is None}
     # Helpers of git's own, which nobody types: they queue with everything.
     helpers = {word for word in unknown if "--" in word or word.startswith(("merge-", "remote-"))}
     assert unknown == helpers
@@ -104,7 +104,7 @@ JJ_WORKS = "| log | st | new | --no-pager log | -R help st | -Rx st | --config h
 
 def test_what_jj_does() -> None:
     def needs(line: str) -> "int | None":
-        return commands.needs(other_tools.parse("jj", line.split()))
+        return classify.needs(other_tools.parse("jj", line.split()))
 
     assert not any(map(needs, _rows(JJ_HARMLESS) + _rows(JJ_PROMPT)))
     assert {needs(line) for line in _rows(JJ_WORKS)} == {TREE | REFS | REMOTE}
@@ -120,8 +120,8 @@ def test_the_repository_that_jj_is_told(option: str) -> None:
 def test_owners_of_locks() -> None:
     harmless = ["cat-file --batch", "log", "fsmonitor--daemon run", "credential-cache--daemon s"]
     suspects = ["status", "commit -a", "gc --auto", "difftool", "my-alias", "diff", ""]
-    assert all(commands.is_harmless(commands.parse(line.split())) for line in harmless)
-    assert not any(commands.is_harmless(commands.parse(line.split())) for line in suspects)
+    assert all(classify.is_harmless(classify.parse(line.split())) for line in harmless)
+    assert not any(classify.is_harmless(classify.parse(line.split())) for line in suspects)
 
 
 @pytest.mark.parametrize(
@@ -133,19 +133,19 @@ def test_owners_of_locks() -> None:
         ('log --format="a b" -3', 0),
         ("branch", REFS),  # `git it x` is `git branch x`
         ("!git log", 0),
-        ("!git log | cat", commands.FOREIGN),
-        ("!git log -p | less -R", commands.FOREIGN),
-        ("!make", commands.FOREIGN),
-        ("!f() { git add .; }; f", commands.FOREIGN),
+        ("!git log | cat", classify.FOREIGN),
+        ("!git log -p | less -R", classify.FOREIGN),
+        ("!make", classify.FOREIGN),
+        ("!f() { git add .; }; f", classify.FOREIGN),
         ("!git add -A && git commit -m 'a b'", TREE),
         ("!git fetch; git branch", REMOTE | REFS),
-        ("!git fetch && make", commands.FOREIGN),
-        ("!git commit -m 'a;b'", commands.FOREIGN),
-        ("!git add -A && git other", TREE | commands.REFRESH),
-        ("it", commands.FOREIGN),
-        ("other", commands.REFRESH),
-        ("'open", commands.FOREIGN),
-        (None, commands.FOREIGN),
+        ("!git fetch && make", classify.FOREIGN),
+        ("!git commit -m 'a;b'", classify.FOREIGN),
+        ("!git add -A && git other", TREE | classify.REFRESH),
+        ("it", classify.FOREIGN),
+        ("other", classify.REFRESH),
+        ("'open", classify.FOREIGN),
+        (None, classify.FOREIGN),
     ],
 )
 def test_aliases(tmp_path: Path, alias: "str | None", needs: int) -> None:
@@ -153,14 +153,14 @@ def test_aliases(tmp_path: Path, alias: "str | None", needs: int) -> None:
     box.bare("config", "alias.other", "status")
     if alias:
         box.bare("config", "alias.it", alias)
-    command = commands.parse(["-C", str(box.repo), "it", "x"])
-    assert commands.needs(command) is None
+    command = classify.parse(["-C", str(box.repo), "it", "x"])
+    assert classify.needs(command) is None
     assert aliases.needs(GIT, command, box.env) == needs
 
 
 def test_an_alias_of_the_command_line(tmp_path: Path) -> None:
     box = GitBox(tmp_path)
-    command = commands.parse(["-C", str(box.repo), "-c", "alias.it=add", "it", "x"])
+    command = classify.parse(["-C", str(box.repo), "-c", "alias.it=add", "it", "x"])
     assert aliases.needs(GIT, command, box.env) == TREE
 
 
@@ -168,5 +168,5 @@ def test_a_ring_of_aliases_ends(tmp_path: Path) -> None:
     box = GitBox(tmp_path)
     for number in range(30):
         box.bare("config", f"alias.a{number}", f"a{number + 1}")
-    command = commands.parse(["-C", str(box.repo), "a0"])
-    assert aliases.needs(GIT, command, box.env) == commands.FOREIGN
+    command = classify.parse(["-C", str(box.repo), "a0"])
+    assert aliases.needs(GIT, command, box.env) == classify.FOREIGN

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.gitguard import command, commands, repository
+from sandrun.git import classify, repository, wrapper
 from tests.gitbox import GIT, GitBox, git_version
 
 
@@ -27,7 +27,7 @@ def _git_says(
         if done.returncode:
             return None
         # Relative answers count from where git stands after its -C options.
-        directories = commands.parse([*options, "x"]).directories
+        directories = classify.parse([*options, "x"]).directories
         answers.append(os.path.realpath(os.path.join(cwd, *directories, done.stdout.strip())))
     return answers
 
@@ -40,7 +40,7 @@ def _we_say(
     env: dict[str, str],
 ) -> "list[str] | None":
     monkeypatch.chdir(cwd)
-    found = command._repository(commands.parse([*options, "add"]), {**box.env, **env})
+    found = wrapper._repository(classify.parse([*options, "add"]), {**box.env, **env})
     if found is None:
         return None
     return [found.git_dir, found.common_dir, os.path.realpath(found.index)]
@@ -173,4 +173,4 @@ def test_a_deleted_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert command._repository(commands.parse(["add"]), {}) is None
+    assert wrapper._repository(classify.parse(["add"]), {}) is None

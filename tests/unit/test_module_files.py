@@ -27,7 +27,7 @@ STARTED = OURS | {"sandrun.keeper", "sandrun.sampling"}
 # loaded before the wait where it is needed at all; what asks for escapes is that one itself.
 ELSEWHERE = {
     *("sandrun.namespaces", "sandrun.backends.groups"),
-    *("sandrun.gitguard.watch", "sandrun.gitguard.waiting", "sandrun.darwin", "sandrun.signals"),
+    *("sandrun.git.inotify", "sandrun.git.waiter", "sandrun.darwin", "sandrun.signals"),
     *("sandrun.windows", "sandrun.windows.files", "sandrun.windows.console"),
 }
 
@@ -44,7 +44,7 @@ def imported(name: str) -> "Iterator[str]":
         if not isinstance(node, ast.ImportFrom) or id(node) in types:
             continue
         module = node.module or ""
-        if module in ("sandrun", "sandrun.gitguard", "sandrun.backends", "sandrun.windows"):
+        if module in ("sandrun", "sandrun.git.guard", "sandrun.backends", "sandrun.windows"):
             yield from (f"{module}.{alias.name}" for alias in node.names)
         elif module.startswith("sandrun."):
             yield module
@@ -58,7 +58,7 @@ def test_all_that_may_be_loaded_late_is_held(name: str) -> None:
 # A waiter has loaded them, or what it is started by.
 LOADED = {
     *(f"sandrun.{name}" for name in ("feedback", "leaving", "nesting", "waiting")),
-    "sandrun.gitguard",
+    "sandrun.git.guard",
 }
 
 

@@ -11,7 +11,7 @@ every `git` on PATH for a mark would cost more in sh than git does.
 `search` is how every shim, of git or of another tool, finds the program behind it.
 """
 
-from sandrun.gitguard import commands
+from sandrun.git import classify
 
 DIRECTORY_MARK = ".sandrun-shims"
 
@@ -152,7 +152,7 @@ def launch(python: str, library: str) -> str:
 
 def other(tool: str, sandrun: str) -> str:
     """The shim for one of `other_tools`; `sandrun` as for `text`."""
-    from sandrun.gitguard import other_tools
+    from sandrun.git import other_tools
 
     passed = "|".join(other_tools.passed_words(tool))
     gone = _GONE.format(tool=tool)
@@ -163,9 +163,9 @@ def text(sandrun: str) -> str:
     """The shim. `sandrun` is the shell text that becomes `sandrun git` with the words after it,
     such as `exec /usr/bin/sandrun git` or what `launch` gives; if it returns, git is run as is."""
     return _TEXT.format(
-        with_value="|".join(sorted(commands.WITH_VALUE)),
-        answers="|".join(sorted(commands.ANSWERS)),
-        read_only="|".join(sorted(commands.READ_ONLY)),
+        with_value="|".join(sorted(classify.WITH_VALUE)),
+        answers="|".join(sorted(classify.ANSWERS)),
+        read_only="|".join(sorted(classify.READ_ONLY)),
         sandrun=sandrun,
         gone=_GONE.format(tool="git"),
         search=search("git"),

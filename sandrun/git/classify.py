@@ -141,7 +141,7 @@ def parse(args: "list[str]") -> Invocation:
 
 def needs(command: Invocation) -> "int | None":
     """The locks that a command needs; 0: none. None: git does not know the word, so it may be
-    an alias or a program of somebody's. The latter is `FOREIGN` (`sandrun.gitguard.aliases`)."""
+    an alias or a program of somebody's. The latter is `FOREIGN` (`sandrun.git.aliases`)."""
     word, arguments = command.word, command.arguments
     if not word or arguments[:1] in (["-h"], ["--help"]):
         return 0
@@ -304,7 +304,7 @@ def _other(tool: str) -> "Callable[[list[str]], bool]":
     """Whether a command of one of the `other_tools` needs no turn."""
 
     def asks(arguments: "list[str]") -> bool:
-        from sandrun.gitguard import other_tools
+        from sandrun.git import other_tools
 
         return other_tools.is_harmless(tool, arguments)
 

@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandrun.gitguard.repository import Repository
+    from sandrun.git.repository import Repository
 
 LOCAL_VARIABLES = (
     "GIT_ALTERNATE_OBJECT_DIRECTORIES",
@@ -61,7 +61,7 @@ def around(
 ) -> "Repository | None":
     """The repository that the gits of a run in `project` act on, with the variables of `env`; a
     relative GIT_DIR counts from `here`."""
-    from sandrun.gitguard.repository import find
+    from sandrun.git.repository import find
 
     return find(here if env.get("GIT_DIR") else project, env)
 
@@ -101,11 +101,11 @@ def wait_quiet(project: str, patience: float, mask: "set[int]") -> None:
     repo = around(project)
     if repo is None:
         return
-    from sandrun.gitguard import processes
+    from sandrun.git import git_processes
 
-    if processes.ancestor(repo):
+    if git_processes.ancestor(repo):
         return
-    from sandrun.gitguard.waiting import Interruptible, Wait
+    from sandrun.git.waiter import Interruptible, Wait
 
     with Interruptible(mask):
         Wait(repo, patience, "going on without waiting").quiet()
@@ -123,7 +123,7 @@ def heal_after(
         return
     repo = around(project, env, here)
     if repo:
-        from sandrun.gitguard import stale
+        from sandrun.git import stale
 
         stale.after_run(repo, since, run_id)
 
@@ -132,9 +132,9 @@ def housekeepers(pids: "list[int]") -> "list[int]":
     """Those of the processes that are git's own housekeeping in the background."""
     if sys.platform == "win32":
         return []
-    from sandrun.gitguard import processes
+    from sandrun.git import git_processes
 
-    return [pid for pid in pids if processes.keeps_house(pid)]
+    return [pid for pid in pids if git_processes.keeps_house(pid)]
 
 
 _DETACH = ("gc.autoDetach", "maintenance.autoDetach")
@@ -186,7 +186,7 @@ def _is_detach_set(env: "Mapping[str, str]", project: str) -> bool:
         if b"autodetach" in text:
             return True
         if b"include" in text or len(text) >= _MANY:
-            from sandrun.gitguard import included
+            from sandrun.git import included
 
             if included.mentions(file, b"autodetach", home):
                 return True
@@ -226,7 +226,7 @@ def clean(env: "dict[str, str]", hook: bool) -> None:
     of `git --git-dir=~/.dotfiles commit` is nowhere above the hook.
     """
     if hook:
-        from sandrun.gitguard.repository import find
+        from sandrun.git.repository import find
 
         meant, seen = find(".", env), find(".", {})
         if meant and (not seen or seen.git_dir != meant.git_dir):

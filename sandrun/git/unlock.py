@@ -7,8 +7,8 @@ speaks for owners that could not be seen from here at all. Exit 0: no lock is le
 import os
 
 from sandrun import messages
-from sandrun.gitguard import commands, lock_paths, processes, stale, turn
-from sandrun.gitguard.repository import Repository
+from sandrun.git import classify, git_processes, lock_paths, record_locks, stale
+from sandrun.git.repository import Repository
 from sandrun.model import SandrunError, UsageError
 
 USAGE = "sandrun git [-C DIR] unlock [--dry-run] [--force] | unlock --restore [NAME]"
@@ -51,13 +51,13 @@ def _unlock(repo: Repository, force: bool, dry: bool) -> int:
     busy: list[int] = []
 
     def note(fd: int, operation: int, byte: int) -> bool:
-        busy.append(turn.holder(fd, operation, byte))
+        busy.append(record_locks.holder(fd, operation, byte))
         return False
 
     # Held to our end, so that no guarded git begins between our look and our move. One of each
     # common dir: every guarded git of its worktrees shares that one's ALL_BYTE.
     for each in {owner.common_dir: owner for owner in found.values() if owner}.values():
-        turn.take(each, commands.ALL, 0, note)
+        record_locks.take(each, classify.ALL, 0, note)
     judged = [_unlock_one(repo, *each, busy, force, dry) for each in found.items()]
     return 0 if all(judged) else 1
 
@@ -75,7 +75,7 @@ def _unlock_one(
         return True
     owners = stale.owners(owner, lock) or busy
     if owners:
-        who = processes.text(owners) or "a git that cannot be seen from here"
+        who = git_processes.text(owners) or "a git that cannot be seen from here"
         messages.error(
             f"{shown} may belong to {who}: left alone",
             "let it finish, or end it, then try again",

@@ -11,8 +11,8 @@ import time
 
 from sandrun import kernel, messages
 from sandrun.bare import signal as _signal
-from sandrun.gitguard import commands, locks, processes, stale, turn
-from sandrun.gitguard.repository import Repository
+from sandrun.git import classify, git_processes, lock_files, record_locks, stale
+from sandrun.git.repository import Repository
 from sandrun.model import span_text
 
 TYPE_CHECKING = False
@@ -69,14 +69,18 @@ class Wait:
 
     def turn(self, fd: int, operation: int, byte: int) -> bool:
         """Wait for a lock of the guard file; whether it is ours."""
-        pid = turn.holder(fd, operation, byte)
+        pid = record_locks.holder(fd, operation, byte)
         if pid and pid in kernel.ancestors(os.getpid()):
-            messages.decision(f"{self.repo.top}: inside of {processes.text([pid])}: not waiting")
+            messages.decision(
+                f"{self.repo.top}: inside of {git_processes.text([pid])}: not waiting"
+            )
             return False
-        speaker = self._speak_later(fd, operation, byte) if self.patience > locks.SILENCE else 0
+        speaker = (
+            self._speak_later(fd, operation, byte) if self.patience > lock_files.SILENCE else 0
+        )
         try:
             while not self._lock(fd, operation, byte):
-                before, pid = pid, turn.holder(fd, operation, byte)
+                before, pid = pid, record_locks.holder(fd, operation, byte)
                 if pid == before or time.monotonic() >= self.deadline:
                     break
             else:
@@ -86,7 +90,7 @@ class Wait:
         if self.patience:
             messages.warn(
                 f"{self.repo.top}: waited {span_text(min(self.patience, self.still))} for "
-                f"{_text(turn.holder(fd, operation, byte))}; {self.going_on}"
+                f"{_text(record_locks.holder(fd, operation, byte))}; {self.going_on}"
             )
         return False
 
@@ -100,8 +104,8 @@ class Wait:
         try:
             for number in _LEAVING:
                 _signal.signal(number, _signal.SIG_DFL)
-            time.sleep(locks.SILENCE)
-            holder = turn.holder(fd, operation, byte)
+            time.sleep(lock_files.SILENCE)
+            holder = record_locks.holder(fd, operation, byte)
             if os.getppid() == waiter != holder:
                 messages.status(f"{self.repo.top}: waiting for {_text(holder)}")
         finally:
@@ -132,26 +136,26 @@ class Wait:
 
     def locks(self, needs: int) -> None:
         """Wait for git's own lock files that are in the way."""
-        paths = locks.in_the_way(self.repo, needs)
-        lock = locks.wait_gone(
+        paths = lock_files.in_the_way(self.repo, needs)
+        lock = lock_files.wait_gone(
             self.repo, paths, self.deadline, lambda path: stale.heal(self.repo, path)
         )
         if lock and self.patience:
             messages.warn(
                 f"{self.repo.top}: waited {span_text(self.patience)} for "
-                f"{locks.owner_text(self.repo, lock)}; {self.going_on}",
+                f"{lock_files.owner_text(self.repo, lock)}; {self.going_on}",
                 f"if no git is at work there: sandrun git -C {self.repo.top} unlock",
             )
 
     def quiet(self) -> None:
         """Wait until no git is at work in this worktree, without taking a turn."""
-        fd = turn.open_file(self.repo.git_dir, make=False)
+        fd = record_locks.open_file(self.repo.git_dir, make=False)
         if fd >= 0:
             # A waiter's lock would keep gits away for an instant: only asked for if one is held.
-            if turn.holder(fd, fcntl.LOCK_SH, turn.TREE_BYTE):
-                self.turn(fd, fcntl.LOCK_SH, turn.TREE_BYTE)
+            if record_locks.holder(fd, fcntl.LOCK_SH, record_locks.TREE_BYTE):
+                self.turn(fd, fcntl.LOCK_SH, record_locks.TREE_BYTE)
             os.close(fd)
-        self.locks(commands.TREE)
+        self.locks(classify.TREE)
 
 
 def _end(child: int) -> None:
@@ -164,4 +168,4 @@ def _end(child: int) -> None:
 
 
 def _text(pid: int) -> str:
-    return processes.text([pid] if pid else []) or "a git that cannot be seen from here"
+    return git_processes.text([pid] if pid else []) or "a git that cannot be seen from here"

@@ -8,7 +8,7 @@ robbed, so doubt says yes there too. Both therefore treat what cannot be read as
 import os
 
 from sandrun import kernel
-from sandrun.gitguard import commands, lock_paths, repository
+from sandrun.git import classify, lock_paths, repository
 from sandrun.model import DARWIN
 
 TYPE_CHECKING = False
@@ -50,11 +50,11 @@ def _works_in(pid: int, repo: "repository.Repository | None", reads_count: bool)
             return False
         command = _invocation(words)
         # What git does not know holds no turn, nor a lock: what it starts does, here below it.
-        passive = commands.needs(command) in (0, None)
-        if commands.is_harmless(command) if reads_count else passive:
+        passive = classify.needs(command) in (0, None)
+        if classify.is_harmless(command) if reads_count else passive:
             return False
         if repo is None:
-            return commands.writes_user_files(command) and _shares_user_files(pid)
+            return classify.writes_user_files(command) and _shares_user_files(pid)
         other = "" if DARWIN else os.readlink(f"{kernel.PROC}/{pid}/ns/mnt")
         if other and other != os.readlink("/proc/self/ns/mnt"):
             return _shares_files(pid, repo)
@@ -67,13 +67,13 @@ def _works_in(pid: int, repo: "repository.Repository | None", reads_count: bool)
         return True
 
 
-def _invocation(words: "list[str]") -> commands.Invocation:
+def _invocation(words: "list[str]") -> classify.Invocation:
     tool = os.path.basename(words[0]).lstrip(".").removesuffix("-wrapped")
     if tool in ("jj", "git-annex"):
-        from sandrun.gitguard import other_tools
+        from sandrun.git import other_tools
 
         return other_tools.parse(tool, words[1:])
-    return commands.parse(words[1:])
+    return classify.parse(words[1:])
 
 
 def _shares_files(pid: int, repo: repository.Repository) -> bool:
@@ -107,7 +107,7 @@ def _same(found: "repository.Repository | None", repo: repository.Repository) ->
 
 
 def _repositories(
-    pid: int, command: commands.Invocation
+    pid: int, command: classify.Invocation
 ) -> "Iterator[repository.Repository | None]":
     """Where a running git may be at work; None stands for a place that cannot be told.
 
@@ -181,7 +181,7 @@ def keeps_house(pid: int) -> bool:
     try:
         if not is_named_git(kernel.Stat(pid).name):
             return False
-        command = commands.parse(kernel.arguments(pid)[1:])
+        command = classify.parse(kernel.arguments(pid)[1:])
     except OSError:
         return False
     background = not {"--auto", "--detach"}.isdisjoint(command.arguments)

@@ -7,7 +7,7 @@ per step, at most ten steps. A shell alias that is nothing but gits is their sum
 
 import os
 
-from sandrun.gitguard import commands
+from sandrun.git import classify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,28 +17,28 @@ _STEPS = 10
 _SHELL = set("|&;<>()$`\n")
 
 
-def needs(git: str, command: commands.Invocation, env: "Mapping[str, str]") -> int:
+def needs(git: str, command: classify.Invocation, env: "Mapping[str, str]") -> int:
     """The locks that a command with an unknown word needs; `FOREIGN` if that stays open."""
     seen: set[str] = set()
     total = 0
     left = [command]
     while left:
         command = left.pop()
-        needed = commands.needs(command)
+        needed = classify.needs(command)
         if needed is not None:
             total |= needed
             continue
         meant = _expand(git, command, env) if len(seen) < _STEPS else []
         if command.word in seen or not meant:
-            return commands.FOREIGN
+            return classify.FOREIGN
         seen.add(command.word)
         left += meant
     return total
 
 
 def _expand(
-    git: str, command: commands.Invocation, env: "Mapping[str, str]"
-) -> "list[commands.Invocation]":
+    git: str, command: classify.Invocation, env: "Mapping[str, str]"
+) -> "list[classify.Invocation]":
     """The gits that an alias stands for: one, or for the shell several, one after the other (`!git
     add -A && git commit`). Empty: no alias, or one that does something else."""
     text = _value(git, command, env)
@@ -51,7 +51,7 @@ def _expand(
             return []
         # What follows the alias on the command line belongs to the last.
         more = command.arguments if number == len(texts) else []
-        found = commands.parse(words[shell:] + more)
+        found = classify.parse(words[shell:] + more)
         if not found.word:  # nothing, or quotes that a `;` stands in
             return []
         found.options = command.options
@@ -59,7 +59,7 @@ def _expand(
     return meant
 
 
-def _value(git: str, command: commands.Invocation, env: "Mapping[str, str]") -> str:
+def _value(git: str, command: classify.Invocation, env: "Mapping[str, str]") -> str:
     """What the alias stands for, with the command line's own -C, -c and --git-dir; '': nothing."""
     word = command.word
     if not word.replace("-", "").replace("_", "").isalnum() or not word.isascii():

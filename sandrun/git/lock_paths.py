@@ -12,8 +12,8 @@ Left out are locks on files that a command line names (`bundle create`, `fast-im
 
 import os
 
-from sandrun.gitguard import repository
-from sandrun.gitguard.repository import Repository
+from sandrun.git import repository
+from sandrun.git.repository import Repository
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

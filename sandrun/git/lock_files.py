@@ -3,15 +3,15 @@
 Promises to touch none of them. A lock is in the way while its name exists; git makes it with
 O_EXCL and renames it over the file it guards, or removes it. What it does not do is keep it open:
 in the editor of `git commit -a` nobody has index.lock open, so neither that nor its age says
-whether it is alive (`sandrun.gitguard.stale` has what does).
+whether it is alive (`sandrun.git.stale` has what does).
 """
 
 import os
 import time
 
 from sandrun import messages
-from sandrun.gitguard import commands, processes
-from sandrun.gitguard.repository import Repository, head_ref
+from sandrun.git import classify, git_processes
+from sandrun.git.repository import Repository, head_ref
 from sandrun.model import span_text
 
 TYPE_CHECKING = False
@@ -34,17 +34,17 @@ def in_the_way(repo: Repository, needs: int) -> "list[str]":
     """The lock files on which a command with these needs would fail."""
     paths = []
     names = [_REFTABLE]
-    if needs & (commands.TREE | commands.ALL):
+    if needs & (classify.TREE | classify.ALL):
         paths += [repo.index + ".lock", os.path.join(repo.git_dir, "HEAD.lock")]
         if repo.git_dir != repo.common_dir:  # HEAD of a linked worktree
             paths.append(os.path.join(repo.git_dir, _REFTABLE))
         branch = head_ref(repo)
         names += [branch + ".lock"] if branch else []
-    if needs & (commands.REFS | commands.ALL):
+    if needs & (classify.REFS | classify.ALL):
         names += ["packed-refs.lock", "config.lock"]
-    if needs & (commands.REMOTE | commands.ALL):
+    if needs & (classify.REMOTE | classify.ALL):
         names.append("shallow.lock")
-    if needs & commands.ALL:
+    if needs & classify.ALL:
         names += _PACKING
     return paths + [os.path.join(repo.common_dir, name) for name in names]
 
@@ -61,7 +61,7 @@ def wait_gone(
 
     `heal` is asked once for each whether it is stale beyond doubt, and takes it away if so.
     """
-    from sandrun.gitguard.watch import Watch
+    from sandrun.git.inotify import Watch
 
     watch = Watch({os.path.dirname(path) for path in paths})
     began = time.monotonic()
@@ -89,8 +89,8 @@ def wait_gone(
 def owner_text(repo: Repository, lock: str) -> str:
     """Who holds a lock and which, as far as can be told."""
     name = os.path.relpath(lock, repo.common_dir)
-    owners = processes.openers(lock) or processes.at_work(repo)
-    who = processes.text([pid for pid in owners if pid != os.getpid()])
+    owners = git_processes.openers(lock) or git_processes.at_work(repo)
+    who = git_processes.text([pid for pid in owners if pid != os.getpid()])
     return f"{who or 'an unknown process'}, which holds {name} since {age_text(lock)}"
 
 

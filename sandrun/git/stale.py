@@ -18,8 +18,8 @@ import os
 import time
 
 from sandrun import kernel, messages, project
-from sandrun.gitguard import lock_paths, locks, processes
-from sandrun.gitguard.repository import Repository
+from sandrun.git import git_processes, lock_files, lock_paths
+from sandrun.git.repository import Repository
 from sandrun.model import SandrunError
 
 TYPE_CHECKING = False
@@ -111,7 +111,7 @@ def owners(repo: "Repository | None", lock: str) -> "list[int]":
         uid = os.lstat(lock).st_uid
     except OSError:
         uid = -1
-    return processes.openers(lock) or processes.at_work(repo, uid)
+    return git_processes.openers(lock) or git_processes.at_work(repo, uid)
 
 
 def blind_spots(lock: str) -> "list[str]":
@@ -228,4 +228,4 @@ def describe(repo: Repository, lock: str) -> str:
         size = os.lstat(lock).st_size
     except OSError:
         size = 0
-    return f"{lock} ({size} bytes, {locks.age_text(lock)} old)"
+    return f"{lock} ({size} bytes, {lock_files.age_text(lock)} old)"

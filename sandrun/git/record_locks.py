@@ -29,13 +29,13 @@ import os
 import sys
 
 from sandrun import messages
-from sandrun.gitguard import commands
+from sandrun.git import classify
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandrun.gitguard.repository import Repository
+    from sandrun.git.repository import Repository
 
     Waiter = Callable[[int, int, int], bool]
     """Called as (fd, operation, byte) when that lock is taken; True: it is ours now."""
@@ -47,16 +47,16 @@ _WIDTH = 4
 
 def steps(repo: "Repository", needs: int) -> "list[tuple[str, int, int]]":
     """The locks that `needs` asks for, in order: directory, byte, operation."""
-    if needs == commands.REFRESH:
+    if needs == classify.REFRESH:
         return [(repo.git_dir, TREE_BYTE, fcntl.LOCK_EX)]
     wanted = []
-    if needs & (commands.TREE | commands.ALL):
+    if needs & (classify.TREE | classify.ALL):
         wanted.append((repo.git_dir, TREE_BYTE, fcntl.LOCK_EX))
-    alone = fcntl.LOCK_EX if needs & commands.ALL else fcntl.LOCK_SH
+    alone = fcntl.LOCK_EX if needs & classify.ALL else fcntl.LOCK_SH
     wanted.append((repo.common_dir, ALL_BYTE, alone))
-    if needs & commands.REFS:
+    if needs & classify.REFS:
         wanted.append((repo.common_dir, REFS_BYTE, fcntl.LOCK_EX))
-    if needs & commands.REMOTE:
+    if needs & classify.REMOTE:
         wanted.append((repo.common_dir, REMOTE_BYTE, fcntl.LOCK_EX))
     return wanted
 

@@ -7,7 +7,7 @@ import os
 
 from sandrun import messages, spawn
 from sandrun.bare import signal as _signal
-from sandrun.gitguard import commands, processes, repository, turn
+from sandrun.git import classify, git_processes, record_locks, repository
 from sandrun.model import EXIT_NOT_FOUND, SandrunError
 
 TYPE_CHECKING = False
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import NoReturn
 
-    from sandrun.gitguard.waiting import Wait
+    from sandrun.git.waiter import Wait
 
-_READS = commands.REFRESH | commands.PAGED | commands.LOCKS
+_READS = classify.REFRESH | classify.PAGED | classify.LOCKS
 _STILL = 2.0  # seconds
 
 SHIM_MARK = b"sandrun shim"
 """In the first lines of a shim, so that a search of PATH knows it from the real git."""
 SHIM_VARIABLE = "SANDRUN_SHIM"
-"""What a shim notes in the environment (`sandrun.gitguard.shim`)."""
+"""What a shim notes in the environment (`sandrun.git.shim`)."""
 
 
 def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.Heritage) -> int:
@@ -40,15 +40,15 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.
         _guard_other(tool, arguments, env, flags)
         _signal.signal(_signal.SIGPIPE, pipe)
         return _become(place, [tool, *arguments], env)
-    command = commands.parse(arguments)
+    command = classify.parse(arguments)
     if command.word == "unlock":
-        from sandrun.gitguard import unlock
+        from sandrun.git import unlock
 
         return unlock.main(_repository(command, env), command.arguments)
     git = place or real_git(env)
-    needed = commands.needs(command)
+    needed = classify.needs(command)
     if needed is None:
-        from sandrun.gitguard import aliases
+        from sandrun.git import aliases
 
         needed = aliases.needs(git, command, env)
     if needed & ~_READS:
@@ -56,7 +56,7 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.
     elif needed:
         if not _may_refresh(_repository(command, env), needed, flags):
             env.setdefault("GIT_OPTIONAL_LOCKS", "0")  # which only status knows
-            if needed & commands.PAGED:
+            if needed & classify.PAGED:
                 arguments = ["-c", "diff.autoRefreshIndex=false", *arguments]
     elif not any(map(_is_terminal, (0, 1, 2))):
         # Nobody is looking: what reads in the background takes no optional locks.
@@ -69,18 +69,18 @@ def _guard_other(
     tool: str, arguments: "list[str]", env: "Mapping[str, str]", flags: "Mapping[str, object]"
 ) -> None:
     """Give a program other than git its turn for git's locks."""
-    from sandrun.gitguard import other_tools
+    from sandrun.git import other_tools
 
     command = other_tools.parse(tool, arguments)
-    needed = commands.needs(command) or 0
+    needed = classify.needs(command) or 0
     if other_tools.is_paged(tool, arguments) and any(map(_is_terminal, (0, 1, 2))):
-        needed = needed and commands.FOREIGN
+        needed = needed and classify.FOREIGN
     if needed:
         _guard(_repository(command, env), needed, flags)
 
 
 def _repository(
-    command: commands.Invocation, env: "Mapping[str, str]"
+    command: classify.Invocation, env: "Mapping[str, str]"
 ) -> "repository.Repository | None":
     try:
         cwd = os.path.join(os.getcwd(), *command.directories)
@@ -97,7 +97,7 @@ def _guard(
 ) -> None:
     if repo is None:  # git will say so, or make one
         return
-    around = processes.ancestor(repo)
+    around = git_processes.ancestor(repo)
     wait: Wait | None = None
 
     def patient() -> "Wait":
@@ -106,17 +106,17 @@ def _guard(
             wait = _wait(repo, flags)
         return wait
 
-    held = turn.take(repo, needed, around, lambda *lock: patient().turn(*lock))
+    held = record_locks.take(repo, needed, around, lambda *lock: patient().turn(*lock))
     for fd in held:
         os.set_inheritable(fd, True)
     if around:
-        messages.decision(f"{repo.top}: inside of {processes.text([around])}: not waiting")
+        messages.decision(f"{repo.top}: inside of {git_processes.text([around])}: not waiting")
         return
-    from sandrun.gitguard import locks
+    from sandrun.git import lock_files
 
-    if locks.first_of(locks.in_the_way(repo, needed)):
+    if lock_files.first_of(lock_files.in_the_way(repo, needed)):
         patient().locks(needed)
-    if needed == commands.FOREIGN:
+    if needed == classify.FOREIGN:
         for fd in held:
             os.close(fd)
 
@@ -129,17 +129,17 @@ def _may_refresh(
     in any case, while turns move on), nor hold it where a pager may keep it alive."""
     if repo is None:
         return True
-    if needed & commands.PAGED and any(map(_is_terminal, (0, 1, 2))):
+    if needed & classify.PAGED and any(map(_is_terminal, (0, 1, 2))):
         return False
     refused = False
 
     def wait(*lock: int) -> bool:
         nonlocal refused
-        patient = needed & commands.LOCKS
+        patient = needed & classify.LOCKS
         refused = not (patient and _wait(repo, flags, _STILL).turn(*lock))
         return not refused
 
-    for fd in turn.take(repo, commands.REFRESH, processes.ancestor(repo), wait):
+    for fd in record_locks.take(repo, classify.REFRESH, git_processes.ancestor(repo), wait):
         os.set_inheritable(fd, True)
     return not refused
 
@@ -149,7 +149,7 @@ def _wait(
 ) -> "Wait":
     """Settings are read here and not before: an uncontended git needs none of them."""
     from sandrun import project, settings
-    from sandrun.gitguard.waiting import Wait
+    from sandrun.git.waiter import Wait
 
     chosen = settings.resolve(flags, project.find(repo.top))
     return Wait(repo, chosen.git_wait, "running git anyway", still)

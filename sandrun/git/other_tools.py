@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandrun.gitguard.commands import Invocation
+    from sandrun.git.classify import Invocation
 
 WORDS = {"jj": "jj", "git-annex": "annex"}
 """By program: the word that stands for it in a command line of git."""
@@ -39,7 +39,7 @@ _JJ_SHOWS = frozenset(("diff", "evolog", "interdiff", "log", "root", "show", "st
 
 def parse(tool: str, arguments: "list[str]") -> "Invocation":
     """The command line as the one of git that stands for it."""
-    from sandrun.gitguard.commands import Invocation
+    from sandrun.git.classify import Invocation
 
     taken = Invocation()
     taken.word, taken.arguments = WORDS[tool], arguments
