@@ -15,7 +15,7 @@ lock, whose writers wait for RCU (9 ms). So the supervisor enters, spawns, and l
 
 import os
 
-from sandrun import messages, sampling, spawn
+from sandrun import messages, sampling
 from sandrun.backends import groups
 from sandrun.backends.spy import (
     BaseFileInterface,
@@ -25,6 +25,7 @@ from sandrun.backends.spy import (
     MemoryController,
 )
 from sandrun.model import Limits, Process, Unusable, Usage, error_text
+from sandrun.platform import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

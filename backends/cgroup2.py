@@ -13,9 +13,10 @@ import errno
 import os
 import time
 
-from sandrun import kernel, messages
+from sandrun import messages
 from sandrun.backends import groups
 from sandrun.model import Limits, Unusable, error_text
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def find_parent(needed: "dict[str, bool]") -> str:
         enable(parent, needed)
         return parent
     is_root = not os.path.exists(own + "/cgroup.type")
-    members = kernel.read(own + "/cgroup.procs").split()
+    members = processes.read(own + "/cgroup.procs").split()
     alone = members == [str(os.getpid()).encode()]
     if is_root or not members:
         _check_writable(own)
@@ -86,7 +87,7 @@ def limits_of(group: str) -> "dict[str, str]":
     for name in sorted(os.listdir(group)):
         if name in _DEFAULTS or name.endswith(".max"):
             try:
-                value = " ".join(kernel.read(f"{group}/{name}").decode().split())
+                value = " ".join(processes.read(f"{group}/{name}").decode().split())
             except OSError:
                 continue
             if _is_set(name, value):
@@ -131,7 +132,7 @@ def _is_delegated(own: str) -> bool:
 
 def _check_ours(own: str) -> None:
     try:
-        kind = kernel.read(own + "/cgroup.type").decode().strip()
+        kind = processes.read(own + "/cgroup.type").decode().strip()
     except FileNotFoundError:
         if not os.path.isdir(own):
             raise Unusable(f"our own group {own} is not visible here") from None
@@ -157,14 +158,14 @@ def _check_writable(group: str) -> None:
 
 def _drain(own: str, needed: "dict[str, bool]") -> None:
     """Move every process of `own` into a leaf, so that it may hand out its controllers."""
-    available = kernel.read(own + "/cgroup.controllers").split()
+    available = processes.read(own + "/cgroup.controllers").split()
     if b"memory" not in available:
         raise Unusable(f"the memory controller is not available in {own}", delegation_hint())
     leaf = f"{own}/{LEAF}"
 
     def move_all() -> None:
         os.makedirs(leaf, exist_ok=True)
-        while members := kernel.read(own + "/cgroup.procs").split():
+        while members := processes.read(own + "/cgroup.procs").split():
             for pid in members:
                 _move(pid, leaf)
 
@@ -192,7 +193,7 @@ def _above(own: str, needed: "dict[str, bool]") -> str:
         if limit:
             raise Unusable(f"a run beside {own} would escape {limit}")
         here = os.path.dirname(here)
-        members = kernel.read(here + "/cgroup.procs").split()
+        members = processes.read(here + "/cgroup.procs").split()
         if not members or not os.path.exists(here + "/cgroup.type"):
             _check_writable(here)
             enable(here, needed)
@@ -205,8 +206,8 @@ def enable(parent: str, needed: "dict[str, bool]", patience: float = 0.0) -> Non
 
     Raises Unusable. `patience`: seconds for which EBUSY is tried again.
     """
-    available = kernel.read(parent + "/cgroup.controllers").decode().split()
-    enabled = kernel.read(parent + "/cgroup.subtree_control").decode().split()
+    available = processes.read(parent + "/cgroup.controllers").decode().split()
+    enabled = processes.read(parent + "/cgroup.subtree_control").decode().split()
     for name, must in needed.items():
         if name in enabled:
             continue
@@ -258,7 +259,7 @@ def guarded(work: "Callable[[], None]", what: str) -> None:
 def stay_in(own: str, run_id: str, limits: Limits, delegated: bool) -> "Group2 | None":
     """A container in our own group, where it is ours to divide (its unit is `delegated` to us, or
     nobody else is in it): all that is in it moves to a leaf. None: it is not ours."""
-    members = kernel.read(own + "/cgroup.procs").split()
+    members = processes.read(own + "/cgroup.procs").split()
     if not delegated and members != [str(os.getpid()).encode()]:
         return None
     try:

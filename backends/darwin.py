@@ -1,9 +1,10 @@
 """The `rlimit` backend on macOS: footprints, polled, and descendants that are remembered.
 
-Memory is the sum of the processes' physical footprints (`sandrun.darwin`): compressed pages count,
-shared ones count in each process that touched them. The host's own sum is not to be had, so the
-looks are as frequent as a fast leak demands. There is no rlimit beside: RLIMIT_AS counts what is
-reserved, as RLIMIT_DATA does on Linux, and nobody can read another's here, so none is a mark.
+Memory is the sum of the processes' physical footprints (`sandrun.platform.macos_processes`):
+compressed pages count, shared ones count in each process that touched them. The host's own sum is
+not to be had, so the looks are as frequent as a fast leak demands. There is no rlimit beside:
+RLIMIT_AS counts what is reserved, as RLIMIT_DATA does on Linux, and nobody can read another's here,
+so none is a mark.
 
 There is no subreaper: an orphan becomes a child of pid 1. Invariants
 - A process of the tree is remembered from its first look on by pid and start, so it stays ours
@@ -25,16 +26,16 @@ import mmap
 import os
 import time
 
-from sandrun import darwin, kernel
 from sandrun.backends import monitor
 from sandrun.backends.rlimit import RlimitBackend, RlimitContainer
 from sandrun.model import Limits, Usage
+from sandrun.platform import macos_processes, processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandrun.spawn import Heritage
+    from sandrun.platform import spawn
 
 _REMEMBERED = 4096
 """Processes that the keeper is told of; those beyond it finds by their mark."""
@@ -54,7 +55,7 @@ class FootprintMonitor(monitor.Monitor):
     def _plan(self, now: float, growth: float, cost: float) -> None:
         super()._plan(now, growth, cost + self.walked)
 
-    def _measure(self, members: "dict[int, kernel.Stat]", now: float) -> int:
+    def _measure(self, members: "dict[int, processes.Stat]", now: float) -> int:
         self._sizes = {pid: (info.rss, 0) for pid, info in members.items()}
         return sum(info.rss for info in members.values())
 
@@ -67,29 +68,29 @@ class DarwinContainer(RlimitContainer):
         self.monitor: FootprintMonitor = FootprintMonitor(self.monitor.limit, self.monitor.longest)
         self.known: dict[int, int] = {}
         """The starts of those remembered, by pid; parents before children."""
-        self.orphans = set(kernel.children(1) if limits else ())
+        self.orphans = set(processes.children(1) if limits else ())
         """Children of pid 1 that are not ours: at first all (taken before the keeper is forked)."""
         self.shared = memoryview(mmap.mmap(-1, 16 * _REMEMBERED)).cast("Q")
         """The same as `known` for the keeper: pid and start in turns, up to the first 0."""
         self.cpu = 0.0
         """Seconds at the last look: whom nobody waits for takes its own along."""
 
-    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "Heritage") -> int:
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "spawn.Heritage") -> int:
         child = super().spawn(argv, env, heritage)
         self._members()
         return child
 
-    def _members(self) -> "dict[int, kernel.Stat]":
+    def _members(self) -> "dict[int, processes.Stat]":
         """What lives of the run, parents before children; remembers it."""
         began = time.thread_time()
         if os.getpid() == self.owner:
-            frontier = kernel.children(self.owner)
+            frontier = processes.children(self.owner)
         else:
             pairs = zip(self.shared[::2], self.shared[1::2], strict=True)
             self.known |= dict(itertools.takewhile(lambda pair: pair[0], pairs))
-            frontier = kernel.marked(self.mark, "")
+            frontier = processes.marked(self.mark, "")
         # Another user's process does not tell its start: that one is known by its parent alone.
-        known = [p for p, start in self.known.items() if start and kernel.start(p) == start]
+        known = [p for p, start in self.known.items() if start and processes.start(p) == start]
         frontier += known + self._orphans(known)
         found = monitor.tree(
             [pid for pid in frontier if pid not in (*self.own, os.getpid())], self.strangers
@@ -109,7 +110,7 @@ class DarwinContainer(RlimitContainer):
 
     def _orphans(self, known: "list[int]") -> "list[int]":
         """Those of the run that came since the last look, beside the `known` ones."""
-        orphans = set(kernel.children(1)).difference(known, self.own)
+        orphans = set(processes.children(1)).difference(known, self.own)
         ours = [pid for pid in orphans - self.orphans if self._is_ours(pid)]
         self.orphans = orphans.difference(ours)
         return ours
@@ -120,7 +121,7 @@ class DarwinContainer(RlimitContainer):
                 return True
         except OSError:
             return False
-        return darwin.is_marked(pid, self.mark)
+        return macos_processes.is_marked(pid, self.mark)
 
     def _remember(self, known: "dict[int, int]") -> None:
         if known != self.known:

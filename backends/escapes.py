@@ -23,9 +23,9 @@ supervisor that watches a limit looks for 2 ms at a time, and rests for a hundre
 import os
 import time
 
-from sandrun import kernel
 from sandrun.backends import groups
 from sandrun.model import Escape, Process
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Escapes:
         self._group = groups.in_hierarchy(path, controller)
         self._mark = mark
         self._command = command
-        self._oldest = kernel.start(os.getpid()) if command else 0
+        self._oldest = processes.start(os.getpid()) if command else 0
         self._first = self._newest = command
         """Numbers: the least that a process of the run may have, the last that was given."""
         self._seen_at = since
@@ -115,7 +115,7 @@ class Escapes:
         while True:
             self.look_at_all()
             live = self.live()
-            refused = [pid for pid in live if not kernel.kill_same(pid, self.found[pid].start)]
+            refused = [pid for pid in live if not processes.kill_same(pid, self.found[pid].start)]
             if not live:
                 return
             patience = _REFUSED_SECONDS if refused == live else groups.KILL_SECONDS
@@ -126,9 +126,9 @@ class Escapes:
     def _lives(self, pid: int, start: int) -> bool:
         try:
             return (
-                kernel.start(pid) == start
+                processes.start(pid) == start
                 and bool(self._left_for(pid))
-                and not kernel.is_zombie(pid)
+                and not processes.is_zombie(pid)
             )
         except OSError:
             return False
@@ -136,7 +136,7 @@ class Escapes:
     def _candidates(self) -> "list[int]":
         """The processes that may have left; `look` takes the last one first, parents before
         children as a rule."""
-        newest, now = kernel.newest(), time.monotonic()
+        newest, now = processes.newest(), time.monotonic()
         if newest < self._newest or now > self._seen_at + _NUMBERS_LAST:
             # A number may be another process's by now, a low one that of a young process.
             self._others.clear()
@@ -145,15 +145,15 @@ class Escapes:
         pids = set(self._since_first(newest))
         pids.difference_update(self._others, groups.listed(self._path), (os.getpid(),))
         if pids:
-            self._adopters = {1, os.getpid(), *kernel.ancestors(os.getpid())}
+            self._adopters = {1, os.getpid(), *processes.ancestors(os.getpid())}
         return sorted(pids, reverse=True)
 
     def _since_first(self, newest: int) -> "Iterable[int]":
         """Numbers that processes may have which are no older than the command."""
-        if self._first and newest - self._first < kernel.FEW:
+        if self._first and newest - self._first < processes.FEW:
             return range(self._first, newest + 1)
         try:
-            pids = (int(name) for name in os.listdir(kernel.PROC) if name.isdigit())
+            pids = (int(name) for name in os.listdir(processes.PROC) if name.isdigit())
         except OSError:
             return ()  # no /proc, or another namespace's
         return [pid for pid in pids if pid >= self._first]
@@ -161,7 +161,7 @@ class Escapes:
     def _examine(self, pid: int) -> None:
         try:
             group = self._left_for(pid)
-            stat = kernel.Stat(pid)
+            stat = processes.Stat(pid)
             if not group:  # inside, or in a run of its own by now, or no run's
                 self.found.pop(pid, None)
             elif (stat.state in "ZX" and stat.threads <= 1) or self._is_known(pid, stat.start):
@@ -169,17 +169,17 @@ class Escapes:
             elif stat.start < self._oldest or not self._is_ours(pid, stat):
                 if pid not in self._blank:
                     self._others.add(pid)
-            elif _is_process(pid) and (process := kernel.describe(pid)):
+            elif _is_process(pid) and (process := processes.describe(pid)):
                 self.found[pid] = Escape(process, stat.start, group, *self._origin(stat.parent))
         except OSError:
             pass  # it is gone
 
     def _origin(self, parent: int) -> "tuple[Process | None, bool]":
         """Who started a process, if that stayed in the run; whether its parent did not leave."""
-        starter = kernel.describe(parent) if self._is_inside(parent) else None
+        starter = processes.describe(parent) if self._is_inside(parent) else None
         return starter, parent not in self.found
 
-    def _is_ours(self, pid: int, stat: kernel.Stat) -> bool:
+    def _is_ours(self, pid: int, stat: processes.Stat) -> bool:
         """The proof (see above). Raises OSError: one of the chain is gone."""
         while not self._is_known(pid, stat.start):
             parent = stat.parent
@@ -189,20 +189,20 @@ class Escapes:
                 return self._is_marked(pid) and not self._is_served(pid) and self._adopts(parent)
             if self._is_inside(parent):
                 return True
-            pid, stat = parent, kernel.Stat(parent)
+            pid, stat = parent, processes.Stat(parent)
             if stat.start < self._oldest:
                 return False
         return True
 
     def _is_marked(self, pid: int) -> bool:
-        environ = kernel.read(f"{kernel.told_at(pid)}/environ")
+        environ = processes.read(f"{processes.told_at(pid)}/environ")
         if not environ:
             self._blank.append(pid)
-        return kernel.has_mark(environ, self._mark)
+        return processes.has_mark(environ, self._mark)
 
     def _adopts(self, pid: int) -> bool:
         """Whether orphans go to that process, or went, where the run's supervisor is dead."""
-        self._adopter = self._adopter or kernel.adopter()
+        self._adopter = self._adopter or processes.adopter()
         return pid == self._adopter or (pid == 1 and not self._command)
 
     def _is_known(self, pid: int, start: int) -> bool:
@@ -234,5 +234,5 @@ class Escapes:
 
 def _is_process(pid: int) -> bool:
     """Whether it is the number of a process: /proc has those of other threads, unlisted."""
-    status = kernel.read(f"{kernel.PROC}/{pid}/status")
+    status = processes.read(f"{processes.PROC}/{pid}/status")
     return status.partition(b"\nTgid:")[2].split()[0] == b"%d" % pid

@@ -15,10 +15,11 @@ import errno
 import os
 import time
 
-from sandrun import kernel, messages, sampling, spawn
+from sandrun import messages, sampling
 from sandrun.backends import groups
 from sandrun.backends.spy import BaseFileInterface, Controller, DictFile, IntegerFile
 from sandrun.model import Limits, Process, Unusable, Usage, error_text
+from sandrun.platform import processes, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ class Group2(groups.RunGroup):
             self._set(attribute, name, value)
             return True
         if wanted and key in self.limits.asked:
-            handed = kernel.read(self.token + "/cgroup.controllers").decode().split()
+            handed = processes.read(self.token + "/cgroup.controllers").decode().split()
             here = name.partition(".")[0] in handed
             why = "this kernel has none" if here else "the controller is not delegated to us"
             raise Unusable(f"no {name} in {self.token}: {why}")
@@ -206,7 +207,7 @@ class Group2(groups.RunGroup):
     def _clone(self) -> int:
         directory = os.open(self.main, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return kernel.clone_into(directory)
+            return processes.clone_into(directory)
         finally:
             os.close(directory)
 
@@ -244,7 +245,7 @@ class Group2(groups.RunGroup):
         if self.struck:
             return False
         self.rises = self.rises + 1 if self.ooms > before else 0
-        protected = self.rises and kernel.is_oom_protected(os.getpid())
+        protected = self.rises and processes.is_oom_protected(os.getpid())
         if self.ooms and (below.get("oom_kill") or protected or self.rises >= _SPINS):
             self.struck = "own"
         elif kills and not self.ooms:
@@ -404,5 +405,5 @@ def disk_of(directory: str) -> str:
             f"io limits: {directory} is not on a disk that the kernel can throttle"
         ) from None
     if os.path.exists(block + "/partition"):
-        return kernel.read(os.path.dirname(block) + "/dev").decode().strip()
+        return processes.read(os.path.dirname(block) + "/dev").decode().strip()
     return name

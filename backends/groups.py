@@ -18,8 +18,8 @@ import fcntl
 import os
 import time
 
-from sandrun import kernel
 from sandrun.model import Unusable, is_run_id
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from sandrun.backends.escapes import Escapes
     from sandrun.model import Escape
-    from sandrun.spawn import Heritage
+    from sandrun.platform import spawn
 
 PREFIX = "sandrun-"
 """Every group of ours is `sandrun-<run id>`, below our own group and nowhere else."""
@@ -66,7 +66,7 @@ class RunGroup:
         """The group that has the limit on memory, and its v1 controller ('': v2)."""
         raise NotImplementedError
 
-    def start(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "Heritage") -> int:
+    def start(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "spawn.Heritage") -> int:
         """`spawn`, in the version's own way."""
         raise NotImplementedError
 
@@ -74,7 +74,7 @@ class RunGroup:
         """`kill`, of what is inside."""
         raise NotImplementedError
 
-    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "Heritage") -> int:
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "spawn.Heritage") -> int:
         self._command = self.start(argv, env, heritage)
         self._supervisor = os.getpid()
         self._since = time.monotonic()
@@ -90,7 +90,7 @@ class RunGroup:
         # Without a mark it is a dead run's, or a group beside another.
         if self.mark and (not found or time.monotonic() >= self._look_at):
             command = self._command
-            if command and not self._escapes and not kernel.born_since(command, self.own):
+            if command and not self._escapes and not processes.born_since(command, self.own):
                 return found
             self._look_at = time.monotonic() + self._escaped().look_at_all()
         return found + (self._escapes.live() if self._escapes else [])
@@ -131,9 +131,9 @@ class Node:
 def _lines(path: str) -> "list[str]":
     """The lines of a file about ourselves. Raises Unusable where no /proc knows us."""
     try:
-        return kernel.read(path).decode("utf-8", "surrogateescape").split("\n")
+        return processes.read(path).decode("utf-8", "surrogateescape").split("\n")
     except FileNotFoundError:
-        raise Unusable(f"there is no {path}", kernel.MOUNT_PROC) from None
+        raise Unusable(f"there is no {path}", processes.MOUNT_PROC) from None
 
 
 def refused(path: str, inner: str = "") -> "tuple[int, int]":
@@ -151,7 +151,7 @@ def refused(path: str, inner: str = "") -> "tuple[int, int]":
 
 def _events(file: str) -> "int | None":
     try:
-        return int(kernel.read(file).split()[1])  # `max 3`
+        return int(processes.read(file).split()[1])  # `max 3`
     except (OSError, IndexError, ValueError):
         return None
 
@@ -219,7 +219,7 @@ def _named(lines: "list[str]", controller: str) -> str:
 
 def group_of(pid: int, controller: str) -> str:
     """The group of a process as /proc tells it, not its directory. Raises OSError: it is gone."""
-    text = kernel.read(f"{kernel.PROC}/{pid}/cgroup").decode("utf-8", "surrogateescape")
+    text = processes.read(f"{processes.PROC}/{pid}/cgroup").decode("utf-8", "surrogateescape")
     return _named(text.split("\n"), controller)
 
 
@@ -235,7 +235,7 @@ def lowest(group: str, name: str) -> int:
     found = 1 << 62
     while True:
         try:
-            value = kernel.read(f"{group}/{name}").strip()
+            value = processes.read(f"{group}/{name}").strip()
             found = min(found, found if value == b"max" else int(value))
         except OSError:
             pass  # the hierarchy's root has no limits
@@ -250,7 +250,7 @@ def lowest_quota(group: str) -> str:
     found, share = "", 0.0
     while True:
         try:
-            words = kernel.read(f"{group}/cpu.max").split()
+            words = processes.read(f"{group}/cpu.max").split()
             if words[0] != b"max" and not 0 < share <= int(words[0]) / int(words[1]):
                 found, share = b" ".join(words).decode(), int(words[0]) / int(words[1])
         except OSError:
@@ -286,7 +286,7 @@ def listed(path: str) -> "list[int]":
     found: list[int] = []
     for directory, _, _ in os.walk(path):
         try:
-            found.extend(map(int, kernel.read(directory + "/cgroup.procs").split()))
+            found.extend(map(int, processes.read(directory + "/cgroup.procs").split()))
         except OSError:
             continue
     return [pid for pid in found if pid]  # 0: outside of our pid namespace
@@ -299,7 +299,7 @@ def pids(path: str) -> "list[int]":
     dead: set[int] = set()
     for _ in range(100):
         found = listed(path)
-        live = [pid for pid in found if not kernel.is_zombie(pid)]
+        live = [pid for pid in found if not processes.is_zombie(pid)]
         if live or dead.issuperset(found):
             break
         dead = set(found)
@@ -312,7 +312,7 @@ def is_crowd(path: str) -> bool:
     count = 0
     for directory, _, _ in os.walk(path):
         try:
-            count += kernel.read(directory + "/cgroup.procs").count(b"\n")
+            count += processes.read(directory + "/cgroup.procs").count(b"\n")
         except OSError:
             continue
     return count > CROWD
@@ -339,11 +339,11 @@ def kill_members(path: str) -> None:
     """SIGKILL what is in a group and below it now, and nobody else (see above)."""
     found = listed(path)
     for start in range(0, len(found), _BATCH):
-        pinned = {pid: kernel.pin(pid) for pid in found[start : start + _BATCH]}
+        pinned = {pid: processes.pin(pid) for pid in found[start : start + _BATCH]}
         still = set(listed(path))
         for pid, pidfd in pinned.items():
             if pid in still:
-                kernel.kill(pid, pidfd)
+                processes.kill(pid, pidfd)
             if pidfd >= 0:
                 os.close(pidfd)
 
@@ -391,8 +391,8 @@ def enter(file: str) -> None:
 def adopt() -> None:
     """Before the command starts: where nobody reaps orphans at once, have them become ours, or all
     that the command leaves behind would stay as zombies. No container's work rests on it."""
-    if os.getpid() != 1 and not kernel.orphans_are_reaped():
-        kernel.become_subreaper()
+    if os.getpid() != 1 and not processes.orphans_are_reaped():
+        processes.become_subreaper()
 
 
 def make(path: str) -> int:

@@ -19,9 +19,9 @@ makes `poll` look, and whose limit struck is found out there. Births, ends and p
 besides; of an allocation that failed only the message tells: should it be lost, the run ends as the
 command makes of its failure.
 
-Left to others: what a name on the command line means (`sandrun.windows.spawn`). No job limits io
-(any more), or gives weights of a processor that a share may stand beside.
-Source: "Job Objects" and "Nested Jobs" of Microsoft's documentation.
+Left to others: what a name on the command line means (`sandrun.platform.windows_spawn`). No job
+limits io (any more), or gives weights of a processor that a share may stand beside. Source: "Job
+Objects" and "Nested Jobs" of Microsoft's documentation.
 """
 
 import ctypes
@@ -31,15 +31,15 @@ import time
 
 from sandrun import messages, sampling
 from sandrun.model import Limits, Process, Unusable, Usage
-from sandrun.windows import api, calling, creation, spawn
-from sandrun.windows.api import calls, code
+from sandrun.platform import windows_api, windows_calling, windows_creation, windows_spawn
+from sandrun.platform.windows_api import calls, code
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandrun.model import Escape
-    from sandrun.spawn import Heritage
+    from sandrun.platform import spawn
 
 KILL_SECONDS = 5.0
 """Seconds after which a process that was terminated is taken for one that does not end."""
@@ -51,12 +51,19 @@ _STOP = 0xFFFFFFFF
 _TICK = 1e-7
 """Seconds in a unit of the kernel's times."""
 _PAGE = 4096
-_ATTACH = api.JOB_OBJECT_QUERY | api.JOB_OBJECT_TERMINATE | api.JOB_OBJECT_SET_ATTRIBUTES
+_ATTACH = (
+    windows_api.JOB_OBJECT_QUERY
+    | windows_api.JOB_OBJECT_TERMINATE
+    | windows_api.JOB_OBJECT_SET_ATTRIBUTES
+)
 _BEYOND = frozenset(
     ("cpu_weight", "io_weight", "io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
 )
 """Settings that no job limits."""
-_MEMORY = (api.JOB_OBJECT_MSG_JOB_MEMORY_LIMIT, api.JOB_OBJECT_MSG_PROCESS_MEMORY_LIMIT)
+_MEMORY = (
+    windows_api.JOB_OBJECT_MSG_JOB_MEMORY_LIMIT,
+    windows_api.JOB_OBJECT_MSG_PROCESS_MEMORY_LIMIT,
+)
 
 
 def name_of(run_id: str) -> str:
@@ -66,9 +73,9 @@ def name_of(run_id: str) -> str:
 
 def contains(run_id: str, process: int) -> bool:
     """Whether the job of a run contains the process of that handle, directly or by a job inside."""
-    inside = api.BOOL()
+    inside = windows_api.BOOL()
     try:
-        job = calls.OpenJobObjectW(api.JOB_OBJECT_QUERY, False, name_of(run_id))
+        job = calls.OpenJobObjectW(windows_api.JOB_OBJECT_QUERY, False, name_of(run_id))
     except OSError:
         return False
     try:
@@ -90,25 +97,29 @@ class Port:
     """A job's completion port, read by one thread. `event` is set when messages came."""
 
     def __init__(self, job: int) -> None:
-        self.handle = calls.CreateIoCompletionPort(calling.INVALID_HANDLE, None, 0, 1)
+        self.handle = calls.CreateIoCompletionPort(windows_calling.INVALID_HANDLE, None, 0, 1)
         self.event = calls.CreateEventW(None, False, False, None)
         self._new = threading.Condition()
         self._messages: list[tuple[int, int]] = []
         self._empty = False
-        _set(job, api.JobObjectAssociateCompletionPortInformation, api.JobPort(job, self.handle))
+        _set(
+            job,
+            windows_api.JobObjectAssociateCompletionPortInformation,
+            windows_api.JobPort(job, self.handle),
+        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
-        number, key, value = api.DWORD(), api.SIZE(), api.SIZE()
+        number, key, value = windows_api.DWORD(), windows_api.SIZE(), windows_api.SIZE()
         places = (ctypes.byref(number), ctypes.byref(key), ctypes.byref(value))
         while True:
-            calls.GetQueuedCompletionStatus(self.handle, *places, api.INFINITE)
+            calls.GetQueuedCompletionStatus(self.handle, *places, windows_api.INFINITE)
             if number.value == _STOP:
                 return
             with self._new:
                 self._messages.append((number.value, value.value))
-                self._empty |= number.value == api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO
+                self._empty |= number.value == windows_api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO
                 self._new.notify_all()
             calls.SetEvent(self.event)
 
@@ -155,10 +166,10 @@ class JobContainer:
         self.sampled = 0
         self.sampler = sampling.Sampler(limits.memory)
 
-    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "Heritage") -> int:
-        created = creation.create(*spawn.command_line(argv, env), env, self.job)
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "spawn.Heritage") -> int:
+        created = windows_creation.create(*windows_spawn.command_line(argv, env), env, self.job)
         try:
-            creation.enter(created.hProcess, self.job)
+            windows_creation.enter(created.hProcess, self.job)
             calls.ResumeThread(created.hThread)
         except OSError:
             calls.TerminateProcess(created.hProcess, _KILLED)
@@ -208,21 +219,21 @@ class JobContainer:
 
     def _room(self) -> float:
         """What may still be committed below this job's limit, in bytes."""
-        limits = api.JobLimits()
+        limits = windows_api.JobLimits()
         if self.job:
-            _query(self.job, api.JobObjectExtendedLimitInformation, limits)
-        if not limits.BasicLimitInformation.LimitFlags & api.JOB_OBJECT_LIMIT_JOB_MEMORY:
+            _query(self.job, windows_api.JobObjectExtendedLimitInformation, limits)
+        if not limits.BasicLimitInformation.LimitFlags & windows_api.JOB_OBJECT_LIMIT_JOB_MEMORY:
             return float("inf")
         return float(limits.JobMemoryLimit - sum(map(_commit, self.pids())))
 
     def _peak(self) -> int:
-        limits = api.JobLimits()
-        _query(self.job, api.JobObjectExtendedLimitInformation, limits)
+        limits = windows_api.JobLimits()
+        _query(self.job, windows_api.JobObjectExtendedLimitInformation, limits)
         return int(limits.PeakJobMemoryUsed)
 
-    def _times(self) -> api.JobAccounting:
-        times = api.JobAccounting()
-        _query(self.job, api.JobObjectBasicAccountingInformation, times)
+    def _times(self) -> windows_api.JobAccounting:
+        times = windows_api.JobAccounting()
+        _query(self.job, windows_api.JobObjectBasicAccountingInformation, times)
         return times
 
     def usage(self) -> Usage:
@@ -236,12 +247,12 @@ class JobContainer:
     def pids(self) -> "list[int]":
         room = 64
         while self.job:
-            found = api.pid_list(room)
+            found = windows_api.pid_list(room)
             try:
-                _query(self.job, api.JobObjectBasicProcessIdList, found)
+                _query(self.job, windows_api.JobObjectBasicProcessIdList, found)
                 return list(found.ProcessIdList[: found.NumberOfProcessIdsInList])
             except OSError as error:
-                if code(error) != api.ERROR_MORE_DATA:
+                if code(error) != windows_api.ERROR_MORE_DATA:
                     raise
             room = 2 * max(room, found.NumberOfAssignedProcesses)
         return []
@@ -267,9 +278,9 @@ class JobContainer:
         self.settled = True
 
     def leave(self) -> None:
-        _set(self.job, api.JobObjectExtendedLimitInformation, api.JobLimits())
+        _set(self.job, windows_api.JobObjectExtendedLimitInformation, windows_api.JobLimits())
         if self.limits.cpus:
-            _set(self.job, api.JobObjectCpuRateControlInformation, api.JobCpuRate())
+            _set(self.job, windows_api.JobObjectCpuRateControlInformation, windows_api.JobCpuRate())
 
     def close(self) -> None:
         if self.port:
@@ -307,41 +318,44 @@ def _room_of(run_id: str) -> float:
 
 def _limit(job: int, limits: Limits) -> None:
     """Set the limits and read them back. Raises OSError, Unusable."""
-    wanted, found = api.JobLimits(), api.JobLimits()
+    wanted, found = windows_api.JobLimits(), windows_api.JobLimits()
     basic = wanted.BasicLimitInformation
-    basic.LimitFlags = api.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
+    basic.LimitFlags = windows_api.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
     if limits.memory:
-        basic.LimitFlags |= api.JOB_OBJECT_LIMIT_JOB_MEMORY
+        basic.LimitFlags |= windows_api.JOB_OBJECT_LIMIT_JOB_MEMORY
         commit = limits.memory + max(0, limits.swap)
         wanted.JobMemoryLimit = commit - commit % _PAGE  # what the kernel would make of it
     if limits.pids > 0:
-        basic.LimitFlags |= api.JOB_OBJECT_LIMIT_ACTIVE_PROCESS
+        basic.LimitFlags |= windows_api.JOB_OBJECT_LIMIT_ACTIVE_PROCESS
         basic.ActiveProcessLimit = limits.pids
     if limits.cpu_time:  # JOB_OBJECT_TERMINATE_AT_END_OF_JOB is what happens then, unless one says
-        basic.LimitFlags |= api.JOB_OBJECT_LIMIT_JOB_TIME
+        basic.LimitFlags |= windows_api.JOB_OBJECT_LIMIT_JOB_TIME
         basic.PerJobUserTimeLimit = round(limits.cpu_time / _TICK)
-    _set(job, api.JobObjectExtendedLimitInformation, wanted)
-    _query(job, api.JobObjectExtendedLimitInformation, found)
+    _set(job, windows_api.JobObjectExtendedLimitInformation, wanted)
+    _query(job, windows_api.JobObjectExtendedLimitInformation, found)
     took = _holds(wanted, found)
     if limits.cpus:
         took &= _share(job, limits.cpus)
     if not took:
-        if not api.wine_version():
+        if not windows_api.wine_version():
             raise Unusable("the job did not take its limits")
         messages.warn("Wine takes the limits of a job and enforces none of them")
 
 
 def _share(job: int, cpus: float) -> bool:
     """Set the job's part of the processors; whether it took it. Raises OSError (Wine refuses)."""
-    flags = api.JOB_OBJECT_CPU_RATE_CONTROL_ENABLE | api.JOB_OBJECT_CPU_RATE_CONTROL_HARD_CAP
+    flags = (
+        windows_api.JOB_OBJECT_CPU_RATE_CONTROL_ENABLE
+        | windows_api.JOB_OBJECT_CPU_RATE_CONTROL_HARD_CAP
+    )
     rate = min(10_000, max(1, round(cpus / (os.cpu_count() or 1) * 10_000)))
-    found = api.JobCpuRate()
-    _set(job, api.JobObjectCpuRateControlInformation, api.JobCpuRate(flags, rate))
-    _query(job, api.JobObjectCpuRateControlInformation, found)
+    found = windows_api.JobCpuRate()
+    _set(job, windows_api.JobObjectCpuRateControlInformation, windows_api.JobCpuRate(flags, rate))
+    _query(job, windows_api.JobObjectCpuRateControlInformation, found)
     return bool(found.ControlFlags & flags == flags and found.CpuRate == rate)
 
 
-def _holds(wanted: api.JobLimits, found: api.JobLimits) -> bool:
+def _holds(wanted: windows_api.JobLimits, found: windows_api.JobLimits) -> bool:
     """Whether the job has the limits that were wanted; of others it may tell anything."""
     basic, told = wanted.BasicLimitInformation, found.BasicLimitInformation
     return bool(
@@ -358,7 +372,7 @@ class JobBackend:
     name = "job-object"
 
     def __init__(self) -> None:
-        self.kernel = not api.wine_version()
+        self.kernel = not windows_api.wine_version()
 
     def open(self, run_id: str, limits: Limits) -> JobContainer:
         beyond = sorted(limits.asked & _BEYOND)
@@ -366,7 +380,7 @@ class JobBackend:
             raise Unusable(f"a job does not limit {', '.join(beyond)}")
         job = calls.CreateJobObjectW(None, name_of(run_id))
         try:
-            if calls.last_error() == api.ERROR_ALREADY_EXISTS:
+            if calls.last_error() == windows_api.ERROR_ALREADY_EXISTS:
                 raise Unusable(f"somebody else has a job named {name_of(run_id)}")
             _limit(job, limits)
             return JobContainer(run_id, job, limits, Port(job))

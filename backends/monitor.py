@@ -23,8 +23,8 @@ import os
 import stat
 import time
 
-from sandrun import kernel
 from sandrun.model import DARWIN
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ _PSS_KEPT = 5.0
 do: they may share its pages no more."""
 
 
-def walk(root: int, without: "Mapping[int, int] | None" = None) -> "dict[int, kernel.Stat]":
+def walk(root: int, without: "Mapping[int, int] | None" = None) -> "dict[int, processes.Stat]":
     """The live descendants of `root`, parents before children; zombies left out, and `without`
     those (their starts by pid) and what is below them.
 
@@ -57,12 +57,12 @@ def walk(root: int, without: "Mapping[int, int] | None" = None) -> "dict[int, ke
     return tree(_children(root, 1), without or {})
 
 
-def tree(frontier: "list[int]", without: "Mapping[int, int]") -> "dict[int, kernel.Stat]":
+def tree(frontier: "list[int]", without: "Mapping[int, int]") -> "dict[int, processes.Stat]":
     """The same of these processes and all their descendants."""
-    found: dict[int, kernel.Stat] = {}
+    found: dict[int, processes.Stat] = {}
     for pid in frontier:
         try:
-            info = kernel.Stat(pid)
+            info = processes.Stat(pid)
         except OSError:
             continue
         if pid in found or without.get(pid) == info.start:
@@ -87,12 +87,14 @@ def is_crowd(root: int, most: int) -> bool:
 def _children(pid: int, threads: int) -> "list[int]":
     """The children that each thread has (CONFIG_PROC_CHILDREN)."""
     if DARWIN:
-        return kernel.children(pid)
+        return processes.children(pid)
     found: list[int] = []
     try:
-        tasks = [str(pid)] if threads == 1 else os.listdir(f"{kernel.PROC}/{pid}/task")
+        tasks = [str(pid)] if threads == 1 else os.listdir(f"{processes.PROC}/{pid}/task")
         for task in tasks:
-            found += map(int, kernel.read(f"{kernel.PROC}/{pid}/task/{task}/children").split())
+            found += map(
+                int, processes.read(f"{processes.PROC}/{pid}/task/{task}/children").split()
+            )
     except OSError:
         pass
     return found
@@ -143,7 +145,7 @@ class Monitor:
         """Seconds until `is_due` is to be asked again."""
         return max(0.0, min(self.look_at - now, SHORTEST if self.grows else self.tick))
 
-    def look(self, members: "dict[int, kernel.Stat]", now: float) -> int:
+    def look(self, members: "dict[int, processes.Stat]", now: float) -> int:
         """Measure the tree, and settle when to look again."""
         began = time.thread_time()
         self.host.read()
@@ -173,7 +175,7 @@ class Monitor:
         """Those of the last look that hold most."""
         return sorted(self._sizes, key=lambda pid: -sum(self._sizes[pid]))[:most]
 
-    def _measure(self, members: "dict[int, kernel.Stat]", now: float) -> int:
+    def _measure(self, members: "dict[int, processes.Stat]", now: float) -> int:
         self._held = {pid: self._holds(pid, info) for pid, info in members.items()}
         sizes = {pid: held[1] for pid, held in self._held.items()}
         if sum(map(sum, sizes.values())) > self.limit // 2:
@@ -201,14 +203,16 @@ class Monitor:
             memory = self._exact(members, sizes, grown, now)
         return memory
 
-    def _copied(self, members: "dict[int, kernel.Stat]") -> int:
+    def _copied(self, members: "dict[int, processes.Stat]") -> int:
         """How much was copied on write at the most since PSS was asked for: a page a fault."""
         before = {pid: kept[0][1] for pid, kept in self._kept.items() if pid in members}
         return sum(members[pid].faults - faults for pid, faults in before.items()) * _PAGE
 
-    def _holds(self, pid: int, info: kernel.Stat) -> "tuple[tuple[int, int, int], tuple[int, int]]":
-        """What tells that it holds the same, and what it holds, private and shared (`kernel.held`);
-        of a leader that is dead while its threads live, through one of them.
+    def _holds(
+        self, pid: int, info: processes.Stat
+    ) -> "tuple[tuple[int, int, int], tuple[int, int]]":
+        """What tells that it holds the same, and what it holds, private and shared
+        (`processes.held`); of a leader that is dead while its threads live, through one of them.
 
         A copy on write changes no RSS: a file's page goes, or a parent's, and its own comes. But it
         is a page fault.
@@ -219,7 +223,7 @@ class Monitor:
             return held
         dead = info.state in "ZX"
         try:
-            size = kernel.held(kernel.told_at(pid) if dead else f"{kernel.PROC}/{pid}")
+            size = processes.held(processes.told_at(pid) if dead else f"{processes.PROC}/{pid}")
         except OSError:
             size = 0, 0  # it is gone
         return (info.start, -1, 0) if dead else now, size  # a dead leader's RSS is not told
@@ -235,7 +239,7 @@ class Monitor:
 
     def _exact(
         self,
-        members: "dict[int, kernel.Stat]",
+        members: "dict[int, processes.Stat]",
         sizes: "dict[int, tuple[int, int]]",
         grown: int,
         now: float,
@@ -262,34 +266,34 @@ class Monitor:
             return kept[2], kept[3]
         private, shared = size
         try:
-            rollup = kernel.read(f"{kernel.PROC}/{pid}/smaps_rollup")
-            shared = kernel.kilobytes(rollup, b"\nPss_Shmem:")
+            rollup = processes.read(f"{processes.PROC}/{pid}/smaps_rollup")
+            shared = processes.kilobytes(rollup, b"\nPss_Shmem:")
             if b"\nPss_Anon:" in rollup:  # 5.4
-                private = kernel.kilobytes(rollup, b"\nPss_Anon:")
+                private = processes.kilobytes(rollup, b"\nPss_Anon:")
             else:
-                private = min(private, kernel.kilobytes(rollup, b"\nPss:") - shared)
-            private += kernel.kilobytes(rollup, b"\nSwapPss:")
+                private = min(private, processes.kilobytes(rollup, b"\nPss:") - shared)
+            private += processes.kilobytes(rollup, b"\nSwapPss:")
             # Read later than the sizes: what it took meanwhile is in both from now on.
             self._seen[pid, born[0]] = sum(
-                kernel.kilobytes(rollup, name) for name in (b"\nAnonymous:", b"\nSwap:")
+                processes.kilobytes(rollup, name) for name in (b"\nAnonymous:", b"\nSwap:")
             )
         except PermissionError:
             pass  # another user's process
         except OSError:  # gone, or its first thread alone, which others do not stand for here
-            if kernel.told_at(pid) == f"{kernel.PROC}/{pid}":
+            if processes.told_at(pid) == f"{processes.PROC}/{pid}":
                 private = shared = 0
         self._kept[pid] = (born, size, private, shared, now)
         return private, shared
 
 
-def _in_one_memory(members: "dict[int, kernel.Stat]") -> "list[int]":
+def _in_one_memory(members: "dict[int, processes.Stat]") -> "list[int]":
     """Those that live in the address space of their parent, which is a member too."""
     return [
         pid
         for pid, info in members.items()
         if (parent := members.get(info.parent))
         and info.stack == parent.stack != 0
-        and kernel.share_memory(pid, info.parent)
+        and processes.share_memory(pid, info.parent)
     ]
 
 
@@ -308,8 +312,8 @@ class Host:
     def read(self) -> None:
         if self._fd >= 0:
             text = os.pread(self._fd, 4096, 0)
-            self.shmem = kernel.kilobytes(text, b"\nShmem:")
-            self.used = kernel.kilobytes(text, b"\nAnonPages:") + self.shmem
+            self.shmem = processes.kilobytes(text, b"\nShmem:")
+            self.used = processes.kilobytes(text, b"\nAnonPages:") + self.shmem
 
 
 def open_shared_memory(pids: "Iterable[int]") -> int:
@@ -318,7 +322,7 @@ def open_shared_memory(pids: "Iterable[int]") -> int:
     seen: dict[tuple[int, int], int] = {}
     for pid in pids:
         try:
-            with os.scandir(f"{kernel.PROC}/{pid}/fd") as entries:
+            with os.scandir(f"{processes.PROC}/{pid}/fd") as entries:
                 for entry in entries:
                     file = entry.stat()
                     if file.st_dev in devices and stat.S_ISREG(file.st_mode):
@@ -333,7 +337,7 @@ def _memory_devices() -> "set[int]":
     fd = os.memfd_create("sandrun")
     found = {os.fstat(fd).st_dev}
     os.close(fd)
-    for line in kernel.read("/proc/self/mountinfo").split(b"\n"):
+    for line in processes.read("/proc/self/mountinfo").split(b"\n"):
         head, _, tail = line.partition(b" - ")
         if tail.startswith(b"tmpfs "):
             major, _, minor = head.split()[2].partition(b":")
@@ -344,7 +348,7 @@ def _memory_devices() -> "set[int]":
 def segments(pids: "set[int]") -> int:
     """The resident memory of the System V segments that these processes made (proc(5))."""
     try:
-        _, *rows = kernel.read("/proc/sysvipc/shm").strip().split(b"\n")
+        _, *rows = processes.read("/proc/sysvipc/shm").strip().split(b"\n")
     except OSError:
         return 0
     return sum(int(row.split()[14]) for row in rows if int(row.split()[4]) in pids)

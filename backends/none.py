@@ -4,8 +4,8 @@ Promises nothing but faithfulness and the least cost. What the command leaves be
 limit that the user asked for as clearly is refused, as by every backend that cannot enforce it.
 """
 
-from sandrun import spawn
 from sandrun.model import Limits, Process, Unusable, Usage
+from sandrun.platform import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

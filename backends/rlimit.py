@@ -22,9 +22,10 @@ import resource
 import sys
 import time
 
-from sandrun import kernel, messages, sampling, spawn
+from sandrun import messages, sampling
 from sandrun.backends import groups, monitor
 from sandrun.model import DARWIN, Limits, Process, Unusable, Usage
+from sandrun.platform import processes, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class RlimitContainer:
         self.near: dict[str, tuple[int, int]] = {}
         self.owner = os.getpid() if limits else 0
         self.strangers: dict[int, int] = {}
-        self.tasks = kernel.tasks()
+        self.tasks = processes.tasks()
         self.before = resource.getrlimit(resource.RLIMIT_DATA)
         self.tasks_before = resource.getrlimit(resource.RLIMIT_NPROC)
         self.monitor = monitor.Monitor(
@@ -89,7 +90,7 @@ class RlimitContainer:
         self.sampler = sampling.Sampler(limits.memory if limits else 0)
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
-        if not kernel.become_subreaper():
+        if not processes.become_subreaper():
             messages.decision("no subreaper here: a daemon of the command may escape")
         # Whoever became us by exec may have had children already.
         self.strangers = {pid: info.start for pid, info in monitor.walk(self.owner).items()}
@@ -124,7 +125,7 @@ class RlimitContainer:
             self._note_near(members)
         return self.monitor.due(now)
 
-    def _members(self) -> "dict[int, kernel.Stat]":
+    def _members(self) -> "dict[int, processes.Stat]":
         """What lives of the run, parents before children."""
         members = monitor.walk(self.owner, self.strangers)
         return {pid: info for pid, info in members.items() if pid not in self.own}
@@ -132,10 +133,10 @@ class RlimitContainer:
     def _is_other(self, pid: int) -> bool:
         """Whether a child of ours is no process of the run."""
         if pid in self.strangers:
-            return self.strangers[pid] == kernel.start(pid)
+            return self.strangers[pid] == processes.start(pid)
         return pid in self.own
 
-    def _note_near(self, members: "dict[int, kernel.Stat]") -> None:
+    def _note_near(self, members: "dict[int, processes.Stat]") -> None:
         """Note what comes near a backstop: the kernel tells nobody when one strikes."""
         assert self.limits
         tasks = sum(info.threads for info in members.values())
@@ -143,7 +144,7 @@ class RlimitContainer:
             self._note("tasks", tasks, self.limits.pids)
         if 0 < self.data < _ADDRESSES:
             for pid in sorted(members, key=lambda pid: -members[pid].size)[:_LARGEST]:
-                self._note("data", kernel.data(pid), self.data)
+                self._note("data", processes.data(pid), self.data)
 
     def _note(self, kind: str, had: int, most: int) -> None:
         if had > most * _NEAR and had > self.near.get(kind, (0, 0))[0]:
@@ -171,33 +172,33 @@ class RlimitContainer:
             self.starts = {pid: info.start for pid, info in found.items()}
             if found:
                 return list(found)
-            children = kernel.children(self.owner)
+            children = processes.children(self.owner)
             # Another user's, where /proc hides those (hidepid, proc(5)).
-            living = (pid for pid in children if not kernel.is_zombie(pid))
-            hidden = [pid for pid in living if not kernel.start(pid)]
+            living = (pid for pid in children if not processes.is_zombie(pid))
+            hidden = [pid for pid in living if not processes.start(pid)]
             if hidden:
                 self.starts = dict.fromkeys(hidden, 0)
                 return hidden
-            dead = all(self._is_other(pid) or kernel.is_zombie(pid) for pid in children)
-            if dead and kernel.children(self.owner) == children:
+            dead = all(self._is_other(pid) or processes.is_zombie(pid) for pid in children)
+            if dead and processes.children(self.owner) == children:
                 self.over = True
                 return []
 
     def is_crowd(self) -> bool:
         # The host's count costs nothing, and says no as long as nobody on it has made so many.
-        many = kernel.tasks() - self.tasks > groups.CROWD
+        many = processes.tasks() - self.tasks > groups.CROWD
         return many and monitor.is_crowd(self.owner, groups.CROWD)
 
     def _marked(self) -> "list[int]":
         limit = f"Max data size {self.data} " if self.data else ""
-        found = kernel.marked(self.mark, limit)
+        found = processes.marked(self.mark, limit)
         # One in a chain of forks and exits is born after the scan has passed its number.
-        found = found or kernel.newborn(self.mark, limit, _NEWBORN_SECONDS)
+        found = found or processes.newborn(self.mark, limit, _NEWBORN_SECONDS)
         # A scan takes its time, in which a number may get another owner.
-        before = {pid: kernel.start(pid) for pid in found}
-        still = kernel.marked(self.mark, limit, found) if found else []
-        roots = [pid for pid in still if kernel.start(pid) == before[pid]]
-        below = monitor.tree(roots, {os.getpid(): kernel.start(os.getpid())})
+        before = {pid: processes.start(pid) for pid in found}
+        still = processes.marked(self.mark, limit, found) if found else []
+        roots = [pid for pid in still if processes.start(pid) == before[pid]]
+        below = monitor.tree(roots, {os.getpid(): processes.start(os.getpid())})
         self.starts = {pid: info.start for pid, info in below.items()}
         return list(below)
 
@@ -205,10 +206,10 @@ class RlimitContainer:
         """SIGKILL our children, without a look at any: what those leave behind becomes ours, and
         so on. Of a fork bomb that is most, for a tenth of what a walk costs."""
         before: list[int] = []
-        while (found := kernel.children(self.owner)) != before:
+        while (found := processes.children(self.owner)) != before:
             for pid in found:
                 if not self._is_other(pid):
-                    kernel.kill(pid, -1)  # our child, and not reaped: the number is its own
+                    processes.kill(pid, -1)  # our child, and not reaped: the number is its own
             before = found
             time.sleep(0.001)  # whoever has slept runs before those who did not
 
@@ -219,7 +220,9 @@ class RlimitContainer:
         deadline = began + KILL_SECONDS
         before: list[int] = []
         while pids := self.pids():
-            refused = [pid for pid in reversed(pids) if not kernel.kill_same(pid, self.starts[pid])]
+            refused = [
+                pid for pid in reversed(pids) if not processes.kill_same(pid, self.starts[pid])
+            ]
             if refused == pids[::-1]:  # nobody is left whom we may signal
                 deadline = min(deadline, time.monotonic() + _REFUSED_SECONDS)
             if time.monotonic() > deadline:
@@ -260,12 +263,12 @@ def _data_limit(run_id: str) -> int:
 
 def _check_proc() -> None:
     """Raise Unusable where processes could not be told from those of another pid namespace."""
-    if DARWIN or kernel.PROC != kernel.NOWHERE:
+    if DARWIN or processes.PROC != processes.NOWHERE:
         return
     text = "there is no /proc to find processes in"
     if os.path.exists("/proc/loadavg"):
         text = "/proc shows another pid namespace than ours, so no process can be told from others"
-    raise Unusable(text, kernel.MOUNT_PROC)
+    raise Unusable(text, processes.MOUNT_PROC)
 
 
 class RlimitBackend:

@@ -20,7 +20,7 @@ from cgroupspy.interfaces import BaseFileInterface, DictFile, IntegerFile  # noq
 if _lent:
     del sys.modules["collections.abc"]
 
-from sandrun import kernel  # noqa: E402
+from sandrun.platform import processes  # noqa: E402
 
 
 class Controller(controllers.Controller):  # type: ignore[misc]  # cgroupspy has no types
@@ -28,7 +28,7 @@ class Controller(controllers.Controller):  # type: ignore[misc]  # cgroupspy has
     through text streams is four times as dear, and may split a write."""
 
     def get_property(self, filename: bytes) -> str:
-        return kernel.read(self.filepath(filename)).decode().strip()
+        return processes.read(self.filepath(filename)).decode().strip()
 
     def set_property(self, filename: bytes, value: object) -> None:
         path = self.filepath(filename)

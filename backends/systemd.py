@@ -15,9 +15,10 @@ Sources: systemd's CGROUP_DELEGATION.md, org.freedesktop.systemd1(5).
 
 import os
 
-from sandrun import kernel, messages
+from sandrun import messages
 from sandrun.backends import cgroup2, groups, systemd_units
 from sandrun.model import Limits, Unusable
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def _check_host() -> None:
     if not os.path.isdir("/run/systemd/system"):
         raise Unusable("systemd does not run here")
     mount = groups.own_mount("")
-    if b"memory" not in kernel.read(mount + "/cgroup.controllers").split():
+    if b"memory" not in processes.read(mount + "/cgroup.controllers").split():
         raise Unusable("the memory controller is not on cgroup v2, so a scope limits nothing")
 
 

@@ -83,7 +83,7 @@ def linger_hint() -> str:
 def hold_session() -> None:
     """Before we leave our session's scope: leave a process there until we, and the keepers that
     inherit the pipe from us, are gone."""
-    from sandrun import spawn
+    from sandrun.platform import spawn
 
     end, _ = os.pipe()
     child = os.fork()

@@ -69,7 +69,7 @@ def _is_shadowed(folders: "tuple[str, ...]", standard: str) -> bool:
 
 def _start_again(own: str) -> None:
     """The same process, command line and environment, without what Python takes from there."""
-    from sandrun import spawn
+    from sandrun.platform import spawn
 
     code = f"import sys; sys.path.insert(0, {own!r}); from sandrun.__main__ import start; start()"
     words = [sys.executable, "-EP", "-c", code, *sys.argv[1:]]

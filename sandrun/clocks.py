@@ -10,7 +10,7 @@
 import os
 import sys
 
-from sandrun import kernel
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,9 +87,11 @@ def _processors() -> int:
 def _written(pid: int) -> int:
     """wchar of /proc/PID/io (proc(5)); another user's process does not tell."""
     if sys.platform == "win32":
-        return kernel.written(pid)
+        return processes.written(pid)
     try:
-        return int(kernel.read(f"{kernel.PROC}/{pid}/io").partition(b"wchar: ")[2].split(b"\n")[0])
+        return int(
+            processes.read(f"{processes.PROC}/{pid}/io").partition(b"wchar: ")[2].split(b"\n")[0]
+        )
     except (OSError, ValueError):
         return 0
 
@@ -99,7 +101,7 @@ def _cpu_of(pids: "list[int]") -> float:
     total = 0.0
     for pid in pids:
         try:
-            total += kernel.Stat(pid).cpu
+            total += processes.Stat(pid).cpu
         except OSError:
             continue
     return total

@@ -9,8 +9,8 @@ A match is a hint for people and proves nothing: no process is ended because of 
 
 import os
 
-from sandrun import kernel
 from sandrun.model import OWN_SERVER
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -308,7 +308,7 @@ def known(pid: int) -> "Daemon | None":
 def _line(pid: int) -> str:
     """The command line, the program without its directory; '': it is gone."""
     try:
-        words = kernel.arguments(pid)
+        words = processes.arguments(pid)
     except OSError:
         return ""
     if not words:
@@ -344,9 +344,9 @@ def _is_like(line: str, pattern: str) -> bool:
 
 
 def describe(pid: int) -> "Process | None":
-    """`kernel.describe`, with the name of the row."""
+    """`processes.describe`, with the name of the row."""
     row = known(pid)
-    process = kernel.describe(pid)
+    process = processes.describe(pid)
     if process and row:
         process.daemon = row.name
     return process
@@ -360,8 +360,8 @@ def is_own_server(process: "Process", settings: "Settings") -> bool:
     return ours or not ({"SCCACHE_SERVER_PORT", "SCCACHE_SERVER_UDS"} & set(os.environ))
 
 
-def ways_out(processes: "list[Process]") -> str:
+def ways_out(found: "list[Process]") -> str:
     """What would have ended those that have a row, at most three; '': none has one."""
-    names = {process.daemon for process in processes}
+    names = {process.daemon for process in found}
     rows = [row for row in TABLE if row.name in names]
     return "; ".join(f"{row.name}: {row.way_out()}" for row in rows[:3])

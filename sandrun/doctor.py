@@ -18,18 +18,17 @@ from sandrun import (
     backends,
     checks,
     daemons,
-    kernel,
     namespaces,
     outside,
     project,
     runner,
     settings,
-    spawn,
 )
 from sandrun.backends import cgroup2, groups
 from sandrun.checks import CAUTION, FAIL, PASS, UNUSED, Line, state, trusted
 from sandrun.git import guard
 from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
+from sandrun.platform import processes, spawn
 from sandrun.queue import Queue
 from sandrun.runlock import RunLock
 
@@ -98,7 +97,7 @@ def _hierarchy() -> Line:
     inside = cgroup2.is_ours(own)
     if inside:  # a run's processes, or a leaf's: what they start gets a group beside theirs
         own = os.path.dirname(own)
-    has = kernel.read(own + "/cgroup.controllers").decode().split()
+    has = processes.read(own + "/cgroup.controllers").decode().split()
     if "memory" in v1:
         return Line("cgroups", PASS, f"hybrid: v1 has {' '.join(v1)}; v2 {' '.join(has) or 'none'}")
     missing = [name for name in _WANTED if name not in has]
@@ -199,14 +198,14 @@ def _named(queue: str) -> Line:
 
 def _proc() -> "list[Line]":
     """Whether /proc shows our own processes; nothing where it does, as on nearly every host."""
-    if DARWIN or kernel.PROC != kernel.NOWHERE:
+    if DARWIN or processes.PROC != processes.NOWHERE:
         return []
     text = "shows no processes of our pid namespace: none is looked at, named or told by it"
-    return [Line("proc", CAUTION, text, kernel.MOUNT_PROC)]
+    return [Line("proc", CAUTION, text, processes.MOUNT_PROC)]
 
 
 def _prctl() -> Line:
-    provider = kernel.prctl_provider()
+    provider = processes.prctl_provider()
     if provider == "python-prctl":
         return Line("prctl", PASS, "python-prctl")
     return Line(

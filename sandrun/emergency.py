@@ -106,10 +106,10 @@ def _why() -> str:
     """Why the holder of a lock may not have been found."""
     if sys.platform == "win32":
         return ""
-    from sandrun import kernel
+    from sandrun.platform import processes
 
-    if kernel.PROC == kernel.NOWHERE and not DARWIN:
-        return f"; no /proc of ours shows whose that is: {kernel.MOUNT_PROC}"
+    if processes.PROC == processes.NOWHERE and not DARWIN:
+        return f"; no /proc of ours shows whose that is: {processes.MOUNT_PROC}"
     return ", perhaps of a container"
 
 

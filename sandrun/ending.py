@@ -8,7 +8,8 @@ import os
 import sys
 import time
 
-from sandrun import kernel, messages
+from sandrun import messages
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _keep_house(run: "Supervisor") -> bool:
         pids = guard.housekeepers(run.container.pids())
         if not pids:
             break
-        if time.monotonic() >= say_at and (found := kernel.describe(pids[0])):
+        if time.monotonic() >= say_at and (found := processes.describe(pids[0])):
             messages.status(
                 f"waiting for {found.command} (pid {found.pid}), which git left at work"
             )

@@ -175,9 +175,9 @@ class Feedback:
     def _memory(self, pid: int) -> str:
         if not self._is_foreground():
             return ""
-        from sandrun import kernel
+        from sandrun.platform import processes
 
-        used = sum(p.memory for p in map(kernel.describe, kernel.descendants(pid)) if p)
+        used = sum(p.memory for p in map(processes.describe, processes.descendants(pid)) if p)
         return f", {size_text(used)}" if used else ""
 
     def _expectation(self, ahead: "list[Ticket]", age: float) -> str:

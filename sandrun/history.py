@@ -128,9 +128,9 @@ def _open(file: str) -> int:
 
 def _open_there(file: str) -> int:
     if sys.platform == "win32":
-        from sandrun.windows import files
+        from sandrun.platform import windows_files
 
-        return files.open_log(file)
+        return windows_files.open_log(file)
     # Root may be at work with a user's HOME: by a link that user would choose where root writes.
     fd = os.open(file, _FLAGS | (0 if os.geteuid() else os.O_NOFOLLOW))
     if not _is_regular(fd):

@@ -35,9 +35,9 @@ survives that is the one who cleans up.
 
 import os
 
-from sandrun import kernel, spawn
 from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN
+from sandrun.platform import processes, spawn
 from sandrun.supervisor import KNOCK, sigtimedwait
 
 TYPE_CHECKING = False
@@ -302,7 +302,9 @@ _INSTANT = 20
 def _orphans_are_reaped() -> bool:
     """Whether the init of our pid namespace reaps what it adopts: it is known to, and has no dead
     child now. Elsewhere the supervisor adopts them itself (`groups.adopt`)."""
-    return kernel.orphans_are_reaped() and not any(map(kernel.is_zombie, kernel.children(1)))
+    return processes.orphans_are_reaped() and not any(
+        map(processes.is_zombie, processes.children(1))
+    )
 
 
 def _knock(supervisor: int) -> None:

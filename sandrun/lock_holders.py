@@ -7,8 +7,9 @@ waited for, but has no ticket that could be shown.
 import os
 import time
 
-from sandrun import kernel, nesting, project
+from sandrun import nesting, project
 from sandrun.model import command_text
+from sandrun.platform import processes
 from sandrun.queue import Queue
 from sandrun.ticket import slot_file
 
@@ -60,10 +61,10 @@ def _is_locked(path: str) -> bool:
 def _process(pid: int) -> "dict[str, object]":
     """What can be seen of a process, which may be another user's."""
     try:
-        uid = kernel.owner(pid)
-        age = float(kernel.read("/proc/uptime").split()[0])
-        age -= kernel.Stat(pid).start / os.sysconf("SC_CLK_TCK")
-        words = kernel.arguments(pid)
+        uid = processes.owner(pid)
+        age = float(processes.read("/proc/uptime").split()[0])
+        age -= processes.Stat(pid).start / os.sysconf("SC_CLK_TCK")
+        words = processes.arguments(pid)
     except (OSError, IndexError):
         return {"pid": max(0, pid), "uid": -1, "user": "", "command": "", "since": 0}
     for at, word in enumerate(words[:4]):  # after the interpreter and its options

@@ -55,7 +55,7 @@ def _hope(name: str) -> int:
 def _find(name: str) -> "tuple[int, str]":
     """0 if `name` can be executed (execvp(3)), else the errno, and the file that is in the way."""
     if sys.platform == "win32":
-        from sandrun import spawn
+        from sandrun.platform import spawn
 
         try:
             return 0, spawn.program(name, os.environ)

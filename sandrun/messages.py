@@ -75,9 +75,9 @@ _ROOM = 4096
 def write(text: str, patience: int = _PATIENCE) -> bool:
     """Write raw text to stderr; False: there was no room for it within `patience` milliseconds."""
     if sys.platform == "win32":
-        from sandrun.windows import console
+        from sandrun.platform import windows_console
 
-        return console.write(text)
+        return windows_console.write(text)
     import select
 
     data = os.fsencode(text)

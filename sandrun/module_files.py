@@ -25,14 +25,11 @@ LATE = (
     "clocks",
     "daemons",
     "ending",
-    "kernel",
     "lookup",
     "outside",
     "recovery",
     "report",
     "shared_memory",
-    "small_files",
-    "terminal",
     "unused_states",
     "witness",
     *(f"backends/{name}" for name in ("escapes",)),
@@ -48,6 +45,10 @@ LATE = (
             "repository",
             "stale",
         )
+    ),
+    *(
+        f"platform/{name}"
+        for name in ("linux_processes", "posix_terminal", "processes", "small_files")
     ),
 )
 """What the supervisor and its keepers import after the command has started."""

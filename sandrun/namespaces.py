@@ -23,8 +23,9 @@ import os
 import stat
 import sys
 
-from sandrun import kernel, messages, project, spawn
+from sandrun import messages, project
 from sandrun.model import DARWIN, SandrunError
+from sandrun.platform import processes, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -399,6 +400,6 @@ def _hint(number: int) -> str:
 
 def _read(path: str) -> bytes:
     try:
-        return kernel.read(path)
+        return processes.read(path)
     except OSError:
         return b""  # this kernel has no such switch

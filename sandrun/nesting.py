@@ -16,8 +16,9 @@ close one, so nobody else looks.
 import os
 import sys
 
-from sandrun import kernel, project
+from sandrun import project
 from sandrun.model import DARWIN, SandrunError
+from sandrun.platform import processes
 from sandrun.queue import Queue
 from sandrun.ticket import Ticket
 
@@ -70,7 +71,7 @@ def enclosing(around: str) -> str:
     environment that named them to us may have been cleared. Costs a millisecond: only for who has
     to wait.
     """
-    ours = kernel.ancestors(os.getpid())
+    ours = processes.ancestors(os.getpid())
     found: dict[str, str] = {}
     for path in _states(around, ours):
         try:
@@ -94,7 +95,7 @@ def _states(around: str, ours: "list[int]") -> "list[str]":
     roots = _roots(around)
     for pid in ours:
         try:
-            told = kernel.environ(pid)
+            told = processes.environ(pid)
         except OSError:  # another user's, or it is gone
             continue
         roots |= {told.get("SANDRUN_STATE_DIR", "")} | _roots(told.get("SANDRUN_RUNS", ""))
@@ -135,7 +136,7 @@ def is_handed_down(file: os.stat_result) -> bool:
     what they have for those that they start. Only the open file that holds a lock shows it
     (proc(5), fdinfo; Linux 4.1): a daemon of an ended run has the file open too.
     """
-    hidden = () if lock_holder(file) else kernel.ancestors(os.getpid())
+    hidden = () if lock_holder(file) else processes.ancestors(os.getpid())
     return any(_shows_lock(str(pid), file) for pid in ("self", *hidden))
 
 
@@ -151,7 +152,7 @@ def _shows_lock(pid: str, file: os.stat_result) -> bool:
                 continue
             # Our own descriptors are close-on-exec.
             inherited = pid != "self" or os.get_inheritable(int(name))
-            if inherited and b"FLOCK" in kernel.read(f"/proc/{pid}/fdinfo/{name}"):
+            if inherited and b"FLOCK" in processes.read(f"/proc/{pid}/fdinfo/{name}"):
                 return True
         except OSError:  # closed: it was the listing's own
             continue
@@ -177,17 +178,17 @@ def ticket_holder(queue: Queue, ticket: Ticket) -> int:
 
 def is_ancestor(pid: int) -> bool:
     """Whether the live process `pid` is one of our ancestors."""
-    return pid in kernel.ancestors(os.getpid())
+    return pid in processes.ancestors(os.getpid())
 
 
 def _in_group(run_id: str) -> bool:
     if sys.platform == "win32":
         from sandrun.backends import job
-        from sandrun.windows.api import calls
+        from sandrun.platform.windows_api import calls
 
         return job.contains(run_id, calls.GetCurrentProcess())
     try:
-        return f"sandrun-{run_id}".encode() in kernel.read("/proc/self/cgroup")
+        return f"sandrun-{run_id}".encode() in processes.read("/proc/self/cgroup")
     except OSError:
         return False
 
@@ -200,7 +201,7 @@ def lock_holder(file: os.stat_result, told: int = 0) -> int:
     and overlays show another one to stat(2)), and is believed on macOS only.
     """
     try:
-        lines = kernel.read(f"{kernel.PROC}/locks").split(b"\n")
+        lines = processes.read(f"{processes.PROC}/locks").split(b"\n")
     except OSError:
         return told if DARWIN else 0
     device = b"%02x:%02x" % (os.major(file.st_dev), os.minor(file.st_dev))

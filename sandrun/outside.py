@@ -10,8 +10,9 @@ another. One that does without variables that the run sets (`Daemon.variable`) i
 import os
 import time
 
-from sandrun import daemons, kernel
+from sandrun import daemons
 from sandrun.model import RUNS_VARIABLE
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Outside:
         """`child` is the command, `env` its environment."""
         self.began = time.monotonic()
         self.before: dict[int, tuple[int, float]] = {}
-        self._born = kernel.start(child)
+        self._born = processes.start(child)
         self._project = project
         self._env = env
         self._pids = _processes()
@@ -44,7 +45,7 @@ class Outside:
         while self._pids and time.monotonic() < until:
             pid = self._pids.pop()
             try:
-                start = kernel.start(pid)
+                start = processes.start(pid)
                 if 0 < start < self._born and _serves(pid, self._project, self._env):
                     self.before[pid] = start, _cpu(pid)
             except OSError:
@@ -61,7 +62,7 @@ class Outside:
                 worked = row and _cpu(pid) - cpu >= max(_WORK, lasted * row.idle)
             except OSError:
                 continue
-            if worked and kernel.start(pid) == start:
+            if worked and processes.start(pid) == start:
                 found.append(daemons.describe(pid))
         return [process for process in found if process and process.daemon]
 
@@ -73,14 +74,14 @@ def serving(project: str, env: "Mapping[str, str]") -> "list[int]":
 
 def _processes() -> "list[int]":
     try:
-        return [int(name) for name in os.listdir(kernel.PROC) if name.isdigit()]
+        return [int(name) for name in os.listdir(processes.PROC) if name.isdigit()]
     except OSError:
         return []  # no /proc, or another namespace's
 
 
 def _serves(pid: int, project: str, env: "Mapping[str, str]") -> bool:
     try:
-        if kernel.owner(pid) != os.geteuid():
+        if processes.owner(pid) != os.geteuid():
             return False
         row = daemons.known(pid)
         if not row or not row.serves:
@@ -88,9 +89,9 @@ def _serves(pid: int, project: str, env: "Mapping[str, str]") -> bool:
         if row.variable and env.get(row.variable) != os.environ.get(row.variable):
             return False  # set for the run
         if row.serves == "user":
-            return RUNS_VARIABLE not in kernel.environ(pid)  # else it is another run's own
+            return RUNS_VARIABLE not in processes.environ(pid)  # else it is another run's own
         top = project.rstrip("/") + "/"
-        words = [kernel.directory(pid), *kernel.arguments(pid)]
+        words = [processes.directory(pid), *processes.arguments(pid)]
         return any(f"{word.rpartition('=')[2].strip('[]')}/".startswith(top) for word in words)
     except OSError:
         return False
@@ -99,4 +100,4 @@ def _serves(pid: int, project: str, env: "Mapping[str, str]") -> bool:
 def _cpu(pid: int) -> float:
     """Seconds of CPU time of a process and its reaped children, own ones not in ticks of 10 ms:
     clock_getcpuclockid(3), whose macro is MAKE_PROCESS_CPUCLOCK. Raises OSError: it is gone."""
-    return time.clock_gettime(~pid << 3 | 2) + kernel.Stat(pid).reaped
+    return time.clock_gettime(~pid << 3 | 2) + processes.Stat(pid).reaped

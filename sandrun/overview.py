@@ -4,9 +4,10 @@ import os
 import sys
 import time
 
-from sandrun import kernel, project, recovery, report
+from sandrun import project, recovery, report
 from sandrun.leaving import look_at
 from sandrun.model import SandrunError, plain, size_text, span_text
+from sandrun.platform import processes
 from sandrun.queue import Queue
 from sandrun.ticket import Ticket, is_stopped
 
@@ -93,14 +94,14 @@ def _stopped(ticket: Ticket) -> int:
     if sys.platform == "win32":
         return 0
     # A supervisor follows what the terminal stops, but not a SIGSTOP to the command alone.
-    command = kernel.children(ticket.pid) if ticket.running else []
+    command = processes.children(ticket.pid) if ticket.running else []
     return next((pid for pid in (ticket.pid, *command) if is_stopped(pid)), 0)
 
 
 def tree_memory(pid: int) -> int:
     """The summed RSS of a process's descendants, in bytes; 0 where it cannot be known."""
-    processes = map(kernel.describe, kernel.descendants(pid))
-    return sum(process.memory for process in processes if process)
+    found = map(processes.describe, processes.descendants(pid))
+    return sum(process.memory for process in found if process)
 
 
 def text(queues: "list[dict[str, object]]", everything: bool) -> str:

@@ -47,9 +47,9 @@ def _memory() -> int:
 
 def _total() -> int:
     if sys.platform == "win32":
-        from sandrun import kernel
+        from sandrun.platform import processes
 
-        return kernel.memory()
+        return processes.memory()
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
     except (OSError, ValueError):

@@ -48,7 +48,7 @@ def _is_worktree(directory: str) -> bool:
     try:
         if stat.S_ISDIR(os.stat(git).st_mode):
             return os.path.isfile(os.path.join(git, "HEAD"))
-        from sandrun.small_files import read_small
+        from sandrun.platform.small_files import read_small
 
         return (read_small(git) or b"").startswith(b"gitdir:")
     except OSError:
@@ -62,7 +62,7 @@ def _is_marked(directory: str) -> bool:
     try:
         if not os.path.lexists(path) or not counts(directory, "pyproject.toml"):
             return False
-        from sandrun.small_files import has_table, read_small
+        from sandrun.platform.small_files import has_table, read_small
 
         return has_table(read_small(path) or b"")
     except OSError:
@@ -212,7 +212,7 @@ def git_directory(root: str) -> str:
     if os.path.isdir(path):
         git = path if os.path.exists(os.path.join(path, "HEAD")) else ""
         return git if git and _may_lock(root, git) else ""
-    from sandrun.small_files import read_small
+    from sandrun.platform.small_files import read_small
 
     try:
         line = (read_small(path) or b"").partition(b"\0")[0]  # as C, so git, reads it
@@ -259,9 +259,9 @@ def state_home() -> str:
     state = os.environ.get("XDG_STATE_HOME") or ""
     if not os.path.isabs(state):  # the XDG base directory specification: ignore relative ones
         if sys.platform == "win32":
-            from sandrun import windows
+            from sandrun.platform import folders
 
-            return os.path.join(windows.local_folder(), "sandrun")
+            return os.path.join(folders.local_folder(), "sandrun")
         if not home():
             return ""
         state = os.path.join(home(), ".local", "state")
@@ -299,9 +299,9 @@ def state_root() -> str:
             raise taken_names.bad_root(root)
         return root
     if sys.platform == "win32":
-        from sandrun import windows
+        from sandrun.platform import folders
 
-        return os.path.join(windows.local_folder(), "sandrun")
+        return os.path.join(folders.local_folder(), "sandrun")
     return "/tmp"
 
 

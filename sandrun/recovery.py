@@ -104,9 +104,9 @@ def note_unkillable(lock: RunLock, line: bytes, pids: "Iterable[int]") -> None:
     """Add to the holder's line which processes could not be ended."""
     import json
 
-    from sandrun import kernel
+    from sandrun.platform import processes
 
-    fields = {**json.loads(line), "unkillable": [[pid, kernel.start(pid)] for pid in pids]}
+    fields = {**json.loads(line), "unkillable": [[pid, processes.start(pid)] for pid in pids]}
     lock.write_holder(history.encode(fields).encode())
 
 
@@ -123,12 +123,12 @@ def kept_for(queue: Queue) -> "list[int]":
 
 
 def _alive(known: "dict[int, int]") -> "dict[int, int]":
-    from sandrun import kernel
+    from sandrun.platform import processes
 
     return {
         pid: start
         for pid, start in known.items()
-        if kernel.start(pid) == start and not kernel.is_zombie(pid)
+        if processes.start(pid) == start and not processes.is_zombie(pid)
     }
 
 
@@ -139,18 +139,18 @@ def outlast(container: "Container", known: "dict[int, int]") -> None:
     container, which on the fallback is a scan of the host, only when none of them is left."""
     import select
 
-    from sandrun import kernel
+    from sandrun.platform import processes
 
-    while known := _alive(known) or {pid: kernel.start(pid) for pid in container.pids()}:
+    while known := _alive(known) or {pid: processes.start(pid) for pid in container.pids()}:
         waiter = select.poll()
-        pinned = [fd for fd in map(kernel.pin, known) if fd >= 0]
+        pinned = [fd for fd in map(processes.pin, known) if fd >= 0]
         for fd in pinned:
             waiter.register(fd, select.POLLIN)
         waiter.poll(_LOOK * 1000)
         for fd in pinned:
             os.close(fd)
-        for started in [below for pid in known for below in kernel.descendants(pid)]:
-            known.setdefault(started, kernel.start(started))
+        for started in [below for pid in known for below in processes.descendants(pid)]:
+            known.setdefault(started, processes.start(started))
 
 
 def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
@@ -184,14 +184,14 @@ def lines(queue: Queue) -> "Iterator[tuple[os.stat_result, bytes]]":
 def directory(queue: Queue, ticket: Ticket) -> str:
     """Where the run of a ticket was started; '' if that cannot be known. While the command runs,
     the supervisor is not there any more (but on Windows), and its line says where it was."""
-    from sandrun import kernel
+    from sandrun.platform import processes
 
     if ticket.running:
         for record in history.records(line for _, line in lines(queue)):
             if record.get("id") == ticket.id:
                 return str(record.get("cwd", ""))
     try:
-        return kernel.directory(ticket.pid)
+        return processes.directory(ticket.pid)
     except OSError:
         return ""
 
@@ -223,11 +223,11 @@ def parse(line: bytes) -> "Holder | None":
 def _is_alive(holder: Holder) -> bool:
     """Whether the supervisor lives all the same: its ticket was removed by hand, or the line is
     that of another queue."""
-    from sandrun import kernel
+    from sandrun.platform import processes
 
     pid = int(holder.pid)
     deadline = time.monotonic() + _DYING
-    while holder.born and kernel.start(pid) == holder.born and not kernel.is_zombie(pid):
+    while holder.born and processes.start(pid) == holder.born and not processes.is_zombie(pid):
         if time.monotonic() > deadline:
             return True
         time.sleep(0.005)
@@ -251,7 +251,7 @@ def _container(queue: Queue, holder: Holder) -> "Container | None":
 
 def _end(container: "Container", holder: Holder) -> "dict[int, int]":
     """End the run's processes; those that live on, with their starts."""
-    from sandrun import kernel
+    from sandrun.platform import processes
 
     pids: list[int] = []
     try:
@@ -259,7 +259,7 @@ def _end(container: "Container", holder: Holder) -> "dict[int, int]":
     except TimeoutError as error:
         pids = error.args[0]
         messages.warn(f"processes of the ended run {holder.id} do not die: {pids}")
-    return _alive({**holder.unkillable, **{pid: kernel.start(pid) for pid in pids}})
+    return _alive({**holder.unkillable, **{pid: processes.start(pid) for pid in pids}})
 
 
 def finish(container: "Container", line: bytes, lock: "RunLock | None") -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 
-from sandrun import kernel, messages
+from sandrun import messages
 from sandrun.model import (
     EXIT_NOT_EXECUTABLE,
     EXIT_NOT_FOUND,
@@ -21,6 +21,7 @@ from sandrun.model import (
     size_text,
     span_text,
 )
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,10 +93,10 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
         messages.warn(f"could not end {unkillable(pid)}", way_out)
 
 
-def _left_behind(processes: "list[Process]", settings: "Settings") -> None:
+def _left_behind(found: "list[Process]", settings: "Settings") -> None:
     from sandrun import daemons
 
-    news = [process for process in processes if not daemons.is_own_server(process, settings)]
+    news = [process for process in found if not daemons.is_own_server(process, settings)]
     if not news:
         return
     messages.warn(
@@ -141,12 +142,12 @@ _KEEPS_INSIDE = (
 """What has it stay in the run, by how the names of such groups start."""
 
 
-def _outside(processes: "list[Process]") -> "tuple[str, str]":
+def _outside(found: "list[Process]") -> "tuple[str, str]":
     from sandrun import daemons
 
-    who = ", ".join(f"{p.daemon} (pid {p.pid})" for p in processes[:3])
+    who = ", ".join(f"{p.daemon} (pid {p.pid})" for p in found[:3])
     text = f"{who} worked during the run and was started outside of it: no limit or end reaches it"
-    return text, f"{daemons.ways_out(processes)}; to have it so: --daemons leave"
+    return text, f"{daemons.ways_out(found)}; to have it so: --daemons leave"
 
 
 def _shared(texts: "list[str]", commands: "list[str]") -> "tuple[str, str]":
@@ -217,13 +218,13 @@ def _time(reason: str, settings: "Settings") -> "tuple[str, str]":
 def unkillable(pid: int) -> str:
     """A process that survived SIGKILL, and why it could."""
     if sys.platform == "win32":
-        named = kernel.describe(pid)
+        named = processes.describe(pid)
         return f"{named.command if named else 'it'} (pid {pid}): it was terminated, and lives"
     try:
-        stat = kernel.Stat(pid)
-        owner = kernel.owner(pid)
+        stat = processes.Stat(pid)
+        owner = processes.owner(pid)
     except OSError:
-        if kernel.is_zombie(pid):
+        if processes.is_zombie(pid):
             return f"pid {pid} in time; it is gone now"
         return f"pid {pid}: /proc does not show it, as it may hide another user's processes"
     if os.geteuid() not in (0, owner):
@@ -232,14 +233,14 @@ def unkillable(pid: int) -> str:
         why = "it is in uninterruptible sleep, waiting for a device or a file system"
     else:
         why = f"it is in state {stat.state}"
-    process = kernel.describe(pid)
+    process = processes.describe(pid)
     return f"{process.command if process else stat.name} (pid {pid}): {why}"
 
 
 def way_to_end(pid: int) -> str:
     """What ends such a process, as the end of a sentence; '' where nothing does but waiting."""
     try:
-        foreign = os.geteuid() not in (0, kernel.owner(pid))
+        foreign = os.geteuid() not in (0, processes.owner(pid))
     except (AttributeError, OSError):  # Windows; one that /proc hides
         foreign = False
     return f"; to end it: sudo kill {pid}" if foreign else ""
@@ -270,8 +271,8 @@ def _memory(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     messages.error(text, hint, lines)
 
 
-def _count(processes: "list[Process]") -> str:
-    return f"{len(processes)} process" + ("" if len(processes) == 1 else "es")
+def _count(found: "list[Process]") -> str:
+    return f"{len(found)} process" + ("" if len(found) == 1 else "es")
 
 
 def not_started(stage: str, number: int, command: "list[str]", what: str = "") -> Outcome:

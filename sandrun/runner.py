@@ -12,12 +12,13 @@ import os
 import sys
 import time
 
-from sandrun import backends, history, messages, module_files, spawn
+from sandrun import backends, history, messages, module_files
 from sandrun import project as projects
 from sandrun import settings as settled
 from sandrun.git import guard
 from sandrun.model import EXIT_HANGUP, OWN_SERVER, RUNS_VARIABLE, Outcome
 from sandrun.place import Place, Refused, take
+from sandrun.platform import spawn
 from sandrun.supervisor import Supervisor
 
 TYPE_CHECKING = False
@@ -261,9 +262,9 @@ def _contained(this: Run) -> Outcome:
         "state": this.state,
     }
     if container.token:
-        from sandrun import kernel
+        from sandrun.platform import processes
 
-        born = kernel.start(os.getpid())
+        born = processes.start(os.getpid())
         if born:
             more["born"] = born
     line = history.encode(more).encode()
@@ -302,10 +303,10 @@ _NOTED = "fallback-noted"
 
 def _note_fallback(this: Run) -> None:
     """Say that no kernel enforces the limits: once a boot and project, or with -v."""
-    from sandrun import kernel
+    from sandrun.platform import processes
 
     try:
-        boot = kernel.read("/proc/sys/kernel/random/boot_id").decode().strip()
+        boot = processes.read("/proc/sys/kernel/random/boot_id").decode().strip()
     except OSError:
         boot = "this one"  # where /tmp is emptied at a boot: macOS
     queue = this.place.queue
@@ -325,9 +326,9 @@ def _report(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
 def _terminal_modes() -> "list[Any] | None":
     if sys.platform == "win32" or not any(map(os.isatty, (0, 1, 2))):
         return None
-    from sandrun import terminal
+    from sandrun.platform import posix_terminal
 
-    return terminal.modes()
+    return posix_terminal.modes()
 
 
 def _supervised(
@@ -364,9 +365,9 @@ def _supervised(
         this.place.show()
         outcome = _elsewhere(str(this.record["cwd"]), supervisor.run)
         if modes and outcome.reason != "exit":
-            from sandrun import terminal
+            from sandrun.platform import posix_terminal
 
-            terminal.restore(modes)
+            posix_terminal.restore(modes)
         stage, number, what = spawn.failure(this.heritage)
     if stage:
         from sandrun import report

@@ -4,8 +4,8 @@ The kernel enforces limits by itself; looking serves the warning at 50 % and the
 post-mortem, and, where nothing but polling is to be had, the limit itself.
 """
 
-from sandrun import kernel
 from sandrun.model import Process
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Sampler:
         if abs(held - self.named_at) <= self.limit // 50:
             return None
         self.named_at = held
-        return list(filter(None, map(kernel.describe, pids()))) or None  # None: a crowd
+        return list(filter(None, map(processes.describe, pids()))) or None  # None: a crowd
 
     def keep(self, seen: "list[Process] | None", struck: bool) -> None:
         """Keep those who were seen; those of before while they live, as long as nothing has come up
@@ -99,7 +99,7 @@ class Sampler:
             return
         known = self.largest
         if not struck:
-            lives = {} if seen else {p.pid: p for p in self.top() if not kernel.is_zombie(p.pid)}
+            lives = {} if seen else {p.pid: p for p in self.top() if not processes.is_zombie(p.pid)}
             self.largest = lives
         for process in seen:
             before = known.get(process.pid)

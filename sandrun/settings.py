@@ -199,9 +199,9 @@ def _own_file(complaints: "list[str]") -> "list[File]":
     config = os.environ.get("XDG_CONFIG_HOME") or ""
     if not os.path.isabs(config):
         if sys.platform == "win32":
-            from sandrun import windows
+            from sandrun.platform import folders
 
-            config = windows.roaming_folder()
+            config = folders.roaming_folder()
         elif home():
             config = os.path.join(home(), ".config")
         else:

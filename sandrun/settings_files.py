@@ -7,8 +7,8 @@ import os
 import sys
 
 from sandrun.options import OPTIONS, Option, nearest
+from sandrun.platform.small_files import has_table, read_small
 from sandrun.project import speaks_for_us
-from sandrun.small_files import has_table, read_small
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ seen in the run, it was made since the run began, and nobody is attached. Files 
 
 import os
 
-from sandrun import kernel
 from sandrun.model import command_text, size_text
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _segments(since: int, most: int) -> "list[tuple[int, int, int]]":
     """Number, memory and creator of this user's segments to which nobody is attached and whose
     creator is gone."""
     try:
-        head, *lines = kernel.read(_SEGMENTS).splitlines()
+        head, *lines = processes.read(_SEGMENTS).splitlines()
     except (OSError, ValueError):
         return []
     found = []
@@ -71,7 +71,7 @@ def _segments(since: int, most: int) -> "list[tuple[int, int, int]]":
         row = dict(zip(head.split(), line.split(), strict=False))
         size, creator = int(row[b"rss"]), int(row[b"cpid"])
         ours = int(row[b"cuid"]) == os.geteuid() and int(row[b"ctime"]) >= since
-        if ours and row[b"nattch"] == b"0" and 0 < size <= most and not kernel.start(creator):
+        if ours and row[b"nattch"] == b"0" and 0 < size <= most and not processes.start(creator):
             found.append((int(row[b"shmid"]), size, creator))
     return found
 
@@ -87,7 +87,7 @@ def _places() -> "list[str]":
     """Directories of tmpfs in which a program leaves files: those for everybody, and the user's
     own. Not /run itself, where services of root's are at work all the time."""
     try:
-        mounts = os.fsdecode(kernel.read("/proc/self/mountinfo")).split("\n")
+        mounts = os.fsdecode(processes.read("/proc/self/mountinfo")).split("\n")
     except OSError:
         return [SHARED]
     rows = [line.split(" ") for line in mounts if " - tmpfs " in line]

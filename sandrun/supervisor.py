@@ -26,14 +26,14 @@ left behind (`sandrun.ending`), what is said about the end (`sandrun.report`).
 import os
 import time
 
-from sandrun import spawn
 from sandrun.bare import signal as _signal
 from sandrun.model import ENDED, Outcome
+from sandrun.platform import spawn
 
 try:
     sigtimedwait, sigwaitinfo = _signal.sigtimedwait, _signal.sigwaitinfo
 except AttributeError:  # macOS
-    from sandrun.signals import sigtimedwait, sigwaitinfo
+    from sandrun.platform.macos_sigwait import sigtimedwait, sigwaitinfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -361,14 +361,14 @@ class Supervisor:
         """
         if self.reason or self.held:
             return
-        from sandrun import terminal
+        from sandrun.platform import posix_terminal
 
-        front = terminal.foreground(self.child)
+        front = posix_terminal.foreground(self.child)
         if signum not in _JOB_STOPS and not front:
             return
         self._suspend(signum)
         if front:
-            terminal.hand_to(front)
+            posix_terminal.hand_to(front)
         if _is_stopped(self.child):
             self._send(self.child, _signal.SIGCONT)
 
@@ -448,13 +448,13 @@ class Supervisor:
         if self.status is None and self.child not in pids:
             pids.append(self.child)
         self.members.update(pids)
-        from sandrun import kernel
+        from sandrun.platform import processes
 
-        starts = {pid: kernel.start(pid) for pid in pids}
+        starts = {pid: processes.start(pid) for pid in pids}
         self.ended |= starts
         if at_limit and pids:
             largest = max(pids, key=_memory)
-            if not self.kernel or kernel.is_oom_protected(largest):
+            if not self.kernel or processes.is_oom_protected(largest):
                 self._send(largest, _signal.SIGKILL)
         # A child starts after its parent; within one tick of the clock its number tells, as a rule.
         for pid in sorted(pids, key=lambda pid: (starts[pid], pid), reverse=True):
@@ -468,9 +468,9 @@ class Supervisor:
         if self.status is None:
             self._send(self.child, _signal.SIGKILL)
         if self.kernel and not self.container.is_crowd():
-            from sandrun import kernel
+            from sandrun.platform import processes
 
-            self.ended |= {pid: kernel.start(pid) for pid in self.container.pids()}
+            self.ended |= {pid: processes.start(pid) for pid in self.container.pids()}
         try:
             self.container.kill()
         except TimeoutError as error:
@@ -496,11 +496,11 @@ class Supervisor:
 def _acts(pid: int, signum: int) -> bool:
     """Whether the signal would have its default action there, by proc(5): it is neither caught nor
     ignored nor blocked. Who waits for it blocks it, and the kernel tells that only by wchan."""
-    from sandrun import kernel
+    from sandrun.platform import processes
 
     try:
-        status = kernel.read(f"{kernel.PROC}/{pid}/status")
-        waits = b"sigtimedwait" in kernel.read(f"{kernel.PROC}/{pid}/wchan")
+        status = processes.read(f"{processes.PROC}/{pid}/status")
+        waits = b"sigtimedwait" in processes.read(f"{processes.PROC}/{pid}/wchan")
     except OSError:
         return False
     names = (b"SigBlk:\t", b"SigIgn:\t", b"SigCgt:\t")
@@ -509,33 +509,33 @@ def _acts(pid: int, signum: int) -> bool:
 
 
 def _memory(pid: int) -> int:
-    from sandrun import kernel
+    from sandrun.platform import processes
 
-    found = kernel.describe(pid)
+    found = processes.describe(pid)
     return found.memory if found else 0  # it is gone
 
 
 def _is_unreaped(pid: int, start: int) -> bool:
     """Whether the process lives, or is a zombie of ours or init's. Others keep what they like."""
-    from sandrun import kernel
+    from sandrun.platform import processes
 
     try:
-        stat = kernel.Stat(pid)
+        stat = processes.Stat(pid)
     except OSError:
         return False
     return stat.start == start and (stat.state not in "ZX" or stat.parent in (1, os.getpid()))
 
 
 def _is_with_us(pid: int) -> bool:
-    from sandrun import terminal
+    from sandrun.platform import posix_terminal
 
-    return terminal.is_with_us(pid)
+    return posix_terminal.is_with_us(pid)
 
 
 def _is_stopped(pid: int) -> bool:
-    from sandrun import kernel
+    from sandrun.platform import processes
 
     try:
-        return kernel.Stat(pid).state == "T"
+        return processes.Stat(pid).state == "T"
     except OSError:
         return True  # no /proc: a SIGCONT too many does little

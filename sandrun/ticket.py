@@ -378,10 +378,10 @@ def is_stopped(pid: int) -> bool:
     """Whether the process is stopped (Ctrl-Z, a debugger). Windows has no such state."""
     if sys.platform == "win32":
         return False
-    from sandrun import kernel
+    from sandrun.platform import processes
 
     try:
-        return kernel.Stat(pid).state in "Tt"
+        return processes.Stat(pid).state in "Tt"
     except OSError:
         return False
 

@@ -14,7 +14,7 @@ import os
 
 from sandrun import messages, project
 from sandrun.model import SandrunError, command_text
-from sandrun.small_files import read_small
+from sandrun.platform.small_files import read_small
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

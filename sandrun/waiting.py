@@ -231,14 +231,14 @@ class _Helper:
     """A child that blocks in flock(2) for us; `pipe` is hung up when it is done."""
 
     def __init__(self, fd: int, operation: int, close: "list[int]") -> None:
-        from sandrun import kernel
+        from sandrun.platform import processes
 
         parent = os.getpid()
         self.pipe, end = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                kernel.die_with(parent)
+                processes.die_with(parent)
                 # A ticket lives while anybody has it open, and so does the caller's pipe.
                 for other in (*close, self.pipe, 0, 1, 2):
                     os.close(other)

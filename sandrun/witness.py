@@ -34,7 +34,7 @@ import time
 
 from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN
-from sandrun.spawn import ALL_SIGNALS, hide
+from sandrun.platform import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,16 +90,16 @@ class Witness:
         """
         if not self.pid:
             return False
-        from sandrun import kernel, terminal
+        from sandrun.platform import posix_terminal, processes
 
         by_unit = sender > 0 and _is_systemd(sender)
-        by_member = sender > 0 and terminal.is_with_us(sender)
+        by_member = sender > 0 and posix_terminal.is_with_us(sender)
         found = self._was_heard(signum, sender)
         if signum < _REAL_TIME and (by_unit or by_member):
             found = self._await_second(signum, sender, by_unit, found)
         if found and keeper and not (by_unit and _is_in_our_unit(command)):
             time.sleep(_BOTH)
-            return not kernel.is_pending(keeper, signum)
+            return not processes.is_pending(keeper, signum)
         return found
 
     def _await_second(self, signum: int, sender: int, by_unit: bool, found: bool) -> bool:
@@ -183,10 +183,10 @@ class Witness:
 
 
 def _is_systemd(pid: int) -> bool:
-    from sandrun import kernel
+    from sandrun.platform import processes
 
     try:
-        return kernel.Stat(pid).name == "systemd"
+        return processes.Stat(pid).name == "systemd"
     except OSError:
         return False
 
@@ -215,13 +215,13 @@ def _unit(group: str) -> str:
 def _testify(ask: int, answer: int) -> None:
     """What the witness's own process does: whenever it is asked it says what it got since."""
     us = os.getppid()
-    if not hide(NAME.encode(), ask, answer):
+    if not spawn.hide(NAME.encode(), ask, answer):
         return
-    while _signal.sigtimedwait(ALL_SIGNALS, 0):
+    while _signal.sigtimedwait(spawn.ALL_SIGNALS, 0):
         pass
     while os.read(0, 1):
         heard = b""
-        while info := _signal.sigtimedwait(ALL_SIGNALS, 0):
+        while info := _signal.sigtimedwait(spawn.ALL_SIGNALS, 0):
             if info.si_pid != us and info.si_code <= 0:  # else the kernel sent it (sigaction(2))
                 heard += b"%d %d " % (info.si_signo, info.si_pid)
         os.write(1, heard + _END)

@@ -17,9 +17,9 @@ from typing import TypeVar
 
 import pytest
 
-from sandrun import kernel
 from sandrun.git import shim as shims
 from sandrun.git import stale
+from sandrun.platform import processes
 from tests import harness
 from tests.harness import ROOT, SCALE, pretending
 
@@ -103,7 +103,7 @@ class GitBox:
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
             # A shell that runs the tests in its background wants that, for what we start too.
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.before = set(kernel.descendants(os.getpid()))
+        self.before = set(processes.descendants(os.getpid()))
         self.make(self.repo)
 
     def make(self, path: Path, *options: str) -> Path:
@@ -216,8 +216,8 @@ class GitBox:
         """End what was started and still runs, also what detached itself (see tests.conftest)."""
 
         def ended() -> bool:
-            left = set(kernel.descendants(os.getpid())) - self.before
-            alive = [pid for pid in left if not kernel.is_zombie(pid)]
+            left = set(processes.descendants(os.getpid())) - self.before
+            alive = [pid for pid in left if not processes.is_zombie(pid)]
             for pid in alive:
                 os.kill(pid, signal.SIGKILL)
             return not alive

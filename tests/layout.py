@@ -21,23 +21,23 @@ ctypes.CDLL = lambda *_: SimpleNamespace(  # type: ignore[assignment,misc]  # im
     proc_pid_rusage=SimpleNamespace(),
     mach_timebase_info=lambda base: setattr(base._obj, "denom", 1),
 )
-from sandrun import darwin  # noqa: E402
+from sandrun.platform import macos_processes  # noqa: E402
 
 ctypes.CDLL = _cdll  # type: ignore[misc]
 
 TARGETS = ("arm64-apple-macos11", "x86_64-apple-macos11")
 HEADERS = ("libproc.h", "mach/mach_time.h", "sys/proc.h", "sys/proc_info.h", "sys/resource.h")
 STRUCTURES: "Mapping[str, type[ctypes.Structure]]" = {
-    "struct proc_bsdshortinfo": darwin.ProcBsdShortInfo,
-    "struct rusage_info_v4": darwin.RusageInfoV4,
-    "struct mach_timebase_info": darwin.Timebase,
+    "struct proc_bsdshortinfo": macos_processes.ProcBsdShortInfo,
+    "struct rusage_info_v4": macos_processes.RusageInfoV4,
+    "struct mach_timebase_info": macos_processes.Timebase,
 }
 CONSTANTS = {
-    "PROC_PPID_ONLY": darwin._PPID_ONLY,
-    "PROC_UID_ONLY": darwin._UID_ONLY,
-    "PROC_PIDT_SHORTBSDINFO": darwin._SHORTBSDINFO,
-    "RUSAGE_INFO_V4": darwin._RUSAGE_V4,
-    **{name: darwin._STATES.index(state) for name, state in
+    "PROC_PPID_ONLY": macos_processes._PPID_ONLY,
+    "PROC_UID_ONLY": macos_processes._UID_ONLY,
+    "PROC_PIDT_SHORTBSDINFO": macos_processes._SHORTBSDINFO,
+    "RUSAGE_INFO_V4": macos_processes._RUSAGE_V4,
+    **{name: macos_processes._STATES.index(state) for name, state in
        {"SIDL": "I", "SRUN": "R", "SSLEEP": "S", "SSTOP": "T", "SZOMB": "Z"}.items()},
 }  # fmt: skip
 _C_TYPES: "Mapping[object, str]" = {
@@ -65,7 +65,7 @@ def assertions(structures: "Mapping[str, type[ctypes.Structure]]") -> "list[str]
 def declarations() -> "list[str]":
     """Each function once more, which C only takes if no type differs."""
     lines = []
-    for name, kinds in darwin.PROTOTYPES.items():
+    for name, kinds in macos_processes.PROTOTYPES.items():
         void = _POINTERS.get(name, "void *")
         types = [void if kind is ctypes.c_void_p else _C_TYPES[kind] for kind in kinds]
         lines.append(f"int {name}({', '.join(types)});")
@@ -91,7 +91,7 @@ def complaints(lines: "list[str]", target: str) -> str:
 class Wrong(ctypes.Structure):
     """One field too early: what the check must not let pass."""
 
-    _fields_ = darwin.RusageInfoV4._fields_[1:]
+    _fields_ = macos_processes.RusageInfoV4._fields_[1:]
 
 
 def main() -> int:

@@ -4,8 +4,9 @@ import errno
 import os
 import sys
 
-from sandrun import messages, options, project, settings, spawn
+from sandrun import messages, options, project, settings
 from sandrun.model import EXIT_SANDRUN, SandrunError, UsageError, exhausted
+from sandrun.platform import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

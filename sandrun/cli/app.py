@@ -13,11 +13,12 @@ from typing import Any
 
 import click
 
-from sandrun import __version__, messages, options, project, settings, spawn
+from sandrun import __version__, messages, options, project, settings
 from sandrun.cli import entries
 from sandrun.cli.answer import out, page
 from sandrun.cli.mistakes import Group, explained
 from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
+from sandrun.platform import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,8 +18,9 @@ import contextlib
 import os
 import stat
 
-from sandrun import kernel, project, settings, spawn
+from sandrun import project, settings
 from sandrun.model import SandrunError, UsageError
+from sandrun.platform import processes, spawn
 
 MARK = "SANDRUN_MAKE"
 """In the environment of the make inside: the directory in which it need not queue again."""
@@ -104,14 +105,14 @@ class _Notes:
 def _note(pid: int) -> str:
     """A name that no other process, before or after, has."""
     try:
-        return f"made.{pid}.{kernel.Stat(pid).start}"
+        return f"made.{pid}.{processes.Stat(pid).start}"
     except OSError:
         return f"made.{pid}.gone"
 
 
 def _account(pid: int) -> "tuple[list[str], dict[str, str]]":
     """The words and the environment with which a process was started."""
-    return kernel.arguments(pid), kernel.environ(pid)
+    return processes.arguments(pid), processes.environ(pid)
 
 
 def _program(name: str, pid: int) -> str:
@@ -119,7 +120,7 @@ def _program(name: str, pid: int) -> str:
         return name
     try:
         # Its name was relative to where it was before -C.
-        return os.readlink(f"{kernel.PROC}/{pid}/exe")
+        return os.readlink(f"{processes.PROC}/{pid}/exe")
     except OSError:
         return name
 

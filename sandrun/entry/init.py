@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from sandrun import project
 from sandrun.entry import files, hooks, shims
 from sandrun.model import SandrunError
-from sandrun.small_files import has_table
+from sandrun.platform.small_files import has_table
 
 MAKEFILES = ("GNUmakefile", "makefile", "Makefile")  # the order in which GNU make looks
 INCLUDE_LINE = "-include sandrun.mk\n"

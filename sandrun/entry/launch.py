@@ -16,8 +16,8 @@ if __name__ == "__main__":
         del sys.argv[1:3]
     place = sys.argv[2]
     try:
-        from sandrun import spawn
         from sandrun.cli import main
+        from sandrun.platform import spawn
     except Exception as error:
         lacking = "its turn" if sys.argv[1] == "--guard" else "queue and memory limit"
         tool = os.path.basename(place)

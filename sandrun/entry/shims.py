@@ -122,9 +122,9 @@ def directory() -> str:
     data = os.environ.get("XDG_DATA_HOME") or ""
     if not os.path.isabs(data):
         if sys.platform == "win32":
-            from sandrun import windows
+            from sandrun.platform import folders
 
-            return os.path.join(windows.local_folder(), "sandrun", "shims")
+            return os.path.join(folders.local_folder(), "sandrun", "shims")
         if not home():
             raise SandrunError("there is no home directory for the shims", "set HOME")
         data = os.path.join(home(), ".local", "share")

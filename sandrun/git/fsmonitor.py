@@ -8,7 +8,7 @@ tell it is its own program, which another user may have put there for root to ru
 
 import os
 
-from sandrun import kernel
+from sandrun.platform import processes
 
 _SOCKET = "/fsmonitor--daemon.ipc"
 """In the git directory (compat/fsmonitor/fsm-ipc-unix.c); on a network file system it is elsewhere,
@@ -20,9 +20,9 @@ def stop(pid: int) -> None:
     """Have the daemon end itself; returns when it has heard, or when that fails: a signal may
     follow in any case."""
     try:
-        if kernel.owner(pid) != os.geteuid():
+        if processes.owner(pid) != os.geteuid():
             return
-        git = os.readlink(f"{kernel.PROC}/{pid}/exe")
+        git = os.readlink(f"{processes.PROC}/{pid}/exe")
         path = _socket(pid)
     except OSError:
         return
@@ -48,9 +48,9 @@ def stop(pid: int) -> None:
 
 def _socket(pid: int) -> str:
     """The path of the socket on which it listens; '': none. Raises OSError."""
-    at = f"{kernel.PROC}/{pid}/fd"
+    at = f"{processes.PROC}/{pid}/fd"
     opened = {os.readlink(f"{at}/{name}") for name in os.listdir(at)}
-    for line in kernel.read(f"{kernel.PROC}/net/unix").splitlines():
+    for line in processes.read(f"{processes.PROC}/net/unix").splitlines():
         inode, _, path = os.fsdecode(line).partition(": ")[2].partition("/")
         if path and f"socket:[{inode.split()[-1]}]" in opened and path.endswith(_SOCKET):
             return "/" + path

@@ -7,9 +7,9 @@ robbed, so doubt says yes there too. Both therefore treat what cannot be read as
 
 import os
 
-from sandrun import kernel
 from sandrun.git import classify, lock_paths, repository
 from sandrun.model import DARWIN
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def ancestor(repo: repository.Repository) -> int:
     pid = os.getppid()
     while pid > 1:
         try:
-            stat = kernel.Stat(pid)
+            stat = processes.Stat(pid)
         except OSError:
             return 0
         if is_named_git(stat.name) and _works_in(pid, repo, reads_count=False):
@@ -45,7 +45,7 @@ def _works_in(pid: int, repo: "repository.Repository | None", reads_count: bool)
     """Whether the git `pid` works in `repo` or a worktree of it (None: on the user's own files);
     yes if it cannot be read."""
     try:
-        words = kernel.arguments(pid)
+        words = processes.arguments(pid)
         if not words:  # a zombie, or a kernel thread
             return False
         command = _invocation(words)
@@ -55,7 +55,7 @@ def _works_in(pid: int, repo: "repository.Repository | None", reads_count: bool)
             return False
         if repo is None:
             return classify.writes_user_files(command) and _shares_user_files(pid)
-        other = "" if DARWIN else os.readlink(f"{kernel.PROC}/{pid}/ns/mnt")
+        other = "" if DARWIN else os.readlink(f"{processes.PROC}/{pid}/ns/mnt")
         if other and other != os.readlink("/proc/self/ns/mnt"):
             return _shares_files(pid, repo)
         return any(_same(found, repo) for found in _repositories(pid, command))
@@ -81,24 +81,24 @@ def _shares_files(pid: int, repo: repository.Repository) -> bool:
 
     git stands at the root of its worktree. Yes, too, where nothing there leads to a git dir.
     """
-    here = f"{kernel.PROC}/{pid}/cwd"
+    here = f"{processes.PROC}/{pid}/cwd"
     git_dir = here + "/.git"
     followed = repository.follow(git_dir)
     # The kernel, not we, walks from the other's root.
-    git_dir = followed if followed.startswith(here) else f"{kernel.PROC}/{pid}/root{followed}"
+    git_dir = followed if followed.startswith(here) else f"{processes.PROC}/{pid}/root{followed}"
     found = [git_dir] if os.path.isdir(git_dir) else [here]
     # The common dir of a linked worktree (`worktrees/NAME`) is two above.
     infos = [os.stat(path) for path in (*found, found[0] + "/../..")]
     ours = [os.stat(path) for path in (repo.git_dir, repo.common_dir)]
     if any((one.st_ino, one.st_dev) == (our.st_ino, our.st_dev) for one in infos for our in ours):
         return True
-    named = b"GIT_DIR=" in kernel.read(f"{kernel.PROC}/{pid}/environ")
+    named = b"GIT_DIR=" in processes.read(f"{processes.PROC}/{pid}/environ")
     return named or found == [here]
 
 
 def _shares_user_files(pid: int) -> bool:
     """Whether the git `pid` would write the same files of a user as we; another HOME has others."""
-    theirs = lock_paths.user_files(kernel.environ(pid))
+    theirs = lock_paths.user_files(processes.environ(pid))
     return not set(theirs).isdisjoint(lock_paths.user_files(os.environ))
 
 
@@ -114,8 +114,8 @@ def _repositories(
     git has gone to the worktree's root by now, while relative names in its command line and
     first environment count from where it started: what it says of that is only PWD.
     """
-    env = kernel.environ(pid)
-    here = kernel.directory(pid).removesuffix(" (deleted)")
+    env = processes.environ(pid)
+    here = processes.directory(pid).removesuffix(" (deleted)")
     start = os.path.join(env.get("PWD", here), *command.directories)
     env = {**env, **command.variables}
     named = env.get("GIT_DIR", "")
@@ -138,14 +138,14 @@ def at_work(repo: "repository.Repository | None", uid: int = -1) -> "list[int]":
 def _pids() -> "list[int]":
     """Every process; none where there is no /proc of ours, which `stale.blind_spots` then says."""
     try:
-        return [int(entry) for entry in os.listdir(kernel.PROC) if entry.isdigit()]
+        return [int(entry) for entry in os.listdir(processes.PROC) if entry.isdigit()]
     except OSError:
         return []
 
 
 def _may_own(pid: int, repo: "repository.Repository | None", uid: int) -> bool:
     try:
-        stat = kernel.Stat(pid)
+        stat = processes.Stat(pid)
     except OSError:
         return False
     if stat.state in "ZX" or not (is_named_git(stat.name) or _runs_git(pid)):
@@ -156,12 +156,12 @@ def _may_own(pid: int, repo: "repository.Repository | None", uid: int) -> bool:
 def _is_of_another(pid: int, uid: int) -> bool:
     """Whether a process that we may not look into makes its files as another user than `uid`."""
     try:
-        os.readlink(f"{kernel.PROC}/{pid}/cwd")
+        os.readlink(f"{processes.PROC}/{pid}/cwd")
         return False
     except OSError:
         pass
     try:
-        status = kernel.read(f"{kernel.PROC}/{pid}/status")
+        status = processes.read(f"{processes.PROC}/{pid}/status")
         return int(status.partition(b"\nUid:")[2].split()[3]) != uid  # the fsuid (proc(5))
     except (OSError, IndexError, ValueError):
         return False
@@ -170,7 +170,7 @@ def _is_of_another(pid: int, uid: int) -> bool:
 def _runs_git(pid: int) -> bool:
     """A git under another name (`hub`, a renamed thread) still runs git's file."""
     try:
-        return is_named_git(os.path.basename(os.readlink(f"{kernel.PROC}/{pid}/exe")))
+        return is_named_git(os.path.basename(os.readlink(f"{processes.PROC}/{pid}/exe")))
     except OSError:
         return False
 
@@ -179,9 +179,9 @@ def keeps_house(pid: int) -> bool:
     """Whether the process is the housekeeping that a git has put in the background at its end:
     `gc --auto`, `maintenance run --auto`. It is finite, and done by nobody else."""
     try:
-        if not is_named_git(kernel.Stat(pid).name):
+        if not is_named_git(processes.Stat(pid).name):
             return False
-        command = classify.parse(kernel.arguments(pid)[1:])
+        command = classify.parse(processes.arguments(pid)[1:])
     except OSError:
         return False
     background = not {"--auto", "--detach"}.isdisjoint(command.arguments)
@@ -194,7 +194,7 @@ def openers(path: str) -> "list[int]":
         wanted = os.stat(path, follow_symlinks=False)
     except OSError:
         return []
-    return [pid for pid in _pids() if _has_open(f"{kernel.PROC}/{pid}/fd", wanted)]
+    return [pid for pid in _pids() if _has_open(f"{processes.PROC}/{pid}/fd", wanted)]
 
 
 def _has_open(directory: str, wanted: os.stat_result) -> bool:
@@ -214,7 +214,7 @@ def _has_open(directory: str, wanted: os.stat_result) -> bool:
 def text(pids: "list[int]") -> str:
     """The first of these processes for people: `git commit -a (pid 12, for 3 min 20 s)`."""
     for pid in pids:
-        process = kernel.describe(pid)
+        process = processes.describe(pid)
         if process:
             return f"{process.command} (pid {pid}, for {_age(pid)})"
     return ""
@@ -224,8 +224,8 @@ def _age(pid: int) -> str:
     from sandrun.model import span_text
 
     try:
-        started = kernel.Stat(pid).start / os.sysconf("SC_CLK_TCK")
-        uptime = float(kernel.read("/proc/uptime").split()[0])
+        started = processes.Stat(pid).start / os.sysconf("SC_CLK_TCK")
+        uptime = float(processes.read("/proc/uptime").split()[0])
     except OSError:
         return "an unknown time"
     return span_text(max(0.0, uptime - started))

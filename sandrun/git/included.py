@@ -6,7 +6,7 @@ For rare files only: large ones, and those with an include. It reads what git wo
 
 import os
 
-from sandrun.small_files import read_small
+from sandrun.platform.small_files import read_small
 
 
 def mentions(path: str, word: bytes, home: str) -> bool:

@@ -10,7 +10,7 @@ Left to git: whether it trusts the repository (safe.directory) and understands i
 
 import os
 
-from sandrun.small_files import read_small
+from sandrun.platform.small_files import read_small
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

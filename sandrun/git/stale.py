@@ -17,10 +17,11 @@ while it does. Whoever changes the clock by hand while git runs still has a live
 import os
 import time
 
-from sandrun import kernel, messages, project
+from sandrun import messages, project
 from sandrun.git import git_processes, lock_files, lock_paths
 from sandrun.git.repository import Repository
 from sandrun.model import SandrunError
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _move_if_unowned(
 
 def _born_before_boot(lock: str) -> str:
     try:
-        line = next(row for row in kernel.read("/proc/stat").splitlines() if row[:5] == b"btime")
+        line = next(row for row in processes.read("/proc/stat").splitlines() if row[:5] == b"btime")
         old = os.lstat(lock).st_ctime < int(line.split()[1]) - _CLOCK_MARGIN
     except (OSError, StopIteration, ValueError):
         return ""
@@ -86,20 +87,20 @@ def pid_file(lock: str) -> str:
 
 def _owner_is_dead(lock: str) -> str:
     try:
-        said = kernel.read(pid_file(lock)).split()
+        said = processes.read(pid_file(lock)).split()
         written = os.lstat(pid_file(lock)).st_mtime
         pid = int(said[1])
     except (OSError, ValueError, IndexError):
         return ""
     dead = f"its git, pid {pid}, is dead"
     try:
-        started = kernel.Stat(pid).start / os.sysconf("SC_CLK_TCK")
+        started = processes.Stat(pid).start / os.sysconf("SC_CLK_TCK")
     except (FileNotFoundError, ProcessLookupError):
         return dead
     except OSError:
         return ""
     try:
-        uptime = float(kernel.read("/proc/uptime").split()[0])
+        uptime = float(processes.read("/proc/uptime").split()[0])
     except OSError:  # macOS: whether the pid has a new owner cannot be told
         return ""
     return dead if time.time() - uptime + started > written + _CLOCK_MARGIN else ""
@@ -139,7 +140,7 @@ def _file_system(path: str) -> str:
 def _mounts(path: str) -> "tuple[str, str]":
     """The type and the options of the file system that `path` is on (proc(5), mountinfo)."""
     best, found = "", ("unknown", "")
-    for row in os.fsdecode(kernel.read("/proc/self/mountinfo")).splitlines():
+    for row in os.fsdecode(processes.read("/proc/self/mountinfo")).splitlines():
         fields, _, rest = row.partition(" - ")
         point = fields.split()[4].replace("\\040", " ").rstrip("/")
         if len(point) >= len(best) and (path + "/").startswith(point + "/"):

@@ -9,11 +9,12 @@ import fcntl
 import os
 import time
 
-from sandrun import kernel, messages
+from sandrun import messages
 from sandrun.bare import signal as _signal
 from sandrun.git import classify, git_processes, lock_files, record_locks, stale
 from sandrun.git.repository import Repository
 from sandrun.model import span_text
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Wait:
     def turn(self, fd: int, operation: int, byte: int) -> bool:
         """Wait for a lock of the guard file; whether it is ours."""
         pid = record_locks.holder(fd, operation, byte)
-        if pid and pid in kernel.ancestors(os.getpid()):
+        if pid and pid in processes.ancestors(os.getpid()):
             messages.decision(
                 f"{self.repo.top}: inside of {git_processes.text([pid])}: not waiting"
             )

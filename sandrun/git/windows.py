@@ -4,20 +4,22 @@ import os
 
 from sandrun import messages
 from sandrun.model import EXIT_NOT_FOUND
-from sandrun.windows import spawn
+from sandrun.platform import windows_spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.Heritage) -> int:
+def main(
+    arguments: "list[str]", flags: "Mapping[str, object]", heritage: windows_spawn.Heritage
+) -> int:
     """Run git; its exit code."""
     import subprocess
 
-    spawn.restore(heritage)
+    windows_spawn.restore(heritage)
     try:
-        path = spawn.program("git", os.environ)
+        path = windows_spawn.program("git", os.environ)
     except FileNotFoundError:
         messages.error("git: command not found")
         return EXIT_NOT_FOUND

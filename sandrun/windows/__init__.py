@@ -5,13 +5,12 @@
 everywhere, no other module chooses a queue or a supervisor, and Linux pays nothing for it. A test
 compares what the core takes from those names with what is there.
 
-No system call but through `sandrun.windows.api`.
+No system call but through `sandrun.platform.windows_api`.
 """
 
-import os
 import sys
 
-STAND_INS = ("kernel", "spawn", "queue", "runlock", "waiting", "keeper", "supervisor")
+STAND_INS = ("queue", "runlock", "waiting", "keeper", "supervisor")
 """The modules of `sandrun` that this package has its own of."""
 
 
@@ -22,13 +21,3 @@ def stand_in() -> None:
         module = __import__(f"sandrun.windows.{name}", fromlist=["*"])
         sys.modules[f"sandrun.{name}"] = module
         setattr(core, name, module)
-
-
-def local_folder() -> str:
-    """Where a user's programs keep what belongs to this machine: %LOCALAPPDATA%."""
-    return os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
-
-
-def roaming_folder() -> str:
-    """Where a user's programs keep settings: %APPDATA%."""
-    return os.environ.get("APPDATA") or os.path.expanduser("~\\AppData\\Roaming")

@@ -5,9 +5,10 @@ is opened by the number in the ticket's name before the ticket is seen alive onc
 number is its own.
 """
 
+from sandrun.platform import windows_api, windows_files, windows_spawn
+from sandrun.platform.windows_api import calls
 from sandrun.ticket import Chain, Ticket
-from sandrun.windows import api, files, queue, spawn
-from sandrun.windows.api import calls
+from sandrun.windows import queue
 
 MARGIN = 2.0
 """Seconds on top of the grace for a supervisor to clean up."""
@@ -20,7 +21,7 @@ def tell(where: Chain, ticket: Ticket) -> None:
 
 def terminate(where: Chain, ticket: Ticket) -> None:
     """End the owner at once, if it still lives."""
-    process = spawn.open_process(ticket.pid, api.PROCESS_TERMINATE)
+    process = windows_spawn.open_process(ticket.pid, windows_api.PROCESS_TERMINATE)
     if not process:
         return
     try:
@@ -29,4 +30,4 @@ def terminate(where: Chain, ticket: Ticket) -> None:
     except OSError:
         pass  # it is ending already
     finally:
-        files.close(process)
+        windows_files.close(process)

@@ -23,8 +23,8 @@ import time
 
 from sandrun import ticket as places
 from sandrun.model import SandrunError, command_text
+from sandrun.platform import windows_api, windows_files
 from sandrun.ticket import Chain, escape, head_key
-from sandrun.windows import api, files
 
 CANCEL = b"c"
 """What a ticket is told that has to leave the queue (exit 75)."""
@@ -33,7 +33,7 @@ END = b"e"
 LOOK = b"?"
 
 _EVENTS = {LOOK: "look", CANCEL: "cancel", END: "end"}
-_ACCESS = api.GENERIC_READ | api.GENERIC_WRITE | api.DELETE
+_ACCESS = windows_api.GENERIC_READ | windows_api.GENERIC_WRITE | windows_api.DELETE
 _TRIES = 50
 """How often something is tried that a virus scanner or an indexer may be in the way of."""
 _PAUSE = 0.01
@@ -50,7 +50,7 @@ class Ticket(places.Ticket):
 
     def close(self) -> None:
         for handle in (self.fd, *self.events.values()):
-            files.close(handle)
+            windows_files.close(handle)
         self.fd = 0
         self.events = {}
 
@@ -69,7 +69,7 @@ class Queue(Chain):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.dir = files.extended(os.path.abspath(path))
+        self.dir = windows_files.extended(os.path.abspath(path))
         _make(self.dir, path)
 
     def close(self) -> None:
@@ -88,8 +88,10 @@ class Queue(Chain):
         for _ in range(_TRIES):
             handle = 0
             try:
-                handle = files.open_file(self._at(private), _ACCESS, how=api.CREATE_NEW)
-                if files.try_lock(handle):  # else a sweep looks at it just now
+                handle = windows_files.open_file(
+                    self._at(private), _ACCESS, how=windows_api.CREATE_NEW
+                )
+                if windows_files.try_lock(handle):  # else a sweep looks at it just now
                     os.rename(self._at(private), self._at(name))
                     taken = Ticket(name, handle, _events(run_id))
                     own = own or taken
@@ -100,7 +102,7 @@ class Queue(Chain):
                 failure = str(error.strerror)
                 time.sleep(_PAUSE)
             if handle:
-                files.close(handle)
+                windows_files.close(handle)
             self.take_up(private)
         raise SandrunError(
             f"cannot take a place in the queue {self.path}: {failure}",
@@ -147,21 +149,21 @@ class Queue(Chain):
     def is_live(self, name: str) -> bool:
         handle = self._open_locked(name)
         if handle:
-            files.close(handle)
+            windows_files.close(handle)
         return bool(handle)
 
     def _open_locked(self, name: str) -> int:
         """Open a file if its owner has it locked; else remove it: 0."""
         try:
-            handle = files.open_file(self._at(name), api.GENERIC_READ)
+            handle = windows_files.open_file(self._at(name), windows_api.GENERIC_READ)
         except OSError:
             return 0
         # Shared: several that look at once must not take each other for the owner.
-        if not files.try_lock(handle, exclusive=False):
+        if not windows_files.try_lock(handle, exclusive=False):
             return handle
-        files.unlock(handle)
+        windows_files.unlock(handle)
         self.take_up(name)
-        files.close(handle)
+        windows_files.close(handle)
         return 0
 
     def leave(self, ticket: "places.Ticket") -> None:
@@ -172,7 +174,7 @@ class Queue(Chain):
 
     def ring(self, name: str, byte: bytes = LOOK) -> None:
         """Have a ticket's owner look again; or leave, or end, by CANCEL and END."""
-        files.set_named_event(event_name(places.Ticket(name).id, byte))
+        windows_files.set_named_event(event_name(places.Ticket(name).id, byte))
 
 
 class _Seen(places.Ticket):
@@ -182,7 +184,7 @@ class _Seen(places.Ticket):
 
     def close(self) -> None:
         if self.fd:
-            files.close(self.fd)
+            windows_files.close(self.fd)
         self.fd = 0
 
 
@@ -201,7 +203,7 @@ def _events(run_id: str) -> "dict[bytes, int]":
     made: dict[bytes, int] = {}
     for byte in _EVENTS:
         try:
-            made[byte] = files.make_event(event_name(run_id, byte))
+            made[byte] = windows_files.make_event(event_name(run_id, byte))
         except OSError:  # somebody else's, or no such names here: nobody can tell us then
-            made[byte] = files.make_event()
+            made[byte] = windows_files.make_event()
     return made

@@ -12,12 +12,12 @@ ends and waits for what the last one left (`sandrun.recovery`); what that was st
 import os
 
 from sandrun.model import SandrunError
+from sandrun.platform import windows_api, windows_files
 from sandrun.queue import Queue
 from sandrun.ticket import slot_file
-from sandrun.windows import api, files
 
-_ACCESS = api.GENERIC_READ | api.GENERIC_WRITE
-_SHARE = api.FILE_SHARE_READ | api.FILE_SHARE_WRITE
+_ACCESS = windows_api.GENERIC_READ | windows_api.GENERIC_WRITE
+_SHARE = windows_api.FILE_SHARE_READ | windows_api.FILE_SHARE_WRITE
 
 
 class RunLock:
@@ -48,7 +48,7 @@ class RunLock:
         path = self.path(slot)
         try:
             where = os.path.abspath(path)
-            return files.open_file(where, _ACCESS, _SHARE, api.OPEN_ALWAYS)
+            return windows_files.open_file(where, _ACCESS, _SHARE, windows_api.OPEN_ALWAYS)
         except OSError as error:
             raise SandrunError(
                 f"{path}: {error.strerror}", f"look at it with: icacls {path}"
@@ -72,7 +72,7 @@ class RunLock:
         self.blocked = []
         for slot in range(self.first, self.slots + 1):
             handle = self._open(slot)
-            if files.try_lock(handle):
+            if windows_files.try_lock(handle):
                 self.take(slot)
                 return True
             self.blocked.append(handle)
@@ -82,12 +82,12 @@ class RunLock:
         """The lock of `slot` is ours: close the others."""
         self.slot = slot
         for other in set(self._handles) - {slot}:
-            files.close(self._handles.pop(other))
+            windows_files.close(self._handles.pop(other))
 
     def unlock(self) -> None:
         """Free what is held: it is not our turn any more."""
         if self.slot:
-            files.unlock(self._handles[self.slot])
+            windows_files.unlock(self._handles[self.slot])
             self.slot = 0
 
     def descriptors(self) -> "list[int]":
@@ -105,7 +105,7 @@ class RunLock:
     def write_holder(self, line: bytes) -> None:
         """Write who holds the lock. A full disk only costs the cleaning up after a kill."""
         try:
-            files.write(self.fd, line)
+            windows_files.write(self.fd, line)
         except OSError:
             pass
 
@@ -120,14 +120,16 @@ class RunLock:
         for slot in list(self._handles):
             handle = self._handles.pop(slot)
             if slot == self.slot:
-                files.unlock(handle)  # closing would do it too, but at a time of the kernel's
-            files.close(handle)
+                windows_files.unlock(
+                    handle
+                )  # closing would do it too, but at a time of the kernel's
+            windows_files.close(handle)
         self.slot = 0
 
 
 def read_line(fd: int) -> bytes:
     """The holder's line in an open file."""
     try:
-        return files.read(fd)
+        return windows_files.read(fd)
     except OSError:
         return b""

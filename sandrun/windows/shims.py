@@ -1,8 +1,9 @@
 """The shims of Windows: batch files, which cmd.exe and PowerShell find on PATH by PATHEXT.
 
 A shim hands its words to sandrun, which looks for the tool behind all folders of shims
-(`sandrun.windows.spawn.program`). Inside a run of the same queue it starts at once, after the start
-of a Python. Without sandrun the shim says so, leaves its own folder out of PATH and runs the tool.
+(`sandrun.platform.windows_spawn.program`). Inside a run of the same queue it starts at once, after
+the start of a Python. Without sandrun the shim says so, leaves its own folder out of PATH and runs
+the tool.
 """
 
 import os

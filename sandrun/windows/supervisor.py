@@ -18,7 +18,8 @@ import os
 import time
 
 from sandrun.model import ENDED, Outcome, SandrunError
-from sandrun.windows import api, console, files, queue, spawn
+from sandrun.platform import windows_api, windows_console, windows_files, windows_spawn
+from sandrun.windows import queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Supervisor:
         keeper: "Keeper | None",
     ) -> None:
         # The number is the command's as long as its container has it open.
-        self.process = spawn.open_process(child)
+        self.process = windows_spawn.open_process(child)
         if not self.process:
             raise SandrunError(f"cannot watch the command (pid {child})")
         self.child = child
@@ -56,7 +57,7 @@ class Supervisor:
         self.leftovers = settings.leftovers
         self.kernel = kernel
         self.limit = settings.memory
-        self.parent = spawn.parent_process if keeper and keeper.parent else 0
+        self.parent = windows_spawn.parent_process if keeper and keeper.parent else 0
         now = time.monotonic()
         self.look_at: float | None = now + _FIRST_LOOK
         self.kill_at: float | None = None
@@ -74,7 +75,7 @@ class Supervisor:
         self.decided = False
         self.killed = False
         self.undead: list[int] = []
-        if console.said:  # it came before the command could have had it
+        if windows_console.said:  # it came before the command could have had it
             self._end(_SIGINT)
 
     def run(self) -> Outcome:
@@ -99,14 +100,14 @@ class Supervisor:
             dues.append(self.clocks.due)
         times = [due for due in dues if due is not None and due != float("inf")]
         span = max(0.0, min(times) - time.monotonic()) if times else None
-        at = files.wait_any([handle for handle, _ in self._watched()], span)
+        at = windows_files.wait_any([handle for handle, _ in self._watched()], span)
         if at >= 0:
             [what for _, what in self._watched()][at]()
         self._do_due(time.monotonic())
 
     def _watched(self) -> "list[tuple[int, Callable[[], None]]]":
         """What may happen, and what is to be done then."""
-        watched = [(console.event, self._told)]
+        watched = [(windows_console.event, self._told)]
         if queue.own:
             watched.append((queue.own.events[queue.END], lambda: self._end(_SIGTERM)))
         if self.container.events[0] > 0:
@@ -118,7 +119,7 @@ class Supervisor:
         return watched
 
     def _ended(self) -> None:
-        self.code = spawn.exit_code(self.process)
+        self.code = windows_spawn.exit_code(self.process)
 
     def _orphaned(self) -> None:
         self.parent = 0
@@ -126,10 +127,12 @@ class Supervisor:
 
     def _told(self) -> None:
         """The console said something to all that are attached to it."""
-        for kind in console.take():
-            if kind not in (api.CTRL_C_EVENT, api.CTRL_BREAK_EVENT):
+        for kind in windows_console.take():
+            if kind not in (windows_api.CTRL_C_EVENT, windows_api.CTRL_BREAK_EVENT):
                 self._end(_SIGHUP)
-            elif kind == api.CTRL_C_EVENT or not self.reason:  # else it is the Break that we sent
+            elif (
+                kind == windows_api.CTRL_C_EVENT or not self.reason
+            ):  # else it is the Break that we sent
                 self.interrupts += 1
         if self.interrupts > 1 and not self.killed:
             self._end(_SIGINT, asking=False)
@@ -181,7 +184,7 @@ class Supervisor:
         """Ask the run to end, if that can be, and end it after the grace."""
         self.reason = self.reason or reason
         members = {os.getpid(), self.child, *self.container.pids()}
-        if console.break_all(members):
+        if windows_console.break_all(members):
             self.kill_at = time.monotonic() + self.grace
         else:
             self._kill()
@@ -195,8 +198,8 @@ class Supervisor:
         except TimeoutError as error:
             self.undead = error.args[0]
         if self.code is None:
-            spawn.terminate(self.child)  # where there is no container
-            if files.wait_any([self.process], 1.0) < 0:
+            windows_spawn.terminate(self.child)  # where there is no container
+            if windows_files.wait_any([self.process], 1.0) < 0:
                 self.undead = [self.child]
             self._ended()
 

@@ -16,7 +16,7 @@ import time
 
 from sandrun.leaving import Left, cancelled, gave_up
 from sandrun.model import span_text
-from sandrun.windows import api, console, files
+from sandrun.platform import windows_api, windows_console, windows_files
 from sandrun.windows.queue import CANCEL, END, LOOK, Queue
 from sandrun.windows.queue import Ticket as OwnTicket
 from sandrun.windows.runlock import RunLock
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 15.0
 """Seconds between two looks around that nothing asked for: only for an event that was lost."""
 SIGINT, SIGTERM, SIGBREAK, SIGHUP = 2, 15, 21, 1
-_SIGNALS = {api.CTRL_C_EVENT: SIGINT, api.CTRL_BREAK_EVENT: SIGBREAK}
+_SIGNALS = {windows_api.CTRL_C_EVENT: SIGINT, windows_api.CTRL_BREAK_EVENT: SIGBREAK}
 
 
 class Patience:
@@ -44,38 +44,38 @@ class Patience:
         self.deadline = deadline
         self.feedback = feedback
         self.began = time.monotonic()
-        self.freed = files.make_event()
+        self.freed = windows_files.make_event()
         self.watched: set[str] = set()
         """What threads wait for at this time."""
 
     def __enter__(self) -> "Patience":
-        console.listen()
+        windows_console.listen()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._take_events()  # one that came too late for the last sleep
 
     def _take_events(self) -> None:
-        for kind in console.take():
+        for kind in windows_console.take():
             raise Left(_SIGNALS.get(kind, SIGHUP))
 
     def watch(self, key: str, handle: int) -> None:
         """Wake the next sleep when the lock of `handle`, which is ours to close, comes free."""
         if key in self.watched:
-            files.close(handle)
+            windows_files.close(handle)
             return
         self.watched.add(key)
         _thread.start_new_thread(self._watch, (key, handle))
 
     def _watch(self, key: str, handle: int) -> None:
         try:
-            files.wait_lock(handle)
-            files.unlock(handle)
+            windows_files.wait_lock(handle)
+            windows_files.unlock(handle)
         except OSError:
             pass  # whoever is woken looks for itself
-        files.close(handle)
+        windows_files.close(handle)
         self.watched.discard(key)
-        files.set_event(self.freed)
+        windows_files.set_event(self.freed)
 
     def sleep(self, own: "Ticket") -> None:
         """Sleep until a watched lock comes free, something is said to us, or it is time to look
@@ -86,7 +86,7 @@ class Patience:
         events = own.events if isinstance(own, OwnTicket) else {}
         order = [b"freed", b"console", *events]
         seconds = min(self.feedback.due(LOOK_SECONDS), self.deadline - time.monotonic())
-        at = files.wait_any([self.freed, console.event, *events.values()], seconds)
+        at = windows_files.wait_any([self.freed, windows_console.event, *events.values()], seconds)
         self._take_events()
         told = order[at] if at >= 0 else b""
         if told == END:

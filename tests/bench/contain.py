@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from sandrun import kernel
+from sandrun.platform import processes
 
 LIMIT = 400
 LEAK = """
@@ -90,7 +90,7 @@ def leak(argv: "list[str]", rate: int, kind: str, env: "dict[str, str]") -> str:
 
 
 def cpu(pids: "list[int]") -> float:
-    return sum(int(kernel.read(f"/proc/{pid}/schedstat").split()[0]) for pid in pids) / 1e9
+    return sum(int(processes.read(f"/proc/{pid}/schedstat").split()[0]) for pid in pids) / 1e9
 
 
 def keepers(state: str) -> "list[int]":
@@ -101,8 +101,8 @@ def keepers(state: str) -> "list[int]":
 
 def _keeps(pid: str, state: str) -> bool:
     try:
-        environ = kernel.read(f"/proc/{pid}/environ")
-        return kernel.Stat(int(pid)).name == "run-keeper" and os.fsencode(state) in environ
+        environ = processes.read(f"/proc/{pid}/environ")
+        return processes.Stat(int(pid)).name == "run-keeper" and os.fsencode(state) in environ
     except OSError:
         return False  # it is gone, or another user's
 
@@ -119,7 +119,7 @@ def cost(argv: "list[str]", seconds: float, env: "dict[str, str]") -> str:
     before = cpu(pids)
     time.sleep(seconds)
     share = (cpu(pids) - before) / seconds
-    tree = kernel.descendants(guard.pid)
+    tree = processes.descendants(guard.pid)
     guard.send_signal(signal.SIGTERM)
     for pid in tree:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 from tests.harness import ON_MACOS, SCALE, Box, alive, is_keeper, wait_for
 from tests.integration.test_group_signals import FENCE, LISTEN, up, witnesses
 
@@ -297,7 +297,7 @@ def _tree(place: Box) -> "tuple[subprocess.Popen[str], list[int]]":
 
 
 def _keeper(supervisor: int) -> int:
-    return next(filter(is_keeper, kernel.descendants(supervisor)))
+    return next(filter(is_keeper, processes.descendants(supervisor)))
 
 
 def test_after_sigkill_of_the_supervisor_nothing_lives(place: Box, backend: str) -> None:
@@ -324,19 +324,19 @@ def test_after_sigkill_of_the_whole_process_group_nothing_lives(place: Box, back
 
 def _keepers() -> "list[int]":
     """Every keeper below this test, an orphan too: the tests are a subreaper."""
-    return [p for p in kernel.descendants(os.getpid()) if alive(p) and _is_keeper(p)]
+    return [p for p in processes.descendants(os.getpid()) if alive(p) and _is_keeper(p)]
 
 
 def _is_keeper(pid: int) -> bool:
     try:
-        return "keeper" in kernel.Stat(pid).name
+        return "keeper" in processes.Stat(pid).name
     except OSError:
         return False
 
 
 def _second(supervisor: int) -> int:
     """The second keeper, in a session of its own; not who starts it, for an instant."""
-    below = kernel.children(supervisor)
+    below = processes.children(supervisor)
     for pid in _keepers():
         try:
             if pid not in below and os.getsid(pid) == pid:
@@ -356,7 +356,7 @@ def _kill_at_once(pids: "list[int]") -> None:
 def test_supervisor_and_keeper_killed_together_nothing_lives(kernel_place: Box) -> None:
     run, pids = _tree(kernel_place)
     wait_for(partial(_second, run.pid), 5, "a second keeper")
-    below = [pid for pid in kernel.children(run.pid) if _is_keeper(pid)]
+    below = [pid for pid in processes.children(run.pid) if _is_keeper(pid)]
     _kill_at_once([run.pid, *below])
     wait_for(lambda: not any(map(alive, pids)), 1, "the tree is dead")
     run.wait()
@@ -371,9 +371,9 @@ def test_a_killed_second_keeper_is_replaced(kernel_place: Box) -> None:
     for _ in range(3):
         second = wait_for(partial(_second, run.pid), 5, "a second keeper")
         os.kill(second, signal.SIGKILL)
-        wait_for(partial(kernel.is_zombie, second), 5, "it is dead")
+        wait_for(partial(processes.is_zombie, second), 5, "it is dead")
     wait_for(partial(_second, run.pid), 5, "a second keeper")
-    first = [pid for pid in kernel.children(run.pid) if _is_keeper(pid)]
+    first = [pid for pid in processes.children(run.pid) if _is_keeper(pid)]
     os.kill(first[0], signal.SIGKILL)
     wait_for(lambda: first[0] not in _keepers() and len(_keepers()) == 2, 5, "two new keepers")
     run.terminate()
@@ -397,7 +397,7 @@ def test_a_signal_to_each_process_of_our_cgroup_is_passed_on(kernel_place: Box) 
     """As systemd stops a unit: the command is in another cgroup, and does not get it so."""
     run = kernel_place.start("--", *LISTEN, new_session=True)
     up(run)
-    keepers = filter(is_keeper, kernel.children(run.pid))
+    keepers = filter(is_keeper, processes.children(run.pid))
     for pid in (run.pid, *witnesses(run.pid), *keepers):
         os.kill(pid, signal.SIGTERM)
     assert run.stdout

@@ -22,8 +22,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from sandrun import kernel
 from sandrun.model import DARWIN
+from sandrun.platform import processes
 
 SCALE = float(os.environ.get("SANDRUN_TEST_SCALE") or "1")
 PROFILE = os.environ.get("SANDRUN_TEST_PROFILE", "")
@@ -58,7 +58,7 @@ def reap_orphans() -> None:
     zombies they keep their numbers (32,768 on a small machine), and every look at the
     descendants takes longer. Between tests only: no test waits for a child of its own then.
     """
-    for pid in kernel.children(os.getpid()):
+    for pid in processes.children(os.getpid()):
         if not alive(pid):
             try:
                 os.waitpid(pid, os.WNOHANG)
@@ -68,13 +68,13 @@ def reap_orphans() -> None:
 
 def alive(pid: int) -> bool:
     """Whether the process runs (a zombie does not)."""
-    return not kernel.is_zombie(pid)
+    return not processes.is_zombie(pid)
 
 
 def is_keeper(pid: int) -> bool:
     """Whether a process below sandrun is its keeper: by its name, or, where it cannot change that,
     as the leader of a session."""
-    return os.getsid(pid) == pid if ON_MACOS else "keeper" in kernel.Stat(pid).name
+    return os.getsid(pid) == pid if ON_MACOS else "keeper" in processes.Stat(pid).name
 
 
 def launcher() -> list[str]:
@@ -92,7 +92,7 @@ def without_note(said: str) -> str:
 
 def installed_env(env: dict[str, str]) -> dict[str, str]:
     """`env` in which the tested package is found: the installed one, or the checkout's."""
-    if ROOT in Path(kernel.__file__).parents:
+    if ROOT in Path(processes.__file__).parents:
         env = {**env, "PYTHONPATH": str(ROOT)}
     return pretending(env)
 
@@ -130,7 +130,7 @@ class Box:
         if backend != "auto":
             self.env["SANDRUN_BACKEND"] = backend
         self.started: list[subprocess.Popen[str]] = []
-        self.before = set(kernel.descendants(os.getpid()))
+        self.before = set(processes.descendants(os.getpid()))
 
     def start(
         self,
@@ -302,7 +302,7 @@ class Box:
 
     def leftovers(self) -> list[int]:
         """The live processes that this test started."""
-        pids = set(kernel.descendants(os.getpid())) - self.before
+        pids = set(processes.descendants(os.getpid())) - self.before
         return [pid for pid in pids if alive(pid)]
 
     def close(self) -> None:
@@ -311,7 +311,7 @@ class Box:
         def ended() -> bool:
             for process in self.started:
                 process.poll()
-            for pid in set(kernel.descendants(os.getpid())) - self.before:
+            for pid in set(processes.descendants(os.getpid())) - self.before:
                 try:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, os.WNOHANG)  # reaps adopted orphans, fails for others

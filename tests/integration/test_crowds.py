@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel
 from sandrun.backends import groups
+from sandrun.platform import processes
 from tests.harness import SCALE, Box, wait_for
 
 CROWD = f"""
@@ -47,7 +47,7 @@ def test_a_crowd_of_somebody_elses_costs_nobody_the_grace(make_box: "Callable[[s
     run = place.start("-t", "4", "--", "sh", "-c", script)
     assert run.stdout
     run.stdout.readline()
-    before = kernel.tasks()
+    before = processes.tasks()
     threads = f"""
 import threading
 threading.stack_size(1 << 17)
@@ -60,7 +60,7 @@ threading.Event().wait()
     try:
         assert others.stdout
         others.stdout.readline()
-        assert kernel.tasks() - before > groups.CROWD
+        assert processes.tasks() - before > groups.CROWD
         assert run.poll() is None
         assert place.finish(run).stdout == "told\n"
     finally:
@@ -74,14 +74,14 @@ def test_what_was_adopted_and_killed_is_reaped(make_box: "Callable[[str], Box]")
     deaf = "trap '' TERM; while :; do sleep 1000; done"
     script = f'for i in 1 2 3 4 5 6 7 8; do setsid sh -c "{deaf}" & done; sleep 0.3'
     assert place.run("--grace", "0.1", "--", "sh", "-c", script).returncode == 0
-    adopted = set(kernel.children(os.getpid())) - place.before
-    assert [pid for pid in adopted if kernel.is_zombie(pid)] == []
+    adopted = set(processes.children(os.getpid())) - place.before
+    assert [pid for pid in adopted if processes.is_zombie(pid)] == []
 
 
 def test_a_group_of_dead_processes_is_seen_to_be_empty_at_once(tmp_path: Path) -> None:
     """v1 lists zombies for as long as nobody reaps them. (The file is a fake, they are real.)"""
     dead = [subprocess.Popen(["true"]) for _ in range(5)]
-    wait_for(lambda: all(kernel.is_zombie(process.pid) for process in dead), 10, "all are dead")
+    wait_for(lambda: all(processes.is_zombie(process.pid) for process in dead), 10, "all are dead")
     (tmp_path / "cgroup.procs").write_text("".join(f"{process.pid}\n" for process in dead))
     looks: list[str] = []
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import daemons, kernel
+from sandrun import daemons
+from sandrun.platform import processes
 from sandrun.runner import DAEMONLESS
 from tests.gitbox import GIT, GitBox
 from tests.harness import Box, alive, launcher, wait_for, without_note
@@ -234,7 +235,7 @@ def test_a_daemon_is_known_by_its_title_too(title: str, name: str) -> None:
     with subprocess.Popen(
         [title, "-c", "input()"], executable=sys.executable, stdin=subprocess.PIPE
     ) as process:
-        wait_for(lambda: kernel.arguments(process.pid)[:1] == [title])
+        wait_for(lambda: processes.arguments(process.pid)[:1] == [title])
         row = daemons.known(process.pid)
         assert (row.name if row else "") == name
         process.communicate(b"\n")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel
 from sandrun.model import DARWIN
+from sandrun.platform import processes
 from tests.harness import SCALE, Box, alive, launcher, pretending, wait_for
 
 MIB = 1 << 20
@@ -116,7 +116,7 @@ def test_a_waiter_is_woken_and_a_killed_one_leaves_nothing(mac: Box) -> None:
     first = mac.hold("one")
     second = mac.queue_up("two")
     third = mac.queue_up("three")
-    helpers = wait_for(lambda: kernel.children(second.pid), 10, "a child that waits")
+    helpers = wait_for(lambda: processes.children(second.pid), 10, "a child that waits")
     second.kill()
     for pid in helpers:
         gone(pid, 8)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel
-from sandrun.kernel import is_zombie
+from sandrun.platform import processes
+from sandrun.platform.processes import is_zombie
 from tests.gitbox import whole_host
 from tests.harness import ON_MACOS, Box, is_keeper, wait_for
 
@@ -34,9 +34,9 @@ def started(place: Box, *options: str, cwd: "Path | None" = None) -> "subprocess
 def holders(box: Box) -> "dict[int, str]":
     """Those of our processes that are in the project or below it."""
     found = {}
-    for pid in kernel.descendants(os.getpid()):
+    for pid in processes.descendants(os.getpid()):
         try:
-            found[pid] = kernel.directory(pid)
+            found[pid] = processes.directory(pid)
         except OSError:
             continue
     return {pid: path for pid, path in found.items() if path.startswith(str(box.project))}
@@ -46,7 +46,7 @@ def test_supervisor_and_keepers_leave_it(place: Box) -> None:
     run = started(place)
     wait_for(lambda: not holders(place), 10, "nobody is there")
     assert place.status()[0]["cwd"] == str(place.project)  # where it was started
-    for keeper in filter(is_keeper, kernel.children(run.pid)):  # another one does not come back
+    for keeper in filter(is_keeper, processes.children(run.pid)):  # another one does not come back
         os.kill(keeper, signal.SIGKILL)
         wait_for(partial(is_zombie, keeper), 10, "it was reaped")
     wait_for(lambda: not holders(place), 10, "nobody is there")

@@ -217,7 +217,7 @@ def test_half_of_the_memory_is_told_once_while_it_grows(place: Box) -> None:
 
 NEAR = """
 import os, sys, time
-from sandrun import spawn
+from sandrun.platform import spawn
 from sandrun.backends import rlimit
 from sandrun.model import Limits
 limits = Limits(64 << 20, 0.1)

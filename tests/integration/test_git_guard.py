@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 from tests.gitbox import GIT, GitBox, heard, is_free, is_queued, wait_for, watches
 from tests.harness import SCALE
 
@@ -168,7 +168,7 @@ def test_saying_so_does_not_cost_the_place(box: GitBox) -> None:
     box.reached("one")
     waiter = box.guarded("add", "a")
     wait_for(lambda: is_queued(waiter), "the waiter queues")
-    wait_for(lambda: kernel.Stat(waiter.pid).state == "S", "and sleeps")
+    wait_for(lambda: processes.Stat(waiter.pid).state == "S", "and sleeps")
     before = _wake_ups(waiter.pid)
     assert "waiting for" in heard(waiter)
     assert _wake_ups(waiter.pid) == before != ""

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel
 from sandrun.git import git_processes, repository, stale
 from sandrun.model import SandrunError
+from sandrun.platform import processes
 from tests.gitbox import GIT, GitBox, whole_host
 
 
@@ -367,10 +367,10 @@ def test_other_machines_cannot_be_seen(
 ) -> None:
     lock = box.repo / ".git/index.lock"
     lock.touch()
-    read = kernel.read
+    read = processes.read
     row = f"1 1 0:1 / / rw - ext4 /dev/y rw\n2 1 0:2 / {box.root} rw shared:1 - {mount}\n"
     monkeypatch.setattr(
-        kernel, "read", lambda p: row.encode() if p.endswith("mountinfo") else read(p)
+        processes, "read", lambda p: row.encode() if p.endswith("mountinfo") else read(p)
     )
     blind = [why for why in stale.blind_spots(str(lock)) if "container" not in why]
     assert blind == ([reason] if reason else [])

@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sandrun import kernel, witness
+from sandrun import witness
+from sandrun.platform import processes
 from tests.harness import ON_MACOS, SCALE, Box, alive, launcher, wait_for, without_note
 from tests.integration.test_supervisor_terminal import Terminal
 
@@ -51,15 +52,15 @@ def up(run: "subprocess.Popen[str]", runs: int = 1) -> int:
 
 def keepers_have_left(root: int) -> None:
     """Wait until no keeper below that process is in its run's group: it would have its signals."""
-    wait_for(lambda: not any(map(_is_just_forked, kernel.descendants(root))), 20, "keepers")
+    wait_for(lambda: not any(map(_is_just_forked, processes.descendants(root))), 20, "keepers")
 
 
 def _is_just_forked(pid: int) -> bool:
     """Whether it is called what sandrun is: a keeper that has not yet left the group."""
     try:
-        stat = kernel.Stat(pid)
-        above = kernel.read(f"/proc/{stat.parent}/cmdline")
-        same = kernel.read(f"/proc/{pid}/cmdline") == above
+        stat = processes.Stat(pid)
+        above = processes.read(f"/proc/{stat.parent}/cmdline")
+        same = processes.read(f"/proc/{pid}/cmdline") == above
         return same and b"sandrun" in above and "keeper" not in stat.name
     except OSError:
         return True
@@ -67,13 +68,13 @@ def _is_just_forked(pid: int) -> bool:
 
 def witnesses(root: int) -> "list[int]":
     """The witnesses at work below that process."""
-    return list(filter(_is_witness, kernel.descendants(root)))
+    return list(filter(_is_witness, processes.descendants(root)))
 
 
 def _is_witness(pid: int) -> bool:
     try:
         # What it holds it closes last of all.
-        return kernel.Stat(pid).name == witness.NAME and len(os.listdir(f"/proc/{pid}/fd")) == 2
+        return processes.Stat(pid).name == witness.NAME and len(os.listdir(f"/proc/{pid}/fd")) == 2
     except OSError:
         return False
 
@@ -82,8 +83,8 @@ def taken(group: int) -> bool:
     """Whether no signal waits in the queue of anybody in the group, where a second one of that
     number would be merged."""
     try:
-        below = [pid for pid in kernel.descendants(group) if os.getpgid(pid) == group]
-        statuses = [kernel.read(f"/proc/{pid}/status") for pid in (group, *below)]
+        below = [pid for pid in processes.descendants(group) if os.getpgid(pid) == group]
+        statuses = [processes.read(f"/proc/{pid}/status") for pid in (group, *below)]
     except OSError:
         return False  # one has just ended
     return not any(int(text.partition(b"ShdPnd:\t")[2][:16], 16) for text in statuses)
@@ -132,9 +133,9 @@ def test_after_a_stop_of_the_whole_group_too(place: Box) -> None:
     listener = up(run)
     job = [run.pid, listener, *witnesses(run.pid)]
     os.killpg(run.pid, signal.SIGSTOP)
-    wait_for(lambda: all(kernel.Stat(pid).state == "T" for pid in job), 10, "all are stopped")
+    wait_for(lambda: all(processes.Stat(pid).state == "T" for pid in job), 10, "all are stopped")
     os.kill(run.pid, signal.SIGCONT)  # meant for the command too, and passed on
-    wait_for(lambda: all(kernel.Stat(pid).state != "T" for pid in job), 10, "all go on")
+    wait_for(lambda: all(processes.Stat(pid).state != "T" for pid in job), 10, "all go on")
     for by in (os.killpg, os.kill):
         send(run, by, signal.SIGTERM)
     os.kill(run.pid, FENCE)
@@ -181,7 +182,7 @@ def test_two_from_a_member_of_the_group_to_us_alone_come_as_two(place: Box) -> N
             heard += os.read(run.stdout.fileno(), 4096)
         assert heard.decode() == f"{signal.SIGUSR1:d}\n" * 2
         wait_for(lambda: taken(run.pid), 10, "all have taken it")
-    os.kill(kernel.children(run.pid)[0], FENCE)
+    os.kill(processes.children(run.pid)[0], FENCE)
     assert place.finish(run).stdout == ""
 
 
@@ -190,12 +191,12 @@ def test_what_ended_the_command_and_came_to_us_too_is_not_named(place: Box, numb
     """The command ends while another one (or a lower number, SIGCHLD) is what we take."""
     run = place.start("--", "sleep", "1000", new_session=True)
     wait_for(lambda: witnesses(run.pid), 20, "a witness")
-    (sleep,) = (pid for pid in kernel.children(run.pid) if kernel.Stat(pid).name == "sleep")
+    (sleep,) = (pid for pid in processes.children(run.pid) if processes.Stat(pid).name == "sleep")
     os.kill(run.pid, signal.SIGSTOP)
-    wait_for(lambda: kernel.Stat(run.pid).state == "T", 10, "it is stopped")
+    wait_for(lambda: processes.Stat(run.pid).state == "T", 10, "it is stopped")
     os.kill(run.pid, signal.SIGHUP)
     os.killpg(run.pid, number)
-    wait_for(lambda: kernel.Stat(sleep).state == "Z", 10, "the command has ended")
+    wait_for(lambda: processes.Stat(sleep).state == "Z", 10, "the command has ended")
     os.kill(run.pid, signal.SIGCONT)
     done = place.finish(run)
     assert (done.returncode, without_note(done.stderr)) == (128 + number, "")
@@ -206,7 +207,7 @@ def test_what_the_command_left_in_the_group_gets_it_once(make_box: "Callable[[st
     words = ["--leftovers", "wait", "--", "sh", "-c", '"$@" & :', "sh", *LISTEN]
     run = place.start(*words, new_session=True)
     listener = up(run)
-    wait_for(lambda: kernel.Stat(listener).parent == run.pid, 10, "the command has ended")
+    wait_for(lambda: processes.Stat(listener).parent == run.pid, 10, "the command has ended")
     for by in (os.killpg, os.kill):
         send(run, by, signal.SIGTERM)
     os.kill(run.pid, FENCE)
@@ -243,12 +244,12 @@ def test_the_witness_holds_nothing_and_ends_with_us(place: Box) -> None:
     up(run)
     pid = witnesses(run.pid)[0]
     for name in ("comm", "cmdline"):
-        text = kernel.read(f"/proc/{pid}/{name}")
+        text = processes.read(f"/proc/{pid}/{name}")
         assert b"sandrun" not in text
         assert b"python" not in text
     held = {os.readlink(f"/proc/{pid}/fd/{fd}").partition(":")[0] for fd in (0, 1)}
     assert (os.listdir(f"/proc/{pid}/fd"), held) == (["0", "1"], {"pipe"})
-    assert kernel.directory(pid) == "/"
+    assert processes.directory(pid) == "/"
     run.kill()
     wait_for(lambda: not alive(pid), 10, "it is gone")
 

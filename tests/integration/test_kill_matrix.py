@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 from tests.harness import INJECT, SCALE, Box, wait_for
 
 FULL = bool(os.environ.get("SANDRUN_TEST_FULL"))
@@ -66,7 +66,7 @@ def check(box: Box, point: str, seconds: float) -> "str | None":
     try:
         wait_for(lambda: not box.leftovers(), seconds, point)
     except AssertionError:
-        names = [str(kernel.describe(pid) and kernel.describe(pid).command)  # type: ignore[union-attr]
+        names = [str(processes.describe(pid) and processes.describe(pid).command)  # type: ignore[union-attr]
                  for pid in box.leftovers()]  # fmt: skip
         return f"{point}: lives on: {names}"
     done = box.run("-q", "--", "true", seconds=10)
@@ -121,7 +121,7 @@ def test_keeper_and_supervisor_killed_the_next_run_cleans_up(
     """The keeper dies while the supervisor is stopped, so that it is not replaced before."""
     box = make_box("rlimit")
     run = start(box, SANDRUN_TEST_STOP=point)
-    wait_for(lambda: kernel.Stat(run.pid).state == "T", 10, point)
+    wait_for(lambda: processes.Stat(run.pid).state == "T", 10, point)
     os.kill(_keeper(run), signal.SIGKILL)
     os.kill(run.pid, signal.SIGKILL)
     assert run.wait(30 * SCALE) == -signal.SIGKILL  # what it left may hold the pipe
@@ -130,9 +130,9 @@ def test_keeper_and_supervisor_killed_the_next_run_cleans_up(
 
 
 def _keeper(run: "subprocess.Popen[str]") -> int:
-    for pid in kernel.children(run.pid):
+    for pid in processes.children(run.pid):
         try:
-            if "keeper" in kernel.Stat(pid).name:
+            if "keeper" in processes.Stat(pid).name:
                 return pid
         except OSError:
             continue

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 from tests.harness import SCALE, Box, alive, is_keeper, wait_for
 
 MIB = 1 << 20
@@ -206,9 +206,9 @@ print("through")
 def _backed_by_memory(path: str) -> bool:
     """Whether the file is on a tmpfs, as its mapping's pages tell."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), MIB, prot=mmap.PROT_READ) as view:
-        before = kernel.held("/proc/self")[1]
+        before = processes.held("/proc/self")[1]
         sum(view[at] for at in range(0, MIB, 4096))
-        return kernel.held("/proc/self")[1] > before
+        return processes.held("/proc/self")[1] > before
 
 
 def test_warned_once_at_half(place: Box) -> None:
@@ -290,13 +290,13 @@ time.sleep(1000)
 def test_processes_are_bounded_above_what_the_host_has(place: Box) -> None:
     """By the kernel, though not for root; and our own limit comes back."""
     run = place.start("--", "sh", "-c", "grep processes /proc/self/limits; exec sleep 1000")
-    before = kernel.tasks()
+    before = processes.tasks()
     assert run.stdout
     soft = int(run.stdout.readline().split()[2])
     assert 8192 < soft < 8192 + 2 * before + 1000
 
     def ours() -> str:
-        lines = kernel.read(f"/proc/{run.pid}/limits").decode().splitlines()
+        lines = processes.read(f"/proc/{run.pid}/limits").decode().splitlines()
         return next(line for line in lines if line.startswith("Max processes")).split()[2]
 
     wait_for(lambda: ours() != str(soft), 5, "it is back, perhaps after the command's first words")
@@ -334,7 +334,7 @@ def test_several_chains_at_once_at_a_timeout(place: Box) -> None:
 def test_after_sigkill_of_the_supervisor_a_chain_is_caught(place: Box) -> None:
     for _ in range(3):
         run = place.start("--", *python(CHAIN))
-        wait_for(lambda run=run: len(kernel.descendants(run.pid)) > 1, 10)  # type: ignore[misc]
+        wait_for(lambda run=run: len(processes.descendants(run.pid)) > 1, 10)  # type: ignore[misc]
         time.sleep(0.4)
         run.kill()
         run.wait()
@@ -353,7 +353,7 @@ def test_the_monitor_costs_little(place: Box) -> None:
         run = place.start("-m", "512M", "--", *python(text))
         assert run.stdout
         run.stdout.readline()
-        own = [run.pid, *filter(is_keeper, kernel.children(run.pid))]
+        own = [run.pid, *filter(is_keeper, processes.children(run.pid))]
         assert len(own) > 1
         time.sleep(1)
         start = sum(map(_own_cpu, own))
@@ -366,7 +366,7 @@ def test_the_monitor_costs_little(place: Box) -> None:
 
 
 def _own_cpu(pid: int) -> float:
-    fields = kernel.read(f"/proc/{pid}/schedstat").split()
+    fields = processes.read(f"/proc/{pid}/schedstat").split()
     return int(fields[0]) / 1e9
 
 
@@ -390,7 +390,7 @@ def test_a_process_of_another_user_is_not_the_runs_by_its_limit(
     limit = data_limit(job)
     other = box.start(f"--data={limit}:", "sleep", "1000", argv=["prlimit"], user=65534)
     wait_for(lambda: data_limit(other.pid) == limit, 20)
-    killed = [run.pid, *(pid for pid in kernel.descendants(run.pid) if is_keeper(pid))]
+    killed = [run.pid, *(pid for pid in processes.descendants(run.pid) if is_keeper(pid))]
     for signum in (signal.SIGSTOP, signal.SIGKILL):  # all at once: the next run cleans up
         for pid in killed:
             os.kill(pid, signum)

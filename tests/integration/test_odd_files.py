@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 from tests.harness import INJECT, Box, launcher, wait_for
 
 USER = 12345
@@ -230,7 +230,7 @@ def test_what_ends_a_program_ends_sandrun_before_the_command_exists(
     for at, point in enumerate(steps):
         signum = signals[at % len(signals)]
         run = box.start("-q", "--", "touch", "ran", env={**env, "SANDRUN_TEST_STOP": point})
-        wait_for(lambda run=run: kernel.Stat(run.pid).state == "T", 20, point)  # type: ignore[misc]
+        wait_for(lambda run=run: processes.Stat(run.pid).state == "T", 20, point)  # type: ignore[misc]
         run.send_signal(signum)
         run.send_signal(signal.SIGCONT)
         done = box.finish(run)

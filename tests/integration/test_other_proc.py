@@ -85,17 +85,17 @@ def test_kill_hits_nobody_and_says_why(box: Box, inside: "list[str]") -> None:
 def test_nobody_is_looked_at(box: Box, inside: "list[str]") -> None:
     """Neither the numbers there are, nor what is known of any: but whether one lives is known."""
     ask = (
-        "import json, os, subprocess, sys; from sandrun import kernel; "
-        "from sandrun.git.guard import processes; "
+        "import json, os, subprocess, sys; from sandrun.platform import processes; "
+        "from sandrun.git import git_processes; "
         "child = subprocess.Popen(['sleep', '1000']); every = range(1, 200); "
-        "seen = [p for p in every if kernel.start(p) or kernel.children(p)]; "
-        "named = [p for p in every if (d := kernel.describe(p)) and d.command[0] != '[']; "
-        "lives = kernel.is_zombie(child.pid); child.kill(); "
+        "seen = [p for p in every if processes.start(p) or processes.children(p)]; "
+        "named = [p for p in every if (d := processes.describe(p)) and d.command[0] != '[']; "
+        "lives = processes.is_zombie(child.pid); child.kill(); "
         "os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT); "
-        "dead = kernel.is_zombie(child.pid); child.wait(); "
-        "print(json.dumps([seen, named, kernel.ancestors(os.getpid()), "
-        "processes.at_work(None), processes.openers('/dev/null'), "
-        "lives, dead, kernel.is_zombie(child.pid)]))"
+        "dead = processes.is_zombie(child.pid); child.wait(); "
+        "print(json.dumps([seen, named, processes.ancestors(os.getpid()), "
+        "git_processes.at_work(None), git_processes.openers('/dev/null'), "
+        "lives, dead, processes.is_zombie(child.pid)]))"
     )
     done = box.run(sys.executable, "-c", ask, argv=inside)
     assert json.loads(done.stdout) == [[], [], [], [], [], False, True, True], done.stderr

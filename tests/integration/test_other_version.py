@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 from tests.harness import ROOT, Box, alive, launcher, wait_for
 from tests.integration.test_unused_states import late_locker, race
 
@@ -72,7 +72,7 @@ def test_one_cleans_up_after_the_killed_supervisor_of_the_other(
     wait_for(lambda: box.view() and box.status(), 20)
     sleeper = wait_for(lambda: _named(lost.pid, "sleep"), 20, "the command runs")
     # Supervisor and keepers at once: nobody of that version is left to clean up.
-    for pid in [lost.pid, *kernel.descendants(lost.pid)]:
+    for pid in [lost.pid, *processes.descendants(lost.pid)]:
         if pid != sleeper:
             os.kill(pid, signal.SIGKILL)
     lost.wait()
@@ -83,7 +83,7 @@ def test_one_cleans_up_after_the_killed_supervisor_of_the_other(
 
 
 def _named(pid: int, name: str) -> int:
-    return next((p for p in kernel.descendants(pid) if kernel.Stat(p).name == name), 0)
+    return next((p for p in processes.descendants(pid) if processes.Stat(p).name == name), 0)
 
 
 def test_one_ends_the_runs_and_waiters_of_the_other(

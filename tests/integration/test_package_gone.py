@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 import sandrun
-from sandrun import kernel
 from sandrun.git import stale
+from sandrun.platform import processes
 from tests.harness import ON_MACOS, Box, alive, is_keeper, pretending, wait_for
 
 LEFT = 'setsid sh -c "trap \\"\\" TERM; while :; do sleep 0.05; done" & '
@@ -151,7 +151,7 @@ def test_the_supervisor_is_killed(place: _Own) -> None:
     (git / "HEAD").write_text("ref: refs/heads/main\n")
     run = up(place, f"echo >{git}/index.lock; {LEFT}exec sleep 1000")
     wait_for((git / "index.lock").exists, 20, "the lock is there")
-    keepers = [pid for pid in kernel.children(run.pid) if is_keeper(pid)]
+    keepers = [pid for pid in processes.children(run.pid) if is_keeper(pid)]
     os.kill(run.pid, signal.SIGKILL)
     wait_for(lambda: not any(map(alive, keepers)), 10, "the keeper is done")
     run.wait()
@@ -167,7 +167,7 @@ def test_the_keeper_is_killed(place: _Own) -> None:
     run = up(place, "exec sleep 1000")
 
     def keeper() -> int:
-        return next(filter(is_keeper, kernel.children(run.pid)), 0)
+        return next(filter(is_keeper, processes.children(run.pid)), 0)
 
     first = wait_for(keeper, 10, "a keeper")
     os.kill(first, signal.SIGKILL)

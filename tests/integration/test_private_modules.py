@@ -76,8 +76,8 @@ def test_orphans_are_adopted_without_them(tmp_path: Path) -> None:
     script = f"""{GONE}
     import os, time
     sys.modules["prctl"] = None
-    from sandrun import kernel
-    assert kernel.become_subreaper()
+    from sandrun.platform import processes
+    assert processes.become_subreaper()
     if not os.fork():
         if not os.fork():
             time.sleep(0.1)

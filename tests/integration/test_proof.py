@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-from sandrun import kernel
 from sandrun.backends import rlimit
 from sandrun.model import MIB
+from sandrun.platform import processes
 from tests.harness import ON_MACOS, Box, alive, launcher, wait_for
 
 DEAD = "0badcafe"
@@ -83,7 +83,7 @@ def sleeper(place: Box, data: int = 0, user: "int | None" = None, **env: str) ->
     """A process that is in no run, with that RLIMIT_DATA."""
     argv = [sys.executable, "-I", "-S", "-c", SLEEPER, str(data)]
     process = place.start(argv=argv, env=env, user=user)
-    wait_for(lambda: kernel.Stat(process.pid).name == "sleep", 20, "the sleeper is up")
+    wait_for(lambda: processes.Stat(process.pid).name == "sleep", 20, "the sleeper is up")
     return process.pid
 
 
@@ -279,8 +279,8 @@ def test_a_process_without_its_first_thread_is_named(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", THREADS, "30", file, "2"])
     try:
         wait_for(file.exists, 20, "it is up")
-        wait_for(lambda: kernel.Stat(process.pid).state == "Z", 10, "its first thread is gone")
-        found = kernel.describe(process.pid)
+        wait_for(lambda: processes.Stat(process.pid).state == "Z", 10, "its first thread is gone")
+        found = processes.describe(process.pid)
         assert found
         assert found.command.startswith(f"{sys.executable} -c")
         assert found.memory > 30 * MIB
@@ -300,7 +300,7 @@ def test_a_process_without_its_first_thread_has_its_mark(place: Box) -> None:
 
 
 def first_is_gone(pid: int) -> bool:
-    return kernel.Stat(pid).state == "Z"
+    return processes.Stat(pid).state == "Z"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: runs as two different users")

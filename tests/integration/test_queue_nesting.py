@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 from tests.harness import SCALE, Box, launcher, wait_for
 
 INNER = " ".join(launcher())
@@ -317,7 +317,7 @@ def test_whose_ancestors_are_hidden_is_not_inside_of_what_is_hidden(box: Box) ->
     """As `docker exec` has it: the parent of the first process there has the number 0, and so has,
     for us, whoever holds a lock from outside."""
     init = box.start(*("--pid", "--fork", "--mount-proc", "sleep", "1000"), argv=["unshare"])
-    (child,) = wait_for(lambda: kernel.children(init.pid), 20)
+    (child,) = wait_for(lambda: processes.children(init.pid), 20)
     enter = ["nsenter", "-t", str(child), "-p", "-m", "-w", *launcher()]
     box.hold("one")
     late = box.start("--", *box.job("late"), argv=enter)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel, witness
+from sandrun import witness
+from sandrun.platform import processes
 from tests.harness import Box, launcher, wait_for
 
 OTHER = 65534
@@ -389,12 +390,12 @@ def test_a_run_inside_a_run_with_another_state_does_not_wait_for_itself(box: Box
     assert (done.returncode, done.stdout) == (0, "inner\n")
 
 
-def processes(box: Box) -> "set[int]":
+def live_processes(box: Box) -> "set[int]":
     """The live ones, but for a run's witness, which comes when the run is 2 ms old."""
     found = set()
     for pid in box.leftovers():
         try:
-            if kernel.Stat(pid).name != witness.NAME:
+            if processes.Stat(pid).name != witness.NAME:
                 found.add(pid)
         except OSError:
             continue  # it is gone
@@ -408,11 +409,11 @@ def test_a_waiter_for_the_second_home_leaves_at_once_and_leaves_nothing(box: Box
     elsewhere.mkdir()
     second = box.start("--", "true", env={"SANDRUN_STATE_DIR": str(elsewhere)})
     wait_for(lambda: "is held by a run" in box.heard(second), 20)
-    before = processes(box)
+    before = live_processes(box)
     second.send_signal(signal.SIGINT)
     assert box.finish(second).returncode == 130
-    wait_for(lambda: len(before - processes(box)) >= 2, 20)
-    assert len(processes(box)) == 2, "the first run, its shell and nothing else"
+    wait_for(lambda: len(before - live_processes(box)) >= 2, 20)
+    assert len(live_processes(box)) == 2, "the first run, its shell and nothing else"
 
 
 def test_a_killed_waiter_for_the_second_home_leaves_nothing(box: Box) -> None:
@@ -422,7 +423,7 @@ def test_a_killed_waiter_for_the_second_home_leaves_nothing(box: Box) -> None:
     elsewhere = box.root / "elsewhere"
     elsewhere.mkdir()
     second = box.start("--", "true", env={"SANDRUN_STATE_DIR": str(elsewhere)})
-    wait_for(lambda: len(processes(box)) == 4, 20, "a run, its shell, a waiter, its helper")
+    wait_for(lambda: len(live_processes(box)) == 4, 20, "a run, its shell, a waiter, its helper")
     second.kill()
     box.finish(second)  # its output ends, so the helper does not hold it
-    wait_for(lambda: len(processes(box)) == 2, 20)
+    wait_for(lambda: len(live_processes(box)) == 2, 20)

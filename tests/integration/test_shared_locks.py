@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel, project
+from sandrun import project
+from sandrun.platform import processes
 from tests.harness import Box, launcher, wait_for
 
 FIRST, SECOND, STRANGER, TEAM = 12345, 12346, 12347, 54321
@@ -194,7 +195,7 @@ def test_no_other_user_can_hold_a_lock_that_a_run_needs(
         wait_for(lambda: "waiting, position 2" in box.heard(waiter), 20)
     finally:
         os.umask(0o022)
-    pids = [pid for each in (run, waiter) for pid in (each.pid, *kernel.descendants(each.pid))]
+    pids = [pid for each in (run, waiter) for pid in (each.pid, *processes.descendants(each.pid))]
     found = locked(pids)
     assert len(found) >= 5, found  # two tickets, two homes of the run lock, a share of the pool
     for path in found:

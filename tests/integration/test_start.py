@@ -18,15 +18,14 @@ FREE = {
 OURS = {
     "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.bare", "sandrun.cli",
     "sandrun.git.guard", "sandrun.history", "sandrun.messages", "sandrun.model",
-    "sandrun.module_files",
-    "sandrun.options", "sandrun.place", "sandrun.project", "sandrun.queue", "sandrun.runlock",
-    "sandrun.runner", "sandrun.settings", "sandrun.spawn", "sandrun.supervisor", "sandrun.ticket",
-    "sandrun.values",
+    "sandrun.module_files", "sandrun.options", "sandrun.place", "sandrun.platform",
+    "sandrun.platform.posix_spawn", "sandrun.project", "sandrun.queue", "sandrun.runlock",
+    "sandrun.runner", "sandrun.settings", "sandrun.supervisor", "sandrun.ticket", "sandrun.values",
 }  # fmt: skip
 
 LATE = {"sandrun.witness"}
 """What is loaded beside a command that lasts an instant, as `true` does on a busy machine."""
-FILES = {"sandrun.settings_files", "sandrun.small_files"}
+FILES = {"sandrun.settings_files", "sandrun.platform.small_files"}
 """Where there is a file that may have settings."""
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel
 from sandrun.backends import groups
+from sandrun.platform import processes
 from tests.harness import (
     INJECT,
     ON_MACOS,
@@ -173,23 +173,23 @@ def test_a_signal_ends_the_wait_for_leftovers(place: Box) -> None:
 
 def _name(pid: int) -> str:
     try:
-        return kernel.Stat(pid).name
+        return processes.Stat(pid).name
     except OSError:
         return ""
 
 
 def test_leftovers_that_are_left_live_on_without_our_limits(place: Box) -> None:
-    before = kernel.read("/proc/self/cgroup")
+    before = processes.read("/proc/self/cgroup")
     run = place.start("--leftovers", "leave", "-m", "64M", "--", *SH, left_behind(place))
     assert run.wait(20 * SCALE) == 4  # its output stays open: the leftover has it
     assert "that the command left behind: sh -c" in place.heard(run)
     assert "left alone " in place.heard(run)
     pid = pid_in(place.root / "left")
     assert alive(pid)
-    assert kernel.read(f"/proc/{pid}/cgroup") == before
-    limits = kernel.read(f"/proc/{pid}/limits").decode()
+    assert processes.read(f"/proc/{pid}/cgroup") == before
+    limits = processes.read(f"/proc/{pid}/limits").decode()
     assert "Max data size             unlimited            unlimited" in limits
-    mine = kernel.read("/proc/self/limits").decode()
+    mine = processes.read("/proc/self/limits").decode()
     (most,) = [row for row in mine.splitlines() if row.startswith("Max processes")]
     assert most in limits
     # It holds no lock, is nobody's to clean up, and outlives the next run.
@@ -290,7 +290,7 @@ def trapping(place: Box, trap: str, *options: str) -> "tuple[subprocess.Popen[st
 def test_the_signal_that_ended_the_parent_is_not_repeated(place: Box) -> None:
     trap = "trap - INT TERM; echo cleaning; sleep 0.5; echo clean; exit"
     parent, said, command = trapping(place, trap)
-    os.kill(kernel.Stat(command).parent, signal.SIGTERM)
+    os.kill(processes.Stat(command).parent, signal.SIGTERM)
     wait_for(lambda: "cleaning" in said.read_text(), 10)
     parent.kill()
     gone(command, seconds=20)
@@ -299,7 +299,7 @@ def test_the_signal_that_ended_the_parent_is_not_repeated(place: Box) -> None:
 
 def test_who_goes_on_after_it_is_told_to_end(place: Box) -> None:
     parent, said, command = trapping(place, "echo told", "--grace", "0.3")
-    os.kill(kernel.Stat(command).parent, signal.SIGINT)
+    os.kill(processes.Stat(command).parent, signal.SIGINT)
     wait_for(lambda: "told" in said.read_text(), 10)
     parent.kill()
     gone(command, seconds=20)
@@ -311,10 +311,10 @@ def test_who_goes_on_after_it_is_told_to_end(place: Box) -> None:
 @pytest.mark.parametrize(("options", "prefix"), [(["--detach"], ""), ([], "nohup")])
 def test_a_detached_run_goes_on(place: Box, options: "list[str]", prefix: str) -> None:
     parent, command = by_parent(place, *options, prefix=prefix)
-    supervisor = kernel.Stat(command).parent
+    supervisor = processes.Stat(command).parent
     parent.kill()
     parent.wait()
-    wait_for(lambda: kernel.Stat(supervisor).parent != parent.pid, 5, "sandrun is an orphan")
+    wait_for(lambda: processes.Stat(supervisor).parent != parent.pid, 5, "sandrun is an orphan")
     # It would have been told through its keeper; ask it to take a signal, which looks at all.
     os.kill(supervisor, signal.SIGCHLD)
     time.sleep(0.5)
@@ -364,8 +364,8 @@ def outlives(box: Box, starter: "list[str]", end: str) -> None:
         box.begun(name)
         gate.write_text("")
     process.wait(20 * SCALE)
-    supervisor = kernel.Stat(box.begun(name)).parent
-    wait_for(lambda: kernel.Stat(supervisor).parent != process.pid, 5, "sandrun is an orphan")
+    supervisor = processes.Stat(box.begun(name)).parent
+    wait_for(lambda: processes.Stat(supervisor).parent != process.pid, 5, "sandrun is an orphan")
     os.kill(supervisor, signal.SIGCHLD)  # have it look around
     box.let(name)
     gone(supervisor, seconds=20)
@@ -425,7 +425,7 @@ def test_what_cannot_die_is_reported_and_keeps_the_lock(make_box: "Callable[[str
     freezer = Path("/sys/fs/cgroup/freezer")
     if not freezer.is_dir():
         pytest.skip("about the freezer of cgroup v1")
-    own = kernel.read("/proc/self/cgroup").decode().partition("freezer:")[2].split("\n")[0]
+    own = processes.read("/proc/self/cgroup").decode().partition("freezer:")[2].split("\n")[0]
     group = freezer / own.lstrip("/") / f"sandrun-test-{os.getpid()}"
     group.mkdir()
     file = place.root / "command"
@@ -542,7 +542,7 @@ def test_what_root_left_behind_keeps_the_run_lock(open_box: Box, killed: str) ->
             assert said in open_box.heard(run)
             assert "ended 1 process" not in open_box.heard(run)
         else:
-            keepers = kernel.children(run.pid) if killed == "all" else []
+            keepers = processes.children(run.pid) if killed == "all" else []
             for each in (*filter(is_keeper, keepers), run.pid):
                 os.kill(each, signal.SIGKILL)
             run.wait()
@@ -572,13 +572,13 @@ def test_what_root_left_behind_keeps_the_run_lock(open_box: Box, killed: str) ->
 def _keeper(supervisor: int) -> int:
     # It takes its name after it was forked.
     def found() -> int:
-        return next(filter(is_keeper, kernel.children(supervisor)), 0)
+        return next(filter(is_keeper, processes.children(supervisor)), 0)
 
     return wait_for(found, 5, "a keeper")
 
 
 def _is_called(pid: int, name: str, word: bytes) -> bool:
-    return word in kernel.read(f"/proc/{pid}/{name}")
+    return word in processes.read(f"/proc/{pid}/{name}")
 
 
 def test_pkill_by_name_does_not_hit_the_keeper(place: Box) -> None:
@@ -588,8 +588,8 @@ def test_pkill_by_name_does_not_hit_the_keeper(place: Box) -> None:
     keeper = _keeper(run.pid)
     for name in ("comm", "cmdline"):
         wait_for(partial(_is_called, keeper, name, b"keeper"), 5, name)
-        assert b"sandrun" not in kernel.read(f"/proc/{keeper}/{name}")
-        assert b"python" not in kernel.read(f"/proc/{keeper}/{name}")
+        assert b"sandrun" not in processes.read(f"/proc/{keeper}/{name}")
+        assert b"python" not in processes.read(f"/proc/{keeper}/{name}")
 
 
 def test_knocks_of_dead_keepers_are_no_signals_for_the_command(place: Box) -> None:
@@ -604,11 +604,11 @@ def test_knocks_of_dead_keepers_are_no_signals_for_the_command(place: Box) -> No
     words = [*launcher(), "--grace", "1", "--", sys.executable, "-c", listen, str(heard)]
     parent = place.start('"$@"; :', "sh", *words, argv=SH)
     wait_for(lambda: heard.exists() and heard.read_text(), 10)
-    supervisor = kernel.Stat(int(heard.read_text())).parent
+    supervisor = processes.Stat(int(heard.read_text())).parent
     keeper = _keeper(supervisor)
     os.kill(supervisor, signal.SIGSTOP)
     # Until it has really stopped it could still take the knock.
-    wait_for(lambda: kernel.Stat(supervisor).state == "T", 5, "it stops")
+    wait_for(lambda: processes.Stat(supervisor).state == "T", 5, "it stops")
     parent.kill()
     wait_for(lambda: _has_pending(supervisor, signal.SIGRTMAX), 5, "the keeper knocked")
     os.kill(keeper, signal.SIGKILL)
@@ -620,7 +620,7 @@ def test_knocks_of_dead_keepers_are_no_signals_for_the_command(place: Box) -> No
 
 
 def _has_pending(pid: int, signum: int) -> bool:
-    bits = kernel.read(f"/proc/{pid}/status").partition(b"ShdPnd:\t")[2][:16]
+    bits = processes.read(f"/proc/{pid}/status").partition(b"ShdPnd:\t")[2][:16]
     return bool(int(bits, 16) >> (signum - 1) & 1)
 
 
@@ -661,7 +661,7 @@ def test_an_orphan_without_environment_and_descriptors_is_found(
     run = place.start("--", *SH, f'{sys.executable} -c "$0" {file}; sleep 1000', daemon)
     pid = pid_in(file)
     wait_for(lambda: _name(pid) == "sleep", 5)
-    assert kernel.read(f"/proc/{pid}/environ").strip(b"\0").startswith(b"PWD=")
+    assert processes.read(f"/proc/{pid}/environ").strip(b"\0").startswith(b"PWD=")
     run.kill()
     gone(pid, seconds=3)
 
@@ -675,9 +675,9 @@ def test_an_agent_that_kills_by_mark_kills_no_keeper(make_box: "Callable[[str], 
 
     def below() -> "dict[str, int]":
         found = {}
-        for pid in kernel.descendants(os.getpid()):
+        for pid in processes.descendants(os.getpid()):
             try:
-                found[kernel.Stat(pid).name] = pid
+                found[processes.Stat(pid).name] = pid
             except OSError:
                 continue
         return found
@@ -693,9 +693,9 @@ def test_an_agent_that_kills_by_mark_kills_no_keeper(make_box: "Callable[[str], 
 def _marked(name: str) -> "list[int]":
     """Our descendants with that variable."""
     found = []
-    for pid in kernel.descendants(os.getpid()):
+    for pid in processes.descendants(os.getpid()):
         try:
-            if name in kernel.environ(pid):
+            if name in processes.environ(pid):
                 found.append(pid)
         except OSError:
             continue

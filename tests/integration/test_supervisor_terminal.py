@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 from tests.harness import ON_MACOS, SCALE, Box, alive, is_keeper, launcher, wait_for
 
 
@@ -49,7 +49,7 @@ class Terminal:
 
     def close(self) -> None:
         os.close(self.fd)
-        for pid in [*kernel.descendants(self.pid), self.pid]:
+        for pid in [*processes.descendants(self.pid), self.pid]:
             try:
                 os.kill(pid, signal.SIGKILL)
             except OSError:
@@ -121,12 +121,12 @@ def test_ctrl_c_ends_the_loop_also_if_the_command_ends_before_we_take_it(
     shell.send(f"bash {script}\n")
     shell.expect("round 1\n")
     (sleep,) = wait_for(lambda: _running("sleep", shell.pid), 10)
-    run = kernel.Stat(sleep).parent
+    run = processes.Stat(sleep).parent
     os.kill(run, signal.SIGSTOP)
-    wait_for(lambda: kernel.Stat(run).state == "T", 10, "it is stopped")
+    wait_for(lambda: processes.Stat(run).state == "T", 10, "it is stopped")
     os.kill(run, signal.SIGHUP)  # the lower number, so what it takes first
     shell.send("\x03")
-    wait_for(lambda: kernel.Stat(sleep).state == "Z", 10, "the command has ended")
+    wait_for(lambda: processes.Stat(sleep).state == "Z", 10, "the command has ended")
     os.kill(run, signal.SIGCONT)
     after = shell.expect(r"([^$]*)ready> ").group(1)
     assert "round" not in after
@@ -135,9 +135,9 @@ def test_ctrl_c_ends_the_loop_also_if_the_command_ends_before_we_take_it(
 
 def _running(name: str, root: int) -> list[int]:
     found = []
-    for pid in kernel.descendants(root):
+    for pid in processes.descendants(root):
         try:
-            if kernel.Stat(pid).name == name and alive(pid):
+            if processes.Stat(pid).name == name and alive(pid):
                 found.append(pid)
         except OSError:
             continue
@@ -150,11 +150,11 @@ def test_ctrl_z_and_fg_with_a_pipe(shell: Terminal) -> None:
     for _ in range(2):
         shell.send("\x1a")
         shell.expect(r"Stopped.*\n(.*\n)?.*ready> ")
-        wait_for(lambda: kernel.Stat(sleep).state == "T", 5, "it is stopped")
+        wait_for(lambda: processes.Stat(sleep).state == "T", 5, "it is stopped")
         shell.send("jobs\n")
         shell.expect(r"Stopped(.*\n)+ready> ")
         shell.send("fg\n")
-        wait_for(lambda: kernel.Stat(sleep).state == "S", 5, "it goes on")
+        wait_for(lambda: processes.Stat(sleep).state == "S", 5, "it goes on")
     # One fg was enough each time: the next Ctrl-C finds everybody awake.
     shell.send("\x03")
     shell.expect("ready> ")
@@ -168,7 +168,7 @@ def test_bg_and_kill_of_the_job(shell: Terminal) -> None:
     shell.expect(r"Stopped.*\nready> ")
     shell.send("bg\n")
     shell.expect("ready> ")
-    wait_for(lambda: kernel.Stat(sleep).state == "S", 5, "it goes on")
+    wait_for(lambda: processes.Stat(sleep).state == "S", 5, "it goes on")
     shell.send("kill %1; wait; echo over\n")
     shell.expect("over\n")
     assert not alive(sleep)
@@ -184,7 +184,7 @@ def test_a_reader_in_the_background_is_stopped_by_the_terminal(shell: Terminal) 
     shell.expect(r"Stopped.*\n.*ready> ")
     shell.send("fg\n")
     (cat,) = _running("cat", shell.pid)
-    wait_for(lambda: kernel.Stat(cat).state == "S", 5, "it reads")
+    wait_for(lambda: processes.Stat(cat).state == "S", 5, "it reads")
     shell.send("words\n")
     shell.expect("words\n")
     shell.send("\x04")
@@ -192,8 +192,8 @@ def test_a_reader_in_the_background_is_stopped_by_the_terminal(shell: Terminal) 
 
 
 def _all_stopped(root: int) -> bool:
-    job = [pid for pid in kernel.descendants(root) if not is_keeper(pid)]
-    return all(kernel.Stat(pid).state == "T" for pid in job)
+    job = [pid for pid in processes.descendants(root) if not is_keeper(pid)]
+    return all(processes.Stat(pid).state == "T" for pid in job)
 
 
 def test_an_interactive_shell_inside_has_the_terminal(shell: Terminal) -> None:
@@ -250,7 +250,7 @@ def test_a_waiter_in_the_background_has_no_live_line(place: Box, shell: Terminal
 def test_the_end_of_the_terminal_ends_the_run(place: Box, shell: Terminal) -> None:
     shell.send("s -- sleep 1000\n")
     pids = wait_for(lambda: _running("sleep", shell.pid), 10)
-    tree = kernel.descendants(shell.pid)
+    tree = processes.descendants(shell.pid)
     os.close(shell.fd)
     shell.fd = os.open("/dev/null", os.O_RDWR)
     wait_for(lambda: not any(map(alive, pids + tree)), 10, "all are dead")
@@ -345,14 +345,14 @@ def test_as_pid_1_of_a_terminal_a_stop_signal_stops_the_command(place: Box) -> N
     )
     try:
         (sleep,) = wait_for(lambda: _running("sleep", process.pid), 10)
-        init = kernel.children(process.pid)[0]
+        init = processes.children(process.pid)[0]
         for signum in (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU):
             os.kill(init, signum)
-            wait_for(lambda: kernel.Stat(sleep).state == "T", 5, "it is stopped")
+            wait_for(lambda: processes.Stat(sleep).state == "T", 5, "it is stopped")
             time.sleep(0.1)
-            assert kernel.Stat(sleep).state == "T"
+            assert processes.Stat(sleep).state == "T"
             os.kill(init, signal.SIGCONT)
-            wait_for(lambda: kernel.Stat(sleep).state == "S", 5, "it goes on")
+            wait_for(lambda: processes.Stat(sleep).state == "S", 5, "it goes on")
     finally:
         process.kill()
         process.wait()
@@ -380,7 +380,7 @@ def test_in_tmux(place: Box) -> None:
     wait_for(lambda: said.exists() and said.read_text() == "up\n", 10, "the command is up")
     place.run("-S", socket, "send-keys", "C-c", argv=["tmux"])
     wait_for(lambda: said.read_text() == "up\nint\n", 5, "one interrupt")
-    tree = kernel.descendants(os.getpid())
+    tree = processes.descendants(os.getpid())
     place.run("-S", socket, "kill-server", argv=["tmux"])
     mine = [pid for pid in tree if pid not in place.before]
     wait_for(lambda: not any(map(alive, mine)), 10, "the end of tmux ends the run")
@@ -414,7 +414,7 @@ def test_a_storm_of_signals_loses_none_that_the_kernel_delivered(place: Box) -> 
 
 
 def _pending(pid: int) -> int:
-    status = kernel.read(f"/proc/{pid}/status")
+    status = processes.read(f"/proc/{pid}/status")
     return int(status.partition(b"ShdPnd:\t")[2][:16], 16)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 from tests.harness import INJECT, SCALE, Box, launcher, wait_for
 
 DAYS = 2 * 86400
@@ -267,7 +267,7 @@ HOMES = pytest.mark.parametrize("alone", [False, True], ids=["two homes", "one h
 
 def stopped(process: "subprocess.Popen[str]", point: str) -> None:
     """Wait until it has stopped itself at the point."""
-    wait_for(lambda: kernel.Stat(process.pid).state == "T", 20, point)
+    wait_for(lambda: processes.Stat(process.pid).state == "T", 20, point)
 
 
 def seen(box: Box, name: str) -> None:

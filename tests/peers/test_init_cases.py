@@ -16,7 +16,7 @@ from functools import partial, wraps
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 from tests.harness import SCALE, Box, alive, launcher, wait_for
 
 _PEERS = {"tini": ["tini", "-s", "--"], "dumb-init": ["dumb-init", "--"]}
@@ -53,7 +53,7 @@ class Tool:
         """The tool's own pid, once it is there."""
         if self.mode == "plain":
             return process.pid
-        return wait_for(lambda: kernel.children(process.pid), 10, "the namespace's init")[0]
+        return wait_for(lambda: processes.children(process.pid), 10, "the namespace's init")[0]
 
 
 def case(body: Case) -> Callable[..., None]:
@@ -156,9 +156,9 @@ def _is_on_or_over(process: "subprocess.Popen[str]") -> bool:
 
 
 def _command(process: "subprocess.Popen[str]") -> int:
-    for pid in kernel.descendants(process.pid):
+    for pid in processes.descendants(process.pid):
         try:
-            if kernel.Stat(pid).name == "sleep":
+            if processes.Stat(pid).name == "sleep":
                 return pid
         except OSError:
             continue
@@ -173,17 +173,17 @@ def test_orphans_are_reaped_while_the_command_runs(tool: Tool) -> None:
     assert _line(process) == "up\n"
     if tool.argv[:1] == ["dumb-init"] and tool.mode == "plain":
         raise AssertionError("no subreaper: it adopts nothing")
-    wait_for(lambda: all(alive(pid) for pid in kernel.children(init)), 3, "no zombie is left")
+    wait_for(lambda: all(alive(pid) for pid in processes.children(init)), 3, "no zombie is left")
 
 
 @case
 def test_a_daemon_does_not_outlive_the_tool(tool: Tool) -> None:
     if "none" in tool.argv and tool.mode == "plain":
         return  # nothing is contained, because the user said so
-    before = set(kernel.descendants(os.getpid()))
+    before = set(processes.descendants(os.getpid()))
     assert tool.run("sh", "-c", "setsid sleep 1000 & exit 3") == 3
     wait_for(
-        lambda: not any(map(alive, set(kernel.descendants(os.getpid())) - before)),
+        lambda: not any(map(alive, set(processes.descendants(os.getpid())) - before)),
         1,
         "nothing lives",
     )
@@ -195,7 +195,7 @@ def test_after_sigkill_of_the_tool_the_command_dies(tool: Tool) -> None:
         return
     process = tool.start("sh", "-c", "echo up; sleep 1000; :")
     assert _line(process) == "up\n"
-    pids = kernel.descendants(process.pid)
+    pids = processes.descendants(process.pid)
     os.kill(tool.init(process), signal.SIGKILL)
     wait_for(lambda: not any(map(alive, pids)), 3, "the command is dead")
 
@@ -220,7 +220,7 @@ def test_stop_and_continue(tool: Tool) -> None:
 
 
 def _state(pid: int) -> str:
-    return kernel.Stat(pid).state
+    return processes.Stat(pid).state
 
 
 _MASKS = ["grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status"]
@@ -267,6 +267,6 @@ def test_the_death_of_the_parent_ends_the_command(tool: Tool) -> None:
         "sh", "-c", "echo up; exec sleep 1000", before=("sh", "-c", '"$@"; :', "sh")
     )
     assert _line(process) == "up\n"
-    pids = kernel.descendants(process.pid)
+    pids = processes.descendants(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     wait_for(lambda: not any(map(alive, pids)), 3, "all are dead")

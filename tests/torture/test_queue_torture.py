@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 from sandrun.ticket import Ticket
 from tests.harness import SCALE, Box, wait_for
 
@@ -101,7 +101,7 @@ class Torture:
         signum = self.random.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
         pids = [member.process.pid]
         if kind == "command":
-            below = kernel.descendants(member.process.pid)
+            below = processes.descendants(member.process.pid)
             pids = [p for p in below if b"sandrun-keeper" not in _name(p)][:1]
         for pid in pids:
             member.hit.add(signum.name)
@@ -167,7 +167,7 @@ class Torture:
 
 def _name(pid: int) -> bytes:
     try:
-        return kernel.read(f"/proc/{pid}/comm")
+        return processes.read(f"/proc/{pid}/comm")
     except OSError:
         return b""
 

@@ -11,12 +11,11 @@ import pytest
 from sandrun import sampling
 from sandrun.backends import job
 from sandrun.model import MIB, Limits, Unusable
-from sandrun.spawn import Heritage
-from sandrun.windows import api, creation, spawn
-from sandrun.windows import kernel as windows_kernel
+from sandrun.platform import spawn, windows_api, windows_creation, windows_spawn
+from sandrun.platform import windows_processes as windows_kernel
 from tests.windows.fake_kernel32 import US, Fake, Job
 
-NO_HERITAGE = Heritage.__new__(Heritage)
+NO_HERITAGE = spawn.Heritage.__new__(spawn.Heritage)
 
 
 def _limits(memory: int = 0, **more: object) -> Limits:
@@ -29,11 +28,11 @@ def _limits(memory: int = 0, **more: object) -> Limits:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     kernel = Fake()
-    for module in (job, creation):
+    for module in (job, windows_creation):
         monkeypatch.setattr(module, "calls", kernel.calls)
-    monkeypatch.setattr(api, "wine_version", lambda: "")  # even if these tests run there
+    monkeypatch.setattr(windows_api, "wine_version", lambda: "")  # even if these tests run there
     monkeypatch.setattr(
-        spawn, "command_line", lambda argv, env: (f"C:\\{argv[0]}.exe", " ".join(argv))
+        windows_spawn, "command_line", lambda argv, env: (f"C:\\{argv[0]}.exe", " ".join(argv))
     )
     monkeypatch.setattr(psutil, "Process", lambda pid: _Seen(kernel, pid))
     monkeypatch.setattr(sampling, "kernel", windows_kernel)
@@ -161,7 +160,7 @@ def test_a_message_of_an_earlier_emptiness_does_not_end_the_wait(
     def late(ended: Job, code: int = 0) -> None:
         def tell() -> None:
             told.set()
-            fake._tell(ended, api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO, 0)
+            fake._tell(ended, windows_api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO, 0)
 
         for process in ended.live():
             process.code = code
@@ -375,7 +374,7 @@ def test_wine_is_not_taken_for_a_kernel_that_enforces(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     fake.forgetful = ("LimitFlags", "JobMemoryLimit")
-    monkeypatch.setattr(api, "wine_version", lambda: "10.0")
+    monkeypatch.setattr(windows_api, "wine_version", lambda: "10.0")
     assert not job.JobBackend().kernel
     opened()
     assert "Wine takes the limits of a job and enforces none" in capfd.readouterr().err
@@ -415,7 +414,7 @@ def test_the_table_is_what_is_called(fake: Fake) -> None:
     with pytest.raises(TypeError):
         fake.calls.TerminateJobObject(1)
     with pytest.raises(ctypes.ArgumentError):
-        fake.calls.OpenJobObjectW(api.JOB_OBJECT_QUERY, False, b"bytes")
+        fake.calls.OpenJobObjectW(windows_api.JOB_OBJECT_QUERY, False, b"bytes")
     with pytest.raises(OSError) as refused:
         fake.calls.CloseHandle(0xDEAD)
     assert refused.value.filename == "CloseHandle"

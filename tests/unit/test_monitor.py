@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandrun import kernel
 from sandrun.backends import monitor
+from sandrun.platform import processes
 from tests.harness import wait_for
 
 MIB = 1 << 20
@@ -164,7 +164,7 @@ def test_stat_reads_any_name() -> None:
     )
     assert process.stdout
     process.stdout.readline()
-    info = kernel.Stat(process.pid)
+    info = processes.Stat(process.pid)
     assert (info.name, info.parent, info.threads) == (") R 1 (x", os.getpid(), 1)
     assert info.rss > MIB
     process.kill()
@@ -178,8 +178,8 @@ def test_a_leader_that_vanishes_under_a_look_weighs_nothing() -> None:
         "start(); ctypes.CDLL(None).syscall(60 if os.uname().machine == 'x86_64' else 93, 0)"
     )
     process = subprocess.Popen([sys.executable, "-c", program])
-    wait_for(lambda: kernel.Stat(process.pid).state == "Z", 10, "the leader is dead")
-    info = kernel.Stat(process.pid)
+    wait_for(lambda: processes.Stat(process.pid).state == "Z", 10, "the leader is dead")
+    info = processes.Stat(process.pid)
     assert info.threads == 2
     process.kill()
     process.wait()
@@ -213,7 +213,7 @@ def test_new_sharers_of_what_was_measured_are_counted_once() -> None:
             process.stdin.write(b"%d\n" % children)
             process.stdin.flush()
             process.stdout.readline()
-            members = {process.pid: kernel.Stat(process.pid), **monitor.walk(process.pid)}
+            members = {process.pid: processes.Stat(process.pid), **monitor.walk(process.pid)}
             memory = reckoned.look(members, time.monotonic())
             assert 60 * MIB < memory < 85 * MIB
     finally:
@@ -229,12 +229,12 @@ def test_a_copy_on_write_is_seen_though_the_rss_stays() -> None:
         file.truncate(size)
         with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as view:
             sum(view[at] for at in range(0, size, mmap.PAGESIZE))
-            info = kernel.Stat(pid)
+            info = processes.Stat(pid)
             reckoned.look({pid: info}, 1.0)
             before = reckoned._sizes[pid][0]
             for at in range(0, size, mmap.PAGESIZE):
                 view[at] = 1
-            after = kernel.Stat(pid)
+            after = processes.Stat(pid)
             after.rss = info.rss  # whatever else happens here
             reckoned.look({pid: after}, 2.0)
             assert reckoned._sizes[pid][0] - before > size - MIB

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel, nesting
+from sandrun import nesting
+from sandrun.platform import processes
 
 
 def test_the_holder_is_told_by_the_kernel(tmp_path: Path) -> None:
@@ -38,7 +39,7 @@ def test_an_inode_number_alone_is_no_proof(
         f"2: -> FLOCK  ADVISORY  WRITE 99 {where} 0 EOF\n"
         f"3: FLOCK  ADVISORY  WRITE 55 {where}0 0 EOF\n"
     )
-    monkeypatch.setattr(kernel, "read", lambda path: lines.encode())
+    monkeypatch.setattr(processes, "read", lambda path: lines.encode())
     assert nesting.lock_holder(info, told) == holder
 
 
@@ -51,7 +52,7 @@ def test_without_the_list_the_name_is_believed_on_macos(
     def missing(path: str) -> bytes:
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(kernel, "read", missing)
+    monkeypatch.setattr(processes, "read", missing)
     monkeypatch.setattr(nesting, "DARWIN", macos)
     assert nesting.lock_holder(os.stat(os.curdir), 77) == holder
 

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from sandrun import kernel
 from sandrun.outside import Outside
+from sandrun.platform import processes
 
 
 def test_a_host_full_of_processes_is_looked_at_a_little_at_a_time(
@@ -18,7 +18,7 @@ def test_a_host_full_of_processes_is_looked_at_a_little_at_a_time(
         asked.append(pid)
         return 0
 
-    monkeypatch.setattr(kernel, "start", start)
+    monkeypatch.setattr(processes, "start", start)
     found = Outside(os.getpid(), "/", {})
     found._pids = list(range(2_000_000))
     asked.clear()

@@ -4,9 +4,9 @@ from itertools import combinations_with_replacement
 
 import pytest
 
-from sandrun import kernel
 from sandrun.backends import groups
 from sandrun.model import MIB, Limits
+from sandrun.platform import processes
 
 READS = 10  # at least as many as one look makes
 
@@ -95,7 +95,7 @@ def test_a_limit_at_which_nobody_dies(
     from sandrun.backends import group2
 
     monkeypatch.setattr(group2, "Files", _Spinning)
-    monkeypatch.setattr(kernel, "is_oom_protected", lambda pid: False)
+    monkeypatch.setattr(processes, "is_oom_protected", lambda pid: False)
     monkeypatch.setattr(_Spinning, "hits", hits)
     monkeypatch.setattr(_Spinning, "events", 0)
     container = group2.Group2("/sys/fs/cgroup/sandrun-0", Limits(64 * MIB))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sandrun.windows import api, console, files, spawn, supervisor
+from sandrun.platform import windows_api, windows_console, windows_files, windows_spawn
+from sandrun.windows import supervisor
 from tests.windows.fake_kernel32 import Fake
 
 RUN = {1, 1000, 1004}
@@ -18,7 +19,7 @@ RUN = {1, 1000, 1004}
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
     kernel = Fake()
-    monkeypatch.setattr(console, "calls", kernel.calls)
+    monkeypatch.setattr(windows_console, "calls", kernel.calls)
     return kernel
 
 
@@ -38,8 +39,8 @@ def test_only_a_console_that_is_the_runs_alone_gets_a_break(
     fake: Fake, attached: "list[int] | None", asked: bool
 ) -> None:
     fake.console = attached
-    assert console.break_all(RUN) == asked
-    assert fake.pressed == ([api.CTRL_BREAK_EVENT] if asked else [])
+    assert windows_console.break_all(RUN) == asked
+    assert fake.pressed == ([windows_api.CTRL_BREAK_EVENT] if asked else [])
     assert not fake.broken
 
 
@@ -63,10 +64,10 @@ class _Container:
 def test_a_tree_whose_cpu_time_is_over_is_ended_at_once(
     monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
-    monkeypatch.setattr(spawn, "open_process", lambda pid: 0x100)
-    monkeypatch.setattr(spawn, "terminate", lambda pid: None)
-    monkeypatch.setattr(spawn, "exit_code", lambda process: 137)
-    monkeypatch.setattr(files, "wait_any", lambda handles, seconds: 0)
+    monkeypatch.setattr(windows_spawn, "open_process", lambda pid: 0x100)
+    monkeypatch.setattr(windows_spawn, "terminate", lambda pid: None)
+    monkeypatch.setattr(windows_spawn, "exit_code", lambda process: 137)
+    monkeypatch.setattr(windows_files, "wait_any", lambda handles, seconds: 0)
     settings: Any = SimpleNamespace(
         grace=5.0, leftovers="kill", memory=0, timeout=0.0, cpu_time=0.0, idle_timeout=0.0
     )

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 
 LAB = os.environ.get("SANDRUN_LAB", "")
 
@@ -32,7 +32,7 @@ def left(said: str) -> "list[str]":
 
 
 def lives(pid: str) -> bool:
-    return not kernel.is_zombie(int(pid))  # an orphan is ours to reap
+    return not processes.is_zombie(int(pid))  # an orphan is ours to reap
 
 
 @v2

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel, spawn
 from sandrun.backends import groups
 from sandrun.model import Limits, span_text
+from sandrun.platform import processes, spawn
 
 LAB = os.environ.get("SANDRUN_LAB", "")
 MIB = 1 << 20
@@ -321,7 +321,7 @@ def test_without_cgroup_kill_and_memory_peak(monkeypatch: pytest.MonkeyPatch) ->
         assert usage.peak is not None
         assert 40 * MIB < usage.peak <= 64 * MIB
         group.kill()
-        assert all(kernel.is_zombie(pid) for pid in pids)
+        assert all(processes.is_zombie(pid) for pid in pids)
         group.close()
         assert not os.path.exists(group.token)
     finally:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import backends, kernel, spawn
+from sandrun import backends
 from sandrun.model import Limits
+from sandrun.platform import processes, spawn
 from tests.harness import ROOT, SCALE, Box
 
 LAB = os.environ.get("SANDRUN_LAB", "")
@@ -42,10 +43,10 @@ def files(token: str) -> "tuple[int, float]":
     """The highest use of memory in bytes and the CPU time in seconds of a container's group."""
     if LAB == "v2":
         stat = dict(line.split() for line in Path(token, "cpu.stat").read_text().splitlines())
-        return int(kernel.read(token + "/memory.peak")), int(stat["usage_usec"]) / 1e6
+        return int(processes.read(token + "/memory.peak")), int(stat["usage_usec"]) / 1e6
     paths = dict(line.split("=") for line in token.splitlines())
-    peak = int(kernel.read(paths["memory"] + "/memory.max_usage_in_bytes"))
-    return peak, int(kernel.read(paths["cpuacct"] + "/cpuacct.usage")) / 1e9
+    peak = int(processes.read(paths["memory"] + "/memory.max_usage_in_bytes"))
+    return peak, int(processes.read(paths["cpuacct"] + "/cpuacct.usage")) / 1e9
 
 
 def measure(backend: str) -> None:

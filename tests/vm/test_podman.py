@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import kernel
+from sandrun.platform import processes
 
 ROOTFS = os.environ.get("SANDRUN_CONTAINER_ROOTFS", "")
 VERSION = (
@@ -60,7 +60,9 @@ def of_containers() -> "list[str]":
     """The processes of containers, and those that watch them, that live."""
     found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     lines = [
-        p.command for pid in found if not kernel.is_zombie(pid) and (p := kernel.describe(pid))
+        p.command
+        for pid in found
+        if not processes.is_zombie(pid) and (p := processes.describe(pid))
     ]
     return [line for line in lines if re.search(r"conmon --api|^sleep 1000", line)]
 
@@ -117,7 +119,7 @@ def test_the_users_podman_works_on() -> None:
     again = podman("ps", "-a", "-q")
     assert again.returncode == 0 and not again.stderr, again
     pause = Path(f"/run/user/{os.geteuid()}/libpod/tmp/pause.pid").read_text()
-    assert not kernel.is_zombie(int(pause))
+    assert not processes.is_zombie(int(pause))
 
 
 def test_what_the_user_has_set_stays() -> None:

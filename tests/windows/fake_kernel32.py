@@ -1,9 +1,9 @@
 """A FAKE of kernel32's jobs, ports, events and processes, for what Wine does not do and no Windows
 is here to do: limits that strike, messages that get lost, a job list that is refused.
 
-It answers `sandrun.windows.api`'s own table: each call goes through a real ctypes function of that
-prototype, so that a wrong number or type of argument fails, and it refuses whatever the kernel
-would refuse: closed or mistaken handles, sizes that do not belong to the information class,
+It answers `sandrun.platform.windows_api`'s own table: each call goes through a real ctypes function
+of that prototype, so that a wrong number or type of argument fails, and it refuses whatever the
+kernel would refuse: closed or mistaken handles, sizes that do not belong to the information class,
 limits below what is there. It is never the only evidence: tests/windows/test_job.py runs the same
 backend on Wine or Windows.
 """
@@ -14,13 +14,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from sandrun.windows import api, calling
+from sandrun.platform import windows_api, windows_calling
 
 _CLASSES = {
-    api.JobObjectBasicAccountingInformation: api.JobAccounting,
-    api.JobObjectAssociateCompletionPortInformation: api.JobPort,
-    api.JobObjectExtendedLimitInformation: api.JobLimits,
-    api.JobObjectCpuRateControlInformation: api.JobCpuRate,
+    windows_api.JobObjectBasicAccountingInformation: windows_api.JobAccounting,
+    windows_api.JobObjectAssociateCompletionPortInformation: windows_api.JobPort,
+    windows_api.JobObjectExtendedLimitInformation: windows_api.JobLimits,
+    windows_api.JobObjectCpuRateControlInformation: windows_api.JobCpuRate,
 }
 INVALID_HANDLE, INVALID_PARAMETER, BAD_LENGTH, NOT_ENOUGH_QUOTA = 6, 87, 24, 1816
 US = 1
@@ -38,8 +38,8 @@ class Refused(OSError):
 class Job:
     def __init__(self, name: str) -> None:
         self.name = name
-        self.limits = api.JobLimits()
-        self.rate = api.JobCpuRate()
+        self.limits = windows_api.JobLimits()
+        self.rate = windows_api.JobCpuRate()
         self.port: tuple[int, Port] | None = None
         self.members: list[Process] = []
         self.handles = 0
@@ -92,7 +92,9 @@ class Fake:
         self.forgetful: tuple[str, ...] = ()
         self.console: list[int] | None = None
         self.pressed: list[int] = []
-        self.calls = calling.Calls(api.PROTOTYPES, self._find, self._last_error, Refused)
+        self.calls = windows_calling.Calls(
+            windows_api.PROTOTYPES, self._find, self._last_error, Refused
+        )
         self.broken: list[Exception] = []
         self.kept: dict[str, Any] = {}
 
@@ -101,7 +103,7 @@ class Fake:
 
     def _find(self, library: str, name: str) -> "Any":
         """A ctypes function of the table's prototype that comes back to our method."""
-        prototype = api.PROTOTYPES[name]
+        prototype = windows_api.PROTOTYPES[name]
         method: Callable[..., Any] = getattr(self, name)
         assert library == "kernel32"
 
@@ -111,7 +113,11 @@ class Fake:
                 value = method(*arguments)
             except Refused as refused:
                 self.error.n = refused.winerror
-                return calling.INVALID_HANDLE if prototype.failure == calling.INVALID else 0
+                return (
+                    windows_calling.INVALID_HANDLE
+                    if prototype.failure == windows_calling.INVALID
+                    else 0
+                )
             except Exception as error:  # ctypes would only print it
                 self.broken.append(error)
                 return 0
@@ -142,11 +148,13 @@ class Fake:
         if isinstance(thing, Job):
             thing.handles -= 1
             flags = thing.limits.BasicLimitInformation.LimitFlags
-            if not thing.handles and flags & api.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE:
+            if not thing.handles and flags & windows_api.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE:
                 self._end(thing)
 
     def GetStdHandle(self, which: int) -> int:
-        return {api.STD_OUTPUT_HANDLE: 0x14, api.STD_ERROR_HANDLE: 0x18}.get(which, 0)
+        return {windows_api.STD_OUTPUT_HANDLE: 0x14, windows_api.STD_ERROR_HANDLE: 0x18}.get(
+            which, 0
+        )
 
     def CreateEventW(self, security: int, manual: int, state: int, name: str) -> int:
         return self._open(threading.Event())
@@ -163,13 +171,13 @@ class Fake:
     def CreateJobObjectW(self, security: int, name: str) -> int:
         found = self._named(name)
         handle = self._open(found or Job(name))
-        self.error.n = api.ERROR_ALREADY_EXISTS if found else 0
+        self.error.n = windows_api.ERROR_ALREADY_EXISTS if found else 0
         return handle
 
     def OpenJobObjectW(self, access: int, inherit: int, name: str) -> int:
         found = self._named(name)
         if not found:
-            raise Refused("", api.ERROR_FILE_NOT_FOUND)
+            raise Refused("", windows_api.ERROR_FILE_NOT_FOUND)
         return self._open(found)
 
     def AssignProcessToJobObject(self, job: int, process: int) -> None:
@@ -177,35 +185,35 @@ class Fake:
 
     def _join(self, job: Job, process: Process) -> None:
         if not process.alive:
-            raise Refused("", api.ERROR_ACCESS_DENIED)
+            raise Refused("", windows_api.ERROR_ACCESS_DENIED)
         basic = job.limits.BasicLimitInformation
-        limited = basic.LimitFlags & api.JOB_OBJECT_LIMIT_ACTIVE_PROCESS
+        limited = basic.LimitFlags & windows_api.JOB_OBJECT_LIMIT_ACTIVE_PROCESS
         if limited and len(job.live()) >= basic.ActiveProcessLimit:
-            self._tell(job, api.JOB_OBJECT_MSG_ACTIVE_PROCESS_LIMIT, 0)
+            self._tell(job, windows_api.JOB_OBJECT_MSG_ACTIVE_PROCESS_LIMIT, 0)
             raise Refused("", NOT_ENOUGH_QUOTA)
         job.members.append(process)
         process.jobs.append(job)
-        self._tell(job, api.JOB_OBJECT_MSG_NEW_PROCESS, process.pid)
+        self._tell(job, windows_api.JOB_OBJECT_MSG_NEW_PROCESS, process.pid)
 
     def IsProcessInJob(self, process: int, job: int, result: int) -> None:
         inside = self._get(job, Job) in self._get(process, Process).jobs
-        api.BOOL.from_address(result).value = inside
+        windows_api.BOOL.from_address(result).value = inside
 
     def SetInformationJobObject(self, handle: int, kind: int, what: int, size: int) -> None:
         job = self._get(handle, Job)
         if size != ctypes.sizeof(_CLASSES[kind]):
             raise Refused("", BAD_LENGTH)
         given = _CLASSES[kind].from_buffer_copy(ctypes.string_at(what, size))
-        capped = isinstance(given, api.JobCpuRate) and given.ControlFlags
+        capped = isinstance(given, windows_api.JobCpuRate) and given.ControlFlags
         if capped and not 1 <= given.CpuRate <= 10_000:
             raise Refused("", INVALID_PARAMETER)
         for name in self.forgetful:
             for part in (given, getattr(given, "BasicLimitInformation", None)):
                 if hasattr(part, name):
                     setattr(part, name, 0)
-        if isinstance(given, api.JobPort):
+        if isinstance(given, windows_api.JobPort):
             job.port = (given.CompletionKey, self._get(given.CompletionPort, Port))
-        elif isinstance(given, api.JobCpuRate):
+        elif isinstance(given, windows_api.JobCpuRate):
             job.rate = given
         else:
             given.PeakJobMemoryUsed = job.limits.PeakJobMemoryUsed
@@ -216,28 +224,30 @@ class Fake:
         self, handle: int, kind: int, answer: int, size: int, length: int
     ) -> None:
         job = self._get(handle, Job)
-        if kind == api.JobObjectBasicProcessIdList:
+        if kind == windows_api.JobObjectBasicProcessIdList:
             self._list(job, answer, size)
             return
         if size != ctypes.sizeof(_CLASSES[kind]):
             raise Refused("", BAD_LENGTH)
-        accounting = api.JobAccounting(TotalUserTime=job.ticks, ActiveProcesses=len(job.live()))
+        accounting = windows_api.JobAccounting(
+            TotalUserTime=job.ticks, ActiveProcesses=len(job.live())
+        )
         what = {
-            api.JobObjectExtendedLimitInformation: job.limits,
-            api.JobObjectCpuRateControlInformation: job.rate,
+            windows_api.JobObjectExtendedLimitInformation: job.limits,
+            windows_api.JobObjectCpuRateControlInformation: job.rate,
         }.get(kind, accounting)
         ctypes.memmove(answer, ctypes.byref(what), size)
 
     def _list(self, job: Job, answer: int, size: int) -> None:
         pids = [process.pid for process in job.live()]
         room = (size - 8) // 8
-        found = api.pid_list(room)
+        found = windows_api.pid_list(room)
         found.NumberOfAssignedProcesses = len(pids)
         found.NumberOfProcessIdsInList = min(len(pids), room)
         found.ProcessIdList[: len(pids[:room])] = pids[:room]
         ctypes.memmove(answer, ctypes.byref(found), size)
         if len(pids) > room:
-            raise Refused("", api.ERROR_MORE_DATA)
+            raise Refused("", windows_api.ERROR_MORE_DATA)
 
     def TerminateJobObject(self, handle: int, code: int) -> None:
         self._end(self._get(handle, Job), code)
@@ -249,17 +259,20 @@ class Fake:
     # --- completion ports
 
     def CreateIoCompletionPort(self, file: int, port: int, key: int, threads: int) -> int:
-        if file != calling.INVALID_HANDLE or port:
+        if file != windows_calling.INVALID_HANDLE or port:
             raise Refused("", INVALID_PARAMETER)
         return self._open(Port())
 
     def GetQueuedCompletionStatus(
         self, handle: int, number: int, key: int, value: int, milliseconds: int
     ) -> None:
-        assert milliseconds == api.INFINITE
+        assert milliseconds == windows_api.INFINITE
         packet = self._get(handle, Port).packets.get()
         for kind, place, what in zip(
-            (api.DWORD, api.SIZE, api.SIZE), (number, key, value), packet, strict=True
+            (windows_api.DWORD, windows_api.SIZE, windows_api.SIZE),
+            (number, key, value),
+            packet,
+            strict=True,
         ):
             kind.from_address(place).value = what
 
@@ -270,7 +283,7 @@ class Fake:
         if job.port and not self.lose:
             key, port = job.port
             packet = (number, key or 0, pid)
-            if self.late and number == api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO:
+            if self.late and number == windows_api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO:
                 threading.Timer(self.late, port.packets.put, (packet,)).start()
             else:
                 port.packets.put(packet)
@@ -281,7 +294,7 @@ class Fake:
         if self.console is None:
             raise Refused("", INVALID_HANDLE)
         if len(self.console) <= room:
-            pids = (api.DWORD * len(self.console))(*self.console)
+            pids = (windows_api.DWORD * len(self.console))(*self.console)
             ctypes.memmove(place, pids, ctypes.sizeof(pids))
         return len(self.console)
 
@@ -296,16 +309,16 @@ class Fake:
     def InitializeProcThreadAttributeList(
         self, place: int, count: int, flags: int, size: int
     ) -> None:
-        if api.SIZE.from_address(size).value < 48:
+        if windows_api.SIZE.from_address(size).value < 48:
             raise Refused("", 122)
         self.lists += 1
 
     def UpdateProcThreadAttribute(
         self, place: int, flags: int, what: int, value: int, size: int, old: int, length: int
     ) -> None:
-        if self.old or what != api.PROC_THREAD_ATTRIBUTE_JOB_LIST or size != 8:
+        if self.old or what != windows_api.PROC_THREAD_ATTRIBUTE_JOB_LIST or size != 8:
             raise Refused("", 50)
-        api.SIZE.from_address(place).value = api.SIZE.from_address(value).value
+        windows_api.SIZE.from_address(place).value = windows_api.SIZE.from_address(value).value
 
     def DeleteProcThreadAttributeList(self, place: int) -> None:
         self.lists -= 1
@@ -314,12 +327,14 @@ class Fake:
         self, path: str, line: int, security: int, thread: int, inherit: int, flags: int,
         environment: int, directory: str, startup: int, created: int,
     ) -> None:  # fmt: skip
-        assert flags & api.CREATE_SUSPENDED and flags & api.CREATE_UNICODE_ENVIRONMENT
-        given = api.StartupInfoEx.from_address(startup)
+        assert (
+            flags & windows_api.CREATE_SUSPENDED and flags & windows_api.CREATE_UNICODE_ENVIRONMENT
+        )
+        given = windows_api.StartupInfoEx.from_address(startup)
         assert given.StartupInfo.cb == ctypes.sizeof(given)
         process = self.start(list(self.processes[US].jobs))
         if given.lpAttributeList:
-            job = api.SIZE.from_address(given.lpAttributeList).value
+            job = windows_api.SIZE.from_address(given.lpAttributeList).value
             self._join(self._get(job, Job), process)
         process.created = {
             "path": path,
@@ -327,7 +342,7 @@ class Fake:
             "environment": _entries(environment),
             "stdin": given.StartupInfo.hStdInput,
         }
-        answer = api.ProcessInformation.from_address(created)
+        answer = windows_api.ProcessInformation.from_address(created)
         answer.hProcess, answer.hThread = self._open(process), self._open(Thread(process))
         answer.dwProcessId = process.pid
 
@@ -360,18 +375,18 @@ class Fake:
         process = self.processes[pid]
         process.code = code
         for job in reversed(process.jobs):
-            self._tell(job, api.JOB_OBJECT_MSG_EXIT_PROCESS, pid)
+            self._tell(job, windows_api.JOB_OBJECT_MSG_EXIT_PROCESS, pid)
             if not job.live():
                 # A job inside tells everyone around it as well.
                 for around in process.jobs[: process.jobs.index(job) + 1]:
-                    self._tell(around, api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO, 0)
+                    self._tell(around, windows_api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO, 0)
 
     def work(self, pid: int, seconds: float) -> None:
         """The process uses so much of a processor; a job whose time is over is ended."""
         for job in self.processes[pid].jobs:
             job.ticks += round(seconds * 1e7)
             basic = job.limits.BasicLimitInformation
-            limited = basic.LimitFlags & api.JOB_OBJECT_LIMIT_JOB_TIME
+            limited = basic.LimitFlags & windows_api.JOB_OBJECT_LIMIT_JOB_TIME
             if limited and job.ticks >= basic.PerJobUserTimeLimit:
                 self._end(job, NOT_ENOUGH_QUOTA)
 
@@ -382,11 +397,11 @@ class Fake:
             flags = job.limits.BasicLimitInformation.LimitFlags
             limit = job.limits.JobMemoryLimit
             if (
-                flags & api.JOB_OBJECT_LIMIT_JOB_MEMORY
+                flags & windows_api.JOB_OBJECT_LIMIT_JOB_MEMORY
                 and job.limits.PeakJobMemoryUsed + size > limit
             ):
                 for told in jobs[: at + 1]:
-                    self._tell(told, api.JOB_OBJECT_MSG_JOB_MEMORY_LIMIT, pid)
+                    self._tell(told, windows_api.JOB_OBJECT_MSG_JOB_MEMORY_LIMIT, pid)
                 return False
         for job in jobs:
             job.limits.PeakJobMemoryUsed += size

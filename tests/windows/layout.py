@@ -13,27 +13,27 @@ from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from sandrun.windows import api, calling
+from sandrun.platform import windows_api, windows_calling
 
 COMPILER = "x86_64-w64-mingw32-gcc"
 PACKAGE = "gcc-mingw-w64-x86-64-win32"
 STRICT = ("-Wall", "-Wextra", "-Wconversion", "-Werror", "-Wno-unused-parameter")
 HEADER = "#define _WIN32_WINNT 0x0A00\n#include <stdint.h>\n#include <windows.h>\n"
 _C_TYPES = {
-    api.BOOL: "int32_t",
-    api.DWORD: "uint32_t",
-    api.LARGE: "LARGE_INTEGER",
-    api.SIZE: "uint64_t",
-    api.HANDLE: "void *",
-    api.TEXT: "wchar_t *",
+    windows_api.BOOL: "int32_t",
+    windows_api.DWORD: "uint32_t",
+    windows_api.LARGE: "LARGE_INTEGER",
+    windows_api.SIZE: "uint64_t",
+    windows_api.HANDLE: "void *",
+    windows_api.TEXT: "wchar_t *",
 }
 
 
 def structures() -> "dict[str, type[ctypes.Structure]]":
     """Those of the table by their names in C; the list of pids with one, as C declares it."""
     return {
-        **{name: structure for structure, name in api.HEADERS.items()},
-        "JOBOBJECT_BASIC_PROCESS_ID_LIST": type(api.pid_list(1)),
+        **{name: structure for structure, name in windows_api.HEADERS.items()},
+        "JOBOBJECT_BASIC_PROCESS_ID_LIST": type(windows_api.pid_list(1)),
     }
 
 
@@ -53,11 +53,11 @@ def _assert(fact: str) -> str:
 
 def constants() -> "list[str]":
     """Every number that `api` names as the headers do."""
-    numbers = {n: v for n, v in vars(api).items() if type(v) is int and n[0] != "_"}
+    numbers = {n: v for n, v in vars(windows_api).items() if type(v) is int and n[0] != "_"}
     return [_assert(f"(unsigned long long){n} == {v}ull") for n, v in numbers.items()]
 
 
-def prototype(name: str, wanted: calling.Prototype) -> "list[str]":
+def prototype(name: str, wanted: windows_calling.Prototype) -> "list[str]":
     """A call with arguments of our types: too many, too few, a pointer for a number or a number
     that is too wide do not compile, nor does another size of the result."""
     parameters = ", ".join(f"{_C_TYPES[kind]} a{at}" for at, kind in enumerate(wanted.arguments))
@@ -83,7 +83,7 @@ def everything() -> "list[str]":
     """All that is checked."""
     lines = [line for pair in structures().items() for line in asserts(*pair)]
     lines += constants()
-    for name, wanted in api.PROTOTYPES.items():
+    for name, wanted in windows_api.PROTOTYPES.items():
         if wanted.dll == "kernel32":
             lines += prototype(name, wanted)
     return lines
@@ -93,16 +93,26 @@ def mistakes() -> "list[list[str]]":
     """What the check must not let pass."""
 
     class Early(ctypes.Structure):
-        _fields_ = api.JobLimits._fields_[1:]
+        _fields_ = windows_api.JobLimits._fields_[1:]
 
-    _, *rest = api.PROTOTYPES["CreateProcessW"].arguments
-    wide = calling.Prototype("kernel32", api.BOOL, calling.ZERO, api.HANDLE, api.SIZE)
+    _, *rest = windows_api.PROTOTYPES["CreateProcessW"].arguments
+    wide = windows_calling.Prototype(
+        "kernel32", windows_api.BOOL, windows_calling.ZERO, windows_api.HANDLE, windows_api.SIZE
+    )
     return [
         asserts("JOBOBJECT_EXTENDED_LIMIT_INFORMATION", Early),
-        [_assert(f"JOB_OBJECT_LIMIT_JOB_MEMORY == {api.JOB_OBJECT_LIMIT_JOB_MEMORY * 2}")],
-        prototype("CreateProcessW", calling.Prototype("kernel32", api.BOOL, calling.ZERO, *rest)),
+        [_assert(f"JOB_OBJECT_LIMIT_JOB_MEMORY == {windows_api.JOB_OBJECT_LIMIT_JOB_MEMORY * 2}")],
+        prototype(
+            "CreateProcessW",
+            windows_calling.Prototype("kernel32", windows_api.BOOL, windows_calling.ZERO, *rest),
+        ),
         prototype("TerminateJobObject", wide),
-        prototype("OpenProcess", calling.Prototype("kernel32", api.BOOL, calling.ZERO, *rest[:3])),
+        prototype(
+            "OpenProcess",
+            windows_calling.Prototype(
+                "kernel32", windows_api.BOOL, windows_calling.ZERO, *rest[:3]
+            ),
+        ),
     ]
 
 

@@ -20,12 +20,12 @@ import pytest
 
 from sandrun.backends import job
 from sandrun.model import MIB, Limits
-from sandrun.windows import api
-from sandrun.windows.api import calls
-from sandrun.windows.spawn import Heritage
+from sandrun.platform import windows_api
+from sandrun.platform.windows_api import calls
+from sandrun.platform.windows_spawn import Heritage
 from tests.windows.box import ROOT, SCALE, alive, wait_for
 
-IS_WINE = bool(api.wine_version())
+IS_WINE = bool(windows_api.wine_version())
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 NO_HERITAGE: Any = Heritage()
 Opener = Callable[..., job.JobContainer]
@@ -70,7 +70,7 @@ def start(container: job.JobContainer, *argv: "str | Path", **env: str) -> int:
 
 def ended(container: job.JobContainer, seconds: float = 30) -> int:
     """Wait for the command; its exit code."""
-    code = api.DWORD()
+    code = windows_api.DWORD()
     waited = calls.WaitForSingleObject(container.process, int(seconds * SCALE * 1000))
     assert waited == 0, "the command did not end"
     calls.GetExitCodeProcess(container.process, ctypes.byref(code))
@@ -116,7 +116,7 @@ def test_the_first_instruction_runs_inside_and_cannot_leave(opened: Opener, tmp_
     script = """
 import subprocess, sys
 from sandrun.backends import job
-from sandrun.windows.api import calls
+from sandrun.platform.windows_api import calls
 with open(sys.argv[2], "w") as out:
     print(job.contains(sys.argv[1], calls.GetCurrentProcess()), file=out)
     try:
@@ -131,7 +131,7 @@ with open(sys.argv[2], "w") as out:
     pid = start(container, sys.executable, "-c", script, container.run_id, out)
     assert pid in container.pids()
     assert ended(container) == 0
-    assert out.read_text().split() == ["True", str(api.ERROR_ACCESS_DENIED)]
+    assert out.read_text().split() == ["True", str(windows_api.ERROR_ACCESS_DENIED)]
 
 
 def test_kill_ends_the_whole_tree_and_frees_its_files(opened: Opener, tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ import os, sys, time
 import sandrun
 from sandrun.backends import job
 from sandrun.model import Limits
-from sandrun.spawn import Heritage
+from sandrun.platform import spawn
 container = job.JobBackend().open(sys.argv[1], Limits(0))
-container.spawn(sys.argv[2:], dict(os.environ), Heritage())
+container.spawn(sys.argv[2:], dict(os.environ), spawn.Heritage())
 time.sleep(600)
 """
 
@@ -234,10 +234,10 @@ import ctypes, os, sys
 import sandrun
 from sandrun.backends import job
 from sandrun.model import Limits
-from sandrun.spawn import Heritage
-from sandrun.windows.api import calls, DWORD, INFINITE
+from sandrun.platform import spawn
+from sandrun.platform.windows_api import calls, DWORD, INFINITE
 container = job.JobBackend().open(os.urandom(4).hex(), Limits(0))
-container.spawn(sys.argv[1:], dict(os.environ), Heritage())
+container.spawn(sys.argv[1:], dict(os.environ), spawn.Heritage())
 calls.WaitForSingleObject(container.process, INFINITE)
 code = DWORD()
 calls.GetExitCodeProcess(container.process, ctypes.byref(code))
@@ -283,7 +283,7 @@ def test_a_command_that_does_not_exist_or_is_no_program(opened: Opener, tmp_path
     text.write_text("not a program")
     with pytest.raises(OSError) as refused:
         start(container, text)
-    assert api.code(refused.value) == 193  # ERROR_BAD_EXE_FORMAT
+    assert windows_api.code(refused.value) == 193  # ERROR_BAD_EXE_FORMAT
     assert container.pids() == []
 
 
@@ -333,19 +333,21 @@ def test_the_port_tells_of_births_and_ends(opened: Opener, tmp_path: Path) -> No
         seen.extend(container.port.take())
         return set(wanted) <= set(seen)
 
-    wait_for(lambda: told(*((api.JOB_OBJECT_MSG_NEW_PROCESS, pid) for pid in pids)), 10, "births")
+    wait_for(
+        lambda: told(*((windows_api.JOB_OBJECT_MSG_NEW_PROCESS, pid) for pid in pids)), 10, "births"
+    )
     os.kill(pids[1], signal.SIGTERM)
     # Ended with an exit code of its own: Windows calls only some codes abnormal.
     wait_for(
         lambda: (
-            told((api.JOB_OBJECT_MSG_EXIT_PROCESS, pids[1]))
-            or told((api.JOB_OBJECT_MSG_ABNORMAL_EXIT_PROCESS, pids[1]))
+            told((windows_api.JOB_OBJECT_MSG_EXIT_PROCESS, pids[1]))
+            or told((windows_api.JOB_OBJECT_MSG_ABNORMAL_EXIT_PROCESS, pids[1]))
         ),
         10,
         "the end",
     )
     os.kill(pids[0], signal.SIGTERM)
-    wait_for(lambda: told((api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO, 0)), 10, "it is empty")
+    wait_for(lambda: told((windows_api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO, 0)), 10, "it is empty")
 
 
 @pytest.mark.parametrize("number", [9, 10])

@@ -105,8 +105,9 @@ class _Silent:
 
 
 def test_an_end_wakes_the_waiter_and_not_its_own_look_around(box: Box) -> None:
+    from sandrun.platform import windows_console
     from sandrun.queue import Queue
-    from sandrun.windows import console, waiting
+    from sandrun.windows import waiting
 
     folder = str(box.root / "queue")
     code = f"from sandrun.queue import Queue; Queue({folder!r}).enqueue('aaaaaaaa', ['x'])"
@@ -125,7 +126,7 @@ def test_an_end_wakes_the_waiter_and_not_its_own_look_around(box: Box) -> None:
         assert time.monotonic() - began < waiting.LOOK_SECONDS * 5 * SCALE
         assert queue.ahead(ours) == []
     finally:
-        console.restore()
+        windows_console.restore()
         queue.leave(ours)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.windows import api
+from sandrun.platform import windows_api
 from tests.windows.box import SCALE, Box, alive, wait_for
 
 if sys.platform != "win32":
@@ -222,7 +222,9 @@ def test_ctrl_c_that_ends_the_command(box: Box) -> None:
     assert [r["reason"] for r in box.records()] == ["exit"]
 
 
-@pytest.mark.xfail(bool(api.wine_version()), reason="Wine ends who sends a Ctrl-Break", strict=True)
+@pytest.mark.xfail(
+    bool(windows_api.wine_version()), reason="Wine ends who sends a Ctrl-Break", strict=True
+)
 def test_kill_asks_by_ctrl_break_where_the_console_is_the_runs_alone(box: Box) -> None:
     notes = box.root / "notes"
     run = box.start("--grace", "60", "--", *PYTHON, POLITE, notes, flags=0x10)  # CREATE_NEW_CONSOLE

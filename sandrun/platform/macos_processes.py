@@ -1,4 +1,5 @@
-"""What the macOS kernel tells of processes, by libproc: stands in for /proc in `sandrun.kernel`.
+"""What the macOS kernel tells of processes, by libproc: stands in for /proc in
+`sandrun.platform.processes`.
 
 The functions are in every process (libSystem), the structures are those of <sys/proc_info.h> and
 <sys/resource.h>; tests/layout.py compares them with the Darwin headers. Of another user's process
@@ -94,7 +95,7 @@ STAND_INS = (
     *("Stat", "arguments", "children", "describe", "die_with", "directory", "environ"),
     *("marked", "newborn", "owner"),
 )
-"""What `sandrun.kernel` takes from here."""
+"""What `sandrun.platform.processes` takes from here."""
 
 
 def _short_info(pid: int) -> ProcBsdShortInfo:
@@ -111,7 +112,7 @@ def owner(pid: int) -> int:
 
 
 class Stat:
-    """The same facts as `kernel.Stat`; `rss` is the footprint in bytes (what the tree would free
+    """The same facts as `processes.Stat`; `rss` is the footprint in bytes (what the tree would free
     by its end, compressed pages included), `start` is in units of its own, and
     `threads` and `stack` are not told."""
 

@@ -95,12 +95,12 @@ def _is_free(front: int) -> bool:
 def _is_shared() -> bool:
     """Whether somebody is in our group who is no ancestor of ours: a sibling of one, or ours.
     The witness of a run around us is nobody."""
-    from sandrun import kernel
+    from sandrun.platform import processes
 
     child = os.getpid()
-    for parent in kernel.ancestors(child):
-        siblings = [pid for pid in kernel.children(parent) if pid != child and is_with_us(pid)]
-        if not all(kernel.is_zombie(pid) or _is_witness(pid) for pid in siblings):
+    for parent in processes.ancestors(child):
+        siblings = [pid for pid in processes.children(parent) if pid != child and is_with_us(pid)]
+        if not all(processes.is_zombie(pid) or _is_witness(pid) for pid in siblings):
             return True
         if not is_with_us(parent):
             break
@@ -109,10 +109,11 @@ def _is_shared() -> bool:
 
 
 def _is_witness(pid: int) -> bool:
-    from sandrun import kernel, witness
+    from sandrun import witness
+    from sandrun.platform import processes
 
     try:
-        return kernel.Stat(pid).name == witness.NAME
+        return processes.Stat(pid).name == witness.NAME
     except OSError:
         return True  # it is gone
 

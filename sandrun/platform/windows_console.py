@@ -10,8 +10,8 @@ import ctypes
 import os
 import sys
 
-from sandrun.windows import api, files
-from sandrun.windows.api import calls
+from sandrun.platform import windows_api, windows_files
+from sandrun.platform.windows_api import calls
 
 _CLOSING_SECONDS = 10
 """The system ends a process of a console that goes away after five seconds at the latest."""
@@ -28,8 +28,8 @@ def listen() -> None:
     global event, _handler
     if event:
         return
-    event = files.make_event()
-    kind = getattr(ctypes, "WINFUNCTYPE", ctypes.CFUNCTYPE)(api.BOOL, api.DWORD)
+    event = windows_files.make_event()
+    kind = getattr(ctypes, "WINFUNCTYPE", ctypes.CFUNCTYPE)(windows_api.BOOL, windows_api.DWORD)
     _handler = kind(_note)  # kept: the system calls it until the end
     calls.SetConsoleCtrlHandler(_handler, True)
 
@@ -39,14 +39,14 @@ def restore() -> None:
     global event, _handler
     if event:
         calls.SetConsoleCtrlHandler(_handler, False)
-        files.close(event)
+        windows_files.close(event)
         event, _handler = 0, None
 
 
 def _note(kind: int) -> int:
     said.append(kind)
-    files.set_event(event)
-    if kind >= api.CTRL_CLOSE_EVENT:  # or logoff, or shutdown
+    windows_files.set_event(event)
+    if kind >= windows_api.CTRL_CLOSE_EVENT:  # or logoff, or shutdown
         # The process ends when this returns; it ends anyway when the run is over.
         calls.WaitForSingleObject(calls.GetCurrentProcess(), _CLOSING_SECONDS * 1000)
     return 1
@@ -77,12 +77,12 @@ def break_all(members: "set[int]") -> bool:
     """Send Ctrl-Break to the processes of our console, if all of them are among `members`; else
     False: a shell or whoever started us would be hit as well."""
     room = 256
-    pids = (api.DWORD * room)()
+    pids = (windows_api.DWORD * room)()
     try:
         count = calls.GetConsoleProcessList(pids, room)
         if not 1 < count <= room or not set(pids[:count]) <= members:
             return False
-        calls.GenerateConsoleCtrlEvent(api.CTRL_BREAK_EVENT, 0)
+        calls.GenerateConsoleCtrlEvent(windows_api.CTRL_BREAK_EVENT, 0)
         return True
     except OSError:  # there is no console
         return False

@@ -1,4 +1,4 @@
-"""Facts about processes, from psutil; stands in for `sandrun.kernel`.
+"""Facts about processes, from psutil; stands in for `sandrun.platform.processes`.
 
 Everything here answers "no" for a process that is gone or that we may not look at.
 """
@@ -6,8 +6,8 @@ Everything here answers "no" for a process that is gone or that we may not look 
 import ctypes
 
 from sandrun.model import Process
-from sandrun.windows import api
-from sandrun.windows.api import calls
+from sandrun.platform import windows_api
+from sandrun.platform.windows_api import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Stat:
 
 def memory() -> int:
     """The host's memory in bytes."""
-    status = api.MemoryStatus(dwLength=ctypes.sizeof(api.MemoryStatus))
+    status = windows_api.MemoryStatus(dwLength=ctypes.sizeof(windows_api.MemoryStatus))
     calls.GlobalMemoryStatusEx(ctypes.byref(status))
     return int(status.ullTotalPhys)
 

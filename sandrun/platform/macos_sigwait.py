@@ -14,8 +14,8 @@ timer runs only within such a wait, so no command ever inherits it. Invariants
   `kill -INT` of sandrun alone from elsewhere while it is in the foreground.
 """
 
-from sandrun import terminal
 from sandrun.bare import signal as _signal
+from sandrun.platform import posix_terminal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def _has_terminal() -> bool:
     """A Ctrl-C may also end the leader of our session, and the terminal is gone before we look:
     then what we saw before counts."""
     global _had_terminal
-    now = terminal.is_ours()
+    now = posix_terminal.is_ours()
     _had_terminal = _had_terminal if now is None else now
     return _had_terminal
 

@@ -2,7 +2,7 @@
 
 Promises
 - No call but through `PROTOTYPES`: argument types, result type, and how a failure shows
-  (`sandrun.windows.calling` raises OSError then).
+  (`sandrun.platform.windows_calling` raises OSError then).
 - No type depends on where it is compiled (`wintypes.DWORD` has 8 bytes on Linux, and `c_wchar` 2
   or 4), so this can be imported anywhere: tests/windows/layout.py compares each structure with
   the compiler's, and a fake answers the same prototypes.
@@ -16,7 +16,7 @@ Source: the Windows SDK's headers, as mingw-w64 has them.
 import ctypes
 import sys
 
-from sandrun.windows.calling import FAILED, INVALID, NEVER, ZERO, Calls, Prototype
+from sandrun.platform.windows_calling import FAILED, INVALID, NEVER, ZERO, Calls, Prototype
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

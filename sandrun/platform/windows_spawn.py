@@ -1,4 +1,4 @@
-"""Starting the command on Windows; stands in for `sandrun.spawn`.
+"""Starting the command on Windows; stands in for `sandrun.platform.spawn`.
 
 Promises that the command gets the caller's standard handles, console, environment and directory,
 and, being in the same process group, the console's Ctrl-C exactly once and straight from there.
@@ -12,8 +12,8 @@ import errno
 import os
 
 from sandrun.model import SandrunError
-from sandrun.windows import api, console, files
-from sandrun.windows.api import calls
+from sandrun.platform import windows_api, windows_console, windows_files
+from sandrun.platform.windows_api import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Heritage:
 def take() -> Heritage:
     """Take the console's events from here on, so that none is lost; see who started us."""
     global parent_process
-    console.listen()
+    windows_console.listen()
     heritage = Heritage()
     parent = os.getppid()
     process = open_process(parent)
@@ -61,7 +61,7 @@ def take() -> Heritage:
         if _birth(process) <= _birth(calls.GetCurrentProcess()):
             heritage.parent, parent_process = parent, process
         else:
-            files.close(process)
+            windows_files.close(process)
     return heritage
 
 
@@ -77,10 +77,10 @@ def told_to_end(heritage: Heritage) -> int:
 
 def restore(heritage: Heritage) -> None:
     """Be an ordinary program again, which Ctrl-C ends."""
-    console.restore()
+    windows_console.restore()
 
 
-_WATCH = api.SYNCHRONIZE | api.PROCESS_QUERY_LIMITED_INFORMATION
+_WATCH = windows_api.SYNCHRONIZE | windows_api.PROCESS_QUERY_LIMITED_INFORMATION
 
 
 def open_process(pid: int, access: int = _WATCH) -> int:
@@ -99,14 +99,14 @@ def _birth(process: int) -> int:
 
 def exit_code(process: int) -> int:
     """The exit code of a process that has ended, all 32 bits of it."""
-    code = api.DWORD()
+    code = windows_api.DWORD()
     calls.GetExitCodeProcess(process, ctypes.byref(code))
     return int(code.value)
 
 
 def terminate(pid: int) -> bool:
     """End one process that is certainly alive; False: it cannot be done."""
-    process = open_process(pid, api.PROCESS_TERMINATE)
+    process = open_process(pid, windows_api.PROCESS_TERMINATE)
     if not process:
         return False
     try:
@@ -115,7 +115,7 @@ def terminate(pid: int) -> bool:
     except OSError:  # it is ending already
         return False
     finally:
-        files.close(process)
+        windows_files.close(process)
 
 
 def environment(extra: "Mapping[str, str]") -> "dict[str, str]":

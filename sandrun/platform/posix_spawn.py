@@ -93,10 +93,10 @@ def _is_detached(parent: bytes) -> bool:
     is_job = leads_group and _is_shell(os.getppid(), parent)
     if not is_job and (not leads_session or parent in _LOGINS):
         return False
-    from sandrun import terminal
+    from sandrun.platform import posix_terminal
 
     # setsid: whoever makes a session on a terminal watches it. A job in the foreground has it.
-    return terminal.is_ours() is None or (is_job and not terminal.is_ours())
+    return posix_terminal.is_ours() is None or (is_job and not posix_terminal.is_ours())
 
 
 ENDING = {_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM}
@@ -145,7 +145,7 @@ def _caller(parent: int) -> "tuple[bytes, int]":
     """The name of the process that started us and a bit for each signal that it ignores, if /proc
     tells them (proc(5): Name, SigIgn)."""
     try:
-        # Else it shows another pid namespace (`kernel.PROC`, which costs an import to ask).
+        # Else it shows another pid namespace (`processes.PROC`, which costs an import to ask).
         if os.readlink("/proc/self") != str(os.getpid()):
             return b"", 0
         fd = os.open(f"/proc/{parent}/status", os.O_RDONLY | os.O_CLOEXEC)

@@ -9,10 +9,12 @@ import ctypes
 import os
 import sys
 
-from sandrun.windows import api
-from sandrun.windows.api import calls
+from sandrun.platform import windows_api
+from sandrun.platform.windows_api import calls
 
-SHARE_ALL = api.FILE_SHARE_READ | api.FILE_SHARE_WRITE | api.FILE_SHARE_DELETE
+SHARE_ALL = (
+    windows_api.FILE_SHARE_READ | windows_api.FILE_SHARE_WRITE | windows_api.FILE_SHARE_DELETE
+)
 _LOCK_AT_HIGH = 0x40000000  # the high half of the offset: 2**62
 
 
@@ -25,12 +27,14 @@ def extended(path: str) -> str:
     return "\\\\?\\" + path
 
 
-def open_file(path: str, access: int, share: int = SHARE_ALL, how: int = api.OPEN_EXISTING) -> int:
+def open_file(
+    path: str, access: int, share: int = SHARE_ALL, how: int = windows_api.OPEN_EXISTING
+) -> int:
     """Open a file, not what a link points to; its handle, which no child inherits.
 
     Raises OSError.
     """
-    flags = api.FILE_FLAG_OPEN_REPARSE_POINT
+    flags = windows_api.FILE_FLAG_OPEN_REPARSE_POINT
     return int(calls.CreateFileW(extended(path), access, share, None, how, flags, None))
 
 
@@ -38,18 +42,20 @@ def close(handle: int) -> None:
     calls.CloseHandle(handle)
 
 
-def _place() -> api.Overlapped:
-    return api.Overlapped(OffsetHigh=_LOCK_AT_HIGH)
+def _place() -> windows_api.Overlapped:
+    return windows_api.Overlapped(OffsetHigh=_LOCK_AT_HIGH)
 
 
 def try_lock(handle: int, exclusive: bool = True) -> bool:
     """Lock without waiting; False: somebody else has it. Raises OSError."""
-    flags = api.LOCKFILE_FAIL_IMMEDIATELY | (api.LOCKFILE_EXCLUSIVE_LOCK if exclusive else 0)
+    flags = windows_api.LOCKFILE_FAIL_IMMEDIATELY | (
+        windows_api.LOCKFILE_EXCLUSIVE_LOCK if exclusive else 0
+    )
     try:
         calls.LockFileEx(handle, flags, 0, 1, 0, ctypes.byref(_place()))
         return True
     except OSError as error:
-        if api.code(error) == api.ERROR_LOCK_VIOLATION:
+        if windows_api.code(error) == windows_api.ERROR_LOCK_VIOLATION:
             return False
         raise
 
@@ -67,7 +73,7 @@ def unlock(handle: int) -> None:
 def read(handle: int, most: int = 1 << 16) -> bytes:
     """The bytes of a small file. Raises OSError."""
     buffer = ctypes.create_string_buffer(most)
-    got = api.DWORD()
+    got = windows_api.DWORD()
     calls.SetFilePointerEx(handle, 0, None, 0)
     calls.ReadFile(handle, buffer, most, ctypes.byref(got), None)
     return buffer.raw[: got.value]
@@ -75,7 +81,7 @@ def read(handle: int, most: int = 1 << 16) -> bytes:
 
 def write(handle: int, data: bytes) -> None:
     """Replace the bytes of a file. Raises OSError."""
-    done = api.DWORD()
+    done = windows_api.DWORD()
     calls.SetFilePointerEx(handle, 0, None, 0)
     calls.SetEndOfFile(handle)
     if data:
@@ -85,7 +91,9 @@ def write(handle: int, data: bytes) -> None:
 def open_log(path: str) -> int:
     """A descriptor whose writes append, whoever else writes. Raises OSError."""
     # FILE_APPEND_DATA alone: the kernel itself puts each write at the end.
-    handle = open_file(path, api.GENERIC_READ | api.FILE_APPEND_DATA, how=api.OPEN_ALWAYS)
+    handle = open_file(
+        path, windows_api.GENERIC_READ | windows_api.FILE_APPEND_DATA, how=windows_api.OPEN_ALWAYS
+    )
     if sys.platform == "win32":
         import msvcrt
 
@@ -105,7 +113,7 @@ def set_event(handle: int) -> None:
 def set_named_event(name: str) -> bool:
     """Set the event of that name; False: there is none, or not for us."""
     try:
-        handle = calls.OpenEventW(api.EVENT_MODIFY_STATE, False, name)
+        handle = calls.OpenEventW(windows_api.EVENT_MODIFY_STATE, False, name)
     except OSError:
         return False
     calls.SetEvent(handle)
@@ -115,10 +123,10 @@ def set_named_event(name: str) -> bool:
 
 def wait_any(handles: "list[int]", seconds: "float | None") -> int:
     """Sleep until one of up to 64 handles is signalled: its index; -1 after so many seconds."""
-    array = (api.HANDLE * len(handles))(*handles)
+    array = (windows_api.HANDLE * len(handles))(*handles)
     # Rounded up: waking a moment early would make the caller look again and again.
-    span = min(int(max(0.0, seconds or 0.0) * 1000) + 1, api.INFINITE - 1)
+    span = min(int(max(0.0, seconds or 0.0) * 1000) + 1, windows_api.INFINITE - 1)
     result = calls.WaitForMultipleObjects(
-        len(handles), array, False, api.INFINITE if seconds is None else span
+        len(handles), array, False, windows_api.INFINITE if seconds is None else span
     )
     return int(result) if result < len(handles) else -1

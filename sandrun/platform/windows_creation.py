@@ -2,13 +2,14 @@
 
 Promises that it has the caller's standard handles and console, the environment given, and every
 inheritable handle, and that not one instruction of it runs before its thread is resumed.
-Leaves to others: the command line (`sandrun.windows.spawn`), the job (`sandrun.backends.job`).
+Leaves to others: the command line (`sandrun.platform.windows_spawn`), the job
+(`sandrun.backends.job`).
 """
 
 import ctypes
 
-from sandrun.windows import api
-from sandrun.windows.api import calls
+from sandrun.platform import windows_api
+from sandrun.platform.windows_api import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,26 +19,38 @@ _ATTRIBUTES = 256
 """Bytes that are enough for a list of one attribute (48 are used)."""
 
 
-def create(path: str, line: str, env: "Mapping[str, str]", job: int) -> api.ProcessInformation:
+def create(
+    path: str, line: str, env: "Mapping[str, str]", job: int
+) -> windows_api.ProcessInformation:
     """A process, suspended, in the job from its birth on (Windows 10): a supervisor that is killed
     right here leaves nothing behind. Raises OSError."""
-    startup, created = api.StartupInfoEx(), api.ProcessInformation()
+    startup, created = windows_api.StartupInfoEx(), windows_api.ProcessInformation()
     startup.StartupInfo.cb = ctypes.sizeof(startup)
-    startup.StartupInfo.dwFlags = api.STARTF_USESTDHANDLES
-    startup.StartupInfo.hStdInput = calls.GetStdHandle(api.STD_INPUT_HANDLE)
-    startup.StartupInfo.hStdOutput = calls.GetStdHandle(api.STD_OUTPUT_HANDLE)
-    startup.StartupInfo.hStdError = calls.GetStdHandle(api.STD_ERROR_HANDLE)
-    attributes, size = ctypes.create_string_buffer(_ATTRIBUTES), api.SIZE(_ATTRIBUTES)
-    jobs = (api.HANDLE * 1)(job)
+    startup.StartupInfo.dwFlags = windows_api.STARTF_USESTDHANDLES
+    startup.StartupInfo.hStdInput = calls.GetStdHandle(windows_api.STD_INPUT_HANDLE)
+    startup.StartupInfo.hStdOutput = calls.GetStdHandle(windows_api.STD_OUTPUT_HANDLE)
+    startup.StartupInfo.hStdError = calls.GetStdHandle(windows_api.STD_ERROR_HANDLE)
+    attributes, size = ctypes.create_string_buffer(_ATTRIBUTES), windows_api.SIZE(_ATTRIBUTES)
+    jobs = (windows_api.HANDLE * 1)(job)
     calls.InitializeProcThreadAttributeList(attributes, 1, 0, ctypes.byref(size))
     try:
         calls.UpdateProcThreadAttribute(
-            attributes, 0, api.PROC_THREAD_ATTRIBUTE_JOB_LIST, jobs, ctypes.sizeof(jobs), None, None
+            attributes,
+            0,
+            windows_api.PROC_THREAD_ATTRIBUTE_JOB_LIST,
+            jobs,
+            ctypes.sizeof(jobs),
+            None,
+            None,
         )
         startup.lpAttributeList = ctypes.addressof(attributes)
     except OSError:
         pass  # Windows 8.1: `enter` assigns it
-    flags = api.CREATE_SUSPENDED | api.CREATE_UNICODE_ENVIRONMENT | api.EXTENDED_STARTUPINFO_PRESENT
+    flags = (
+        windows_api.CREATE_SUSPENDED
+        | windows_api.CREATE_UNICODE_ENVIRONMENT
+        | windows_api.EXTENDED_STARTUPINFO_PRESENT
+    )
     # All inheritable handles go to the command, as without us; ours are not inheritable.
     inherit, here = True, None
     try:
@@ -59,7 +72,7 @@ def _block(env: "Mapping[str, str]") -> "ctypes.Array[ctypes.c_wchar]":
 
 def enter(process: int, job: int) -> None:
     """Have the suspended process in the job, for sure. Raises OSError."""
-    inside = api.BOOL()
+    inside = windows_api.BOOL()
     calls.IsProcessInJob(process, job, ctypes.byref(inside))
     if not inside.value:
         calls.AssignProcessToJobObject(job, process)

@@ -3,7 +3,7 @@
 prctl(2) comes from python-prctl where that is installed (1 ms to import), else from ctypes (2 ms;
 0.5 ms for what is needed of it).
 Everything here answers "no" on a system that has no such thing; on macOS what /proc tells comes
-from `sandrun.darwin`, under the same names.
+from `sandrun.platform.macos_processes`, under the same names.
 """
 
 import errno
@@ -494,6 +494,6 @@ def describe(pid: int, memory: "int | None" = None) -> "Process | None":
 
 
 if DARWIN:
-    from sandrun import darwin
+    from sandrun.platform import macos_processes
 
-    globals().update({name: getattr(darwin, name) for name in darwin.STAND_INS})
+    globals().update({name: getattr(macos_processes, name) for name in macos_processes.STAND_INS})

@@ -1,7 +1,7 @@
 """How a table of prototypes becomes calls: argument types, result types, failures.
 
 A call that fails raises OSError with the name of the call as `filename` and `winerror` set.
-Leaves to others: which calls there are (`sandrun.windows.api`).
+Leaves to others: which calls there are (`sandrun.platform.windows_api`).
 """
 
 import ctypes
