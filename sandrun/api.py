@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TypedDict, Unpack
 
-from sandrun import options
+from sandrun.config import options
 from sandrun.model import EXIT_GAVE_UP, EXIT_MEMORY, SandrunError
 
 _File = int | IO[str] | IO[bytes] | None

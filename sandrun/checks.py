@@ -4,13 +4,14 @@ import json
 import os
 from collections.abc import Callable
 
-from sandrun import backends, messages, project, recovery, report, trust
+from sandrun import backends, messages, recovery, report
+from sandrun.config import project, trust
 from sandrun.model import SandrunError, plain
 from sandrun.queue import Queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandrun.settings import Settings
+    from sandrun.config.settings import Settings
 
 PASS, CAUTION, FAIL, UNUSED = "PASS", "CAUTION", "FAIL", "-"
 

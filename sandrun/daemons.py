@@ -14,8 +14,8 @@ from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandrun.config.settings import Settings
     from sandrun.model import Process
-    from sandrun.settings import Settings
 
 
 class Daemon:

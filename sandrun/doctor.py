@@ -13,19 +13,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from sandrun import (
-    __version__,
-    backends,
-    checks,
-    daemons,
-    namespaces,
-    outside,
-    project,
-    runner,
-    settings,
-)
+from sandrun import __version__, backends, checks, daemons, namespaces, outside, runner
 from sandrun.backends import cgroup2, groups
 from sandrun.checks import CAUTION, FAIL, PASS, UNUSED, Line, state, trusted
+from sandrun.config import project, settings
 from sandrun.git import guard
 from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
 from sandrun.platform import processes, spawn

@@ -18,7 +18,8 @@ import signal
 import sys
 import time
 
-from sandrun import nesting, overview, project, recovery, report
+from sandrun import nesting, overview, recovery, report
+from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError
 from sandrun.queue import CANCEL, Queue
 from sandrun.ticket import Ticket

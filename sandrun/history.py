@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 
-from sandrun.project import create, make_folders, state_home
+from sandrun.config.project import create, make_folders, state_home
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

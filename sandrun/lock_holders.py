@@ -7,7 +7,8 @@ waited for, but has no ticket that could be shown.
 import os
 import time
 
-from sandrun import nesting, project
+from sandrun import nesting
+from sandrun.config import project
 from sandrun.model import command_text
 from sandrun.platform import processes
 from sandrun.queue import Queue

@@ -8,7 +8,8 @@ import errno
 import os
 import sys
 
-from sandrun import messages, options
+from sandrun import messages
+from sandrun.config import options
 from sandrun.model import command_text
 
 TYPE_CHECKING = False

@@ -56,9 +56,7 @@ WAITING = (
     "keeper",
     "pool",
     "sampling",
-    "settings_files",
     "taken_names",
-    "trust",
     *(
         f"backends/{name}"
         for name in (
@@ -74,6 +72,7 @@ WAITING = (
             "systemd_units",
         )
     ),
+    *(f"config/{name}" for name in ("settings_files", "trust")),
     *(f"git/{name}" for name in ("included", "inotify", "record_locks", "waiter")),
 )
 """What a run imports between its turn and the command's start."""

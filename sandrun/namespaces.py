@@ -23,7 +23,8 @@ import os
 import stat
 import sys
 
-from sandrun import messages, project
+from sandrun import messages
+from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError
 from sandrun.platform import processes, spawn
 

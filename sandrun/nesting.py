@@ -16,7 +16,7 @@ close one, so nobody else looks.
 import os
 import sys
 
-from sandrun import project
+from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError
 from sandrun.platform import processes
 from sandrun.queue import Queue

@@ -4,7 +4,8 @@ import os
 import sys
 import time
 
-from sandrun import project, recovery, report
+from sandrun import recovery, report
+from sandrun.config import project
 from sandrun.leaving import look_at
 from sandrun.model import SandrunError, plain, size_text, span_text
 from sandrun.platform import processes

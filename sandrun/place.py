@@ -10,7 +10,8 @@ What a free queue does not need is imported only by those that have to wait.
 import os
 import time
 
-from sandrun import backends, messages, module_files, project
+from sandrun import backends, messages, module_files
+from sandrun.config import project
 from sandrun.model import EXIT_GAVE_UP, SandrunError
 from sandrun.queue import Queue
 from sandrun.runlock import RunLock

@@ -18,14 +18,15 @@ A ticket is locked by its run's supervisor and keeper, so its share is free when
 import os
 import sys
 
-from sandrun import messages, project
+from sandrun import messages
+from sandrun.config import project
 from sandrun.model import MIB, SandrunError, exhausted, size_text
 from sandrun.queue import Queue
 from sandrun.ticket import StateGone, Ticket, is_stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandrun.settings import Settings
+    from sandrun.config.settings import Settings
 
 _SHOWN = 8
 

@@ -36,8 +36,8 @@ import fcntl
 import os
 import time
 
-from sandrun import project
 from sandrun.bare import signal as _signal
+from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError, command_text
 from sandrun.ticket import RUNS, Chain, StateGone, Ticket, escape, head_key
 

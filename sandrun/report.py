@@ -25,8 +25,8 @@ from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandrun.config.settings import Settings
     from sandrun.protocol import Backend, Container
-    from sandrun.settings import Settings
 
 
 _SETTLES = 0.1

@@ -30,7 +30,8 @@ import errno
 import fcntl
 import os
 
-from sandrun import messages, project
+from sandrun import messages
+from sandrun.config import project
 from sandrun.model import SandrunError, exhausted
 from sandrun.queue import Queue
 from sandrun.ticket import StateGone, slot_file

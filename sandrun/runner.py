@@ -13,8 +13,8 @@ import sys
 import time
 
 from sandrun import backends, history, messages, module_files
-from sandrun import project as projects
-from sandrun import settings as settled
+from sandrun.config import project as projects
+from sandrun.config import settings as settled
 from sandrun.git import guard
 from sandrun.model import EXIT_HANGUP, OWN_SERVER, RUNS_VARIABLE, Outcome
 from sandrun.place import Place, Refused, take
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from sandrun.config.settings import Settings
     from sandrun.keeper import Keeper
     from sandrun.protocol import Backend, Container
-    from sandrun.settings import Settings
 
 _KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory", "escaped")
 """Ends that may leave git's locks behind: the run's processes had no time to clean up."""
@@ -126,7 +126,7 @@ def run(
     """
     owner = projects.owner(project)
     if settings.waiting or owner >= 0:
-        from sandrun import trust
+        from sandrun.config import trust
 
         trust.notify(settings.waiting, project, owner)
     this = Run(command, settings, project, heritage)

@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandrun.clocks import Clocks
+    from sandrun.config.settings import Settings
     from sandrun.keeper import Keeper
     from sandrun.outside import Outside
     from sandrun.protocol import Container
     from sandrun.report import Half
-    from sandrun.settings import Settings
     from sandrun.witness import Witness
 
 KNOCK = getattr(_signal, "SIGRTMAX", _signal.SIGCHLD)

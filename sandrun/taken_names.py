@@ -12,7 +12,8 @@ import os
 import stat
 import sys
 
-from sandrun import messages, project
+from sandrun import messages
+from sandrun.config import project
 from sandrun.model import SandrunError
 
 TYPE_CHECKING = False

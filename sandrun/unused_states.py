@@ -19,7 +19,7 @@ Invariants
 import os
 import time
 
-from sandrun import project
+from sandrun.config import project
 from sandrun.model import SandrunError
 from sandrun.queue import Queue
 from sandrun.runlock import LockFile, read_line

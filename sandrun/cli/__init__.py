@@ -4,7 +4,8 @@ import errno
 import os
 import sys
 
-from sandrun import messages, options, project, settings
+from sandrun import messages
+from sandrun.config import options, project, settings
 from sandrun.model import EXIT_SANDRUN, SandrunError, UsageError, exhausted
 from sandrun.platform import spawn
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import click
 
-from sandrun import __version__, messages, options, project, settings
+from sandrun import __version__, messages
 from sandrun.cli import entries
 from sandrun.cli.answer import out, page
 from sandrun.cli.mistakes import Group, explained
+from sandrun.config import options, project, settings
 from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
 from sandrun.platform import spawn
 
@@ -152,7 +153,7 @@ def config(obj: "tuple[str, settings.Settings]") -> None:
         shown = _shown(option, getattr(chosen, option.key))
         out(f"{option.key:15} {shown:12} {chosen.source[option.key]}")
     if chosen.waiting:
-        from sandrun import trust
+        from sandrun.config import trust
 
         for file, keys in chosen.waiting.items():
             out(f"# {trust.held_text(file, keys)} (sandrun trust)")

@@ -4,11 +4,12 @@ import os
 
 import click
 
-from sandrun import messages, project, settings, settings_files
+from sandrun import messages
 from sandrun.cli import completions as shells
 from sandrun.cli import describe
 from sandrun.cli.answer import out, page
 from sandrun.cli.mistakes import Group
+from sandrun.config import project, settings, settings_files
 from sandrun.model import SandrunError
 
 SHELLS = click.Choice(["bash", "zsh", "fish"])
@@ -47,7 +48,7 @@ def trust(
     FILE, or those that hold in that directory, or here. Until then only its limits count. Trust is
     for the file as it is: once it is edited, say it again.
     """
-    from sandrun import trust as trusted
+    from sandrun.config import trust as trusted
 
     read = {found.path: found for found in obj[1].files if not found.unread}
     if listing:

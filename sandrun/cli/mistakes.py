@@ -2,7 +2,7 @@
 
 import click
 
-from sandrun import options
+from sandrun.config import options
 
 
 class NoSuchSubcommand(click.UsageError):

@@ -18,7 +18,7 @@ import contextlib
 import os
 import stat
 
-from sandrun import project, settings
+from sandrun.config import project, settings
 from sandrun.model import SandrunError, UsageError
 from sandrun.platform import processes, spawn
 

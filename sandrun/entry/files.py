@@ -13,7 +13,7 @@ import stat
 import sys
 from collections.abc import Callable
 
-from sandrun import project
+from sandrun.config import project
 from sandrun.model import SandrunError
 
 _MOST = 8 << 20

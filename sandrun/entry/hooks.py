@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 
-from sandrun import project
+from sandrun.config import project
 from sandrun.entry import files
 from sandrun.git import guard
 

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 
-from sandrun import project
+from sandrun.config import project
 from sandrun.entry import files, hooks, shims
 from sandrun.model import SandrunError
 from sandrun.platform.small_files import has_table

@@ -29,8 +29,8 @@ import shutil
 import sys
 from collections.abc import Iterable
 
+from sandrun.config.project import create, home, make_folders
 from sandrun.model import SandrunError, command_text
-from sandrun.project import create, home, make_folders
 
 MARK = ".sandrun-shims"
 _FIRST_LINE = "# sandrun shim for {tool}"

@@ -17,7 +17,8 @@ while it does. Whoever changes the clock by hand while git runs still has a live
 import os
 import time
 
-from sandrun import messages, project
+from sandrun import messages
+from sandrun.config import project
 from sandrun.git import git_processes, lock_files, lock_paths
 from sandrun.git.repository import Repository
 from sandrun.model import SandrunError

@@ -149,7 +149,7 @@ def _wait(
     repo: repository.Repository, flags: "Mapping[str, object]", still: float = float("inf")
 ) -> "Wait":
     """Settings are read here and not before: an uncontended git needs none of them."""
-    from sandrun import project, settings
+    from sandrun.config import project, settings
     from sandrun.git.waiter import Wait
 
     chosen = settings.resolve(flags, project.find(repo.top))

@@ -11,8 +11,9 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from sandrun import __version__, backends, checks, settings
+from sandrun import __version__, backends, checks
 from sandrun.checks import CAUTION, FAIL, PASS, Line, state, trusted
+from sandrun.config import settings
 from sandrun.git import guard
 from sandrun.model import MIB, size_text
 

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandrun.clocks import Clocks
+    from sandrun.config.settings import Settings
     from sandrun.keeper import Keeper
     from sandrun.protocol import Container
     from sandrun.report import Half
-    from sandrun.settings import Settings
 
 _FIRST_LOOK = 0.01
 _SIGHUP, _SIGINT, _SIGTERM = 1, 2, 15

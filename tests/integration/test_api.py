@@ -11,7 +11,8 @@ import typing
 import pytest
 
 import sandrun
-from sandrun import api, options
+from sandrun import api
+from sandrun.config import options
 from tests.harness import SCALE, Box, wait_for
 
 

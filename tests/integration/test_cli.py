@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import options
+from sandrun.config import options
 from tests.harness import SCALE, Box, launcher, wait_for, without_note
 
 

@@ -149,9 +149,9 @@ def test_the_gits_that_it_starts_do_not_wait_for_it(box: GitBox, tool: str) -> N
 
 AROUND = """
 import os
-from sandrun.git.guard import processes, repository
+from sandrun.git import git_processes, repository
 repo = repository.find(".", os.environ)
-print(processes.ancestor(repo) == os.getppid(), os.getppid() in processes.at_work(repo))
+print(git_processes.ancestor(repo) == os.getppid(), os.getppid() in git_processes.at_work(repo))
 """
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import options
+from sandrun.config import options
 from tests.entering import INCLUDE, need, put_on_path
 from tests.harness import ROOT, SCALE, Box
 

@@ -44,7 +44,10 @@ def test_the_wheel_holds_every_module_once(wheel: Path) -> None:
         str(path.relative_to(ROOT))
         for top in (
             "sandrun",
-            *(f"sandrun/{name}" for name in ("cli", "entry", "git", "platform", "windows")),
+            *(
+                f"sandrun/{name}"
+                for name in ("cli", "config", "entry", "git", "platform", "windows")
+            ),
         )
         for path in (ROOT / top).glob("*.py")
     } | {f"sandrun/backends/{path.name}" for path in (ROOT / "backends").glob("*.py")}

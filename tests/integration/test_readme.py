@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from sandrun import options
+from sandrun.config import options
 from tests.harness import ROOT, Box, launcher
 
 README = (ROOT / "README.md").read_text()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import project
+from sandrun.config import project
 from sandrun.platform import processes
 from tests.harness import Box, launcher, wait_for
 

@@ -17,15 +17,16 @@ FREE = {
 }  # fmt: skip
 OURS = {
     "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.bare", "sandrun.cli",
+    "sandrun.config", "sandrun.config.options", "sandrun.config.settings", "sandrun.config.values",
     "sandrun.git.guard", "sandrun.history", "sandrun.messages", "sandrun.model",
-    "sandrun.module_files", "sandrun.options", "sandrun.place", "sandrun.platform",
-    "sandrun.platform.posix_spawn", "sandrun.project", "sandrun.queue", "sandrun.runlock",
-    "sandrun.runner", "sandrun.settings", "sandrun.supervisor", "sandrun.ticket", "sandrun.values",
+    "sandrun.module_files", "sandrun.place", "sandrun.platform", "sandrun.platform.posix_spawn",
+    "sandrun.project", "sandrun.queue", "sandrun.runlock", "sandrun.runner", "sandrun.supervisor",
+    "sandrun.ticket",
 }  # fmt: skip
 
 LATE = {"sandrun.witness"}
 """What is loaded beside a command that lasts an instant, as `true` does on a busy machine."""
-FILES = {"sandrun.settings_files", "sandrun.platform.small_files"}
+FILES = {"sandrun.config.settings_files", "sandrun.platform.small_files"}
 """Where there is a file that may have settings."""
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import options
+from sandrun.config import options
 from sandrun.model import MIB
 from tests.harness import Box, wait_for
 

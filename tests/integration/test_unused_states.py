@@ -21,7 +21,7 @@ from tests.harness import INJECT, SCALE, Box, launcher, wait_for
 DAYS = 2 * 86400
 REMOVER = """
 import sys
-from sandrun import project, unused_states
+from sandrun import unused_states
 unused_states.IDLE = float(sys.argv[2])
 unused_states.remove_some(sys.argv[1])
 """

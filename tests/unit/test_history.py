@@ -114,7 +114,8 @@ def test_private_modules_of_python_are_a_shortcut_only(gone: str, tmp_path: Path
     script = f"""if True:
         import sys
         sys.modules[{gone!r}] = None
-        from sandrun import history, project
+        from sandrun import history
+        from sandrun.config import project
         from sandrun.ticket import shown
         record = {{"project": "/p", "reason": "exit", "command": ["é", '"'], "wall": 1.5}}
         history.append(record, "")

@@ -3,8 +3,8 @@
 import click
 import pytest
 
-from sandrun import options, values
 from sandrun.cli import app
+from sandrun.config import options, values
 from sandrun.model import MIB, UsageError
 
 CORPUS = [

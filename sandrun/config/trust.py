@@ -1,18 +1,19 @@
 """`sandrun trust`: which files of projects may decide over more than limits.
 
 A project's file comes with a clone, so what it says about the user's protection, other runs or
-terminal counts only after the user has said so (`sandrun.settings`; git's protected configuration
-and `direnv allow` are of the same kind). Trust is kept per path and content in the user's state
-folder: `trusted/<SHA-256 of the path>` has the SHA-256 of the settings, then the path. Per path
-too, because a line such as `backend = "none"` is easily guessed: trusting it once must not let
-every clone have it. An edited file waits for trust anew. An entry counts only if it is ours.
+terminal counts only after the user has said so (`sandrun.config.settings`; git's protected
+configuration and `direnv allow` are of the same kind). Trust is kept per path and content in the
+user's state folder: `trusted/<SHA-256 of the path>` has the SHA-256 of the settings, then the path.
+Per path too, because a line such as `backend = "none"` is easily guessed: trusting it once must not
+let every clone have it. An edited file waits for trust anew. An entry counts only if it is ours.
 
 Imported only where a project's file says something that needs it.
 """
 
 import os
 
-from sandrun import messages, project
+from sandrun import messages
+from sandrun.config import project
 from sandrun.model import SandrunError, command_text
 from sandrun.platform.small_files import read_small
 
@@ -20,7 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandrun.settings_files import File
+    from sandrun.config.settings_files import File
 
 
 def _sha256(text: str) -> str:

@@ -6,8 +6,8 @@ importing click costs more than everything else that `sandrun -- true` does; a t
 corpus of command lines through both.
 """
 
+from sandrun.config.values import PARSERS, RIGHT
 from sandrun.model import MIB, UsageError
-from sandrun.values import PARSERS, RIGHT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ class Option:
     there.
 
     `limit` says what a project's file may do with it before the user has said `sandrun trust`
-    (`sandrun.settings`). A limit counts at once, but never loosens one in the user's own file: what
-    it bounds is the project's own run. All else counts only after that, and the user's own file
-    comes first: it decides over the user's protection (backend, leftovers, kill_signal, grace,
-    check_interval, detach), over the user's other runs (pool, priority, queue, slots, the weights),
-    over whether there is a run at all (require, no_wait), over what the user is told (quiet,
-    verbose, color) or over what the command sees (clean_git_env, daemons, private_tmp). A stricter
-    `require` waits for trust too: it refuses runs, and whether a run without a kernel is better
-    than none is the user's to say.
+    (`sandrun.config.settings`). A limit counts at once, but never loosens one in the user's own
+    file: what it bounds is the project's own run. All else counts only after that, and the user's
+    own file comes first: it decides over the user's protection (backend, leftovers, kill_signal,
+    grace, check_interval, detach), over the user's other runs (pool, priority, queue, slots, the
+    weights), over whether there is a run at all (require, no_wait), over what the user is told
+    (quiet, verbose, color) or over what the command sees (clean_git_env, daemons, private_tmp). A
+    stricter `require` waits for trust too: it refuses runs, and whether a run without a kernel is
+    better than none is the user's to say.
     """
 
     __slots__ = (

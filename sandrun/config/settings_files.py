@@ -1,4 +1,5 @@
-"""Files of settings: reading one, and what those of a project may decide (see `sandrun.settings`).
+"""Files of settings: reading one, and what those of a project may decide (see
+`sandrun.config.settings`).
 
 Imported only where there is one.
 """
@@ -6,9 +7,9 @@ Imported only where there is one.
 import os
 import sys
 
-from sandrun.options import OPTIONS, Option, nearest
+from sandrun.config.options import OPTIONS, Option, nearest
+from sandrun.config.project import speaks_for_us
 from sandrun.platform.small_files import has_table, read_small
-from sandrun.project import speaks_for_us
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class File:
     def is_trusted(self) -> bool:
         """Whether the user wrote it, or has said that it may decide everything."""
         if self._trusted is None:
-            from sandrun import trust
+            from sandrun.config import trust
 
             self._trusted = self.mine or trust.is_trusted(self)
         return self._trusted
@@ -114,7 +115,7 @@ def load(path: str, top: str, complaints: "list[str]", foreign: bool = False) ->
     if data is None or (path.endswith("pyproject.toml") and not has_table(data)):
         return None
     if file.foreign and not foreign:
-        from sandrun import trust
+        from sandrun.config import trust
 
         file.unread = not trust.is_known(path)
     if not file.unread:

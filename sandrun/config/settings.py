@@ -7,24 +7,25 @@ a variable set for something else must not stop a build.
 Files: those of the project, `sandrun.toml` or else `[tool.sandrun]` in pyproject.toml, in each
 directory from where the run starts up to the project's top, the nearest first; then the user's own.
 Invariant: what the user set is never loosened by a file that came with the project. So before the
-user has said `sandrun trust` (`sandrun.trust`), of a project's file only limits count, and of those
-none that is looser than what the user's file or a trusted one says; of a file that is another
-user's, nothing. For all that is no limit the user's own file comes first (`options.Option.limit`).
+user has said `sandrun trust` (`sandrun.config.trust`), of a project's file only limits count, and
+of those none that is looser than what the user's file or a trusted one says; of a file that is
+another user's, nothing. For all that is no limit the user's own file comes first
+(`options.Option.limit`).
 """
 
 import os
 import sys
 
 from sandrun import messages
+from sandrun.config.options import OPTIONS, Option
+from sandrun.config.project import home
 from sandrun.model import Limits
-from sandrun.options import OPTIONS, Option
-from sandrun.project import home
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandrun.settings_files import File
+    from sandrun.config.settings_files import File
 
 
 class Settings:
@@ -94,7 +95,7 @@ def resolve(flags: "Mapping[str, object]", project_root: str, start: str = "") -
     settings.waiting = {file: [] for file in settings.files if file.unread}
     files = [*settings.files, *_own_file(complaints)]
     if files:
-        from sandrun.settings_files import value_of
+        from sandrun.config.settings_files import value_of
     for option in OPTIONS:
         value, source = _value(option, flags, complaints) or (option.default, "default")
         if files and source == "default" and option.scope != "flag":
@@ -174,7 +175,7 @@ def project_files(root: str, start: str, complaints: "list[str]") -> "list[File]
         for name in ("sandrun.toml", "pyproject.toml"):
             path = os.path.join(here, name)
             if _may_be_there(path):
-                from sandrun import settings_files
+                from sandrun.config import settings_files
 
                 file = settings_files.load(path, root, complaints)
                 if file:
@@ -209,7 +210,7 @@ def _own_file(complaints: "list[str]") -> "list[File]":
     path = os.path.join(config, "sandrun", "config.toml")
     if not _may_be_there(path):
         return []
-    from sandrun import settings_files
+    from sandrun.config import settings_files
 
     file = settings_files.load_own(path, complaints)
     return [file] if file else []

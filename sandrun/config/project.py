@@ -9,7 +9,7 @@ Whose mark counts. `.git`, `sandrun.toml` and `pyproject.toml` choose the queue 
 (`speaks_for_us`) or belong to the owner of the directory that they are in: who owns a directory
 decides over all names below it anyway (a colleague's checkout, a container's mount, root in a
 user's clone). Anybody else put it into a directory that others may write, as into /tmp. Their
-settings count only when the file is ours, or after `sandrun trust` (`sandrun.settings`).
+settings count only when the file is ours, or after `sandrun trust` (`sandrun.config.settings`).
 """
 
 import os
