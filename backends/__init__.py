@@ -13,8 +13,8 @@ from sandrun.model import DARWIN, SandrunError, Unusable, error_text, exhausted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandrun.backends.protocol import Backend, Container
     from sandrun.model import Limits
-    from sandrun.protocol import Backend, Container
 
 ORDER: "tuple[str, ...]" = ("rlimit",) if DARWIN else ("cgroup2", "systemd", "cgroup1", "rlimit")
 """The candidates of `auto`, best first."""
@@ -33,9 +33,9 @@ def named(name: str) -> "Backend":
 
         return none.NoBackend()
     if name == "cgroup2":
-        from sandrun.backends import cgroup2
+        from sandrun.backends import cgroup2_placement
 
-        return cgroup2.Cgroup2Backend()
+        return cgroup2_placement.Cgroup2Backend()
     if name == "systemd":
         from sandrun.backends import systemd
 
@@ -45,15 +45,15 @@ def named(name: str) -> "Backend":
 
         return cgroup1.Cgroup1Backend()
     if name == "job-object":
-        from sandrun.backends import job
+        from sandrun.backends import job_object
 
-        return job.JobBackend()
+        return job_object.JobBackend()
     if name != "rlimit":
         raise Unusable(f"this version has no backend {name}")
     if DARWIN:
-        from sandrun.backends import darwin
+        from sandrun.backends import rlimit_macos
 
-        return darwin.DarwinBackend()
+        return rlimit_macos.DarwinBackend()
     from sandrun.backends import rlimit
 
     return rlimit.RlimitBackend()

@@ -15,9 +15,9 @@ lock, whose writers wait for RCU (9 ms). So the supervisor enters, spawns, and l
 
 import os
 
-from sandrun import messages, sampling
-from sandrun.backends import groups
-from sandrun.backends.spy import (
+from sandrun import messages
+from sandrun.backends import cgroup_common, sampler
+from sandrun.backends.cgroup_files import (
     BaseFileInterface,
     Controller,
     CpuAcctController,
@@ -31,7 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandrun.backends.group2 import Group2
+    from sandrun.backends.cgroup2 import Group2
 
 
 _V1_NAMES = {"io": "blkio"}
@@ -55,9 +55,10 @@ class _Freezer(Controller):
     state = BaseFileInterface("freezer.state")
 
 
-class Group1(groups.RunGroup):
-    """See `sandrun.protocol.Container`. `paths`: the group's directory in each v1 hierarchy, by
-    controller, and in the v2 one ('' is its key); `limits` None: attached, not made."""
+class Group1(cgroup_common.RunGroup):
+    """See `sandrun.backends.protocol.Container`. `paths`: the group's directory in each v1
+    hierarchy, by controller, and in the v2 one ('' is its key); `limits` None: attached, not
+    made."""
 
     def __init__(self, paths: "dict[str, str]", limits: "Limits | None" = None) -> None:
         self.paths = paths
@@ -65,7 +66,7 @@ class Group1(groups.RunGroup):
         self.own: set[int] = set()
         self.struck = ""
         self.limits = limits
-        self.memory = MemoryController(groups.Node(paths["memory"]))
+        self.memory = MemoryController(cgroup_common.Node(paths["memory"]))
         self.beside = _beside(paths[""]) if "" in paths else None
         self.locks: list[int] = []
         self.events = (-1, 0)
@@ -73,7 +74,7 @@ class Group1(groups.RunGroup):
         """An eventfd as that of `events`, for the group above ours."""
         self.oom_events = 0
         self.ooms_above = 0
-        self.sampler = sampling.Sampler(limits.memory if limits else 0)
+        self.sampler = sampler.Sampler(limits.memory if limits else 0)
 
     def create(self) -> None:
         """Make the groups and set their limits; each is read back, one that did not take is an
@@ -95,7 +96,7 @@ class Group1(groups.RunGroup):
             return  # controllers mounted together have one group
         try:
             if name:
-                self.locks.append(groups.make(path))
+                self.locks.append(cgroup_common.make(path))
             elif self.beside:
                 self.beside.create()
         except OSError as error:
@@ -110,10 +111,12 @@ class Group1(groups.RunGroup):
         here = self.paths["memory"]
         if os.path.exists(here + "/memory.use_hierarchy") and not self.memory.use_hierarchy:
             self.memory.use_hierarchy = True  # nested runs are charged to this one
-        self._set(self.memory, "limit_in_bytes", groups.pages(limits.memory))
+        self._set(self.memory, "limit_in_bytes", cgroup_common.pages(limits.memory))
         if os.path.exists(here + "/memory.memsw.limit_in_bytes"):
             self._set(
-                self.memory, "memsw_limit_in_bytes", groups.pages(limits.memory + limits.swap)
+                self.memory,
+                "memsw_limit_in_bytes",
+                cgroup_common.pages(limits.memory + limits.swap),
             )
         elif "swap" in limits.asked:
             raise Unusable(
@@ -127,10 +130,10 @@ class Group1(groups.RunGroup):
                 "not swap at its limit (swappiness 0)"
             )
         # Whichever limit strikes first, its victims are to be named.
-        self.sampler.limit = groups.lowest(here, "memory.limit_in_bytes")
+        self.sampler.limit = cgroup_common.lowest(here, "memory.limit_in_bytes")
 
     def _limit_others(self, limits: Limits) -> None:
-        node = {name: groups.Node(path) for name, path in self.paths.items()}
+        node = {name: cgroup_common.Node(path) for name, path in self.paths.items()}
         if "pids" in node and limits.pids > 0:
             self._set(_Pids(node["pids"]), "max", str(limits.pids))
         if limits.cpus:
@@ -158,9 +161,9 @@ class Group1(groups.RunGroup):
             "riops": "read_iops_device",
             "wiops": "write_iops_device",
         }
-        from sandrun.backends import group2
+        from sandrun.backends import cgroup2
 
-        device = group2.disk_of(limits.directory)
+        device = cgroup2.disk_of(limits.directory)
         for key, value in limits.io.items():
             self._set_blkio(f"blkio.throttle.{files[key]}", f"{device} {value}")
 
@@ -175,7 +178,7 @@ class Group1(groups.RunGroup):
 
     def _set_blkio(self, name: str, value: str) -> None:
         # Not cgroupspy's BlkIOController: it names two of these files with a trailing blank.
-        control = Controller(groups.Node(self.paths["blkio"]))
+        control = Controller(cgroup_common.Node(self.paths["blkio"]))
         messages.detail(f"{self.paths['blkio']}/{name} = {value}")
         control.set_property(name.encode(), value)
         took = control.get_property(name.encode())
@@ -192,7 +195,7 @@ class Group1(groups.RunGroup):
     def start(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         if self.beside:
             return self.beside.start(argv, env, heritage, self._enter)
-        groups.adopt()
+        cgroup_common.adopt()
         assert self.limits
         if self.limits.memory < _SMALL:
             return spawn.fork(argv, env, heritage, self._enter)
@@ -201,12 +204,12 @@ class Group1(groups.RunGroup):
     def _enter(self) -> None:
         for name, path in self.paths.items():
             if name:
-                groups.enter(path + "/tasks")
+                cgroup_common.enter(path + "/tasks")
 
     def _leave(self) -> None:
         for name, path in self.paths.items():
             if name:
-                groups.enter(os.path.dirname(path) + "/tasks")
+                cgroup_common.enter(os.path.dirname(path) + "/tasks")
 
     def poll(self) -> "float | None":
         held = current = int(self.memory.usage_in_bytes)
@@ -215,7 +218,7 @@ class Group1(groups.RunGroup):
             held = self.sampler.measure(current, _cache(stat))
             if held > self.sampler.limit // 2:
                 self.sampler.note(held, self._kinds(stat))
-        seen = self.sampler.look(held, lambda: groups.few(self.paths["memory"]))
+        seen = self.sampler.look(held, lambda: cgroup_common.few(self.paths["memory"]))
         who = self._who_struck()
         self.struck = self.struck or who
         self.sampler.keep(seen, bool(self.struck))
@@ -244,14 +247,14 @@ class Group1(groups.RunGroup):
             usage.peak_with_cache = highest
             usage.shared = stat.get("total_shmem", 0)
             if "pids" in self.paths:
-                usage.refused = groups.refused(self.paths["pids"])
+                usage.refused = cgroup_common.refused(self.paths["pids"])
             return usage
         except OSError:
             return Usage()
 
     def _cpu(self) -> "float | None":
         if "cpuacct" in self.paths:
-            return int(CpuAcctController(groups.Node(self.paths["cpuacct"])).usage) / 1e9
+            return int(CpuAcctController(cgroup_common.Node(self.paths["cpuacct"])).usage) / 1e9
         return self.beside.cpu() if self.beside else None
 
     def _stat(self) -> "dict[str, int]":
@@ -273,27 +276,29 @@ class Group1(groups.RunGroup):
         return self.sampler.top()
 
     def is_crowd(self) -> bool:
-        return groups.is_crowd(self.paths["memory"])
+        return cgroup_common.is_crowd(self.paths["memory"])
 
     def end(self) -> None:
         if self.beside:
             self.beside.end()
         self._freeze("FROZEN")
-        groups.kill_members(self.paths["memory"])
+        cgroup_common.kill_members(self.paths["memory"])
         self._freeze("THAWED")  # frozen v1 tasks do not even die
-        groups.kill_each(self.paths["memory"], lambda: not groups.pids(self.paths["memory"]))
+        cgroup_common.kill_each(
+            self.paths["memory"], lambda: not cgroup_common.pids(self.paths["memory"])
+        )
 
     def _freeze(self, state: str) -> None:
         if "freezer" in self.paths:
             try:
-                _Freezer(groups.Node(self.paths["freezer"])).state = state
+                _Freezer(cgroup_common.Node(self.paths["freezer"])).state = state
             except OSError:
                 pass  # the group is gone
 
     def leave(self) -> None:
         for name, path in self.paths.items():
             if name:
-                groups.move_out(path, os.path.dirname(path) + "/cgroup.procs")
+                cgroup_common.move_out(path, os.path.dirname(path) + "/cgroup.procs")
         if self.beside:
             self.beside.leave()
 
@@ -305,13 +310,13 @@ class Group1(groups.RunGroup):
             self.beside.close()
         for name, path in self.paths.items():
             if name:
-                groups.remove(path)
+                cgroup_common.remove(path)
         while self.locks:
             os.close(self.locks.pop())
 
 
 def _above(path: str) -> MemoryController:
-    return MemoryController(groups.Node(os.path.dirname(path)))
+    return MemoryController(cgroup_common.Node(os.path.dirname(path)))
 
 
 def _oom_events(memory: MemoryController) -> int:
@@ -349,9 +354,9 @@ _KEYS = {
 
 
 def _beside(path: str) -> "Group2":
-    from sandrun.backends import group2  # not where there is a freezer: it costs a start 0.3 ms
+    from sandrun.backends import cgroup2  # not where there is a freezer: it costs a start 0.3 ms
 
-    return group2.Group2(path)
+    return cgroup2.Group2(path)
 
 
 def _end_stale_beside(path: str) -> None:
@@ -362,13 +367,13 @@ def _end_stale_beside(path: str) -> None:
 
 def _end_stale(path: str) -> None:
     if os.path.exists(path + "/freezer.state"):  # killed in the midst of `Group1.kill`
-        _Freezer(groups.Node(path)).state = "THAWED"
-    groups.kill_each(path, lambda: not groups.pids(path))
-    groups.remove(path)
+        _Freezer(cgroup_common.Node(path)).state = "THAWED"
+    cgroup_common.kill_each(path, lambda: not cgroup_common.pids(path))
+    cgroup_common.remove(path)
 
 
 class Cgroup1Backend:
-    """See `sandrun.protocol.Backend`."""
+    """See `sandrun.backends.protocol.Backend`."""
 
     name = "cgroup1"
     kernel = True
@@ -377,9 +382,10 @@ class Cgroup1Backend:
         parents = self._parents(limits)
         # What is frozen does not die: first where it can be thawed.
         for name, parent in sorted(parents.items(), key=lambda item: item[0] != "freezer"):
-            groups.collect(parent, _end_stale if name else _end_stale_beside)
+            cgroup_common.collect(parent, _end_stale if name else _end_stale_beside)
         container = Group1(
-            {name: f"{parent}/{groups.PREFIX}{run_id}" for name, parent in parents.items()}, limits
+            {name: f"{parent}/{cgroup_common.PREFIX}{run_id}" for name, parent in parents.items()},
+            limits,
         )
         try:
             container.create()
@@ -393,17 +399,17 @@ class Cgroup1Backend:
 
     def _parents(self, limits: Limits) -> "dict[str, str]":
         """Our own group in each hierarchy that is needed or helps. Raises Unusable."""
-        parents = {"memory": groups.own_group("memory")}
+        parents = {"memory": cgroup_common.own_group("memory")}
         wanted = {_V1_NAMES.get(n, n): must for n, must in limits.controllers().items()}
         for name, must in {**wanted, "freezer": False, "cpuacct": False}.items():
             try:
-                parents[name] = groups.own_group(name)
+                parents[name] = cgroup_common.own_group(name)
             except Unusable:
                 if must:
                     raise
         if "freezer" not in parents:
             try:
-                parents[""] = groups.own_group("")
+                parents[""] = cgroup_common.own_group("")
             except Unusable:
                 messages.decision("neither a freezer nor cgroup v2: no atomic kill")
         return parents
@@ -413,5 +419,5 @@ class Cgroup1Backend:
         if "memory" not in paths or not _CONTROLLERS.issuperset(paths):
             raise Unusable(f"{token!r} does not name the groups of a run")
         for name, path in paths.items():
-            groups.check_ours(path, run_id, name)
+            cgroup_common.check_ours(path, run_id, name)
         return Group1(paths)

@@ -23,7 +23,7 @@ supervisor that watches a limit looks for 2 ms at a time, and rests for a hundre
 import os
 import time
 
-from sandrun.backends import groups
+from sandrun.backends import cgroup_common
 from sandrun.model import Escape, Process
 from sandrun.platform import processes
 
@@ -59,7 +59,7 @@ class Escapes:
         self.found: dict[int, Escape] = {}
         self._path = path
         self._controller = controller
-        self._group = groups.in_hierarchy(path, controller)
+        self._group = cgroup_common.in_hierarchy(path, controller)
         self._mark = mark
         self._command = command
         self._oldest = processes.start(os.getpid()) if command else 0
@@ -118,7 +118,7 @@ class Escapes:
             refused = [pid for pid in live if not processes.kill_same(pid, self.found[pid].start)]
             if not live:
                 return
-            patience = _REFUSED_SECONDS if refused == live else groups.KILL_SECONDS
+            patience = _REFUSED_SECONDS if refused == live else cgroup_common.KILL_SECONDS
             if time.monotonic() > began + patience:
                 raise TimeoutError(live)
             time.sleep(0.002)
@@ -143,7 +143,7 @@ class Escapes:
             self._first = 0
         self._newest, self._seen_at = newest, now
         pids = set(self._since_first(newest))
-        pids.difference_update(self._others, groups.listed(self._path), (os.getpid(),))
+        pids.difference_update(self._others, cgroup_common.listed(self._path), (os.getpid(),))
         if pids:
             self._adopters = {1, os.getpid(), *processes.ancestors(os.getpid())}
         return sorted(pids, reverse=True)
@@ -210,24 +210,27 @@ class Escapes:
 
     def _is_inside(self, pid: int) -> bool:
         try:
-            group = groups.group_of(pid, self._controller)
+            group = cgroup_common.group_of(pid, self._controller)
         except OSError:
             return False
         return f"{group}/".startswith(self._group + "/")
 
     def _left_for(self, pid: int) -> str:
         """The group where it is; '' if that is no matter. Raises OSError: it is gone."""
-        group = groups.group_of(pid, self._controller)
+        group = cgroup_common.group_of(pid, self._controller)
         if f"{group}/".startswith(self._group + "/"):
             return ""
         more = set(group.split("/")).difference(self._group.split("/"))
-        if any(groups.is_run(name.partition(".")[0]) or name.startswith(_SHARED) for name in more):
+        if any(
+            cgroup_common.is_run(name.partition(".")[0]) or name.startswith(_SHARED)
+            for name in more
+        ):
             return ""
         return group
 
     def _is_served(self, pid: int) -> bool:
         """Whether a service manager started it: it is in the unit of a service, not of ours."""
-        names = reversed(groups.group_of(pid, self._controller).split("/"))
+        names = reversed(cgroup_common.group_of(pid, self._controller).split("/"))
         unit = next((name for name in names if name.endswith((".service", ".scope"))), "")
         return unit.endswith(".service") and unit not in self._group.split("/")
 

@@ -22,7 +22,7 @@ _LIMITS = frozenset(
 
 
 class NoContainer:
-    """See `sandrun.protocol.Container`."""
+    """See `sandrun.backends.protocol.Container`."""
 
     token = ""
     mark = ""
@@ -66,7 +66,7 @@ class NoContainer:
 
 
 class NoBackend:
-    """See `sandrun.protocol.Backend`."""
+    """See `sandrun.backends.protocol.Backend`."""
 
     name = "none"
     kernel = False

@@ -1,7 +1,7 @@
 """The fallback where no kernel container can be had: a polling monitor.
 
 Promises less than the others, and says so: a tree may pass the limit between two looks
-(`sandrun.backends.monitor`). No rlimit bounds its memory: those count what is reserved, and
+(`sandrun.backends.memory_monitor`). No rlimit bounds its memory: those count what is reserved, and
 sanitizers, JVMs, browsers and the stacks of threads reserve many times what they use. RLIMIT_NPROC
 is a backstop, so that a fork bomb of a plain user's (root has no such limit) leaves the host its
 process numbers.
@@ -22,8 +22,8 @@ import resource
 import sys
 import time
 
-from sandrun import messages, sampling
-from sandrun.backends import groups, monitor
+from sandrun import messages
+from sandrun.backends import cgroup_common, memory_monitor, sampler
 from sandrun.model import DARWIN, Limits, Process, Unusable, Usage
 from sandrun.platform import processes, spawn
 
@@ -59,7 +59,7 @@ out counts as memory."""
 
 
 class RlimitContainer:
-    """See `sandrun.protocol.Container`. `limits` is None in a container that was attached;
+    """See `sandrun.backends.protocol.Container`. `limits` is None in a container that was attached;
     `data`: the RLIMIT_DATA that marks the run's processes; 0: none does. There is no group that a
     process could leave: nothing is `escaped`."""
 
@@ -84,16 +84,16 @@ class RlimitContainer:
         self.tasks = processes.tasks()
         self.before = resource.getrlimit(resource.RLIMIT_DATA)
         self.tasks_before = resource.getrlimit(resource.RLIMIT_NPROC)
-        self.monitor = monitor.Monitor(
+        self.monitor = memory_monitor.Monitor(
             limits.memory if limits else 0, limits.check_interval if limits else 1.0
         )
-        self.sampler = sampling.Sampler(limits.memory if limits else 0)
+        self.sampler = sampler.Sampler(limits.memory if limits else 0)
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
         if not processes.become_subreaper():
             messages.decision("no subreaper here: a daemon of the command may escape")
         # Whoever became us by exec may have had children already.
-        self.strangers = {pid: info.start for pid, info in monitor.walk(self.owner).items()}
+        self.strangers = {pid: info.start for pid, info in memory_monitor.walk(self.owner).items()}
         child = spawn.direct(argv, env, heritage, self._enter, self._leave)
         self.monitor.known.add(child)
         return child
@@ -117,7 +117,7 @@ class RlimitContainer:
         if self.monitor.is_due(now):
             members = self._members()
             current = self.monitor.look(members, now)
-            seen = self.sampler.look(current, lambda: self.monitor.largest(2 * sampling.TOP))
+            seen = self.sampler.look(current, lambda: self.monitor.largest(2 * sampler.TOP))
             self.sampler.keep(seen, bool(self.struck))
             if current > self.limits.memory:
                 self.struck = "own"
@@ -127,7 +127,7 @@ class RlimitContainer:
 
     def _members(self) -> "dict[int, processes.Stat]":
         """What lives of the run, parents before children."""
-        members = monitor.walk(self.owner, self.strangers)
+        members = memory_monitor.walk(self.owner, self.strangers)
         return {pid: info for pid, info in members.items() if pid not in self.own}
 
     def _is_other(self, pid: int) -> bool:
@@ -155,7 +155,7 @@ class RlimitContainer:
         usage.near = self.near
         if self.over:
             usage.makers = self.monitor.known
-            usage.shared = monitor.segments(self.monitor.known)
+            usage.shared = memory_monitor.segments(self.monitor.known)
         return usage
 
     def top(self) -> "list[Process]":
@@ -186,8 +186,8 @@ class RlimitContainer:
 
     def is_crowd(self) -> bool:
         # The host's count costs nothing, and says no as long as nobody on it has made so many.
-        many = processes.tasks() - self.tasks > groups.CROWD
-        return many and monitor.is_crowd(self.owner, groups.CROWD)
+        many = processes.tasks() - self.tasks > cgroup_common.CROWD
+        return many and memory_monitor.is_crowd(self.owner, cgroup_common.CROWD)
 
     def _marked(self) -> "list[int]":
         limit = f"Max data size {self.data} " if self.data else ""
@@ -198,7 +198,7 @@ class RlimitContainer:
         before = {pid: processes.start(pid) for pid in found}
         still = processes.marked(self.mark, limit, found) if found else []
         roots = [pid for pid in still if processes.start(pid) == before[pid]]
-        below = monitor.tree(roots, {os.getpid(): processes.start(os.getpid())})
+        below = memory_monitor.tree(roots, {os.getpid(): processes.start(os.getpid())})
         self.starts = {pid: info.start for pid, info in below.items()}
         return list(below)
 
@@ -272,7 +272,7 @@ def _check_proc() -> None:
 
 
 class RlimitBackend:
-    """See `sandrun.protocol.Backend`."""
+    """See `sandrun.backends.protocol.Backend`."""
 
     name = "rlimit"
     kernel = False

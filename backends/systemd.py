@@ -16,7 +16,7 @@ Sources: systemd's CGROUP_DELEGATION.md, org.freedesktop.systemd1(5).
 import os
 
 from sandrun import messages
-from sandrun.backends import cgroup2, groups, systemd_units
+from sandrun.backends import cgroup2_placement, cgroup_common, systemd_units
 from sandrun.model import Limits, Unusable
 from sandrun.platform import processes
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeVar
 
-    from sandrun.backends.group2 import Group2
+    from sandrun.backends.cgroup2 import Group2
 
     T = TypeVar("T")
 
@@ -58,7 +58,7 @@ def _check_host() -> None:
     """Cheap reasons why a scope would enforce nothing, before jeepney is imported."""
     if not os.path.isdir("/run/systemd/system"):
         raise Unusable("systemd does not run here")
-    mount = groups.own_mount("")
+    mount = cgroup_common.own_mount("")
     if b"memory" not in processes.read(mount + "/cgroup.controllers").split():
         raise Unusable("the memory controller is not on cgroup v2, so a scope limits nothing")
 
@@ -225,7 +225,7 @@ def _start(line: _Line, place: systemd_units.Place, run_id: str) -> None:
     from jeepney import DBusAddress, new_method_call
 
     manager = DBusAddress(_ROOT, _NAME, f"{_NAME}.Manager")
-    name = f"{groups.PREFIX}{run_id}.scope"
+    name = f"{cgroup_common.PREFIX}{run_id}.scope"
     properties = [
         ("Description", ("s", "a run of sandrun")),
         ("Slice", ("s", place.slice)),
@@ -243,43 +243,45 @@ def _start(line: _Line, place: systemd_units.Place, run_id: str) -> None:
 
 
 def _collect(beside: str) -> None:
-    """End the groups of dead runs (`groups.collect`) in the scopes of that slice."""
-    from sandrun.backends import group2
+    """End the groups of dead runs (`cgroup_common.collect`) in the scopes of that slice."""
+    from sandrun.backends import cgroup2
 
     for name in os.listdir(beside):
-        if name.endswith(".scope") and groups.is_run(name.removesuffix(".scope")):
-            groups.collect(f"{beside}/{name}", group2.end_stale)
+        if name.endswith(".scope") and cgroup_common.is_run(name.removesuffix(".scope")):
+            cgroup_common.collect(f"{beside}/{name}", cgroup2.end_stale)
 
 
 class SystemdBackend:
-    """See `sandrun.protocol.Backend`."""
+    """See `sandrun.backends.protocol.Backend`."""
 
     name = "systemd"
     kernel = True
 
     def open(self, run_id: str, limits: Limits) -> "Group2":
         _check_host()
-        own = groups.own_group("")
-        if cgroup2.is_ours(own):  # a nested run: a new scope would leave the outer one's limits
-            return cgroup2.Cgroup2Backend().open(run_id, limits)
+        own = cgroup_common.own_group("")
+        if cgroup2_placement.is_ours(
+            own
+        ):  # a nested run: a new scope would leave the outer one's limits
+            return cgroup2_placement.Cgroup2Backend().open(run_id, limits)
         place = systemd_units.Place(own, limits)
         try:
             _move(place, run_id)
         except systemd_units.Stays:
             delegated = _ask(not place.in_manager, place.is_delegated)
-            container = cgroup2.stay_in(own, run_id, limits, delegated)
+            container = cgroup2_placement.stay_in(own, run_id, limits, delegated)
             if not container:
                 raise
             return container
-        own = groups.own_group("")
+        own = cgroup_common.own_group("")
         messages.detail(f"moved into {own}")
-        if os.path.basename(own) != f"{groups.PREFIX}{run_id}.scope":
+        if os.path.basename(own) != f"{cgroup_common.PREFIX}{run_id}.scope":
             raise Unusable(f"systemd left us in {own}")
         _collect(os.path.dirname(own))
-        return cgroup2.Cgroup2Backend().open(run_id, limits)
+        return cgroup2_placement.Cgroup2Backend().open(run_id, limits)
 
     def attach(self, run_id: str, token: str) -> "Group2":
-        return cgroup2.Cgroup2Backend().attach(run_id, token)
+        return cgroup2_placement.Cgroup2Backend().attach(run_id, token)
 
 
 def _move(place: systemd_units.Place, run_id: str) -> None:

@@ -15,7 +15,7 @@ systemd.resource-control(5), systemd.kill(5), user@.service(5), logind.conf(5).
 import os
 
 from sandrun import messages
-from sandrun.backends import cgroup2, groups
+from sandrun.backends import cgroup2_placement, cgroup_common
 from sandrun.bare import signal
 from sandrun.model import Limits, Unusable
 
@@ -122,7 +122,7 @@ class Place:
         uid = os.geteuid()
         manager = f"user@{uid}.service"
         top = ["user.slice", f"user-{uid}.slice"]
-        mount = groups.own_mount("")
+        mount = cgroup_common.own_mount("")
         parts = [part for part in own.removeprefix(mount).split("/") if part]
         self.own = own
         self.outlives = limits.detached or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
@@ -159,7 +159,7 @@ class Place:
         """Raise Stays for what the groups that would be left have of their own; but for the limit
         on processes, since every unit has one by default."""
         for group in self.left:
-            for name, value in cgroup2.limits_of(group).items():
+            for name, value in cgroup2_placement.limits_of(group).items():
                 if name != "pids.max":
                     raise self._leaves(f"{name} = {value} of {group}")
 
@@ -173,8 +173,8 @@ class Place:
     def check_pids(self, manager: "Manager") -> None:
         """Raise Stays for a limit on processes around us that is lower than that of the new place
         and than what every unit has; `manager`: the scope's."""
-        here = groups.lowest(self.own, "pids.max")
-        if here < groups.lowest(self.kept, "pids.max"):
+        here = cgroup_common.lowest(self.own, "pids.max")
+        if here < cgroup_common.lowest(self.kept, "pids.max"):
             (default,) = manager.properties([("", "DefaultTasksMax")])
             if here < (default or 0):
                 raise self._leaves(f"pids.max = {here} around {self.own}")

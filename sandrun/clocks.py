@@ -14,8 +14,8 @@ from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandrun.backends.protocol import Container
     from sandrun.config.settings import Settings
-    from sandrun.protocol import Container
 
 _SHORTEST = 0.01
 _IDLE_LOOKS = 10

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 
 from sandrun import __version__, backends, checks, daemons, namespaces, outside, runner
-from sandrun.backends import cgroup2, groups
+from sandrun.backends import cgroup2_placement, cgroup_common
 from sandrun.checks import CAUTION, FAIL, PASS, UNUSED, Line, state, trusted
 from sandrun.config import project, settings
 from sandrun.git import guard
@@ -80,12 +80,12 @@ def _hierarchy() -> Line:
     """Which cgroup hierarchies there are, and what we have of them."""
     v1 = [name for name in ("memory", "pids", "cpu", "blkio", "freezer") if _is_v1(name)]
     try:
-        own = groups.own_group("")
+        own = cgroup_common.own_group("")
     except Unusable as error:
         if v1:
             return Line("cgroups", PASS, f"v1: {' '.join(v1)}")
         return Line("cgroups", FAIL, error.text, error.hint)
-    inside = cgroup2.is_ours(own)
+    inside = cgroup2_placement.is_ours(own)
     if inside:  # a run's processes, or a leaf's: what they start gets a group beside theirs
         own = os.path.dirname(own)
     has = processes.read(own + "/cgroup.controllers").decode().split()
@@ -98,12 +98,12 @@ def _hierarchy() -> Line:
     text += f"; not {'for runs inside this run' if inside else 'delegated to us'}: "
     text += " ".join(missing)
     status = FAIL if "memory" in missing else CAUTION
-    return Line("cgroups", status, text, "" if inside else cgroup2.delegation_hint())
+    return Line("cgroups", status, text, "" if inside else cgroup2_placement.delegation_hint())
 
 
 def _is_v1(controller: str) -> bool:
     try:
-        groups.own_mount(controller)
+        cgroup_common.own_mount(controller)
         return True
     except Unusable:
         return False
@@ -112,7 +112,7 @@ def _is_v1(controller: str) -> bool:
 def _features() -> "list[Line]":
     """What this kernel's cgroup v2 lacks, and what is done instead."""
     try:
-        mount = groups.own_mount("")
+        mount = cgroup_common.own_mount("")
     except Unusable:
         return []
     # The root group has no limits of its own: its children show the files.

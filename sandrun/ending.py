@@ -15,8 +15,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Protocol
 
+    from sandrun.backends.protocol import Container
     from sandrun.model import Outcome, Process
-    from sandrun.protocol import Container
 
     class Supervisor(Protocol):
         """What is asked of a supervisor, here or on Windows."""

@@ -44,7 +44,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandrun.protocol import Container
+    from sandrun.backends.protocol import Container
     from sandrun.runlock import RunLock
 
 
@@ -301,7 +301,7 @@ _INSTANT = 20
 
 def _orphans_are_reaped() -> bool:
     """Whether the init of our pid namespace reaps what it adopts: it is known to, and has no dead
-    child now. Elsewhere the supervisor adopts them itself (`groups.adopt`)."""
+    child now. Elsewhere the supervisor adopts them itself (`cgroup_common.adopt`)."""
     return processes.orphans_are_reaped() and not any(
         map(processes.is_zombie, processes.children(1))
     )

@@ -1,7 +1,7 @@
 """The words of the design as values: errors, limits, usage, outcome.
 
 Everything else imports this module and it imports nothing that costs, because it is on the path
-of every run. `sandrun.protocol` holds the types that only a type checker needs.
+of every run. `sandrun.backends.protocol` holds the types that only a type checker needs.
 """
 
 import errno

@@ -55,19 +55,19 @@ LATE = (
 WAITING = (
     "keeper",
     "pool",
-    "sampling",
     "taken_names",
     *(
         f"backends/{name}"
         for name in (
             "cgroup1",
             "cgroup2",
-            "group2",
-            "groups",
-            "monitor",
+            "cgroup2_placement",
+            "cgroup_common",
+            "cgroup_files",
+            "memory_monitor",
             "none",
             "rlimit",
-            "spy",
+            "sampler",
             "systemd",
             "systemd_units",
         )

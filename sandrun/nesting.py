@@ -183,10 +183,10 @@ def is_ancestor(pid: int) -> bool:
 
 def _in_group(run_id: str) -> bool:
     if sys.platform == "win32":
-        from sandrun.backends import job
+        from sandrun.backends import job_object
         from sandrun.platform.windows_api import calls
 
-        return job.contains(run_id, calls.GetCurrentProcess())
+        return job_object.contains(run_id, calls.GetCurrentProcess())
     try:
         return f"sandrun-{run_id}".encode() in processes.read("/proc/self/cgroup")
     except OSError:

@@ -33,7 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from sandrun.protocol import Container
+    from sandrun.backends.protocol import Container
 
 
 class Holder:

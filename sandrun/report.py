@@ -25,8 +25,8 @@ from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sandrun.backends.protocol import Backend, Container
     from sandrun.config.settings import Settings
-    from sandrun.protocol import Backend, Container
 
 
 _SETTLES = 0.1

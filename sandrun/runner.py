@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from sandrun.backends.protocol import Backend, Container
     from sandrun.config.settings import Settings
     from sandrun.keeper import Keeper
-    from sandrun.protocol import Backend, Container
 
 _KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory", "escaped")
 """Ends that may leave git's locks behind: the run's processes had no time to clean up."""

@@ -39,11 +39,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from sandrun.backends.protocol import Container
     from sandrun.clocks import Clocks
     from sandrun.config.settings import Settings
     from sandrun.keeper import Keeper
     from sandrun.outside import Outside
-    from sandrun.protocol import Container
     from sandrun.report import Half
     from sandrun.witness import Witness
 

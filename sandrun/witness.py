@@ -193,7 +193,7 @@ def _is_systemd(pid: int) -> bool:
 
 def _is_in_our_unit(pid: int) -> bool:
     """Whether the process is in our unit, or in a group below that, in each of its hierarchies."""
-    from sandrun.backends.groups import group_of
+    from sandrun.backends.cgroup_common import group_of
 
     try:
         return all(

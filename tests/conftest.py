@@ -68,9 +68,9 @@ NOT_ON_MACOS = {
     r"whose_limit_struck": "no cgroups",
     r"pkill_by_name_does_not_hit": "no process renames itself",
     r"knocks_of_dead_keepers": "no real-time signals, no events",
-    r"an_orphan_without_environment_and_desc": "the known gap: see backends/darwin.py",
+    r"an_orphan_without_environment_and_desc": "the known gap: see backends/rlimit_macos.py",
     r"(nothing_stays_as_a_zombie|several_chains_at_once|a_cleared_environment_does.*daemon)":
-        "no subreaper: see backends/darwin.py",
+        "no subreaper: see backends/rlimit_macos.py",
     r"the_monitor_costs_little": "the stand-in for libproc costs more than libproc",
     r"every_signal_is_passed_on": "no SIGALRM, SIGPIPE, SIGXFSZ",
     r"the_background_of_a_script.*job control": "who started us is not told",

@@ -3,7 +3,7 @@
 Promises that it has the caller's standard handles and console, the environment given, and every
 inheritable handle, and that not one instruction of it runs before its thread is resumed.
 Leaves to others: the command line (`sandrun.platform.windows_spawn`), the job
-(`sandrun.backends.job`).
+(`sandrun.backends.job_object`).
 """
 
 import ctypes

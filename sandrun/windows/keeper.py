@@ -8,7 +8,7 @@ supervisor can wait for everything at once and watches its parent by itself.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sandrun.protocol import Container
+    from sandrun.backends.protocol import Container
     from sandrun.runlock import RunLock
 
 

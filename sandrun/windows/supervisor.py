@@ -11,7 +11,7 @@ Promises
 
 Left to others: the queue, the limits on time (`sandrun.clocks`), what becomes of what the command
 left behind (`sandrun.ending`), what is said about the end (`sandrun.report`), what a job does by
-itself when we are killed (`sandrun.backends.job`).
+itself when we are killed (`sandrun.backends.job_object`).
 """
 
 import os
@@ -25,10 +25,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandrun.backends.protocol import Container
     from sandrun.clocks import Clocks
     from sandrun.config.settings import Settings
     from sandrun.keeper import Keeper
-    from sandrun.protocol import Container
     from sandrun.report import Half
 
 _FIRST_LOOK = 0.01

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.backends import groups
+from sandrun.backends import cgroup_common
 from sandrun.platform import processes
 from tests.harness import SCALE, Box, wait_for
 
 CROWD = f"""
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-for _ in range({groups.CROWD + 100}):
+for _ in range({cgroup_common.CROWD + 100}):
     if not os.fork():
         time.sleep(1000)
 print(flush=True)
@@ -51,7 +51,7 @@ def test_a_crowd_of_somebody_elses_costs_nobody_the_grace(make_box: "Callable[[s
     threads = f"""
 import threading
 threading.stack_size(1 << 17)
-for _ in range({groups.CROWD + 100}):
+for _ in range({cgroup_common.CROWD + 100}):
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 print(flush=True)
 threading.Event().wait()
@@ -60,7 +60,7 @@ threading.Event().wait()
     try:
         assert others.stdout
         others.stdout.readline()
-        assert processes.tasks() - before > groups.CROWD
+        assert processes.tasks() - before > cgroup_common.CROWD
         assert run.poll() is None
         assert place.finish(run).stdout == "told\n"
     finally:
@@ -90,7 +90,7 @@ def test_a_group_of_dead_processes_is_seen_to_be_empty_at_once(tmp_path: Path) -
             looks.append(str(args[0]))
 
     sys.addaudithook(note)
-    assert groups.pids(str(tmp_path)) == []
+    assert cgroup_common.pids(str(tmp_path)) == []
     assert len(looks) == 2
     for process in dead:
         process.wait()

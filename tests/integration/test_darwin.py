@@ -86,9 +86,9 @@ def test_the_next_owner_of_a_pid_is_never_ended(mac: Box) -> None:
     script = f"""
 import sys
 from sandrun.cli import main  # for the profile: started as sandrun is
-from sandrun.backends import darwin
+from sandrun.backends import rlimit_macos
 from sandrun.model import Limits
-container = darwin.DarwinContainer("0badc0de", Limits(1 << 30))
+container = rlimit_macos.DarwinContainer("0badc0de", Limits(1 << 30))
 container.known = {{{stranger.pid}: 12345}}
 container.orphans = set()
 print(container.pids())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.backends import groups
+from sandrun.backends import cgroup_common
 from sandrun.platform import processes
 from tests.harness import (
     INJECT,
@@ -457,7 +457,9 @@ def test_a_frozen_group_of_a_dead_run_is_ended(make_box: "Callable[[str], Box]")
     if (refused := place.run("-q", "--", "true")).returncode:
         pytest.skip(f"cgroup1 is not to be had here: {refused.stderr.splitlines()[0]}")
     sleeper = place.start("1000", argv=["sleep"])
-    found = [Path(groups.own_group(name)) / "sandrun-0badcafe" for name in ("memory", "freezer")]
+    found = [
+        Path(cgroup_common.own_group(name)) / "sandrun-0badcafe" for name in ("memory", "freezer")
+    ]
     try:
         for group in found:
             group.mkdir()

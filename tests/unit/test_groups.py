@@ -16,7 +16,7 @@ if sys.platform != "linux":
     pytest.skip("about cgroups", allow_module_level=True)
 
 from sandrun import messages
-from sandrun.backends import cgroup1, group2, groups, rlimit, spy
+from sandrun.backends import cgroup1, cgroup2, cgroup_common, cgroup_files, rlimit
 from sandrun.model import MIB, Limits, Unusable
 from tests.harness import SCALE
 
@@ -58,7 +58,7 @@ class Kernel:
         path.write_text("8" if path.name == self.liar else str(value))
 
     def limit_v2(self, limits: Limits) -> None:
-        group2.Group2(str(self.path), limits)._set_limits(limits)
+        cgroup2.Group2(str(self.path), limits)._set_limits(limits)
 
     def limit_v1(self, limits: Limits) -> None:
         group = cgroup1.Group1(
@@ -72,11 +72,11 @@ class Kernel:
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     made = Kernel(tmp_path)
 
-    def write(control: spy.Controller, name: bytes, value: object) -> None:
+    def write(control: cgroup_files.Controller, name: bytes, value: object) -> None:
         made.write(Path(control.filepath(name).decode()), value)
 
-    monkeypatch.setattr(spy.Controller, "set_property", write)
-    monkeypatch.setattr(group2, "disk_of", lambda directory: "8:0")
+    monkeypatch.setattr(cgroup_files.Controller, "set_property", write)
+    monkeypatch.setattr(cgroup2, "disk_of", lambda directory: "8:0")
     monkeypatch.setattr(messages, "level", 1)
     (tmp_path / "cgroup.controllers").write_text("cpu memory\n")
     return made
@@ -172,12 +172,12 @@ def test_what_only_a_kernel_limits_the_monitor_refuses() -> None:
 
 
 def test_sizes_are_whole_pages() -> None:
-    assert groups.pages(64 * MIB + 1) == 64 * MIB
+    assert cgroup_common.pages(64 * MIB + 1) == 64 * MIB
 
 
 GREEDY = """
 import fcntl, os, sys
-from sandrun.backends import groups
+from sandrun.backends import cgroup_common
 
 path, removes = sys.argv[1], sys.argv[2] == "True"
 kept = []
@@ -193,7 +193,7 @@ def greedy(event, words):
 
 sys.addaudithook(greedy)
 try:
-    os.fstat(groups.make(path))
+    os.fstat(cgroup_common.make(path))
     print("made")
 except TimeoutError as error:
     print(error.strerror)
@@ -221,7 +221,7 @@ def test_a_new_group_whose_lock_another_holds_holds_nobody_up(
 @pytest.fixture
 def hierarchy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Taken for the mount of the v2 hierarchy."""
-    monkeypatch.setattr(groups, "_mounts", [("2", ["rw"], "/", str(tmp_path))])
+    monkeypatch.setattr(cgroup_common, "_mounts", [("2", ["rw"], "/", str(tmp_path))])
     return tmp_path
 
 
@@ -230,8 +230,8 @@ def test_only_the_group_of_that_very_run_is_its_container(hierarchy: Path) -> No
     ours = inside / "sandrun-0badcafe"
     ours.mkdir(parents=True)
     (inside / "sandrun-builds").mkdir()
-    groups.check_ours(str(ours), "0badcafe", "")
-    groups.check_ours(str(hierarchy / "sandrun-0badcafe"), "0badcafe", "")  # it is gone
+    cgroup_common.check_ours(str(ours), "0badcafe", "")
+    cgroup_common.check_ours(str(hierarchy / "sandrun-0badcafe"), "0badcafe", "")  # it is gone
     others = {
         "": "0badcafe",
         "/": "0badcafe",
@@ -249,7 +249,7 @@ def test_only_the_group_of_that_very_run_is_its_container(hierarchy: Path) -> No
     }
     for path, run in others.items():
         with pytest.raises(Unusable):
-            groups.check_ours(path, run, "")
+            cgroup_common.check_ours(path, run, "")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: runs as two different users")
@@ -258,9 +258,9 @@ def test_another_users_group_is_never_ended(hierarchy: Path) -> None:
     theirs.mkdir()
     os.chown(theirs, 65534, 65534)
     with pytest.raises(Unusable, match="belongs to uid 65534"):
-        groups.check_ours(str(theirs), "0badcafe", "")
+        cgroup_common.check_ours(str(theirs), "0badcafe", "")
     ended: list[str] = []
-    groups.collect(str(hierarchy), ended.append)
+    cgroup_common.collect(str(hierarchy), ended.append)
     assert not ended
 
 
@@ -270,6 +270,6 @@ def test_only_unlocked_groups_with_a_runs_name_are_collected(hierarchy: Path) ->
     live = os.open(hierarchy / "sandrun-0badcaff", os.O_RDONLY)
     fcntl.flock(live, fcntl.LOCK_EX)
     ended: list[str] = []
-    groups.collect(str(hierarchy), ended.append)
+    cgroup_common.collect(str(hierarchy), ended.append)
     os.close(live)
     assert ended == [str(hierarchy / "sandrun-0badcafe")]

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from sandrun import sampling
-from sandrun.backends import job
+from sandrun.backends import job_object, sampler
 from sandrun.model import MIB, Limits, Unusable
 from sandrun.platform import spawn, windows_api, windows_creation, windows_spawn
 from sandrun.platform import windows_processes as windows_kernel
@@ -28,14 +27,14 @@ def _limits(memory: int = 0, **more: object) -> Limits:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     kernel = Fake()
-    for module in (job, windows_creation):
+    for module in (job_object, windows_creation):
         monkeypatch.setattr(module, "calls", kernel.calls)
     monkeypatch.setattr(windows_api, "wine_version", lambda: "")  # even if these tests run there
     monkeypatch.setattr(
         windows_spawn, "command_line", lambda argv, env: (f"C:\\{argv[0]}.exe", " ".join(argv))
     )
     monkeypatch.setattr(psutil, "Process", lambda pid: _Seen(kernel, pid))
-    monkeypatch.setattr(sampling, "kernel", windows_kernel)
+    monkeypatch.setattr(sampler, "kernel", windows_kernel)
     before = set(kernel.handles)
     yield kernel
     assert not kernel.broken
@@ -65,15 +64,15 @@ class _Seen:
         return SimpleNamespace(vms=self.process.commit)
 
 
-Opener = Callable[..., job.JobContainer]
+Opener = Callable[..., job_object.JobContainer]
 
 
 @pytest.fixture
 def opened(fake: Fake) -> Iterator[Opener]:
-    containers: list[job.JobContainer] = []
+    containers: list[job_object.JobContainer] = []
 
-    def open_(run_id: str = "outer", limits: "Limits | None" = None) -> job.JobContainer:
-        containers.append(job.JobBackend().open(run_id, limits or _limits(64 * MIB)))
+    def open_(run_id: str = "outer", limits: "Limits | None" = None) -> job_object.JobContainer:
+        containers.append(job_object.JobBackend().open(run_id, limits or _limits(64 * MIB)))
         return containers[-1]
 
     yield open_
@@ -81,17 +80,17 @@ def opened(fake: Fake) -> Iterator[Opener]:
         container.close()
 
 
-def _spawn(container: job.JobContainer, *words: str) -> int:
+def _spawn(container: job_object.JobContainer, *words: str) -> int:
     return container.spawn(list(words) or ["make"], {"ü": "ß €", "A": ""}, NO_HERITAGE)
 
 
-def _job(fake: Fake, container: job.JobContainer) -> Job:
+def _job(fake: Fake, container: job_object.JobContainer) -> Job:
     found = fake.handles[container.job]
     assert isinstance(found, Job)
     return found
 
 
-def _told(fake: Fake, container: job.JobContainer) -> None:
+def _told(fake: Fake, container: job_object.JobContainer) -> None:
     """Wait until the reader has what was posted so far: packets come in order."""
     assert container.port
     seen = len(container.port._messages)
@@ -166,7 +165,7 @@ def test_a_message_of_an_earlier_emptiness_does_not_end_the_wait(
             process.code = code
         threading.Timer(0.05, tell).start()
 
-    monkeypatch.setattr(job, "_LOST_SECONDS", 10.0)
+    monkeypatch.setattr(job_object, "_LOST_SECONDS", 10.0)
     monkeypatch.setattr(fake, "_end", late)
     container.kill()
     assert told.is_set()
@@ -175,7 +174,7 @@ def test_a_message_of_an_earlier_emptiness_does_not_end_the_wait(
 def test_an_empty_job_inside_does_not_end_the_wait(
     fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "KILL_SECONDS", 0.3)
+    monkeypatch.setattr(job_object, "KILL_SECONDS", 0.3)
     container = opened()
     pid = _spawn(container)
     with monkeypatch.context() as stubborn, pytest.raises(TimeoutError) as undead:
@@ -187,7 +186,7 @@ def test_an_empty_job_inside_does_not_end_the_wait(
 def test_a_run_that_ends_by_itself_is_over_when_the_port_says_so(
     fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "_LOST_SECONDS", 10.0)
+    monkeypatch.setattr(job_object, "_LOST_SECONDS", 10.0)
     container = opened()
     pid = _spawn(container)
     fake.late = 0.05
@@ -272,7 +271,7 @@ def test_who_uses_how_much_is_asked_only_while_it_grows(
         asked.append(pid)
         return 40 * MIB
 
-    monkeypatch.setattr(job, "_commit", commit)
+    monkeypatch.setattr(job_object, "_commit", commit)
     for _ in range(3):
         container.poll()
     assert asked == []
@@ -362,9 +361,9 @@ def test_the_kernel_ends_a_tree_whose_time_is_long_over(fake: Fake, opened: Open
 )
 def test_limits_that_were_not_taken_are_refused(fake: Fake, name: str) -> None:
     fake.forgetful = (name,)
-    assert job.JobBackend().kernel
+    assert job_object.JobBackend().kernel
     with pytest.raises(Unusable, match="did not take"):
-        job.JobBackend().open("r", _limits(64 * MIB, pids=9, cpu_time=9.0, cpus=0.01))
+        job_object.JobBackend().open("r", _limits(64 * MIB, pids=9, cpu_time=9.0, cpus=0.01))
 
 
 def test_wine_is_not_taken_for_a_kernel_that_enforces(
@@ -375,7 +374,7 @@ def test_wine_is_not_taken_for_a_kernel_that_enforces(
 ) -> None:
     fake.forgetful = ("LimitFlags", "JobMemoryLimit")
     monkeypatch.setattr(windows_api, "wine_version", lambda: "10.0")
-    assert not job.JobBackend().kernel
+    assert not job_object.JobBackend().kernel
     opened()
     assert "Wine takes the limits of a job and enforces none" in capfd.readouterr().err
 
@@ -383,12 +382,12 @@ def test_wine_is_not_taken_for_a_kernel_that_enforces(
 def test_a_job_of_that_name_is_refused(opened: Opener) -> None:
     opened("r")
     with pytest.raises(Unusable, match="somebody else"):
-        job.JobBackend().open("r", _limits())
+        job_object.JobBackend().open("r", _limits())
 
 
 def test_what_no_job_limits_is_refused(fake: Fake) -> None:
     with pytest.raises(Unusable, match="io_weight"):
-        job.JobBackend().open("r", _limits(asked=frozenset({"io_weight", "memory"})))
+        job_object.JobBackend().open("r", _limits(asked=frozenset({"io_weight", "memory"})))
 
 
 def test_the_container_of_a_dead_supervisor_is_ended_by_its_token(
@@ -396,12 +395,12 @@ def test_the_container_of_a_dead_supervisor_is_ended_by_its_token(
 ) -> None:
     container = opened()
     pid = _spawn(container)
-    found = job.JobBackend().attach(container.run_id, container.token)
+    found = job_object.JobBackend().attach(container.run_id, container.token)
     assert found.pids() == [pid]
     found.kill()
     found.close()
     assert not fake.processes[pid].alive
-    gone = job.JobBackend().attach("nobody", "nobody")
+    gone = job_object.JobBackend().attach("nobody", "nobody")
     assert gone.pids() == []
     gone.kill()
     gone.close()

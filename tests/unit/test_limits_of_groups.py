@@ -8,7 +8,7 @@ import pytest
 if sys.platform != "linux":
     pytest.skip("about cgroups", allow_module_level=True)
 
-from sandrun.backends import cgroup2
+from sandrun.backends import cgroup2_placement
 
 UNSET = {
     "cgroup.max.depth": "max",
@@ -68,10 +68,10 @@ def write(group: Path, files: "dict[str, str]") -> None:
 
 def test_a_group_to_which_nobody_wrote_has_none(tmp_path: Path) -> None:
     write(tmp_path, UNSET)
-    assert cgroup2.limits_of(str(tmp_path)) == {}
+    assert cgroup2_placement.limits_of(str(tmp_path)) == {}
 
 
 @pytest.mark.parametrize("name", SET)
 def test_every_kind_is_seen(tmp_path: Path, name: str) -> None:
     write(tmp_path, UNSET | {name: SET[name]})
-    assert cgroup2.limits_of(str(tmp_path)) == {name: " ".join(SET[name].split())}
+    assert cgroup2_placement.limits_of(str(tmp_path)) == {name: " ".join(SET[name].split())}

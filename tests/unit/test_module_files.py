@@ -22,11 +22,11 @@ def modules(names: "tuple[str, ...]") -> "set[str]":
 
 HELD = modules(module_files.LATE)
 # Before the command starts, and in every run with a container: what may come late comes from there.
-STARTED = OURS | {"sandrun.keeper", "sandrun.sampling"}
+STARTED = OURS | {"sandrun.keeper", "sandrun.backends.sampler"}
 # Only while a git is waited for, before the command; only on other systems; only for a taken name;
 # loaded before the wait where it is needed at all; what asks for escapes is that one itself.
 ELSEWHERE = {
-    *("sandrun.namespaces", "sandrun.backends.groups"),
+    *("sandrun.namespaces", "sandrun.backends.cgroup_common"),
     *(
         "sandrun.git.inotify",
         "sandrun.git.waiter",
@@ -70,7 +70,7 @@ LOADED = {
 def test_a_waiter_holds_all_that_its_run_may_load() -> None:
     seen: set[str] = set()
     ahead = {"sandrun.runner", "sandrun.place"}
-    systems = {"sandrun.backends.darwin", "sandrun.backends.job"}
+    systems = {"sandrun.backends.rlimit_macos", "sandrun.backends.job_object"}
     while ahead:
         name = ahead.pop()
         seen.add(name)

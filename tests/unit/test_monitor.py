@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandrun.backends import monitor
+from sandrun.backends import memory_monitor
 from sandrun.platform import processes
 from tests.harness import wait_for
 
@@ -23,17 +23,19 @@ TREE = ["sh", "-c", "sleep 1000 & sleep 1000 & sh -c 'sleep 1000 & wait' & wait"
 def tree() -> "Iterator[int]":
     """A tree of six processes; its root's pid."""
     process = subprocess.Popen(TREE, start_new_session=True)
-    wait_for(lambda: len(monitor.walk(process.pid)) == 4, 10, "the tree is up")
+    wait_for(lambda: len(memory_monitor.walk(process.pid)) == 4, 10, "the tree is up")
     yield process.pid
     os.killpg(process.pid, 9)
     process.wait()
 
 
 def test_no_interval_of_the_users_makes_it_look_without_a_pause() -> None:
-    looks = monitor.Monitor(1 << 30, 1e-9)
+    looks = memory_monitor.Monitor(1 << 30, 1e-9)
     now = time.monotonic()
     looks.look({}, now)
-    assert looks.look_at >= now + monitor.SHORTEST  # a difference is rounded as the uptime wants
+    assert (
+        looks.look_at >= now + memory_monitor.SHORTEST
+    )  # a difference is rounded as the uptime wants
 
 
 _opened: "list[str] | None" = None
@@ -51,7 +53,7 @@ def opened_by_a_walk(root: int) -> list[str]:
     global _opened
     _opened = []
     try:
-        monitor.walk(root)
+        memory_monitor.walk(root)
         return _opened
     finally:
         _opened = None
@@ -62,7 +64,7 @@ def test_a_look_costs_what_the_tree_is_whatever_else_lives(tree: int) -> None:
     others = [subprocess.Popen(SLEEP) for _ in range(100)]
     try:
         assert opened_by_a_walk(tree) == alone
-        assert len(alone) <= 2 * len(monitor.walk(tree)) + 1
+        assert len(alone) <= 2 * len(memory_monitor.walk(tree)) + 1
     finally:
         for other in others:
             other.kill()
@@ -70,7 +72,7 @@ def test_a_look_costs_what_the_tree_is_whatever_else_lives(tree: int) -> None:
 
 
 def test_parents_come_before_children(tree: int) -> None:
-    members = monitor.walk(tree)
+    members = memory_monitor.walk(tree)
     order = [tree, *members]
     assert all(order.index(info.parent) < order.index(pid) for pid, info in members.items())
 
@@ -79,10 +81,10 @@ def test_the_sum_of_the_tree_is_what_psutil_finds(tree: int) -> None:
     import psutil
 
     expected = {child.pid for child in psutil.Process(tree).children(recursive=True)}
-    assert set(monitor.walk(tree)) == expected
+    assert set(memory_monitor.walk(tree)) == expected
 
 
-class Still(monitor.Host):
+class Still(memory_monitor.Host):
     """A host whose memory does what the test says."""
 
     def __init__(self) -> None:
@@ -93,16 +95,16 @@ class Still(monitor.Host):
         self.used = self.next
 
 
-def reckoner(limit: int, memory: int, growth: float = 0.0) -> monitor.Monitor:
+def reckoner(limit: int, memory: int, growth: float = 0.0) -> memory_monitor.Monitor:
     """A monitor that has just seen `memory`, growing by so many bytes a second."""
-    reckoned = monitor.Monitor(limit, 5.0)
+    reckoned = memory_monitor.Monitor(limit, 5.0)
     reckoned.host = Still()
     reckoned.current = memory
     reckoned._plan(time.monotonic(), growth, 0.0001)
     return reckoned
 
 
-def until_look(reckoned: monitor.Monitor) -> float:
+def until_look(reckoned: memory_monitor.Monitor) -> float:
     return reckoned.look_at - time.monotonic()
 
 
@@ -114,7 +116,7 @@ def test_the_interval_follows_head_room_and_growth() -> None:
     assert calm > half > close
     assert close < 0.1
     assert until_look(reckoner(limit, limit // 2, growth=1 << 30)) < half
-    assert until_look(reckoner(limit, limit, growth=1 << 30)) <= monitor.SHORTEST
+    assert until_look(reckoner(limit, limit, growth=1 << 30)) <= memory_monitor.SHORTEST
     assert until_look(reckoner(100 << 30, 0)) == pytest.approx(5.0, abs=0.1)  # CHECK_INTERVAL
 
 
@@ -130,7 +132,7 @@ def test_between_looks_the_hosts_memory_calls_for_one() -> None:
     assert not reckoned.is_due(now)
     host.next += 150 * MIB
     assert reckoned.is_due(now)
-    assert reckoned.due(now) <= monitor.SHORTEST  # it grows: no more waiting
+    assert reckoned.due(now) <= memory_monitor.SHORTEST  # it grows: no more waiting
 
 
 def test_a_dear_look_is_rarer() -> None:
@@ -183,7 +185,7 @@ def test_a_leader_that_vanishes_under_a_look_weighs_nothing() -> None:
     assert info.threads == 2
     process.kill()
     process.wait()
-    assert monitor.Monitor(MIB, 5.0).look({process.pid: info}, time.monotonic()) == 0
+    assert memory_monitor.Monitor(MIB, 5.0).look({process.pid: info}, time.monotonic()) == 0
 
 
 FORKER = """
@@ -206,14 +208,14 @@ def test_new_sharers_of_what_was_measured_are_counted_once() -> None:
     )
     assert process.stdin
     assert process.stdout
-    reckoned = monitor.Monitor(100 * MIB, 5.0)
+    reckoned = memory_monitor.Monitor(100 * MIB, 5.0)
     reckoned.host = Still()
     try:
         for children in (2, 8):
             process.stdin.write(b"%d\n" % children)
             process.stdin.flush()
             process.stdout.readline()
-            members = {process.pid: processes.Stat(process.pid), **monitor.walk(process.pid)}
+            members = {process.pid: processes.Stat(process.pid), **memory_monitor.walk(process.pid)}
             memory = reckoned.look(members, time.monotonic())
             assert 60 * MIB < memory < 85 * MIB
     finally:
@@ -224,7 +226,7 @@ def test_new_sharers_of_what_was_measured_are_counted_once() -> None:
 def test_a_copy_on_write_is_seen_though_the_rss_stays() -> None:
     """A page of a file goes and a private one comes."""
     pid, size = os.getpid(), 16 * MIB
-    reckoned = monitor.Monitor(1 << 40, 5.0)
+    reckoned = memory_monitor.Monitor(1 << 40, 5.0)
     with tempfile.TemporaryFile() as file:
         file.truncate(size)
         with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as view:

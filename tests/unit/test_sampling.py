@@ -3,8 +3,8 @@
 import os
 import subprocess
 
+from sandrun.backends.sampler import Sampler
 from sandrun.model import MIB, Process
-from sandrun.sampling import Sampler
 
 
 def test_a_look_into_the_kill_changes_nothing() -> None:

@@ -4,7 +4,7 @@ from itertools import combinations_with_replacement
 
 import pytest
 
-from sandrun.backends import groups
+from sandrun.backends import cgroup_common
 from sandrun.model import MIB, Limits
 from sandrun.platform import processes
 
@@ -20,8 +20,8 @@ class _Files:
     in_main = False
     tick = 0
 
-    def __init__(self, node: groups.Node) -> None:
-        self.is_main = node.full_path.endswith(b"/" + groups.MAIN.encode())
+    def __init__(self, node: cgroup_common.Node) -> None:
+        self.is_main = node.full_path.endswith(b"/" + cgroup_common.MAIN.encode())
 
     def has(self, name: str) -> bool:
         return True
@@ -48,15 +48,15 @@ class _Files:
 def test_whose_limit_struck(
     whose: str, in_main: bool, lowest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sandrun.backends import group2  # needs cgroupspy, which only Linux has
+    from sandrun.backends import cgroup2  # needs cgroupspy, which only Linux has
 
-    monkeypatch.setattr(group2, "Files", _Files)
+    monkeypatch.setattr(cgroup2, "Files", _Files)
     monkeypatch.setattr(_Files, "in_main", in_main)
     never = 1 << 30
     for oom, *kills in combinations_with_replacement(range(READS), 3):
         struck = whose == "own" or in_main
         _Files.when, _Files.tick = (oom if struck else never, *kills), 0
-        container = group2.Group2("/sys/fs/cgroup/sandrun-0", Limits(64 * MIB))
+        container = cgroup2.Group2("/sys/fs/cgroup/sandrun-0", Limits(64 * MIB))
         container.sampler.limit = lowest * MIB
         container._look_for_oom()
         assert container.struck in ("", whose), _Files.when
@@ -71,8 +71,8 @@ class _Spinning:
     hits = 0
     events = 0
 
-    def __init__(self, node: groups.Node) -> None:
-        self.is_main = node.full_path.endswith(b"/" + groups.MAIN.encode())
+    def __init__(self, node: cgroup_common.Node) -> None:
+        self.is_main = node.full_path.endswith(b"/" + cgroup_common.MAIN.encode())
 
     def has(self, name: str) -> bool:
         return True
@@ -92,13 +92,13 @@ def test_a_limit_at_which_nobody_dies(
     hits: int, whose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once is one that another process's end relieved; again and again, nobody may be killed."""
-    from sandrun.backends import group2
+    from sandrun.backends import cgroup2
 
-    monkeypatch.setattr(group2, "Files", _Spinning)
+    monkeypatch.setattr(cgroup2, "Files", _Spinning)
     monkeypatch.setattr(processes, "is_oom_protected", lambda pid: False)
     monkeypatch.setattr(_Spinning, "hits", hits)
     monkeypatch.setattr(_Spinning, "events", 0)
-    container = group2.Group2("/sys/fs/cgroup/sandrun-0", Limits(64 * MIB))
+    container = cgroup2.Group2("/sys/fs/cgroup/sandrun-0", Limits(64 * MIB))
     for _ in range(10):
         container._look_for_oom()
     assert container.struck == whose

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.backends import groups
+from sandrun.backends import cgroup_common
 from sandrun.model import Limits, span_text
 from sandrun.platform import processes, spawn
 
@@ -249,7 +249,7 @@ def test_on_v1_a_limit_around_the_run_is_told_from_its_own(
 ) -> None:
     """The kernel counts a kill at the victim, whoever's limit it was. The run's peak does not tell
     it from its own either, once `cached` MiB of a file have filled that; a neighbour holds 25."""
-    own = Path(groups.own_group("memory"))
+    own = Path(cgroup_common.own_group("memory"))
     around = own / "around"
     around.mkdir()
     try:
@@ -283,7 +283,7 @@ def test_on_v1_a_limit_around_the_run_is_told_from_its_own(
         struck = "a memory limit around the run struck, not its own of" in said
         assert struck == (reason == "outer-memory"), said
     finally:
-        groups.remove(str(around))
+        cgroup_common.remove(str(around))
 
 
 @v2
@@ -291,21 +291,21 @@ def test_on_v1_a_limit_around_the_run_is_told_from_its_own(
 def test_without_cgroup_kill_and_memory_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels before 5.14 and 5.19. A fake: the files are there, and we act as if they were not;
     no package has so old a kernel for the laboratory. Groups, processes and limits are real."""
-    from sandrun.backends import group2
+    from sandrun.backends import cgroup2
 
     parent = Path("/sys/fs/cgroup/sandrun-test-old")
     parent.mkdir()
     try:
         (parent / "cgroup.subtree_control").write_text("+memory +pids")
 
-        class OldFiles(group2.Files):
+        class OldFiles(cgroup2.Files):
             kill = _Missing()
 
             def has(self, name: str) -> bool:
                 return name not in ("memory.peak", "memory.events.local") and super().has(name)
 
-        monkeypatch.setattr(group2, "Files", OldFiles)
-        group = group2.Group2(f"{parent}/sandrun-00000000", Limits(64 * MIB))
+        monkeypatch.setattr(cgroup2, "Files", OldFiles)
+        group = cgroup2.Group2(f"{parent}/sandrun-00000000", Limits(64 * MIB))
         group.create()
         script = "import os, time; b = bytearray(b'x') * (40 << 20); os.fork(); time.sleep(1000)"
         heritage = spawn.Heritage(set())

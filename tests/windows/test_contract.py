@@ -96,10 +96,10 @@ def test_the_exit_code_is_the_commands(place: Box) -> None:
 
 
 def test_the_first_instruction_already_runs_inside(place: Box) -> None:
-    script = "import os; from sandrun.backends import job\n"
+    script = "import os; from sandrun.backends import job_object\n"
     script += "from sandrun.platform.windows_api import calls\n"
     script += "run = os.environ['SANDRUN_RUNS'].rpartition('/')[2]\n"
-    script += "print(job.contains(run, calls.GetCurrentProcess()))"
+    script += "print(job_object.contains(run, calls.GetCurrentProcess()))"
     done = place.run("--", sys.executable, "-c", script)
     assert done.stdout.split() == ["True"], done.stderr
 

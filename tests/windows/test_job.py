@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from sandrun.backends import job
+from sandrun.backends import job_object
 from sandrun.model import MIB, Limits
 from sandrun.platform import windows_api
 from sandrun.platform.windows_api import calls
@@ -28,7 +28,7 @@ from tests.windows.box import ROOT, SCALE, alive, wait_for
 IS_WINE = bool(windows_api.wine_version())
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 NO_HERITAGE: Any = Heritage()
-Opener = Callable[..., job.JobContainer]
+Opener = Callable[..., job_object.JobContainer]
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +50,11 @@ def limits(memory: int = 0, **more: object) -> Limits:
 
 @pytest.fixture
 def opened() -> Iterator[Opener]:
-    containers: list[job.JobContainer] = []
+    containers: list[job_object.JobContainer] = []
 
-    def open_(wanted: "Limits | None" = None) -> job.JobContainer:
+    def open_(wanted: "Limits | None" = None) -> job_object.JobContainer:
         run_id = os.urandom(4).hex()
-        containers.append(job.JobBackend().open(run_id, wanted or limits(512 * MIB)))
+        containers.append(job_object.JobBackend().open(run_id, wanted or limits(512 * MIB)))
         return containers[-1]
 
     yield open_
@@ -63,12 +63,12 @@ def opened() -> Iterator[Opener]:
         container.close()
 
 
-def start(container: job.JobContainer, *argv: "str | Path", **env: str) -> int:
+def start(container: job_object.JobContainer, *argv: "str | Path", **env: str) -> int:
     words = [str(word) for word in argv]
     return container.spawn(words, {**os.environ, "PYTHONPATH": str(ROOT), **env}, NO_HERITAGE)
 
 
-def ended(container: job.JobContainer, seconds: float = 30) -> int:
+def ended(container: job_object.JobContainer, seconds: float = 30) -> int:
     """Wait for the command; its exit code."""
     code = windows_api.DWORD()
     waited = calls.WaitForSingleObject(container.process, int(seconds * SCALE * 1000))
@@ -79,7 +79,7 @@ def ended(container: job.JobContainer, seconds: float = 30) -> int:
 
 def exists(run_id: str) -> bool:
     """Whether a run's job does: somebody has a handle, or a process is in it."""
-    found = job.JobBackend().attach(run_id, run_id)
+    found = job_object.JobBackend().attach(run_id, run_id)
     there = bool(found.job)
     found.close()
     return there
@@ -115,10 +115,10 @@ def tree_pids(folder: Path, depth: int = 2) -> list[int]:
 def test_the_first_instruction_runs_inside_and_cannot_leave(opened: Opener, tmp_path: Path) -> None:
     script = """
 import subprocess, sys
-from sandrun.backends import job
+from sandrun.backends import job_object
 from sandrun.platform.windows_api import calls
 with open(sys.argv[2], "w") as out:
-    print(job.contains(sys.argv[1], calls.GetCurrentProcess()), file=out)
+    print(job_object.contains(sys.argv[1], calls.GetCurrentProcess()), file=out)
     try:
         child = [sys.executable, "-c", "import time; time.sleep(60)"]
         subprocess.Popen(child, creationflags=subprocess.CREATE_BREAKAWAY_FROM_JOB)
@@ -152,10 +152,10 @@ def test_kill_ends_the_whole_tree_and_frees_its_files(opened: Opener, tmp_path: 
 SUPERVISOR = """
 import os, sys, time
 import sandrun
-from sandrun.backends import job
+from sandrun.backends import job_object
 from sandrun.model import Limits
 from sandrun.platform import spawn
-container = job.JobBackend().open(sys.argv[1], Limits(0))
+container = job_object.JobBackend().open(sys.argv[1], Limits(0))
 container.spawn(sys.argv[2:], dict(os.environ), spawn.Heritage())
 time.sleep(600)
 """
@@ -232,11 +232,11 @@ open("out", "w").write(json.dumps(facts))
 RUN = """
 import ctypes, os, sys
 import sandrun
-from sandrun.backends import job
+from sandrun.backends import job_object
 from sandrun.model import Limits
 from sandrun.platform import spawn
 from sandrun.platform.windows_api import calls, DWORD, INFINITE
-container = job.JobBackend().open(os.urandom(4).hex(), Limits(0))
+container = job_object.JobBackend().open(os.urandom(4).hex(), Limits(0))
 container.spawn(sys.argv[1:], dict(os.environ), spawn.Heritage())
 calls.WaitForSingleObject(container.process, INFINITE)
 code = DWORD()
@@ -292,7 +292,7 @@ def test_a_container_inside_is_part_of_the_outer_one(opened: Opener, tmp_path: P
     inner_id = os.urandom(4).hex()
     start(outer, sys.executable, "-c", SUPERVISOR, inner_id, *tree(tmp_path))
     pids = tree_pids(tmp_path)
-    inner = job.JobBackend().attach(inner_id, inner_id)
+    inner = job_object.JobBackend().attach(inner_id, inner_id)
     assert set(inner.pids()) == set(pids)
     assert set(pids) < set(outer.pids())
     inner.kill()

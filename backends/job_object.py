@@ -29,7 +29,8 @@ import os
 import threading
 import time
 
-from sandrun import messages, sampling
+from sandrun import messages
+from sandrun.backends import sampler
 from sandrun.model import Limits, Process, Unusable, Usage
 from sandrun.platform import windows_api, windows_calling, windows_creation, windows_spawn
 from sandrun.platform.windows_api import calls, code
@@ -144,7 +145,7 @@ class Port:
 
 
 class JobContainer:
-    """See `sandrun.protocol.Container`. `port` is None in a container that was attached.
+    """See `sandrun.backends.protocol.Container`. `port` is None in a container that was attached.
 
     `events` holds an event's handle instead of a descriptor; `process` is the command's handle.
     """
@@ -164,7 +165,7 @@ class JobContainer:
         self.escaped: dict[int, Escape] = {}
         self.current: int | None = None
         self.sampled = 0
-        self.sampler = sampling.Sampler(limits.memory)
+        self.sampler = sampler.Sampler(limits.memory)
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "spawn.Heritage") -> int:
         created = windows_creation.create(*windows_spawn.command_line(argv, env), env, self.job)
@@ -367,7 +368,7 @@ def _holds(wanted: windows_api.JobLimits, found: windows_api.JobLimits) -> bool:
 
 
 class JobBackend:
-    """See `sandrun.protocol.Backend`."""
+    """See `sandrun.backends.protocol.Backend`."""
 
     name = "job-object"
 

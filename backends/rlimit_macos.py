@@ -26,7 +26,7 @@ import mmap
 import os
 import time
 
-from sandrun.backends import monitor
+from sandrun.backends import memory_monitor
 from sandrun.backends.rlimit import RlimitBackend, RlimitContainer
 from sandrun.model import Limits, Usage
 from sandrun.platform import macos_processes, processes
@@ -41,7 +41,7 @@ _REMEMBERED = 4096
 """Processes that the keeper is told of; those beyond it finds by their mark."""
 
 
-class FootprintMonitor(monitor.Monitor):
+class FootprintMonitor(memory_monitor.Monitor):
     """The same pace, but a look is all there is: between two nothing can be seen."""
 
     expected = 1 << 30
@@ -61,7 +61,7 @@ class FootprintMonitor(monitor.Monitor):
 
 
 class DarwinContainer(RlimitContainer):
-    """See `sandrun.protocol.Container`."""
+    """See `sandrun.backends.protocol.Container`."""
 
     def __init__(self, run_id: str, limits: "Limits | None" = None, data: int = 0) -> None:
         super().__init__(run_id, limits, data)
@@ -92,7 +92,7 @@ class DarwinContainer(RlimitContainer):
         # Another user's process does not tell its start: that one is known by its parent alone.
         known = [p for p, start in self.known.items() if start and processes.start(p) == start]
         frontier += known + self._orphans(known)
-        found = monitor.tree(
+        found = memory_monitor.tree(
             [pid for pid in frontier if pid not in (*self.own, os.getpid())], self.strangers
         )
         self._remember({pid: info.start for pid, info in found.items()})
@@ -141,6 +141,6 @@ class DarwinContainer(RlimitContainer):
 
 
 class DarwinBackend(RlimitBackend):
-    """See `sandrun.protocol.Backend`."""
+    """See `sandrun.backends.protocol.Backend`."""
 
     container = DarwinContainer
