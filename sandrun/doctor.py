@@ -20,8 +20,7 @@ from sandrun.config import project, settings
 from sandrun.git import guard
 from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
 from sandrun.platform import processes, spawn
-from sandrun.queue import Queue
-from sandrun.runlock import RunLock
+from sandrun.queue import Queue, RunLock
 
 _PROBE_LIMIT = 32 * MIB
 _PROBE = "import time; b = bytearray(b'x') * (96 << 20); time.sleep(20)"

@@ -18,11 +18,11 @@ import signal
 import sys
 import time
 
-from sandrun import nesting, overview, recovery, report
+from sandrun import overview, recovery, report
 from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError
-from sandrun.queue import CANCEL, Queue
-from sandrun.ticket import Ticket
+from sandrun.queue import CANCEL, Queue, nesting
+from sandrun.queue.ticket import Ticket
 
 _DEATH = 5.0
 """Seconds in which a process that was killed is gone."""

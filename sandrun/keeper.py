@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandrun.backends.protocol import Container
-    from sandrun.runlock import RunLock
+    from sandrun.queue import RunLock
 
 
 _NAME = b"run-keeper"

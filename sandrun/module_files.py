@@ -30,7 +30,6 @@ LATE = (
     "recovery",
     "report",
     "shared_memory",
-    "unused_states",
     "witness",
     *(f"backends/{name}" for name in ("escapes",)),
     *(
@@ -50,12 +49,11 @@ LATE = (
         f"platform/{name}"
         for name in ("linux_processes", "posix_terminal", "processes", "small_files")
     ),
+    *(f"queue/{name}" for name in ("unused_states",)),
 )
 """What the supervisor and its keepers import after the command has started."""
 WAITING = (
     "keeper",
-    "pool",
-    "taken_names",
     *(
         f"backends/{name}"
         for name in (
@@ -74,6 +72,7 @@ WAITING = (
     ),
     *(f"config/{name}" for name in ("settings_files", "trust")),
     *(f"git/{name}" for name in ("included", "inotify", "record_locks", "waiter")),
+    *(f"queue/{name}" for name in ("memory_pool", "taken_names")),
 )
 """What a run imports between its turn and the command's start."""
 _ENOUGH = 64

@@ -6,11 +6,11 @@ import time
 
 from sandrun import recovery, report
 from sandrun.config import project
-from sandrun.leaving import look_at
+from sandrun.errors import look_at
 from sandrun.model import SandrunError, plain, size_text, span_text
 from sandrun.platform import processes
 from sandrun.queue import Queue
-from sandrun.ticket import Ticket, is_stopped
+from sandrun.queue.ticket import Ticket, is_stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
                 note, lost = f"the run lock is kept for what could not be ended: {what}", True
             queue.write_view()
         if sys.platform != "win32" and (root or name) and not lost:
-            from sandrun import lock_holders
+            from sandrun.queue import lock_holders
 
             held = lock_holders.foreign(queue, root, name)
         if queue:

@@ -13,17 +13,16 @@ import time
 from sandrun import backends, messages, module_files
 from sandrun.config import project
 from sandrun.model import EXIT_GAVE_UP, SandrunError
-from sandrun.queue import Queue
-from sandrun.runlock import RunLock
-from sandrun.ticket import StateGone, Ticket, head_key
+from sandrun.queue import Queue, RunLock
+from sandrun.queue.ticket import StateGone, Ticket, head_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandrun.pool import Share
+    from sandrun.queue.memory_pool import Share
+    from sandrun.queue.waiter import Patience
     from sandrun.runner import Run
-    from sandrun.waiting import Patience
 
 
 class Refused(Exception):
@@ -82,7 +81,7 @@ def take(this: "Run") -> Place:
     Refused.
     """
     if this.around:
-        from sandrun import nesting
+        from sandrun.queue import nesting
 
         if nesting.is_inside(this.around, this.state):
             return _inside()
@@ -171,7 +170,7 @@ def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
     """Wait for the run lock; False: its holder is a run around us."""
     queue, ticket, lock = place.queue, place.ticket, place.lock
     assert queue and ticket and lock
-    from sandrun import nesting, waiting
+    from sandrun.queue import nesting, waiter
 
     if nesting.contains_us(queue):
         return False
@@ -181,7 +180,7 @@ def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
         backends.named(this.settings.backend)  # imported now, to be quicker when the turn comes
 
     def wait(patience: "Patience", check: "Callable[[], None]") -> None:
-        waiting.wait_turn(queue, ticket, lock, patience, check)
+        waiter.wait_turn(queue, ticket, lock, patience, check)
 
     _wait(this, queue, ticket, nesting.enclosing(this.around), deadline, [ticket.fd], wait)
     return True
@@ -193,10 +192,10 @@ def _enter_pool(this: "Run", place: Place, deadline: float) -> None:
     whose = settings.source["memory"] == "default" or settings.is_the_users("memory")
     if settings.backend == "none" or (settings.pool == "off" and whose):
         return
-    from sandrun import pool
+    from sandrun.queue import memory_pool
 
     while True:
-        place.share = share = pool.enter(this.id, this.command, this.settings)
+        place.share = share = memory_pool.enter(this.id, this.command, this.settings)
         if share is None:
             return
         try:
@@ -208,10 +207,10 @@ def _enter_pool(this: "Run", place: Place, deadline: float) -> None:
 
 
 def _wait_room(this: "Run", place: Place, share: "Share", deadline: float) -> None:
-    from sandrun import nesting, waiting
+    from sandrun.queue import nesting, waiter
 
     def wait(patience: "Patience", check: "Callable[[], None]") -> None:
-        waiting.wait_room(share, patience, check)
+        waiter.wait_room(share, patience, check)
 
     around = nesting.enclosing(this.around)
     if nesting.is_charged(share.queue, around):
@@ -241,20 +240,21 @@ def _wait(
     wait: "Callable[[Patience, Callable[[], None]], None]",
 ) -> None:
     """Wait in `queue`, telling others in which runs we are so that a circle is seen."""
-    from sandrun import leaving, lookup, nesting, waiting
-    from sandrun.feedback import Feedback
+    from sandrun import errors, lookup
+    from sandrun.queue import nesting, waiter
+    from sandrun.queue.progress import Feedback
 
     began = min((ticket.since for ticket in queue.running()), default=0)
     if number := lookup.refusal(this.command[0], this.project, began):
         raise Refused(number)
     if this.settings.no_wait:
-        raise leaving.gave_up("not our turn, and --no-wait", this.settings.queue)
+        raise errors.gave_up("not our turn, and --no-wait", this.settings.queue)
     module_files.hold(module_files.WAITING)
     if around:
         nesting.announce(queue, ticket, around)
     feedback = Feedback(queue, ticket, str(this.record["project"]), this.settings.queue)
     try:
-        with waiting.Patience(this.heritage.mask, deadline, feedback, private) as patience:
+        with waiter.Patience(this.heritage.mask, deadline, feedback, private) as patience:
             wait(patience, lambda: nesting.check_circle(queue, ticket, around))
     finally:
         feedback.end()

@@ -25,9 +25,8 @@ import time
 
 from sandrun import history, messages
 from sandrun.model import SandrunError, is_run_id
-from sandrun.queue import Queue
-from sandrun.runlock import RunLock, read_line
-from sandrun.ticket import StateGone, Ticket, slot_file
+from sandrun.queue import Queue, RunLock, read_line
+from sandrun.queue.ticket import StateGone, Ticket, slot_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@
              -> outcome -> kill what is left -> close container -> record -> release
 
 Only this module knows both queues and backends. A run inside a run of the same queue takes no
-ticket: it starts at once, in a container inside the outer one (`sandrun.nesting`).
+ticket: it starts at once, in a container inside the outer one (`sandrun.queue.nesting`).
 """
 
 import os
@@ -192,7 +192,7 @@ def _remove_unused(root: str) -> None:
     except OSError:  # no right to list it
         return
     if others:
-        from sandrun import unused_states
+        from sandrun.queue import unused_states
 
         unused_states.remove_some(root)
 
@@ -337,7 +337,7 @@ def _supervised(
     this.place.hand_down()
     signum = spawn.told_to_end(this.heritage)
     if signum:
-        from sandrun.leaving import Left
+        from sandrun.errors import Left
 
         raise Left(signum, waited=False)
     stage, number, what = "", 0, ""

@@ -24,7 +24,7 @@ from sandrun.platform import spawn
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandrun.queue import Queue
-    from sandrun.ticket import Ticket
+    from sandrun.queue.ticket import Ticket
 
 _EPILOG = """\b
 Exit codes:

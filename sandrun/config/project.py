@@ -138,7 +138,7 @@ def _untaken(name: str) -> str:
     path = os.path.join(state_root(), name)
     if _is_free(path):
         return path
-    from sandrun import taken_names
+    from sandrun.queue import taken_names
 
     return taken_names.spare(name, path)
 
@@ -168,7 +168,7 @@ def _own_uids() -> "tuple[int, int]":
             except OSError:
                 within = False
             if from_library or within:
-                from sandrun import taken_names
+                from sandrun.queue import taken_names
 
                 inner = taken_names.kernel_uid(inner) if from_library else inner
                 outer = taken_names.outside_uid(inner) if within else inner
@@ -269,7 +269,7 @@ def state_home() -> str:
 
 
 def lock_root() -> str:
-    """The directory of run locks for queues without a checkout (see `sandrun.runlock`)."""
+    """The directory of run locks for queues without a checkout (see `sandrun.queue`)."""
     name = f"sandrun-locks{_mine()}"
     root = os.environ.get("SANDRUN_STATE_DIR") or "/dev/shm"
     if not os.path.isdir(root):
@@ -284,7 +284,7 @@ def lock_root() -> str:
         return spare
     if _is_free(path):
         return path
-    from sandrun import taken_names
+    from sandrun.queue import taken_names
 
     return taken_names.spare_locks(name, path)
 
@@ -294,7 +294,7 @@ def state_root() -> str:
     root = os.environ.get("SANDRUN_STATE_DIR")
     if root:
         if not os.path.isabs(root) or _everybody_may_rename_in(root):
-            from sandrun import taken_names
+            from sandrun.queue import taken_names
 
             raise taken_names.bad_root(root)
         return root
@@ -313,20 +313,20 @@ def _everybody_may_rename_in(directory: str) -> bool:
 
 
 def pool_path() -> str:
-    """The state directory of the pool (see `sandrun.pool`)."""
+    """The state directory of the pool (see `sandrun.queue.memory_pool`)."""
     return _untaken(f"sandrun-pool{_mine()}")
 
 
 def all_states() -> "list[str]":
     """The state directories of this user's queues; what others made under such names left out."""
-    from sandrun import taken_names
+    from sandrun.queue import taken_names
 
     return [p for root in (state_root(), *taken_names.spare_roots()) for p in states_below(root)]
 
 
 def states_below(root: str) -> "list[str]":
     """Those of them that are in the directory `root`."""
-    from sandrun import taken_names
+    from sandrun.queue import taken_names
 
     try:
         names = sorted(filter(is_state_name, os.listdir(root)))
@@ -338,7 +338,7 @@ def states_below(root: str) -> "list[str]":
 
 def foreign_states() -> "tuple[int, str]":
     """How many names of our queues other users have taken, and one of them."""
-    from sandrun import taken_names
+    from sandrun.queue import taken_names
 
     return taken_names.count_foreign()
 

@@ -42,7 +42,7 @@ class Interruptible:
 
 
 def _leave(signum: int, frame: "FrameType | None") -> None:
-    from sandrun.leaving import Left
+    from sandrun.errors import Left
 
     raise Left(signum)
 

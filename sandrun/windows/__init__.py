@@ -10,7 +10,7 @@ No system call but through `sandrun.platform.windows_api`.
 
 import sys
 
-STAND_INS = ("queue", "runlock", "waiting", "keeper", "supervisor")
+STAND_INS = ("keeper", "supervisor")
 """The modules of `sandrun` that this package has its own of."""
 
 

@@ -7,8 +7,8 @@ number is its own.
 
 from sandrun.platform import windows_api, windows_files, windows_spawn
 from sandrun.platform.windows_api import calls
-from sandrun.ticket import Chain, Ticket
-from sandrun.windows import queue
+from sandrun.queue import windows_queue
+from sandrun.queue.ticket import Chain, Ticket
 
 MARGIN = 2.0
 """Seconds on top of the grace for a supervisor to clean up."""
@@ -16,7 +16,7 @@ MARGIN = 2.0
 
 def tell(where: Chain, ticket: Ticket) -> None:
     """Ask the owner to end."""
-    where.ring(ticket.name, queue.END)
+    where.ring(ticket.name, windows_queue.END)
 
 
 def terminate(where: Chain, ticket: Ticket) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sandrun.backends.protocol import Container
-    from sandrun.runlock import RunLock
+    from sandrun.queue import RunLock
 
 
 class Keeper:

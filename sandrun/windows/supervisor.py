@@ -19,7 +19,7 @@ import time
 
 from sandrun.model import ENDED, Outcome, SandrunError
 from sandrun.platform import windows_api, windows_console, windows_files, windows_spawn
-from sandrun.windows import queue
+from sandrun.queue import windows_queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,8 +108,10 @@ class Supervisor:
     def _watched(self) -> "list[tuple[int, Callable[[], None]]]":
         """What may happen, and what is to be done then."""
         watched = [(windows_console.event, self._told)]
-        if queue.own:
-            watched.append((queue.own.events[queue.END], lambda: self._end(_SIGTERM)))
+        if windows_queue.own:
+            watched.append(
+                (windows_queue.own.events[windows_queue.END], lambda: self._end(_SIGTERM))
+            )
         if self.container.events[0] > 0:
             watched.append((self.container.events[0], self._look))
         if self.parent:

@@ -20,8 +20,8 @@ OURS = {
     "sandrun.config", "sandrun.config.options", "sandrun.config.settings", "sandrun.config.values",
     "sandrun.git.guard", "sandrun.history", "sandrun.messages", "sandrun.model",
     "sandrun.module_files", "sandrun.place", "sandrun.platform", "sandrun.platform.posix_spawn",
-    "sandrun.project", "sandrun.queue", "sandrun.runlock", "sandrun.runner", "sandrun.supervisor",
-    "sandrun.ticket",
+    "sandrun.project", "sandrun.queue", "sandrun.queue.posix_queue", "sandrun.queue.posix_run_lock",
+    "sandrun.queue.ticket", "sandrun.runner", "sandrun.supervisor",
 }  # fmt: skip
 
 LATE = {"sandrun.witness"}

@@ -21,7 +21,7 @@ from tests.harness import INJECT, SCALE, Box, launcher, wait_for
 DAYS = 2 * 86400
 REMOVER = """
 import sys
-from sandrun import unused_states
+from sandrun.queue import unused_states
 unused_states.IDLE = float(sys.argv[2])
 unused_states.remove_some(sys.argv[1])
 """
@@ -383,7 +383,7 @@ def test_a_removal_that_is_killed_anywhere(box: Box) -> None:
 
 RACER = """
 import sys, time
-from sandrun import unused_states
+from sandrun.queue import unused_states
 unused_states.IDLE = -1e9
 unlink, gone = unused_states.os.rmdir, 0
 def count(path):

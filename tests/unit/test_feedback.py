@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import feedback
-from sandrun.queue import Queue
-from sandrun.ticket import Ticket
+from sandrun.queue import Queue, progress
+from sandrun.queue.ticket import Ticket
 
 
 class Clock:
@@ -27,13 +26,13 @@ def test_after_speaking_there_is_always_a_pause(
 ) -> None:
     """Over an hour in one state: a line each HEARTBEAT and the hint, and no spinning between."""
     clock = Clock()
-    monkeypatch.setattr(feedback, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     queue = Queue(str(tmp_path / "state"))
     head = queue.enqueue("0" * 8, ["head"])
     if state == "behind":
         queue.mark(head, running=True)
-    told = feedback.Feedback(queue, queue.enqueue("1" * 8, ["me"]), "/project")
+    told = progress.Feedback(queue, queue.enqueue("1" * 8, ["me"]), "/project")
     wakeups = 0
     while clock.now < 4600:
         match state:

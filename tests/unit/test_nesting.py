@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import nesting
 from sandrun.platform import processes
+from sandrun.queue import nesting
 
 
 def test_the_holder_is_told_by_the_kernel(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from sandrun.model import command_text
 from sandrun.queue import Queue
-from sandrun.ticket import StateGone, Ticket, shown
+from sandrun.queue.ticket import StateGone, Ticket, shown
 
 
 @given(st.lists(st.text(min_size=0, max_size=60), min_size=1, max_size=4))

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from sandrun.queue import Queue
-from sandrun.ticket import Ticket, head_key
+from sandrun.queue.ticket import Ticket, head_key
 
 EXAMPLES = int(os.environ.get("SANDRUN_TEST_EXAMPLES") or 60)
 head_starts = st.sampled_from([3600, 0, -3600]) | st.integers(-5000, 5000)
@@ -87,7 +87,7 @@ class Ordering(RuleBasedStateMachine):
         return waiter
 
     def look(self, waiter: Waiter, new: bool = False) -> None:
-        """What a waiter does when it is woken; as `waiting.wait_turn`."""
+        """What a waiter does when it is woken; as `posix_waiter.wait_turn`."""
         rung = waiter.is_rung()
         only_hung_up = waiter.is_hung_up() and not rung
         if not (self.slots == 1 and only_hung_up and waiter.watched[0].ran()):

@@ -74,7 +74,7 @@ def parameters(function: ast.stmt) -> "list[str]":
 
 
 def methods(definition: ast.stmt) -> "dict[str, ast.stmt]":
-    """By name, those of a base class in `sandrun.ticket` included."""
+    """By name, those of a base class in `sandrun.queue.ticket` included."""
     assert isinstance(definition, ast.ClassDef)
     shared = definitions(ROOT / "ticket.py")
     found: dict[str, ast.stmt] = {}

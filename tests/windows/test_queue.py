@@ -106,8 +106,7 @@ class _Silent:
 
 def test_an_end_wakes_the_waiter_and_not_its_own_look_around(box: Box) -> None:
     from sandrun.platform import windows_console
-    from sandrun.queue import Queue
-    from sandrun.windows import waiting
+    from sandrun.queue import Queue, windows_waiter
 
     folder = str(box.root / "queue")
     code = f"from sandrun.queue import Queue; Queue({folder!r}).enqueue('aaaaaaaa', ['x'])"
@@ -118,12 +117,12 @@ def test_an_end_wakes_the_waiter_and_not_its_own_look_around(box: Box) -> None:
     ours = queue.enqueue("bbbbbbbb", ["y"])
     (ahead,) = queue.ahead(ours)
     try:
-        with waiting.Patience(set(), float("inf"), _Silent(), []) as patience:
+        with windows_waiter.Patience(set(), float("inf"), _Silent(), []) as patience:
             patience.watch(ahead.id, ahead.fd)
             threading.Timer(0.3, holder.kill).start()
             began = time.monotonic()
             patience.sleep(ours)
-        assert time.monotonic() - began < waiting.LOOK_SECONDS * 5 * SCALE
+        assert time.monotonic() - began < windows_waiter.LOOK_SECONDS * 5 * SCALE
         assert queue.ahead(ours) == []
     finally:
         windows_console.restore()

@@ -9,7 +9,7 @@ Promises
 
 Invariants
 - A lock file is removed only by the process that has locked it. Everybody compares fstat with stat
-  after each lock (`sandrun.runlock`; every version did from the first on), so the lock of a removed
+  after each lock (`sandrun.queue`; every version did from the first on), so the lock of a removed
   file is nobody's turn: who waited for it opens the file that is there now.
 - The second homes are removed before the first: nobody finds only the second held.
 - rmdir(2) removes an empty directory only. Who came into it before has a ticket there, so it stays;
@@ -21,9 +21,9 @@ import time
 
 from sandrun.config import project
 from sandrun.model import SandrunError
-from sandrun.queue import Queue
-from sandrun.runlock import LockFile, read_line
-from sandrun.ticket import StateGone, slot_file, slots_of
+from sandrun.queue import Queue, read_line
+from sandrun.queue.posix_run_lock import LockFile
+from sandrun.queue.ticket import StateGone, slot_file, slots_of
 
 IDLE = 86400.0
 """Seconds since the last run after which a queue is taken for unused."""

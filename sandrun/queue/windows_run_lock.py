@@ -1,4 +1,4 @@
-"""The run lock on Windows: an exclusive lock of one file per slot; stands in for `sandrun.runlock`.
+"""The run lock on Windows: an exclusive lock of one file per slot; stands in for `sandrun.queue`.
 
 Promises: at most one run holds a slot of a queue, whoever started it. While a slot is held its file
 cannot be removed or renamed (no handle shares deletion), so the lock needs no second home in the
@@ -13,8 +13,8 @@ import os
 
 from sandrun.model import SandrunError
 from sandrun.platform import windows_api, windows_files
-from sandrun.queue import Queue
-from sandrun.ticket import slot_file
+from sandrun.queue.ticket import slot_file
+from sandrun.queue.windows_queue import Queue
 
 _ACCESS = windows_api.GENERIC_READ | windows_api.GENERIC_WRITE
 _SHARE = windows_api.FILE_SHARE_READ | windows_api.FILE_SHARE_WRITE

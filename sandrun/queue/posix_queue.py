@@ -12,23 +12,23 @@ Invariants
   door: look again. Neither needs a pid, so both work across pid namespaces.
 - On macOS, which refuses flock(2) on a FIFO (VNOP_ADVLOCK, XNU's bsd/vfs/kpi_vfs.c) and does not
   tell poll(2) of its hang-up, a ticket is a regular file: those who watch it have a child blocked
-  in flock(2) on it (`sandrun.waiting`), and a ring is a byte and a SIGURG, ignored by default.
+  in flock(2) on it (`sandrun.queue.waiter`), and a ring is a byte and a SIGURG, ignored by default.
 - A ticket appears under its name already locked (made under a private name, locked, then
   renamed), hence an unlocked ticket is dead, and anybody may remove it. No lock guards the
   registration, so no stopped process can hold one.
 - With S slots a ticket may run while fewer than S live ones are ahead. One with c ahead needs
   c - S + 1 of them to go, so at least one of any S of them: watching the S nearest misses no turn.
 - The order of names decides only who waits for whom. Exclusion is the run lock's alone
-  (`sandrun.runlock`): a listing that misses a name mid-rename costs a wake-up, never a second run.
+  (`sandrun.queue`): a listing that misses a name mid-rename costs a wake-up, never a second run.
 - A ticket that comes to stand ahead of others rings the one behind it, and a ticket that runs says
   so in its own FIFO. So a waiter that sees the one ahead end, says-it-ran read and no ring pending,
   is the head without another look at a long queue.
 - A priority is a head start in time and part of the key, so a ticket is overtaken only by those
   that came within the difference of head starts after it: nobody starves.
 - Whoever renames another's ticket (`move`), pauses or resumes rings every waiter afterwards. If it
-  is killed in between, the waiters' own look around (`waiting.LOOK`) mends it.
+  is killed in between, the waiters' own look around (`posix_waiter.LOOK`) mends it.
 
-Left to others: when to wait and what to say meanwhile (`sandrun.waiting`).
+Left to others: when to wait and what to say meanwhile (`sandrun.queue.waiter`).
 """
 
 import errno
@@ -39,7 +39,7 @@ import time
 from sandrun.bare import signal as _signal
 from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError, command_text
-from sandrun.ticket import RUNS, Chain, StateGone, Ticket, escape, head_key
+from sandrun.queue.ticket import RUNS, Chain, StateGone, Ticket, escape, head_key
 
 CANCEL = b"c"
 """What is written into a ticket that has to leave the queue; any other byte: look again."""

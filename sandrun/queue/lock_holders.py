@@ -7,12 +7,11 @@ waited for, but has no ticket that could be shown.
 import os
 import time
 
-from sandrun import nesting
 from sandrun.config import project
 from sandrun.model import command_text
 from sandrun.platform import processes
-from sandrun.queue import Queue
-from sandrun.ticket import slot_file
+from sandrun.queue import Queue, nesting
+from sandrun.queue.ticket import slot_file
 
 
 def foreign(queue: "Queue | None", root: str, name: str) -> "list[dict[str, object]]":

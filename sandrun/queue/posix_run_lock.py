@@ -19,7 +19,7 @@ Invariants
 - The state home holds one JSON line about its holder while a run is on, and nothing after a clean
   end. What a dead run left there says what must be cleaned up (`sandrun.recovery`).
 - A file counts only while it is the one that others would open, so after each lock fstat is
-  compared with stat. Who has locked that one may remove it (`sandrun.unused_states`).
+  compared with stat. Who has locked that one may remove it (`sandrun.queue.unused_states`).
 - Who may write a directory that is shared may lock the file in it, and nobody else: its owner (or
   root) gives it that mode and group whenever it has another one, as after `chmod -R g+w`.
 - The second home is a net under the first: where it cannot be had, the run goes on with the one in
@@ -33,8 +33,8 @@ import os
 from sandrun import messages
 from sandrun.config import project
 from sandrun.model import SandrunError, exhausted
-from sandrun.queue import Queue
-from sandrun.ticket import StateGone, slot_file
+from sandrun.queue.posix_queue import Queue
+from sandrun.queue.ticket import StateGone, slot_file
 
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 

@@ -22,7 +22,7 @@ from sandrun import messages
 from sandrun.config import project
 from sandrun.model import MIB, SandrunError, exhausted, size_text
 from sandrun.queue import Queue
-from sandrun.ticket import StateGone, Ticket, is_stopped
+from sandrun.queue.ticket import StateGone, Ticket, is_stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import sys
 import time
 
 from sandrun import messages
-from sandrun.leaving import look_at
+from sandrun.errors import look_at
 from sandrun.model import plain, size_text, span_text
 from sandrun.queue import Queue
-from sandrun.ticket import Ticket, shown
+from sandrun.queue.ticket import Ticket, shown
 
 
 def _seconds(name: str, default: float) -> float:

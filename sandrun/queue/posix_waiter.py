@@ -21,18 +21,18 @@ import select
 import time
 
 from sandrun.bare import signal as _signal
-from sandrun.leaving import Left, cancelled, gave_up
+from sandrun.errors import Left, cancelled, gave_up
 from sandrun.model import DARWIN, span_text
-from sandrun.queue import BELL, CANCEL, Queue
-from sandrun.runlock import RunLock, read_line
-from sandrun.ticket import Ticket
+from sandrun.queue.posix_queue import BELL, CANCEL, Queue
+from sandrun.queue.posix_run_lock import RunLock, read_line
+from sandrun.queue.ticket import Ticket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandrun.feedback import Feedback
-    from sandrun.pool import Share
+    from sandrun.queue.memory_pool import Share
+    from sandrun.queue.progress import Feedback
 
 LOOK = 15.0
 """Seconds between two looks around that nothing asked for: only for what the kernel tells nobody
@@ -178,13 +178,13 @@ def wait_turn(
 
 def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -> None:
     """Return when the pool has let `share` in; otherwise as `wait_turn`."""
-    from sandrun import pool
+    from sandrun.queue import memory_pool
 
     while not share.try_enter():
         ahead = share.queue.ahead(share.ticket, len(share.queue.names()))
         try:
             check()
-            patience.feedback.room(pool.explain(share, ahead[::-1]), [t.id for t in ahead])
+            patience.feedback.room(memory_pool.explain(share, ahead[::-1]), [t.id for t in ahead])
             # Any of them may make room; when none is left it is there already.
             if ahead:
                 patience.watch(ahead, share.ticket.fd)
@@ -197,7 +197,7 @@ def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience)
     """One sleep on locks that are held though nobody is ahead; True: they are ours already."""
     second = lock.holder_of_second()
     if second:
-        from sandrun import nesting
+        from sandrun.queue import nesting
 
         file = os.fstat(second.fd)
         if nesting.is_ours(file):

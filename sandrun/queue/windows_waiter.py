@@ -1,4 +1,4 @@
-"""Waiting for a turn on Windows: asleep on locks and events; stands in for `sandrun.waiting`.
+"""Waiting for a turn on Windows: asleep on locks and events; stands in for `sandrun.queue.waiter`.
 
 Imported only by a run that has to wait. Invariants
 - Waiting for a lock is a blocking LockFileEx in a thread of its own, because an overlapped one
@@ -14,20 +14,20 @@ Imported only by a run that has to wait. Invariants
 import _thread
 import time
 
-from sandrun.leaving import Left, cancelled, gave_up
+from sandrun.errors import Left, cancelled, gave_up
 from sandrun.model import span_text
 from sandrun.platform import windows_api, windows_console, windows_files
-from sandrun.windows.queue import CANCEL, END, LOOK, Queue
-from sandrun.windows.queue import Ticket as OwnTicket
-from sandrun.windows.runlock import RunLock
+from sandrun.queue.windows_queue import CANCEL, END, LOOK, Queue
+from sandrun.queue.windows_queue import Ticket as OwnTicket
+from sandrun.queue.windows_run_lock import RunLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandrun.feedback import Feedback
-    from sandrun.pool import Share
-    from sandrun.ticket import Ticket
+    from sandrun.queue.memory_pool import Share
+    from sandrun.queue.progress import Feedback
+    from sandrun.queue.ticket import Ticket
 
 LOOK_SECONDS = 15.0
 """Seconds between two looks around that nothing asked for: only for an event that was lost."""
@@ -146,12 +146,12 @@ def _close(tickets: "list[Ticket]") -> None:
 
 def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -> None:
     """Return when the pool has let `share` in; otherwise as `wait_turn`."""
-    from sandrun import pool
+    from sandrun.queue import memory_pool
 
     while not share.try_enter():
         ahead = share.queue.ahead(share.ticket, len(share.queue.names()))
         if ahead:  # any of them may make room; when none is left it is there already
             _watch_tickets(patience, ahead)
             check()
-            patience.feedback.room(pool.explain(share, ahead[::-1]), [t.id for t in ahead])
+            patience.feedback.room(memory_pool.explain(share, ahead[::-1]), [t.id for t in ahead])
             patience.sleep(share.ticket)

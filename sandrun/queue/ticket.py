@@ -69,7 +69,7 @@ class Ticket:
 
 
 def slot_file(stem: str, slot: int) -> str:
-    """The name of a slot's lock file (`sandrun.runlock`): `executor.lock`, `executor.2.lock`."""
+    """The name of a slot's lock file (`sandrun.queue`): `executor.lock`, `executor.2.lock`."""
     return f"{stem}.lock" if slot == 1 else f"{stem}.{slot}.lock"
 
 
@@ -194,8 +194,8 @@ class Chain:
 
     def mark(self, ticket: Ticket, running: bool) -> bool:
         """Put the ticket of the run lock's holder before all others, also before later keys; or
-        back among the waiting (see `sandrun.pool`). False: the directory was removed, or will not
-        have it; the run lock, held, is what counts."""
+        back among the waiting (see `sandrun.queue.memory_pool`). False: the directory was removed,
+        or will not have it; the run lock, held, is what counts."""
         order = "r" if running else "w"
         for _ in range(_TRIES):
             first, run_id, pid, _, rest = ticket.name.split(".", 4)
@@ -311,7 +311,7 @@ class Chain:
         for name in self.listing():
             if _is_private(name):
                 self.is_live(name)
-            elif name.startswith("around."):  # see sandrun.nesting; laid after its ticket
+            elif name.startswith("around."):  # see sandrun.queue.nesting; laid after its ticket
                 if is_run_id(name[7:]) and name[7:] not in ids:
                     self.take_up(name)
             elif name.startswith("kept."):

@@ -20,7 +20,7 @@ from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError
 from sandrun.platform import processes
 from sandrun.queue import Queue
-from sandrun.ticket import Ticket
+from sandrun.queue.ticket import Ticket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ Invariants
 import os
 import time
 
-from sandrun import ticket as places
 from sandrun.model import SandrunError, command_text
 from sandrun.platform import windows_api, windows_files
-from sandrun.ticket import Chain, escape, head_key
+from sandrun.queue import ticket as places
+from sandrun.queue.ticket import Chain, escape, head_key
 
 CANCEL = b"c"
 """What a ticket is told that has to leave the queue (exit 75)."""

@@ -1,0 +1,17 @@
+"""The queue of a project: tickets in order, the run lock that excludes, the wait for a turn, the
+pool.
+
+Promises that one run at a time holds a slot, first in first out, and that no killed run leaves a
+lock behind. Knows nothing of what runs. Imports config, messages, platform and model.
+"""
+
+import sys
+
+if sys.platform == "win32":
+    from sandrun.queue.windows_queue import CANCEL, Queue
+    from sandrun.queue.windows_run_lock import RunLock, read_line
+else:
+    from sandrun.queue.posix_queue import CANCEL, Queue
+    from sandrun.queue.posix_run_lock import RunLock, read_line
+
+__all__ = ["CANCEL", "Queue", "RunLock", "read_line"]
