@@ -5,8 +5,8 @@ Promises
   so no instruction of it runs outside; nothing can break away.
 - The job dies with its last handle, which only the supervisor has: however that ends, the kernel
   ends the tree.
-- CPU time is limited by `sandrun.clocks`, which ask the job; should no sandrun be able to look (one
-  that is suspended), the kernel ends the tree a grace later. It counts user time only.
+- CPU time is limited by `sandrun.supervise.timeouts`, which ask the job; should no sandrun be able
+  to look (one that is suspended), the kernel ends the tree a grace later. It counts user time only.
 - Each limit is read back. Memory is a commit limit of the whole tree: an allocation beyond it
   fails. Nothing is killed by that, so the message about it makes `struck` say `own`, and whoever
   supervises ends the run, as it would have ended on Linux.

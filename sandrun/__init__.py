@@ -5,14 +5,7 @@ every `sandrun -- true` pays for it; the names for Python programs (`sandrun.api
 are asked for.
 """
 
-import sys
-
 __version__ = "0.1.0"
-
-if sys.platform == "win32":
-    from sandrun import windows
-
-    windows.stand_in()
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

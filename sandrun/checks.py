@@ -4,10 +4,11 @@ import json
 import os
 from collections.abc import Callable
 
-from sandrun import backends, messages, recovery, report
+from sandrun import backends, messages, recovery
 from sandrun.config import project, trust
 from sandrun.model import SandrunError, plain
 from sandrun.queue import Queue
+from sandrun.supervise import report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

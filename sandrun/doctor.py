@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from sandrun import __version__, backends, checks, daemons, namespaces, outside, runner
+from sandrun import __version__, backends, checks, namespaces, runner
 from sandrun.backends import cgroup2_placement, cgroup_common
 from sandrun.checks import CAUTION, FAIL, PASS, UNUSED, Line, state, trusted
 from sandrun.config import project, settings
@@ -21,6 +21,7 @@ from sandrun.git import guard
 from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
 from sandrun.platform import processes, spawn
 from sandrun.queue import Queue, RunLock
+from sandrun.supervise import daemons, outside
 
 _PROBE_LIMIT = 32 * MIB
 _PROBE = "import time; b = bytearray(b'x') * (96 << 20); time.sleep(20)"

@@ -18,11 +18,12 @@ import signal
 import sys
 import time
 
-from sandrun import overview, recovery, report
+from sandrun import overview, recovery
 from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError
 from sandrun.queue import CANCEL, Queue, nesting
 from sandrun.queue.ticket import Ticket
+from sandrun.supervise import report
 
 _DEATH = 5.0
 """Seconds in which a process that was killed is gone."""

@@ -137,7 +137,7 @@ class Limits:
 
 class Process:
     """One process of a run as last seen. `memory` in bytes (RSS or PSS, see the backend); `daemon`
-    is the name of its row in `sandrun.daemons`, where somebody looked for one."""
+    is the name of its row in `sandrun.supervise.daemons`, where somebody looked for one."""
 
     __slots__ = ("command", "daemon", "memory", "pid")
 
@@ -243,7 +243,7 @@ class Outcome:
         self.top: list[Process] = []
 
     def is_plain(self) -> bool:
-        """Whether there is nothing to say about this end (`sandrun.report`), as of most."""
+        """Whether there is nothing to report about this end, as of most."""
         if self.reason not in ("exit", "signal") or self.leftovers or self.undead:
             return False
         if self.escaped or self.outside or self.shared[0]:

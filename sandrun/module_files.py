@@ -22,15 +22,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LATE = (
-    "clocks",
-    "daemons",
-    "ending",
-    "lookup",
-    "outside",
     "recovery",
-    "report",
-    "shared_memory",
-    "witness",
     *(f"backends/{name}" for name in ("escapes",)),
     *(
         f"git/{name}"
@@ -50,10 +42,22 @@ LATE = (
         for name in ("linux_processes", "posix_terminal", "processes", "small_files")
     ),
     *(f"queue/{name}" for name in ("unused_states",)),
+    *(
+        f"supervise/{name}"
+        for name in (
+            "command_lookup",
+            "daemons",
+            "leftovers",
+            "outside",
+            "report",
+            "shared_memory",
+            "timeouts",
+            "witness",
+        )
+    ),
 )
 """What the supervisor and its keepers import after the command has started."""
 WAITING = (
-    "keeper",
     *(
         f"backends/{name}"
         for name in (
@@ -73,6 +77,7 @@ WAITING = (
     *(f"config/{name}" for name in ("settings_files", "trust")),
     *(f"git/{name}" for name in ("included", "inotify", "record_locks", "waiter")),
     *(f"queue/{name}" for name in ("memory_pool", "taken_names")),
+    *(f"supervise/{name}" for name in ("keeper", "posix_keeper")),
 )
 """What a run imports between its turn and the command's start."""
 _ENOUGH = 64

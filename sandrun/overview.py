@@ -4,13 +4,14 @@ import os
 import sys
 import time
 
-from sandrun import recovery, report
+from sandrun import recovery
 from sandrun.config import project
 from sandrun.errors import look_at
 from sandrun.model import SandrunError, plain, size_text, span_text
 from sandrun.platform import processes
 from sandrun.queue import Queue
 from sandrun.queue.ticket import Ticket, is_stopped
+from sandrun.supervise import report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

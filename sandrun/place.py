@@ -240,12 +240,13 @@ def _wait(
     wait: "Callable[[Patience, Callable[[], None]], None]",
 ) -> None:
     """Wait in `queue`, telling others in which runs we are so that a circle is seen."""
-    from sandrun import errors, lookup
+    from sandrun import errors
     from sandrun.queue import nesting, waiter
     from sandrun.queue.progress import Feedback
+    from sandrun.supervise import command_lookup
 
     began = min((ticket.since for ticket in queue.running()), default=0)
-    if number := lookup.refusal(this.command[0], this.project, began):
+    if number := command_lookup.refusal(this.command[0], this.project, began):
         raise Refused(number)
     if this.settings.no_wait:
         raise errors.gave_up("not our turn, and --no-wait", this.settings.queue)

@@ -328,7 +328,7 @@ def take_over(lock: RunLock, private: "list[int]") -> bool:
     if alive:
         _record_lost(holder)
         note_unkillable(lock, line, alive)
-        from sandrun import keeper
+        from sandrun.supervise import keeper
 
         return not keeper.hold(container, lock, alive, private)
     # Where this run's own git variables lead is not where the other's led.

@@ -19,7 +19,7 @@ from sandrun.git import guard
 from sandrun.model import EXIT_HANGUP, OWN_SERVER, RUNS_VARIABLE, Outcome
 from sandrun.place import Place, Refused, take
 from sandrun.platform import spawn
-from sandrun.supervisor import Supervisor
+from sandrun.supervise import Supervisor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from sandrun.backends.protocol import Backend, Container
     from sandrun.config.settings import Settings
-    from sandrun.keeper import Keeper
+    from sandrun.supervise.keeper import Keeper
 
 _KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory", "escaped")
 """Ends that may leave git's locks behind: the run's processes had no time to clean up."""
@@ -92,7 +92,7 @@ DAEMONLESS = (
     ("MSBUILDDISABLENODEREUSE", "1"),
 )
 """Variables by which a tool does its work itself, in the run, instead of asking a daemon that may
-be outside of it. `sandrun.daemons` has their sources; here they cost no import."""
+be outside of it. `sandrun.supervise.daemons` has their sources; here they cost no import."""
 _GRADLE = "-Dorg.gradle.daemon="
 
 
@@ -198,7 +198,7 @@ def _remove_unused(root: str) -> None:
 
 
 def _refused(this: Run, number: int, began: float) -> Outcome:
-    from sandrun import report
+    from sandrun.supervise import report
 
     outcome = report.not_started("X", number, this.command)
     this.record |= {"limit": this.settings.memory, "since": began, "wait": 0.0}
@@ -226,9 +226,9 @@ def _guard_git(this: Run) -> "Outcome | None":
         )
     if not settings.git_wait or guard.is_quiet(this.project):
         return None
-    from sandrun import lookup, report
+    from sandrun.supervise import command_lookup, report
 
-    if number := lookup.refusal(this.command[0], this.project, time.time()):
+    if number := command_lookup.refusal(this.command[0], this.project, time.time()):
         return report.not_started("X", number, this.command)
     guard.wait_quiet(this.project, settings.git_wait, this.heritage.mask)
     return None
@@ -273,7 +273,7 @@ def _contained(this: Run) -> Outcome:
     keeper = None
     try:
         if container.token:
-            from sandrun.keeper import Keeper
+            from sandrun.supervise.keeper import Keeper
 
             parent = 0 if settings.detach else this.heritage.parent
             keeper = Keeper(
@@ -318,7 +318,7 @@ def _note_fallback(this: Run) -> None:
 
 
 def _report(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
-    from sandrun import report
+    from sandrun.supervise import report
 
     report.end(outcome, settings, backend)
 
@@ -370,7 +370,7 @@ def _supervised(
             posix_terminal.restore(modes)
         stage, number, what = spawn.failure(this.heritage)
     if stage:
-        from sandrun import report
+        from sandrun.supervise import report
 
         return report.not_started(stage, number, this.command, what)
     return outcome

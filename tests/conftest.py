@@ -27,10 +27,7 @@ for _signum in (getattr(signal, name, signal.SIGINT) for name in ("SIGINT", "SIG
 
 _ON_WINDOWS = (
     "windows/",
-    *(
-        f"unit/test_{name}.py"
-        for name in ("job_object", "options", "stand_ins", "windows_supervisor")
-    ),
+    *(f"unit/test_{name}.py" for name in ("job_object", "options", "windows_supervisor")),
 )
 _HERE = Path(__file__).parent
 

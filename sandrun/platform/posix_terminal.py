@@ -109,8 +109,8 @@ def _is_shared() -> bool:
 
 
 def _is_witness(pid: int) -> bool:
-    from sandrun import witness
     from sandrun.platform import processes
+    from sandrun.supervise import witness
 
     try:
         return processes.Stat(pid).name == witness.NAME

@@ -127,7 +127,7 @@ class Feedback:
         """A run's supervisor is dead, its processes are not; the `unkillable` nobody can end."""
         text = "waiting: what an ended run left behind is still being ended"
         if unkillable:
-            from sandrun import report
+            from sandrun.supervise import report
 
             pid = unkillable[0]
             what = report.unkillable(pid)

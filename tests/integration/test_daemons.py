@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import daemons
 from sandrun.platform import processes
 from sandrun.runner import DAEMONLESS
+from sandrun.supervise import daemons
 from tests.gitbox import GIT, GitBox
 from tests.harness import Box, alive, launcher, wait_for, without_note
 from tests.integration.test_git_run import to_be_packed

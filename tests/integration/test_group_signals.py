@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 import pytest
 
-from sandrun import witness
 from sandrun.platform import processes
+from sandrun.supervise import witness
 from tests.harness import ON_MACOS, SCALE, Box, alive, launcher, wait_for, without_note
 from tests.integration.test_supervisor_terminal import Terminal
 

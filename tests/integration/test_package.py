@@ -46,7 +46,16 @@ def test_the_wheel_holds_every_module_once(wheel: Path) -> None:
             "sandrun",
             *(
                 f"sandrun/{name}"
-                for name in ("cli", "config", "entry", "git", "platform", "queue", "windows")
+                for name in (
+                    "cli",
+                    "config",
+                    "entry",
+                    "git",
+                    "platform",
+                    "queue",
+                    "supervise",
+                    "windows",
+                )
             ),
         )
         for path in (ROOT / top).glob("*.py")

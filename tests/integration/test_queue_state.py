@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import witness
 from sandrun.platform import processes
+from sandrun.supervise import witness
 from tests.harness import Box, launcher, wait_for
 
 OTHER = 65534

@@ -21,10 +21,11 @@ OURS = {
     "sandrun.git.guard", "sandrun.history", "sandrun.messages", "sandrun.model",
     "sandrun.module_files", "sandrun.place", "sandrun.platform", "sandrun.platform.posix_spawn",
     "sandrun.project", "sandrun.queue", "sandrun.queue.posix_queue", "sandrun.queue.posix_run_lock",
-    "sandrun.queue.ticket", "sandrun.runner", "sandrun.supervisor",
+    "sandrun.queue.ticket", "sandrun.runner", "sandrun.supervise",
+    "sandrun.supervise.posix_supervisor",
 }  # fmt: skip
 
-LATE = {"sandrun.witness"}
+LATE = {"sandrun.supervise.witness"}
 """What is loaded beside a command that lasts an instant, as `true` does on a busy machine."""
 FILES = {"sandrun.config.settings_files", "sandrun.platform.small_files"}
 """Where there is a file that may have settings."""

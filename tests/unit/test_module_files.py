@@ -22,7 +22,7 @@ def modules(names: "tuple[str, ...]") -> "set[str]":
 
 HELD = modules(module_files.LATE)
 # Before the command starts, and in every run with a container: what may come late comes from there.
-STARTED = OURS | {"sandrun.keeper", "sandrun.backends.sampler"}
+STARTED = OURS | {"sandrun.supervise.keeper", "sandrun.backends.sampler"}
 # Only while a git is waited for, before the command; only on other systems; only for a taken name;
 # loaded before the wait where it is needed at all; what asks for escapes is that one itself.
 ELSEWHERE = {
@@ -55,7 +55,7 @@ def imported(name: str) -> "Iterator[str]":
             yield module
 
 
-@pytest.mark.parametrize("name", sorted(HELD | {"sandrun.supervisor", "sandrun.keeper"}))
+@pytest.mark.parametrize("name", sorted(HELD | {"sandrun.supervise", "sandrun.supervise.keeper"}))
 def test_all_that_may_be_loaded_late_is_held(name: str) -> None:
     assert set(imported(name)) <= HELD | STARTED | ELSEWHERE
 

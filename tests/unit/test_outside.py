@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from sandrun.outside import Outside
 from sandrun.platform import processes
+from sandrun.supervise.outside import Outside
 
 
 def test_a_host_full_of_processes_is_looked_at_a_little_at_a_time(

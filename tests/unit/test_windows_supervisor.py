@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sandrun.platform import windows_api, windows_console, windows_files, windows_spawn
-from sandrun.windows import supervisor
+from sandrun.supervise import windows_supervisor
 from tests.windows.fake_kernel32 import Fake
 
 RUN = {1, 1000, 1004}
@@ -72,7 +72,7 @@ def test_a_tree_whose_cpu_time_is_over_is_ended_at_once(
         grace=5.0, leftovers="kill", memory=0, timeout=0.0, cpu_time=0.0, idle_timeout=0.0
     )
     container: Any = _Container()
-    run = supervisor.Supervisor(1000, container, settings, True, None)
+    run = windows_supervisor.Supervisor(1000, container, settings, True, None)
     run.reason = reason  # whoever came first has begun to end it, and gives it the grace
     run._look()
     assert (container.kills, run.killed) == ((0, False) if reason else (1, True))

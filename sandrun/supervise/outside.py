@@ -10,9 +10,9 @@ another. One that does without variables that the run sets (`Daemon.variable`) i
 import os
 import time
 
-from sandrun import daemons
 from sandrun.model import RUNS_VARIABLE
 from sandrun.platform import processes
+from sandrun.supervise import daemons
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -19,8 +19,9 @@ What proves that a signal hits the run: the command's number is its own until we
 any other was read from the container an instant ago, while numbers are given in turn, so that one
 comes back only after all others. SIGKILL of many is the container's affair, which pins each.
 
-Left to others: the queue, the limits on time (`sandrun.clocks`), what becomes of what the command
-left behind (`sandrun.ending`), what is said about the end (`sandrun.report`).
+Left to others: the queue, the limits on time (`sandrun.supervise.timeouts`), what becomes of what
+the command left behind (`sandrun.supervise.leftovers`), what is said about the end
+(`sandrun.supervise.report`).
 """
 
 import os
@@ -40,12 +41,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandrun.backends.protocol import Container
-    from sandrun.clocks import Clocks
     from sandrun.config.settings import Settings
-    from sandrun.keeper import Keeper
-    from sandrun.outside import Outside
-    from sandrun.report import Half
-    from sandrun.witness import Witness
+    from sandrun.supervise.keeper import Keeper
+    from sandrun.supervise.outside import Outside
+    from sandrun.supervise.report import Half
+    from sandrun.supervise.timeouts import Clocks
+    from sandrun.supervise.witness import Witness
 
 KNOCK = getattr(_signal, "SIGRTMAX", _signal.SIGCHLD)
 """What the keeper sends: look around."""
@@ -108,9 +109,9 @@ class Supervisor:
         """The grace of a signal that asked the command to end."""
         self.clocks: Clocks | None = None
         if settings.timeout or settings.cpu_time or settings.idle_timeout:
-            from sandrun import clocks
+            from sandrun.supervise import timeouts
 
-            self.clocks = clocks.Clocks(settings, container, now)
+            self.clocks = timeouts.Clocks(settings, container, now)
         self.served: tuple[str, Mapping[str, str]] | None = None
         """The project and the command's environment, if daemons outside shall be looked for."""
         self.outside_at = now + _OUTSIDE
@@ -154,9 +155,9 @@ class Supervisor:
         if self.leftovers == "kill" and self.container.is_crowd():
             self._kill()
         if not self.killed and self.container.pids():
-            from sandrun import ending
+            from sandrun.supervise import leftovers
 
-            outcome = ending.settle(self, outcome)
+            outcome = leftovers.settle(self, outcome)
         if self.container.escaped:
             outcome = self._escaped(outcome)
         if self.witness:
@@ -168,7 +169,7 @@ class Supervisor:
             outcome.outside = self.outside.at_work()
         least = _SHARED if self.kernel else 1
         if outcome.usage.shared >= least and self.leftovers == "kill":
-            from sandrun import shared_memory
+            from sandrun.supervise import shared_memory
 
             self.members |= {process.pid for process in (*outcome.leftovers, *outcome.top)}
             since = time.time() - (time.monotonic() - self.began) - _CLOCKS
@@ -254,7 +255,7 @@ class Supervisor:
         return self.asked_until is not None or pending
 
     def _start_witness(self) -> None:
-        from sandrun.witness import Witness
+        from sandrun.supervise.witness import Witness
 
         self.witness = Witness()
         if self.witness.pid:
@@ -264,7 +265,7 @@ class Supervisor:
 
     def _look_outside(self, project: str, env: "Mapping[str, str]") -> bool:
         """Look for daemons outside for a moment; whether there is more to look at."""
-        from sandrun import outside
+        from sandrun.supervise import outside
 
         self.outside = self.outside or outside.Outside(self.child, project, env)
         return self.outside.look()
@@ -430,7 +431,7 @@ class Supervisor:
             return
         current = self.container.usage().current or 0
         if current * 2 >= self.limit:
-            from sandrun import report
+            from sandrun.supervise import report
 
             self.half = self.half or report.Half(self.limit)
             self.warned = self.half.told(current, self.container)

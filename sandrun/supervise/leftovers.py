@@ -55,7 +55,7 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
         _outlasts_session(run) and _outlasts_podman(run) and _keep_house(run)
     ):
         return outcome
-    from sandrun import daemons
+    from sandrun.supervise import daemons
 
     left = [p for p in map(daemons.describe, run.container.pids()) if p]
     if run.leftovers == "wait":
@@ -77,7 +77,7 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
 
 
 def _stop_monitors(left: "list[Process]") -> None:
-    from sandrun import daemons
+    from sandrun.supervise import daemons
 
     for process in left:
         if process.daemon == daemons.FSMONITOR:
@@ -109,7 +109,7 @@ def _is_in_session(pid: int) -> bool:
 def _outlasts_podman(run: "Supervisor") -> bool:
     """Give podman the time to clean up after a container, or `--rm` would not remove it; whether
     anything lives still."""
-    from sandrun import daemons
+    from sandrun.supervise import daemons
 
     deadline = time.monotonic() + _CLEANS
     while time.monotonic() < deadline and daemons.cleaning(run.container.pids()):

@@ -1,4 +1,4 @@
-"""Supervising one command on Windows; stands in for `sandrun.supervisor`.
+"""Supervising one command on Windows; stands in for `sandrun.supervise`.
 
 Promises
 - The command has the console's Ctrl-C from the console. The first leaves it at that; a second ends
@@ -9,9 +9,10 @@ Promises
 - When the process that started us dies, the run ends.
 - Returns only when no process of the run is left, or when the user wants leftovers left.
 
-Left to others: the queue, the limits on time (`sandrun.clocks`), what becomes of what the command
-left behind (`sandrun.ending`), what is said about the end (`sandrun.report`), what a job does by
-itself when we are killed (`sandrun.backends.job_object`).
+Left to others: the queue, the limits on time (`sandrun.supervise.timeouts`), what becomes of what
+the command left behind (`sandrun.supervise.leftovers`), what is said about the end
+(`sandrun.supervise.report`), what a job does by itself when we are killed
+(`sandrun.backends.job_object`).
 """
 
 import os
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandrun.backends.protocol import Container
-    from sandrun.clocks import Clocks
     from sandrun.config.settings import Settings
-    from sandrun.keeper import Keeper
-    from sandrun.report import Half
+    from sandrun.supervise.keeper import Keeper
+    from sandrun.supervise.report import Half
+    from sandrun.supervise.timeouts import Clocks
 
 _FIRST_LOOK = 0.01
 _SIGHUP, _SIGINT, _SIGTERM = 1, 2, 15
@@ -63,9 +64,9 @@ class Supervisor:
         self.kill_at: float | None = None
         self.clocks: Clocks | None = None
         if settings.timeout or settings.cpu_time or settings.idle_timeout:
-            from sandrun import clocks
+            from sandrun.supervise import timeouts
 
-            self.clocks = clocks.Clocks(settings, container, now)
+            self.clocks = timeouts.Clocks(settings, container, now)
         self.reason = ""
         self.signal = 0
         self.interrupts = 0
@@ -85,9 +86,9 @@ class Supervisor:
         self._look()  # the last word about whose limit struck
         outcome = self.outcome()
         if not self.killed and self.container.pids():
-            from sandrun import ending
+            from sandrun.supervise import leftovers
 
-            outcome = ending.settle(self, outcome)
+            outcome = leftovers.settle(self, outcome)
         outcome.usage = self.container.usage()
         outcome.top = self.container.top()
         outcome.undead = self.undead
@@ -168,7 +169,7 @@ class Supervisor:
             return
         current = self.container.usage().current or 0
         if current * 2 >= self.limit:
-            from sandrun import report
+            from sandrun.supervise import report
 
             self.half = self.half or report.Half(self.limit)
             self.warned = self.half.told(current, self.container)

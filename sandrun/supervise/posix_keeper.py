@@ -38,7 +38,7 @@ import os
 from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN
 from sandrun.platform import processes, spawn
-from sandrun.supervisor import KNOCK, sigtimedwait
+from sandrun.supervise.posix_supervisor import KNOCK, sigtimedwait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -184,7 +184,8 @@ class Keeper:
 def _detach(close: "list[int]") -> None:
     """Out of reach of what is meant for the supervisor's session, name, descriptors, directory."""
     os.setsid()
-    # What our old group got is not to look like what was sent to each process (`sandrun.witness`).
+    # What our old group got is not to look like what was sent to each process
+    # (`sandrun.supervise.witness`).
     while not DARWIN and sigtimedwait(spawn.ALL_SIGNALS, 0):
         pass
     spawn.rename(_NAME)

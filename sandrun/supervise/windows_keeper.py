@@ -1,4 +1,4 @@
-"""No keeper is needed here; stands in for `sandrun.keeper`.
+"""No keeper is needed here; stands in for `sandrun.supervise.keeper`.
 
 The job of a run dies with its last handle, which only the supervisor has, so whatever kills the
 supervisor ends the tree; the next run of the queue writes the record (`sandrun.recovery`). The

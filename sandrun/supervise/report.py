@@ -94,7 +94,7 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
 
 
 def _left_behind(found: "list[Process]", settings: "Settings") -> None:
-    from sandrun import daemons
+    from sandrun.supervise import daemons
 
     news = [process for process in found if not daemons.is_own_server(process, settings)]
     if not news:
@@ -143,7 +143,7 @@ _KEEPS_INSIDE = (
 
 
 def _outside(found: "list[Process]") -> "tuple[str, str]":
-    from sandrun import daemons
+    from sandrun.supervise import daemons
 
     who = ", ".join(f"{p.daemon} (pid {p.pid})" for p in found[:3])
     text = f"{who} worked during the run and was started outside of it: no limit or end reaches it"
@@ -299,9 +299,9 @@ def not_started(stage: str, number: int, command: "list[str]", what: str = "") -
     missing = number in (errno.ENOENT, errno.ENOTDIR)
     hint = ""
     if missing:
-        from sandrun import lookup
+        from sandrun.supervise import command_lookup
 
-        hint = lookup.hint(command)
+        hint = command_lookup.hint(command)
     found_nowhere = number == errno.ENOENT and "/" not in name
     why = "command not found" if found_nowhere else os.strerror(number)
     messages.error(f"{name}: {why}", hint)
