@@ -4,8 +4,9 @@ import json
 import os
 from collections.abc import Callable
 
-from sandrun import backends, messages, recovery
+from sandrun import backends, messages
 from sandrun.config import project, trust
+from sandrun.lifecycle import recovery
 from sandrun.model import SandrunError, plain
 from sandrun.queue import Queue
 from sandrun.supervise import report

@@ -13,11 +13,12 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from sandrun import __version__, backends, checks, namespaces, runner
+from sandrun import __version__, backends, checks
 from sandrun.backends import cgroup2_placement, cgroup_common
 from sandrun.checks import CAUTION, FAIL, PASS, UNUSED, Line, state, trusted
 from sandrun.config import project, settings
 from sandrun.git import guard
+from sandrun.lifecycle import namespaces, runner
 from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
 from sandrun.platform import processes, spawn
 from sandrun.queue import Queue, RunLock

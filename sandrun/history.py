@@ -153,8 +153,8 @@ def recorded(run_id: str) -> bool:
     """Whether the history has a record of a run that ended lately.
 
     Lately: among the last MiB. A supervisor that is killed after its record and before it empties
-    its line (see `sandrun.recovery`) leaves it there, unless thousands of runs ended meanwhile;
-    then the run is recorded once more, as lost.
+    its line (see `sandrun.lifecycle.recovery`) leaves it there, unless thousands of runs ended
+    meanwhile; then the run is recorded once more, as lost.
     """
     mark = run_id.encode()
     lines = (line for line in _last_lines(_SEARCHED) if mark in line)

@@ -78,7 +78,7 @@ def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
         return root, settings.resolve(parsed.flags, root, start)
 
     root, chosen = spawn.interruptibly(heritage, settle)
-    from sandrun import runner
+    from sandrun.lifecycle import runner
 
     outcome = runner.run(parsed.command, chosen, root, heritage)
     if outcome.interrupted:  # a shell's loop goes on after an exit code, whatever it is

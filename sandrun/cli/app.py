@@ -187,23 +187,23 @@ def status(
     ids: str = "",
 ) -> None:
     """Show who runs and who waits, in order."""
-    from sandrun import overview
+    from sandrun.lifecycle import status
 
     root, chosen = obj
     here = project.state_path(root, chosen.queue)
     queues = [
-        overview.look(path, root, chosen.queue) if path == here else overview.look(path)
+        status.look(path, root, chosen.queue) if path == here else status.look(path)
         for path in (project.all_states() if everything else [here])
     ]
     foreign, example = project.foreign_states() if everything else (0, "")
     if ids:  # for completions
-        for line in overview.ids(queues, ids == "waits"):
+        for line in status.ids(queues, ids == "waits"):
             page(line)
         return
     if as_json:
         page(json.dumps({"v": 1, "queues": queues, "foreign": foreign}))
         return
-    text = overview.text(queues, everything)
+    text = status.text(queues, everything)
     if foreign:
         many = "1 entry" if foreign == 1 else f"{foreign} entries"
         text += f"\npassed by: {many} of other users with names of your queues ({example})"
@@ -220,10 +220,10 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
     Whole trees are ended. Says what it ended; exit 1 if there was nothing to end, or if something
     lives on.
     """
-    from sandrun import emergency
+    from sandrun.lifecycle import kill
 
     root, chosen = obj
-    answer = emergency.end(project.state_path(root, chosen.queue), run, everything, chosen.grace)
+    answer = kill.end(project.state_path(root, chosen.queue), run, everything, chosen.grace)
     for line in answer.ended:
         out(line)
     for line in answer.lives:

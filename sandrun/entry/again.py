@@ -58,7 +58,7 @@ def main(flags: "dict[str, object]", heritage: spawn.Heritage) -> int:
     if restarted:
         return notes.read(0)
     command = [_program(words[0], make), *_stay_here(words[1:])]
-    from sandrun import runner
+    from sandrun.lifecycle import runner
 
     outcome = runner.run(command, chosen, root, heritage)
     if outcome.code or told == _IGNORES:

@@ -119,7 +119,7 @@ def _locks_of_ours(queue: Queue) -> "list[str]":
     """The ids of the runs whose run lock was handed down to us."""
     if sys.platform == "win32":
         return []
-    from sandrun import recovery
+    from sandrun.lifecycle import recovery
 
     ids = []
     for file, line in recovery.lines(queue):

@@ -17,7 +17,7 @@ Invariants
   does whatever makes a waiter sleep on something else: no two runs hold one home each while they
   wait for the other's.
 - The state home holds one JSON line about its holder while a run is on, and nothing after a clean
-  end. What a dead run left there says what must be cleaned up (`sandrun.recovery`).
+  end. What a dead run left there says what must be cleaned up (`sandrun.lifecycle.recovery`).
 - A file counts only while it is the one that others would open, so after each lock fstat is
   compared with stat. Who has locked that one may remove it (`sandrun.queue.unused_states`).
 - Who may write a directory that is shared may lock the file in it, and nobody else: its owner (or

@@ -216,13 +216,13 @@ def _end_orphans(queue: Queue, fd: int) -> bool:
     line = read_line(fd)
     if not line or _unkillable(fd):  # its keeper has tried
         return False
-    from sandrun import recovery
+    from sandrun.lifecycle import recovery
 
     return recovery.end_orphans(queue, line)
 
 
 def _unkillable(fd: int) -> "list[int]":
-    from sandrun import recovery
+    from sandrun.lifecycle import recovery
 
     return recovery.unkillable(read_line(fd))
 

@@ -167,7 +167,7 @@ class Feedback:
         )
 
     def _where(self, head: Ticket) -> str:
-        from sandrun import recovery
+        from sandrun.lifecycle import recovery
 
         found = recovery.directory(self.queue, head)
         return f", in {found}" if found else ""

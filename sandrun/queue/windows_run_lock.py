@@ -6,7 +6,8 @@ checkout.
 
 Unlike flock(2), a lock is not handed down to children: it is free when the supervisor is dead. The
 run's job dies with its last handle at that instant, and the next holder, before it starts anything,
-ends and waits for what the last one left (`sandrun.recovery`); what that was stands in the file.
+ends and waits for what the last one left (`sandrun.lifecycle.recovery`); what that was stands in
+the file.
 """
 
 import os

@@ -15,7 +15,7 @@ has lasted an instant, as an orphan: whoever walks down the tree of processes wi
 agents do) does not meet it. It sleeps in read(2), first on the supervisor's end, then on the first
 keeper's, and a dismissed one is gone before its keeper is. Only where it would stay as a zombie,
 because nobody reaps orphans here, is it the keeper's child. If all three are killed, the next run
-of the queue does their work (`sandrun.recovery`).
+of the queue does their work (`sandrun.lifecycle.recovery`).
 
 Measured (cgroup1, beside the same run without them): the first one costs a run 3 ms, the second one
 another 3 ms if it lasts long enough; both together 2.6 MiB (PSS) and, asleep, no CPU time at all.
@@ -110,7 +110,7 @@ class Keeper:
     def outlast(self, pids: "list[int]") -> None:
         """Leave the run lock to the keeper for as long as these processes live, which nobody can
         end. They may have closed the lock that they inherited, as what sudo starts has."""
-        from sandrun import recovery
+        from sandrun.lifecycle import recovery
 
         if self._lock:
             recovery.note_unkillable(self._lock, self._line, pids)
@@ -141,7 +141,7 @@ class Keeper:
                 self._lock.release()
 
     def _finish(self) -> None:
-        from sandrun import recovery
+        from sandrun.lifecycle import recovery
 
         recovery.finish(self._container, self._line, self._lock)
 
@@ -204,7 +204,7 @@ def hold(
     can end, and what they start. Whether the lock is held so (not on Windows)."""
     if os.fork() == 0:
         try:
-            from sandrun import recovery
+            from sandrun.lifecycle import recovery
 
             _detach(close)
             recovery.outlast(container, known)

@@ -282,7 +282,7 @@ def not_started(stage: str, number: int, command: "list[str]", what: str = "") -
     not be made, X when exec failed.
     """
     if stage == "N":
-        from sandrun import namespaces
+        from sandrun.lifecycle import namespaces
 
         refusal = namespaces.refusal(number, what)
         messages.error(refusal.text, refusal.hint)

@@ -1,8 +1,9 @@
 """No keeper is needed here; stands in for `sandrun.supervise.keeper`.
 
 The job of a run dies with its last handle, which only the supervisor has, so whatever kills the
-supervisor ends the tree; the next run of the queue writes the record (`sandrun.recovery`). The
-supervisor can wait for everything at once and watches its parent by itself.
+supervisor ends the tree; the next run of the queue writes the record
+(`sandrun.lifecycle.recovery`). The supervisor can wait for everything at once and watches its
+parent by itself.
 """
 
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Keeper:
-    """What `sandrun.runner` asks of a keeper; `parent`: the process whose death ends the run."""
+    """What a run asks of a keeper; `parent`: the process whose death ends the run."""
 
     def __init__(
         self,

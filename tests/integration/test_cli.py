@@ -49,7 +49,8 @@ def test_every_exit_code_is_the_commands_own(box: Box) -> None:
     """All 256, each by a fork of one interpreter, which spares its start."""
     script = """if True:
         import os, sys
-        from sandrun import cli, runner
+        from sandrun import cli
+        from sandrun.lifecycle import runner
         for code in range(256):
             pid = os.fork()
             if pid == 0:

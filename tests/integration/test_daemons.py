@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from sandrun.lifecycle.runner import DAEMONLESS
 from sandrun.platform import processes
-from sandrun.runner import DAEMONLESS
 from sandrun.supervise import daemons
 from tests.gitbox import GIT, GitBox
 from tests.harness import Box, alive, launcher, wait_for, without_note

@@ -62,7 +62,7 @@ def test_the_wheel_holds_every_module_once(wheel: Path) -> None:
     } | {f"sandrun/backends/{path.name}" for path in (ROOT / "backends").glob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
     assert {
-        f"sandrun/{name}" for name in ("py.typed", "entry/podman.conf", "entry/sandrun.mk")
+        f"sandrun/{name}" for name in ("py.typed", "lifecycle/podman.conf", "entry/sandrun.mk")
     } <= set(names)
 
 

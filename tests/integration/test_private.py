@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import namespaces
 from sandrun.config import project
+from sandrun.lifecycle import namespaces
 from tests.harness import ON_MACOS, Box, alive, launcher, pretending, wait_for, without_note
 
 PRIVATE = ("--private-tmp", "--private-ipc")

@@ -18,11 +18,11 @@ FREE = {
 OURS = {
     "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.bare", "sandrun.cli",
     "sandrun.config", "sandrun.config.options", "sandrun.config.settings", "sandrun.config.values",
-    "sandrun.git.guard", "sandrun.history", "sandrun.messages", "sandrun.model",
-    "sandrun.module_files", "sandrun.place", "sandrun.platform", "sandrun.platform.posix_spawn",
-    "sandrun.project", "sandrun.queue", "sandrun.queue.posix_queue", "sandrun.queue.posix_run_lock",
-    "sandrun.queue.ticket", "sandrun.runner", "sandrun.supervise",
-    "sandrun.supervise.posix_supervisor",
+    "sandrun.git.guard", "sandrun.history", "sandrun.lifecycle", "sandrun.lifecycle.admission",
+    "sandrun.lifecycle.module_files", "sandrun.lifecycle.runner", "sandrun.messages",
+    "sandrun.model", "sandrun.platform", "sandrun.platform.posix_spawn", "sandrun.project",
+    "sandrun.queue", "sandrun.queue.posix_queue", "sandrun.queue.posix_run_lock",
+    "sandrun.queue.ticket", "sandrun.supervise", "sandrun.supervise.posix_supervisor",
 }  # fmt: skip
 
 LATE = {"sandrun.supervise.witness"}

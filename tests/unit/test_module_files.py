@@ -1,4 +1,4 @@
-"""Modules that are loaded late are held open (`sandrun.module_files`), whatever they import."""
+"""Modules that are loaded late are held open (`lifecycle.module_files`), whatever they import."""
 
 import ast
 import importlib
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sandrun
-from sandrun import module_files
+from sandrun.lifecycle import module_files
 from tests.integration.test_start import OURS
 
 TOP = Path(sandrun.__file__).parent
@@ -26,7 +26,7 @@ STARTED = OURS | {"sandrun.supervise.keeper", "sandrun.backends.sampler"}
 # Only while a git is waited for, before the command; only on other systems; only for a taken name;
 # loaded before the wait where it is needed at all; what asks for escapes is that one itself.
 ELSEWHERE = {
-    *("sandrun.namespaces", "sandrun.backends.cgroup_common"),
+    *("sandrun.lifecycle.namespaces", "sandrun.backends.cgroup_common"),
     *(
         "sandrun.git.inotify",
         "sandrun.git.waiter",
@@ -69,7 +69,7 @@ LOADED = {
 
 def test_a_waiter_holds_all_that_its_run_may_load() -> None:
     seen: set[str] = set()
-    ahead = {"sandrun.runner", "sandrun.place"}
+    ahead = {"sandrun.lifecycle.runner", "sandrun.lifecycle.admission"}
     systems = {"sandrun.backends.rlimit_macos", "sandrun.backends.job_object"}
     while ahead:
         name = ahead.pop()

@@ -124,7 +124,7 @@ def test_the_users_podman_works_on() -> None:
 
 def test_what_the_user_has_set_stays() -> None:
     show = ("--", "sh", "-c", 'echo "$CONTAINERS_CONF_OVERRIDE"')
-    assert sandrun(*show).stdout.endswith("/sandrun/entry/podman.conf\n")
+    assert sandrun(*show).stdout.endswith("/sandrun/lifecycle/podman.conf\n")
     assert sandrun(*show, CONTAINERS_CONF_OVERRIDE="/a").stdout == "/a\n"
     assert sandrun("--daemons", "leave", *show).stdout == "\n"
     assert sandrun("--backend", "rlimit", *show).stdout == "\n"

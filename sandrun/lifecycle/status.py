@@ -4,9 +4,9 @@ import os
 import sys
 import time
 
-from sandrun import recovery
 from sandrun.config import project
 from sandrun.errors import look_at
+from sandrun.lifecycle import recovery
 from sandrun.model import SandrunError, plain, size_text, span_text
 from sandrun.platform import processes
 from sandrun.queue import Queue

@@ -1,4 +1,4 @@
-"""How `sandrun kill` ends who holds a ticket on Windows (`sandrun.emergency`).
+"""How `sandrun kill` ends who holds a ticket on Windows (`sandrun.lifecycle.kill`).
 
 It is told by its event, and terminated when the grace is over: its job ends the tree. Its process
 is opened by the number in the ticket's name before the ticket is seen alive once more, so the

@@ -12,12 +12,13 @@ import os
 import sys
 import time
 
-from sandrun import backends, history, messages, module_files
+from sandrun import backends, history, messages
 from sandrun.config import project as projects
 from sandrun.config import settings as settled
 from sandrun.git import guard
+from sandrun.lifecycle import module_files
+from sandrun.lifecycle.admission import Place, Refused, take
 from sandrun.model import EXIT_HANGUP, OWN_SERVER, RUNS_VARIABLE, Outcome
-from sandrun.place import Place, Refused, take
 from sandrun.platform import spawn
 from sandrun.supervise import Supervisor
 
@@ -82,7 +83,7 @@ class Run:
 
 
 _OF_V2 = ("cgroup2", "systemd")
-_PODMAN = f"{os.path.dirname(__file__)}/entry/podman.conf"
+_PODMAN = f"{os.path.dirname(__file__)}/podman.conf"
 """Has podman (4.4 and newer) put containers into the run's group instead of beside it, on cgroup
 v2. A file of the package: a run writes none, and one that is killed leaves none."""
 DAEMONLESS = (
@@ -133,7 +134,7 @@ def run(
     if settings.backend == "none":  # refused before the wait
         backends.choose("none", this.id, settled.limits(settings, project), False)
     if settings.private_tmp or settings.private_ipc:
-        from sandrun import namespaces
+        from sandrun.lifecycle import namespaces
 
         namespaces.check(this)
     began = time.time()
@@ -345,7 +346,7 @@ def _supervised(
     env = this.environment()
     apart = [this.project, str(this.record["cwd"])]
     if this.settings.private_tmp or this.settings.private_ipc:
-        from sandrun import namespaces
+        from sandrun.lifecycle import namespaces
 
         planned = namespaces.plan(this, env)
         this.heritage.isolate = planned.enter

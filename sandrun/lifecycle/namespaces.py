@@ -32,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from sandrun.runner import Run
+    from sandrun.lifecycle.runner import Run
 
 _NEWNS, _NEWIPC, _NEWUSER = 0x20000, 0x08000000, 0x10000000  # <linux/sched.h>
 _NOSUID, _NODEV, _NOEXEC = 2, 4, 8  # <linux/mount.h>, and ST_NOEXEC of statvfs(3)

@@ -8,9 +8,9 @@ What proves that the target is ours: the pid that is signalled is the one of who
 lock, as the kernel tells it in our namespace, asked anew before each signal. Who holds a lock is
 alive, so the pid is its own. The number in a ticket's name is believed only where the kernel does
 not tell (macOS), and never one that would mean many (kill(2): 0, -1) or init. What a killed
-supervisor left is proved by `sandrun.recovery`.
+supervisor left is proved by `sandrun.lifecycle.recovery`.
 
-On Windows there are no signals: see `sandrun.windows.emergency`.
+On Windows there are no signals: see `sandrun.lifecycle.windows_kill`.
 """
 
 import os
@@ -18,8 +18,8 @@ import signal
 import sys
 import time
 
-from sandrun import overview, recovery
 from sandrun.config import project
+from sandrun.lifecycle import recovery, status
 from sandrun.model import DARWIN, SandrunError
 from sandrun.queue import CANCEL, Queue, nesting
 from sandrun.queue.ticket import Ticket
@@ -45,7 +45,7 @@ def end(state: str, run: "str | None", everything: bool, grace: float) -> Answer
     for path in states:
         queue = None
         try:
-            queue = overview.open_queue(path)
+            queue = status.open_queue(path)
             if queue:
                 _end_queue(queue, run, everything, grace, answer)
         except SandrunError as error:
@@ -85,12 +85,12 @@ def _end_queue(
 def _ended(queue: Queue, ticket: Ticket, grace: float) -> bool:
     """Have whoever holds the ticket end, and end it if it does not; whether it is gone."""
     if sys.platform == "win32":
-        from sandrun.windows import emergency
+        from sandrun.lifecycle import windows_kill
 
-        emergency.tell(queue, ticket)
-        if _gone_within(queue, ticket, grace + emergency.MARGIN):
+        windows_kill.tell(queue, ticket)
+        if _gone_within(queue, ticket, grace + windows_kill.MARGIN):
             return True
-        emergency.terminate(queue, ticket)
+        windows_kill.terminate(queue, ticket)
         return _gone_within(queue, ticket, _DEATH)
     for signum, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, _DEATH)):
         pid = nesting.ticket_holder(queue, ticket)

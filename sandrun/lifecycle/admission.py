@@ -10,8 +10,9 @@ What a free queue does not need is imported only by those that have to wait.
 import os
 import time
 
-from sandrun import backends, messages, module_files
+from sandrun import backends, messages
 from sandrun.config import project
+from sandrun.lifecycle import module_files
 from sandrun.model import EXIT_GAVE_UP, SandrunError
 from sandrun.queue import Queue, RunLock
 from sandrun.queue.ticket import StateGone, Ticket, head_key
@@ -20,9 +21,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandrun.lifecycle.runner import Run
     from sandrun.queue.memory_pool import Share
     from sandrun.queue.waiter import Patience
-    from sandrun.runner import Run
 
 
 class Refused(Exception):
@@ -161,7 +162,7 @@ def _is_clean(place: Place) -> bool:
     assert lock
     if not lock.read_holder():
         return True
-    from sandrun import recovery
+    from sandrun.lifecycle import recovery
 
     return recovery.take_over(lock, place.descriptors())
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LATE = (
-    "recovery",
     *(f"backends/{name}" for name in ("escapes",)),
     *(
         f"git/{name}"
@@ -37,6 +36,7 @@ LATE = (
             "stale",
         )
     ),
+    *(f"lifecycle/{name}" for name in ("recovery",)),
     *(
         f"platform/{name}"
         for name in ("linux_processes", "posix_terminal", "processes", "small_files")
@@ -94,7 +94,7 @@ def hold(names: "tuple[str, ...]" = LATE) -> None:
     # On Windows nobody could replace what is open.
     if sys.platform == "win32" or os.sysconf("SC_OPEN_MAX") < _ENOUGH:
         return
-    top = os.path.dirname(__file__)
+    top = os.path.dirname(os.path.dirname(__file__))
     for name in names:
         module = "sandrun." + name.replace("/", ".")
         if module in sys.modules or module in _held:
