@@ -4,8 +4,9 @@
 
 Each run has a process of its own (`python -m sandrun`), because its supervisor takes all signals
 and reaps all children of the process that it lives in. What became of the run comes back over an
-inherited descriptor (`sandrun.entry.telling`), never by reading what people read. Thus any thread
-may run and cancel anything. A program that is killed takes its runs with it, unless `detach`.
+inherited descriptor (`sandrun.integrations.notify`), never by reading what people read. Thus any
+thread may run and cancel anything. A program that is killed takes its runs with it, unless
+`detach`.
 
 Settings are those of the command line and of sandrun.toml (README, Configuration), by the same
 names and with the same texts; what is not given is settled as there.

@@ -57,7 +57,7 @@ def trusted(chosen: "Settings") -> Line:
 
 def worktrees() -> "list[Line]":
     """The worktrees of this repository in which git runs no hooks."""
-    from sandrun.entry import hooks
+    from sandrun.integrations import hooks
 
     found = hooks.missing(project.find(project.working_directory()))
     return [Line("hooks", CAUTION, text, hooks.MAKE_THEM) for text in found]

@@ -9,7 +9,7 @@ import pytest
 import sandrun
 from tests.harness import Box, launcher
 
-INCLUDE = Path(sandrun.__file__).with_name("entry") / "sandrun.mk"
+INCLUDE = Path(sandrun.__file__).with_name("integrations") / "sandrun.mk"
 
 
 def put_on_path(box: Box) -> Path:

@@ -43,11 +43,11 @@ def main() -> "NoReturn":
 def _listen(env: "Mapping[str, str]") -> None:
     """Find the programs that want to know: our caller from Python, a CI's log and summary."""
     if "SANDRUN_TELL" in env:
-        from sandrun.entry import telling
+        from sandrun.integrations import notify
 
-        telling.take()
+        notify.take()
     if ("GITHUB_ACTIONS" in env or "GITLAB_CI" in env) and "SANDRUN_RUNS" not in env:
-        from sandrun.entry import ci
+        from sandrun.integrations import ci
 
         messages.listeners.append(ci.report)
 
@@ -62,9 +62,9 @@ def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
 
         return wrapper.main(parsed.arguments, parsed.flags, heritage)
     if parsed.subcommand == "make-again":
-        from sandrun.entry import again
+        from sandrun.integrations import make
 
-        return again.main(parsed.flags, heritage)
+        return make.main(parsed.flags, heritage)
     if parsed.subcommand:
         from sandrun.cli import app
 

@@ -27,7 +27,7 @@ def init(obj: "tuple[str, settings.Settings]", dry_run: bool, undo: bool) -> Non
     what is generated or shared with other projects is left; it can be said again at any time.
     Its undoing leaves a shim that another project has from it.
     """
-    from sandrun.entry import init as setting_up
+    from sandrun.integrations import init as setting_up
 
     for step in setting_up.steps(obj[0], undo):
         if not dry_run:
@@ -102,7 +102,7 @@ def shims() -> None:
 @click.argument("tools", nargs=-1, required=True)
 def shims_add(tools: "tuple[str, ...]") -> None:
     """Write shims for tools: make, ninja, cmake, pytest, npm, cargo, go, git, or any other."""
-    from sandrun.entry import shims as made
+    from sandrun.integrations import shims as made
 
     for tool in tools:
         out(made.add(tool))
@@ -119,7 +119,7 @@ def shims_remove(tools: "tuple[str, ...]", no_forward: bool) -> None:
     Each leaves a forwarder that runs the tool without sandrun: a build that was configured with the
     shim knows it by its path (CMakeCache.txt, config.status).
     """
-    from sandrun.entry import shims as made
+    from sandrun.integrations import shims as made
 
     for tool in tools:
         path = made.remove(tool, forward=not no_forward)
@@ -130,7 +130,7 @@ def shims_remove(tools: "tuple[str, ...]", no_forward: bool) -> None:
 @shims.command("list")
 def shims_list() -> None:
     """List the tools that have a shim."""
-    from sandrun.entry import shims as made
+    from sandrun.integrations import shims as made
 
     tools = made.installed()
     for tool in tools:
@@ -154,7 +154,7 @@ def shims_activate(shell: str) -> None:
     powershell  sandrun shims activate powershell | Invoke-Expression
     cmd         for /f "delims=" %i in ('sandrun shims activate cmd') do %i
     """
-    from sandrun.entry import shims as made
+    from sandrun.integrations import shims as made
 
     page(made.activation(shell))
 
@@ -162,7 +162,7 @@ def shims_activate(shell: str) -> None:
 @click.command("make-include", short_help="Print the path of sandrun.mk, for Makefiles.")
 def make_include() -> None:
     """Print the path of sandrun.mk, the file that a Makefile includes."""
-    from sandrun.entry import init as setting_up
+    from sandrun.integrations import init as setting_up
 
     page(setting_up.include())
 

@@ -146,7 +146,7 @@ def launch(python: str, library: str) -> str:
     from sandrun.model import command_text
 
     python = command_text([python])
-    file = command_text([f"{library}/sandrun/entry/launch.py"])
+    file = command_text([f"{library}/sandrun/cli/launch.py"])
     return f'[ ! -x {python} ] || [ ! -e {file} ] || exec {python} -I -S {file} --guard "$real"'
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ALL_SIGNALS: "frozenset[int]" = frozenset()
 SHIM_MARK = ".sandrun-shims"
-"""The file that marks a folder of shims (`sandrun.entry.shims`)."""
+"""The file that marks a folder of shims (`sandrun.integrations.shims`)."""
 _BATCH = (".bat", ".cmd")
 _UNSAFE = '"%\n\r'
 

@@ -55,7 +55,7 @@ def test_a_failure_of_sandrun_is_an_error_too(github: Box) -> None:
 
 
 def test_a_long_wait_is_a_notice(github: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sandrun.entry import ci
+    from sandrun.integrations import ci
 
     written: list[str] = []
     monkeypatch.setattr("sandrun.messages.write", written.append)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.entry import init
+from sandrun.integrations import init
 from tests.entering import makefile, need, put_on_path
 from tests.harness import ROOT, Box
 from tests.integration.test_readme import BLOCKS

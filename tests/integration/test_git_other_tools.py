@@ -199,8 +199,8 @@ def test_without_sandrun_it_says_so_and_runs_the_tool(box: GitBox, name: str, ho
     (box.root / "tools/jj").chmod(0o755)
     copy = box.root / "copy"
     if how != "gone":
-        (copy / "sandrun/entry").mkdir(parents=True)
-        shutil.copy(ROOT / "sandrun/entry/launch.py", copy / "sandrun/entry")
+        (copy / "sandrun/cli").mkdir(parents=True)
+        shutil.copy(ROOT / "sandrun/cli/launch.py", copy / "sandrun/cli")
         (copy / "sandrun/__init__.py").write_text("raise ImportError('half of it is missing')\n")
     python = "/nonesuch" if how == "no python" else sys.executable
     sandrun = shim.launch(python, str(copy))

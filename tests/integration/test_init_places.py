@@ -598,7 +598,7 @@ def test_who_cannot_give_a_file_away_writes_it_in_place(open_box: Box) -> None:
     os.chown(open_box.project, USER, USER)
     os.chown(makefile, USER + 1, USER)
     makefile.chmod(0o664)
-    script = "from sandrun.entry import files; files.change('Makefile', str.upper)"
+    script = "from sandrun.integrations import files; files.change('Makefile', str.upper)"
     done = open_box.run("-c", script, argv=[sys.executable], user=USER)
     assert done.returncode == 0, done.stderr
     assert makefile.read_text() == "ALL:\n"

@@ -40,29 +40,13 @@ def wheel(source: Path) -> Path:
 
 def test_the_wheel_holds_every_module_once(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    modules = {
-        str(path.relative_to(ROOT))
-        for top in (
-            "sandrun",
-            *(
-                f"sandrun/{name}"
-                for name in (
-                    "cli",
-                    "config",
-                    "entry",
-                    "git",
-                    "platform",
-                    "queue",
-                    "supervise",
-                    "windows",
-                )
-            ),
-        )
-        for path in (ROOT / top).glob("*.py")
-    } | {f"sandrun/backends/{path.name}" for path in (ROOT / "backends").glob("*.py")}
+    own = ((ROOT / top).rglob("*.py") for top in ("sandrun", "backends"))
+    modules = {str(path.relative_to(ROOT)) for found in own for path in found}
+    modules = {name if name.startswith("sandrun/") else f"sandrun/{name}" for name in modules}
     assert {name for name in names if name.endswith(".py")} == modules
     assert {
-        f"sandrun/{name}" for name in ("py.typed", "lifecycle/podman.conf", "entry/sandrun.mk")
+        f"sandrun/{name}"
+        for name in ("py.typed", "lifecycle/podman.conf", "integrations/sandrun.mk")
     } <= set(names)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.entry import shims
+from sandrun.integrations import shims
 from tests.entering import makefile, need, put_on_path, said, witnessed
 from tests.harness import Box, wait_for
 
@@ -498,7 +498,7 @@ def test_without_sandrun_it_says_so_and_runs_the_tool(shimbox: Box, how: str) ->
     (line,) = [line for line in text.splitlines() if line.startswith("if [ -x ")]
     python, launch = line.split()[3], line.split()[8]
     if how == "broken":
-        copy = shimbox.root / "copy/sandrun/entry"
+        copy = shimbox.root / "copy/sandrun/cli"
         copy.mkdir(parents=True)
         shutil.copy(launch, copy / "launch.py")
         (copy.parent / "__init__.py").write_text("raise ImportError('half of it is missing')\n")

@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 FORWARDED = ["HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "WINCH", "TERM"]
-INCLUDE = Path(sandrun.__file__).with_name("entry") / "sandrun.mk"
+INCLUDE = Path(sandrun.__file__).with_name("integrations") / "sandrun.mk"
 
 
 @pytest.fixture

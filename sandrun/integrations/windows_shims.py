@@ -32,7 +32,7 @@ page, whatever that is when the shim is used."""
 
 def text(tool: str, first_line: str) -> bytes:
     """The shim for a tool, with this very sandrun in it. Raises SandrunError."""
-    launch = os.path.join(os.path.dirname(os.path.dirname(__file__)), "entry", "launch.py")
+    launch = os.path.join(os.path.dirname(os.path.dirname(__file__)), "cli", "launch.py")
     filled = _TEXT.format(
         tool=tool,
         first_line=first_line,

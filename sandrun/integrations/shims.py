@@ -2,8 +2,8 @@
 
 Promises, of a shim for TOOL
 - It runs the first TOOL on PATH behind it, through `sandrun --`. Inside a run of the same queue,
-  and for questions that run nothing (`make -n`, `go env`: `sandrun.entry.questions`), it becomes
-  that tool at once: one exec of a POSIX sh and no other process.
+  and for questions that run nothing (`make -n`, `go env`: `sandrun.integrations.questions`), it
+  becomes that tool at once: one exec of a POSIX sh and no other process.
 - It never starts itself again. No folder of shims is ever searched for the tool (the file
   `.sandrun-shims` marks them), and when what it found was another's shim (pyenv, asdf, ...) that
   comes back by way of the PATH, the search goes on behind that one, and it ends. A tool that starts
@@ -20,8 +20,8 @@ ancestors), and there is no other project between here and that run's. Where sh 
 of sandrun can. (Without a /proc, as on macOS, the tickets' files and the environment are believed.)
 
 Left to others: `git`, `jj` and `git-annex`, which have shims of the guard
-(`sandrun.git.shim`), and the text of those for Windows (`sandrun.windows.shims`), which are
-batch files.
+(`sandrun.git.shim`), and the text of those for Windows (`sandrun.integrations.windows_shims`),
+which are batch files.
 """
 
 import os
@@ -133,17 +133,17 @@ def directory() -> str:
 
 def _bytes(tool: str) -> bytes:
     if sys.platform == "win32":
-        from sandrun.windows import shims
+        from sandrun.integrations import windows_shims
 
-        return shims.text(tool, _FIRST_LINE.format(tool=tool))
+        return windows_shims.text(tool, _FIRST_LINE.format(tool=tool))
     return text(tool).encode()
 
 
 def text(tool: str) -> str:
     """The shim for a tool, with this very sandrun in it."""
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    from sandrun.entry import questions
     from sandrun.git import other_tools, shim
+    from sandrun.integrations import questions
 
     shown = tool in _NAME_IS_SHOWN
     if tool == "git":
@@ -158,7 +158,7 @@ def text(tool: str) -> str:
         name=f"--as {tool} " if shown else "",
         become=(_NAMED.format(tool=tool) if shown else "") + '\texec "$real" "$@"',
         python=command_text([sys.executable]),
-        launch=command_text([os.path.join(library, "sandrun", "entry", "launch.py")]),
+        launch=command_text([os.path.join(library, "sandrun", "cli", "launch.py")]),
     )
 
 
@@ -271,9 +271,9 @@ def activation(shell: str) -> str:
     own meanwhile.
     """
     if shell in ("cmd", "powershell"):
-        from sandrun.windows import shims
+        from sandrun.integrations import windows_shims
 
-        return shims.activation(shell, directory())
+        return windows_shims.activation(shell, directory())
     folder = command_text([directory()])
     if shell == "fish":
         return (

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from sandrun.config import project
-from sandrun.entry import files, hooks, shims
+from sandrun.integrations import files, hooks, shims
 from sandrun.model import SandrunError
 from sandrun.platform.small_files import has_table
 

@@ -12,8 +12,8 @@ import re
 import shlex
 
 from sandrun.config import project
-from sandrun.entry import files
 from sandrun.git import guard
+from sandrun.integrations import files
 
 _GUARD = (
     f'[ -n "${{{guard.HOOK_MARK}-}}" ] || ! command -v sandrun >/dev/null || '
