@@ -332,11 +332,9 @@ def doctor(obj: "tuple[str, settings.Settings]", as_json: bool) -> None:
     Exit 1 when the kernel enforces nothing.
     """
     if sys.platform == "win32":
-        from sandrun.windows import doctor as examiner
-
+        from sandrun.doctor import windows as examiner
     else:
-        from sandrun import doctor as examiner
-
+        from sandrun.doctor import posix as examiner
     raise SystemExit(examiner.main(page, as_json, obj[1]))
 
 

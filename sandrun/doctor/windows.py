@@ -1,7 +1,7 @@
 """`sandrun doctor` on Windows: what can enforce limits here, found out by really running over one.
 
-One check per line, as in `sandrun.doctor`. The probe is a sandrun of its own, in a state directory
-and a home of its own: it joins no queue and leaves no record.
+One check per line, as in `sandrun.doctor.posix`. The probe is a sandrun of its own, in a state
+directory and a home of its own: it joins no queue and leaves no record.
 """
 
 import json
@@ -11,9 +11,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from sandrun import __version__, backends, checks
-from sandrun.checks import CAUTION, FAIL, PASS, Line, state, trusted
+from sandrun import __version__, backends
 from sandrun.config import settings
+from sandrun.doctor import report
+from sandrun.doctor.report import CAUTION, FAIL, PASS, Line, state, trusted
 from sandrun.git import guard
 from sandrun.model import MIB, size_text
 
@@ -71,10 +72,10 @@ def examine(chosen: settings.Settings) -> "list[Line]":
     """All checks in order; with the settings that were `chosen` here."""
     versions = f"Python {sys.version.split()[0]}, sandrun {__version__}, {_system()}"
     probes = [probe(name) for name in backends.ORDER]
-    own = [state(), trusted(chosen), _git(), *checks.worktrees()]
+    own = [state(), trusted(chosen), _git(), *report.worktrees()]
     return [Line("versions", PASS, versions), *probes, *own]
 
 
 def main(out: "Callable[[str], None]", as_json: bool, chosen: settings.Settings) -> int:
     """Print the checks; exit code 0, or 1 when no kernel backend works here."""
-    return checks.show(examine(chosen), out, as_json)
+    return report.show(examine(chosen), out, as_json)

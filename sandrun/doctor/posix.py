@@ -13,10 +13,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from sandrun import __version__, backends, checks
+from sandrun import __version__, backends
 from sandrun.backends import cgroup2_placement, cgroup_common
-from sandrun.checks import CAUTION, FAIL, PASS, UNUSED, Line, state, trusted
 from sandrun.config import project, settings
+from sandrun.doctor import report
+from sandrun.doctor.report import CAUTION, FAIL, PASS, UNUSED, Line, state, trusted
 from sandrun.git import guard
 from sandrun.lifecycle import namespaces, runner
 from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
@@ -270,7 +271,7 @@ def examine(chosen: settings.Settings) -> "list[Line]":
         trusted(chosen),
         *([_named(chosen.queue)] if chosen.queue else [_second_home()]),
         _git(),
-        *checks.worktrees(),
+        *report.worktrees(),
         *_daemons(chosen),
         *_docker(),
     ]
@@ -278,4 +279,4 @@ def examine(chosen: settings.Settings) -> "list[Line]":
 
 def main(out: "Callable[[str], None]", as_json: bool, chosen: settings.Settings) -> int:
     """Print the checks; exit code 0, or 1 when no kernel backend works here."""
-    return checks.show(examine(chosen), out, as_json)
+    return report.show(examine(chosen), out, as_json)
