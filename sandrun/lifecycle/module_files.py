@@ -22,62 +22,36 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 LATE = (
-    *(f"backends/{name}" for name in ("escapes",)),
+    "backends/escapes",
     *(
         f"git/{name}"
-        for name in (
-            "classify",
-            "fsmonitor",
-            "git_processes",
-            "lock_files",
-            "lock_paths",
-            "other_tools",
-            "repository",
-            "stale",
-        )
+        for name in ["classify", "fsmonitor", "git_processes", "lock_files", "lock_paths"]
     ),
-    *(f"lifecycle/{name}" for name in ("recovery",)),
+    *(f"git/{name}" for name in ["other_tools", "repository", "stale"]),
+    "lifecycle/recovery",
     *(
         f"platform/{name}"
-        for name in ("linux_processes", "posix_terminal", "processes", "small_files")
+        for name in ["linux_processes", "posix_terminal", "processes", "small_files"]
     ),
-    *(f"queue/{name}" for name in ("unused_states",)),
+    "queue/unused_states",
     *(
         f"supervise/{name}"
-        for name in (
-            "command_lookup",
-            "daemons",
-            "leftovers",
-            "outside",
-            "report",
-            "shared_memory",
-            "timeouts",
-            "witness",
-        )
+        for name in ["command_lookup", "daemons", "leftovers", "outside", "report"]
     ),
+    *(f"supervise/{name}" for name in ["shared_memory", "timeouts", "witness"]),
 )
 """What the supervisor and its keepers import after the command has started."""
 WAITING = (
+    *(f"backends/{name}" for name in ["cgroup1", "cgroup2", "cgroup2_placement", "cgroup_common"]),
     *(
         f"backends/{name}"
-        for name in (
-            "cgroup1",
-            "cgroup2",
-            "cgroup2_placement",
-            "cgroup_common",
-            "cgroup_files",
-            "memory_monitor",
-            "none",
-            "rlimit",
-            "sampler",
-            "systemd",
-            "systemd_units",
-        )
+        for name in ["cgroup_files", "memory_monitor", "none", "rlimit", "sampler"]
     ),
-    *(f"config/{name}" for name in ("settings_files", "trust")),
-    *(f"git/{name}" for name in ("included", "inotify", "record_locks", "waiter")),
-    *(f"queue/{name}" for name in ("memory_pool", "taken_names")),
-    *(f"supervise/{name}" for name in ("keeper", "posix_keeper")),
+    *(f"backends/{name}" for name in ["systemd", "systemd_units"]),
+    *(f"config/{name}" for name in ["settings_files", "trust"]),
+    *(f"git/{name}" for name in ["included", "inotify", "record_locks", "waiter"]),
+    *(f"queue/{name}" for name in ["memory_pool", "taken_names"]),
+    *(f"supervise/{name}" for name in ["keeper", "posix_keeper"]),
 )
 """What a run imports between its turn and the command's start."""
 _ENOUGH = 64

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import sandrun
 from sandrun.config import options
 from tests.harness import SCALE, Box, launcher, wait_for, without_note
 
@@ -622,7 +623,7 @@ def test_a_deleted_working_directory_is_no_obstacle(box: Box) -> None:
 def test_a_package_that_is_missing_is_named(box: Box, words: "tuple[str, ...]") -> None:
     library = box.root / "library"  # with nothing beside
     library.mkdir()
-    (library / "sandrun").symlink_to(os.path.dirname(options.__file__))
+    (library / "sandrun").symlink_to(os.path.dirname(sandrun.__file__))
     code = f"import sys; sys.path.append({str(library)!r}); from sandrun.cli import main; main()"
     python = [sys.executable, "-I", "-S", "-c", code]  # without site, thus without other packages
     done = box.run(*words, argv=python)

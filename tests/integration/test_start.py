@@ -16,13 +16,14 @@ FREE = {
     "winreg", "zipimport", "_json", "_sha1", "_locale", "_bootlocale", "encodings.ascii",
 }  # fmt: skip
 OURS = {
-    "sandrun", "sandrun.backends", "sandrun.backends.none", "sandrun.bare", "sandrun.cli",
-    "sandrun.config", "sandrun.config.options", "sandrun.config.settings", "sandrun.config.values",
-    "sandrun.git.guard", "sandrun.history", "sandrun.lifecycle", "sandrun.lifecycle.admission",
-    "sandrun.lifecycle.module_files", "sandrun.lifecycle.runner", "sandrun.messages",
-    "sandrun.model", "sandrun.platform", "sandrun.platform.posix_spawn", "sandrun.project",
-    "sandrun.queue", "sandrun.queue.posix_queue", "sandrun.queue.posix_run_lock",
-    "sandrun.queue.ticket", "sandrun.supervise", "sandrun.supervise.posix_supervisor",
+    *("sandrun", "sandrun.bare", "sandrun.cli", "sandrun.history", "sandrun.messages"),
+    "sandrun.model",
+    "sandrun.backends", "sandrun.backends.none", "sandrun.git", "sandrun.git.guard",
+    *(f"sandrun.config{name}" for name in ("", ".options", ".project", ".settings", ".values")),
+    *(f"sandrun.lifecycle{name}" for name in ("", ".admission", ".module_files", ".runner")),
+    "sandrun.platform", "sandrun.platform.posix_spawn",
+    *(f"sandrun.queue{name}" for name in ("", ".posix_queue", ".posix_run_lock", ".ticket")),
+    "sandrun.supervise", "sandrun.supervise.posix_supervisor",
 }  # fmt: skip
 
 LATE = {"sandrun.supervise.witness"}

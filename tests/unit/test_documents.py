@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun import options
+from sandrun.config import options
 from tests.harness import ROOT
 
 DOCUMENTS = ("CONTRIBUTING.md", "SECURITY.md", "tests/README.md")
@@ -132,10 +132,16 @@ def test_what_is_named_exists(name: str) -> None:
 
 
 def test_a_name_that_does_not_exist_is_found() -> None:
-    gone = ("queue/gone.py", "tests/gone", "sandrun.gone", "sandrun.options.gone", "test_gone")
+    gone = (
+        "queue/gone.py",
+        "tests/gone",
+        "sandrun.gone",
+        "sandrun.config.options.gone",
+        "test_gone",
+    )
     for name in (*gone, "tests/setup gone"):
         assert mistakes(name.split(), MAP), name
-    assert is_in_package("sandrun.options.parse")
+    assert is_in_package("sandrun.config.options.parse")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

@@ -10,8 +10,7 @@ import pytest
 
 from sandrun.backends import job_object, sampler
 from sandrun.model import MIB, Limits, Unusable
-from sandrun.platform import spawn, windows_api, windows_creation, windows_spawn
-from sandrun.platform import windows_processes as windows_kernel
+from sandrun.platform import spawn, windows_api, windows_creation, windows_processes, windows_spawn
 from tests.windows.fake_kernel32 import US, Fake, Job
 
 NO_HERITAGE = spawn.Heritage.__new__(spawn.Heritage)
@@ -34,7 +33,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         windows_spawn, "command_line", lambda argv, env: (f"C:\\{argv[0]}.exe", " ".join(argv))
     )
     monkeypatch.setattr(psutil, "Process", lambda pid: _Seen(kernel, pid))
-    monkeypatch.setattr(sampler, "kernel", windows_kernel)
+    monkeypatch.setattr(sampler, "processes", windows_processes)
     before = set(kernel.handles)
     yield kernel
     assert not kernel.broken

@@ -4,7 +4,7 @@ import ast
 import importlib
 import py_compile
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,25 +22,28 @@ def modules(names: "tuple[str, ...]") -> "set[str]":
 
 HELD = modules(module_files.LATE)
 # Before the command starts, and in every run with a container: what may come late comes from there.
-STARTED = OURS | {"sandrun.supervise.keeper", "sandrun.backends.sampler"}
+KEEPER = {f"sandrun.supervise.{name}" for name in ("keeper", "posix_keeper")}
+STARTED = OURS | KEEPER | {"sandrun.backends.sampler"}
+SUPERVISING = KEEPER | {"sandrun.supervise", "sandrun.supervise.posix_supervisor"}
 # Only while a git is waited for, before the command; only on other systems; only for a taken name;
 # loaded before the wait where it is needed at all; what asks for escapes is that one itself.
 ELSEWHERE = {
     *("sandrun.lifecycle.namespaces", "sandrun.backends.cgroup_common"),
-    *(
-        "sandrun.git.inotify",
-        "sandrun.git.waiter",
-        "sandrun.platform.macos_processes",
-        "sandrun.platform.macos_sigwait",
-    ),
-    *("sandrun.windows", "sandrun.platform.windows_files", "sandrun.platform.windows_console"),
+    *("sandrun.git.inotify", "sandrun.git.waiter"),
 }
+OTHER_SYSTEMS = ("windows", "macos", "job_object", "platform.folders")
+
+
+def file_of(module: str) -> "Path | None":
+    path = TOP / module.removeprefix("sandrun.").replace(".", "/")
+    files = (path / "__init__.py", path.with_suffix(".py"))
+    return next((file for file in files if file.exists()), None)
 
 
 def imported(name: str) -> "Iterator[str]":
     """The modules of ours that a module imports anywhere, but for type checkers."""
-    path = TOP / name.removeprefix("sandrun.").replace(".", "/")
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    file = file_of(name)
+    assert file
     tree = ast.parse(file.read_text())
     checks = [node for node in ast.walk(tree) if isinstance(node, ast.If)]
     checks = [node for node in checks if "TYPE_CHECKING" in ast.unparse(node.test)]
@@ -49,38 +52,38 @@ def imported(name: str) -> "Iterator[str]":
         if not isinstance(node, ast.ImportFrom) or id(node) in types:
             continue
         module = node.module or ""
-        if module in ("sandrun", "sandrun.git.guard", "sandrun.backends", "sandrun.windows"):
-            yield from (f"{module}.{alias.name}" for alias in node.names)
-        elif module.startswith("sandrun."):
+        if module.startswith("sandrun."):
             yield module
+        if module.startswith("sandrun"):
+            names = [f"{module}.{alias.name}" for alias in node.names]
+            yield from filter(file_of, names)
 
 
-@pytest.mark.parametrize("name", sorted(HELD | {"sandrun.supervise", "sandrun.supervise.keeper"}))
+@pytest.mark.parametrize("name", sorted(HELD | SUPERVISING))
 def test_all_that_may_be_loaded_late_is_held(name: str) -> None:
-    assert set(imported(name)) <= HELD | STARTED | ELSEWHERE
+    assert set(ours(imported(name))) <= HELD | STARTED | ELSEWHERE
+
+
+def ours(names: "Iterable[str]") -> "Iterator[str]":
+    """Those that are not of another system."""
+    return (n for n in names if not any(word in n for word in OTHER_SYSTEMS))
 
 
 # A waiter has loaded them, or what it is started by.
 LOADED = {
-    *(f"sandrun.{name}" for name in ("feedback", "leaving", "nesting", "waiting")),
-    "sandrun.git.guard",
+    *(f"sandrun.{name}" for name in ("errors", "git.guard")),
+    *(f"sandrun.queue.{name}" for name in ("nesting", "progress", "waiter", "posix_waiter")),
 }
 
 
 def test_a_waiter_holds_all_that_its_run_may_load() -> None:
     seen: set[str] = set()
     ahead = {"sandrun.lifecycle.runner", "sandrun.lifecycle.admission"}
-    systems = {"sandrun.backends.rlimit_macos", "sandrun.backends.job_object"}
     while ahead:
         name = ahead.pop()
         seen.add(name)
-        if (
-            not name.startswith(("sandrun.windows", "sandrun.platform.macos_processes"))
-            and name not in systems
-        ):
-            ahead |= set(imported(name)) - seen
-    allowed = HELD | modules(module_files.WAITING) | STARTED | ELSEWHERE | LOADED | systems
-    assert {name for name in seen if "windows" not in name} <= allowed
+        ahead |= set(ours(imported(name))) - seen
+    assert seen <= HELD | modules(module_files.WAITING) | STARTED | ELSEWHERE | LOADED
 
 
 def test_a_held_module_is_loaded_from_the_open_file(tmp_path: Path) -> None:
