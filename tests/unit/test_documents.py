@@ -18,15 +18,15 @@ import pytest
 from sandrun.config import options
 from tests.harness import ROOT
 
-DOCUMENTS = ("CONTRIBUTING.md", "SECURITY.md", "tests/README.md")
+DOCUMENTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md")
 MAP = ROOT / "tests/README.md"
 README = ROOT / "README.md"
 
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`]+)`")
 _PATH = re.compile(r"(?:[\w.-]+/)+[\w.*-]*|[\w-]+\.(?:py|md|toml|yaml|cfg|in)")
-_OF_USERS = (".git/", "sandrun.toml")
-"""Files that the documents name and that are in projects, not in this repository."""
+_OUTSIDE = (".git/", "sandrun.toml", "sandrun.lock", "main/")
+"""What the documents name and what is in projects and cgroups, not in this repository."""
 
 
 def prose(document: Path) -> str:
@@ -76,9 +76,11 @@ def all_tests() -> "frozenset[str]":
 
 
 def exists(word: str, document: Path) -> bool:
-    """Whether a path leads to something: from the top, from the document, or from the package."""
+    """Whether a path, a module's also without `.py`, leads to something: from the top, from the
+    document, or from the package."""
     homes = (ROOT, document.parent, ROOT / "sandrun", ROOT / "tests")
-    return any(any(home.glob(word.rstrip("/"))) for home in homes)
+    names = (word.rstrip("/"), f"{word}.py")
+    return any(any(home.glob(name)) for home in homes for name in names)
 
 
 def is_in_package(dotted: str) -> bool:
@@ -103,10 +105,10 @@ def mistakes(words: "list[str]", document: Path) -> "list[str]":
     for word in words:
         if re.fullmatch(r"test_\w+", word):
             good = word in all_tests()
-        elif re.fullmatch(r"sandrun(\.[a-z_]\w*)+", word) and word not in _OF_USERS:
+        elif re.fullmatch(r"sandrun(\.[a-z_]\w*)+", word) and word not in _OUTSIDE:
             good = is_in_package(word)
         else:
-            good = not _PATH.fullmatch(word) or word.startswith(_OF_USERS) or exists(word, document)
+            good = not _PATH.fullmatch(word) or word.startswith(_OUTSIDE) or exists(word, document)
         wrong += [] if good else [word]
     if words[0] == "sandrun" and len(words) > 1:
         options.parse(words[1:])  # raises UsageError
@@ -190,6 +192,27 @@ def test_each_kind_of_tests_is_described() -> None:
     folders = re.findall(r"^\| `(\w+)` \|", MAP.read_text(), re.MULTILINE)
     there = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
     assert set(folders) == there - {"__pycache__"}
+
+
+def test_the_figures_fit_a_terminal() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    figures = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(figures) == 3
+    assert max(len(line) for figure in figures for line in figure.splitlines()) <= 80
+
+
+def test_a_decision_takes_at_most_ten_lines() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text().partition("\n## Decisions\n")[2]
+    decisions = text.partition("\n## ")[0].split("\n### ")[1:]
+    assert len(decisions) > 10
+    assert max(len(text.partition("\n")[2].strip().splitlines()) for text in decisions) <= 10
+
+
+def test_every_room_is_described() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
+    there = {file.parent.name for file in (ROOT / "sandrun").glob("*/__init__.py")}
+    assert set(rooms) == there
 
 
 def commands(document: Path) -> "list[list[str]]":
