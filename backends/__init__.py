@@ -1,8 +1,9 @@
 """The mechanisms that enforce limits on a process tree, one file each.
 
-`choose` opens the first that works here, in the order of what they can promise. It tries instead
-of asking first: an attempt costs less than a check and cannot be out of date. (But for one read
-that rules two of them out.)
+Promises to open the first one that works here, in the order of what they can enforce. `choose`
+tries instead of asking first: an attempt costs less than a check and cannot be out of date. (One
+read of /proc/self/cgroup rules two of them out.) Imports messages, platform and model; knows no
+settings.
 """
 
 import os

@@ -1,4 +1,8 @@
-"""The command line: `main` takes the hot path to a run itself, and loads click for the rest."""
+"""The command line: `main` takes the hot path to a run itself, and loads click for the rest.
+
+Promises one clear line and a documented exit code for every mistake, never a traceback. Leaves the
+work to the rooms below. Imports all of them.
+"""
 
 import errno
 import os

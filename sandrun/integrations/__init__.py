@@ -1,5 +1,5 @@
 """The ways into the queue besides typing `sandrun`: make, shims, hooks, notifications, CI.
 
-Each ends in `sandrun -- COMMAND`, so that the one path (`sandrun.lifecycle.runner`) is everybody's;
-nothing here is on the path of a plain run. Imports lifecycle and what lies below it.
+Promises that each ends in `sandrun -- COMMAND`, so that all runs take the one path, and costs a
+plain run nothing. Imports lifecycle and what lies below it.
 """

@@ -1,8 +1,7 @@
-"""What a system offers, without policy: processes and how one is started, signals, terminals,
-files.
+"""What the operating system offers: processes, spawning, signals, terminals, files.
 
-What each system has is chosen here and in `processes`, statically; all other modules are of one
-system or of every one. Imports model and what Python brings; decisions belong to the rooms above.
+Promises the same contract on every system (`spawn`, `processes`), chosen statically; all other
+modules belong to one system. Leaves policy to the rooms above. Imports model and bare.
 """
 
 import sys
