@@ -115,6 +115,8 @@ def mistakes(words: "list[str]", document: Path) -> "list[str]":
     if words[0] == "tests/setup" and len(words) > 1:
         modes = re.findall(r"^(\w+)\) ", (ROOT / "tests/setup").read_text(), re.MULTILINE)
         wrong += [] if words[1] in modes else [" ".join(words[:2])]
+        if words[1] == "bench" and not (ROOT / f"tests/bench/{words[2]}.py").exists():
+            wrong.append(words[2])
     return wrong
 
 
@@ -141,7 +143,7 @@ def test_a_name_that_does_not_exist_is_found() -> None:
         "sandrun.config.options.gone",
         "test_gone",
     )
-    for name in (*gone, "tests/setup gone"):
+    for name in (*gone, "tests/setup gone", "tests/setup bench gone"):
         assert mistakes(name.split(), MAP), name
     assert is_in_package("sandrun.config.options.parse")
 
