@@ -1,8 +1,9 @@
 """A run's container on cgroup v2: `sandrun-<id>/` has the limits, `main/` in it the processes.
 
-Two levels, so that the processes cannot raise their own limits and a nested run has a place beside
-`main/`, charged to the same limits. `main/` repeats the limits on memory and processors: a JVM
-before 24 (JDK-8322420), node (libuv) and Go's libraries read those of their own group alone.
+Two levels, because a group with processes cannot hand out controllers: so a nested run has a place
+beside `main/`, charged to the same limits. They are no protection from the command, which may write
+the limits if its user may. `main/` repeats the limits on memory and processors: a JVM before 24
+(JDK-8322420), node (libuv) and Go's libraries read those of their own group alone.
 Facts: Documentation/admin-guide/cgroup-v2.rst; the kernel versions below are those that brought a
 file.
 
