@@ -23,17 +23,21 @@ from sandrun.model import Limits
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from sandrun.config.settings_files import File
 
 
 class Settings:
-    """The values by key (see `options.OPTIONS`), and `source[key]`: where each came from.
+    """The value of each key of `options.OPTIONS`, and `source[key]`, where it came from. Immutable.
 
     `files` are the project's; `waiting` those of them that the user has not trusted, each with the
     keys that are not in force because of that.
     """
+
+    source: "Mapping[str, str]"
+    files: "Sequence[File]"
+    waiting: "Mapping[File, list[str]]"
 
     memory: int
     timeout: float
@@ -71,10 +75,15 @@ class Settings:
     verbose: int
     quiet: int
 
-    def __init__(self) -> None:
-        self.source: dict[str, str] = {}
-        self.files: list[File] = []
-        self.waiting: dict[File, list[str]] = {}
+    def __init__(self, values: "Mapping[str, object]") -> None:
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"settings are immutable: {name}")
+
+    def with_limits(self, memory: int, swap: int) -> "Settings":
+        """These settings with other limits on memory and swap, in bytes."""
+        return Settings({**self.__dict__, "memory": memory, "swap": swap})
 
     def is_the_users(self, key: str) -> bool:
         """Whether the user chose the value: set it, or trusts the file that does."""
@@ -89,19 +98,21 @@ def resolve(flags: "Mapping[str, object]", project_root: str, start: str = "") -
 
     Reads the project's files and the user's where they exist.
     """
-    settings = Settings()
     complaints: list[str] = []
-    settings.files = project_files(project_root, start, complaints)
-    settings.waiting = {file: [] for file in settings.files if file.unread}
-    files = [*settings.files, *_own_file(complaints)]
+    values: dict[str, object] = {}
+    sources: dict[str, str] = {}
+    of_project = project_files(project_root, start, complaints)
+    waiting: dict[File, list[str]] = {file: [] for file in of_project if file.unread}
+    files = [*of_project, *_own_file(complaints)]
     if files:
         from sandrun.config.settings_files import value_of
     for option in OPTIONS:
         value, source = _value(option, flags, complaints) or (option.default, "default")
         if files and source == "default" and option.scope != "flag":
-            value, source = value_of(option, files, settings.waiting, complaints)
-        setattr(settings, option.key, value)
-        settings.source[option.key] = source
+            value, source = value_of(option, files, waiting, complaints)
+        values[option.key] = value
+        sources[option.key] = source
+    settings = Settings({**values, "source": sources, "files": of_project, "waiting": waiting})
     messages.setup(settings.verbose, settings.quiet, settings.color)
     for complaint in complaints:
         messages.warn(complaint)

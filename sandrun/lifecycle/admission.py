@@ -195,8 +195,11 @@ def _enter_pool(this: "Run", place: Place, deadline: float) -> None:
         return
     from sandrun.queue import memory_pool
 
-    while True:
-        place.share = share = memory_pool.enter(this.id, this.command, this.settings)
+    total = memory_pool.budget(settings.pool)
+    memory, swap = memory_pool.effective_limits(settings, total or memory_pool.budget("100%"))
+    this.settings = settings.with_limits(memory, swap)
+    while total:
+        place.share = share = memory_pool.enter(this.id, this.command, memory, total)
         if share is None:
             return
         try:

@@ -148,7 +148,7 @@ def run(
         this.place = take(this)
     except Refused as refused:
         return _refused(this, refused.number, began)
-    this.record["limit"] = settings.memory  # a small pool shrinks the default
+    this.record["limit"] = this.settings.memory  # a small pool shrinks the default
     this.record["since"] = since = time.time()
     this.record["wait"] = since - began
     outcome = Outcome("failed", 125)

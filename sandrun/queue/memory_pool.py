@@ -134,35 +134,36 @@ class Share:
         self.queue.close()
 
 
-def settle_limit(settings: "Settings", total: int) -> int:
-    """The memory limit of a run within a budget; the default and what a project's untrusted file
-    says shrink, the user's own wish is warned of."""
-    if settings.swap > total and not settings.is_the_users("swap"):
-        settings.swap = total
-    if settings.memory <= total:
-        return settings.memory
-    if not settings.is_the_users("memory"):
-        messages.decision(
-            f"memory limit {size_text(total)} instead of {size_text(settings.memory)}: "
-            "the pool is no larger"
-        )
-        settings.memory = total // MIB * MIB or total
-    else:
+def effective_limits(settings: "Settings", ceiling: int) -> "tuple[int, int]":
+    """The limits on memory and swap of a run where only `ceiling` bytes exist (0: unknown).
+
+    A default and what a project's untrusted file sets are lowered to it. What the user set is kept,
+    with a warning.
+    """
+    memory, swap = settings.memory, settings.swap
+    if not ceiling:
+        return memory, swap
+    if swap > ceiling and not settings.is_the_users("swap"):
+        swap = ceiling
+    if memory <= ceiling:
+        return memory, swap
+    if settings.is_the_users("memory"):
         messages.warn(
-            f"the memory limit {size_text(settings.memory)} is more than the pool of "
-            f"{size_text(total)}: the run takes the whole pool",
+            f"the memory limit {size_text(memory)} is more than the pool of "
+            f"{size_text(ceiling)}: the run takes the whole pool",
             "a larger pool: --pool SIZE; none: --pool off",
         )
-    return min(settings.memory, total)
+        return memory, swap
+    messages.decision(
+        f"memory limit {size_text(ceiling)} instead of {size_text(memory)}: the pool is no larger"
+    )
+    return ceiling // MIB * MIB or ceiling, swap
 
 
-def enter(run_id: str, command: "list[str]", settings: "Settings") -> "Share | None":
-    """Take a place in the pool; None: there is no pool. Whether it has room tells `try_enter`."""
-    total = budget(settings.pool)
-    ceiling = total or budget("100%")
-    size = settle_limit(settings, ceiling) if ceiling else 0
-    if not total:
-        return None
+def enter(run_id: str, command: "list[str]", memory: int, total: int) -> "Share | None":
+    """Enqueue a run with that memory limit in the pool of `total` bytes; `try_enter` says whether
+    there is room. None: the pool cannot be used, which is reported."""
+    size = min(memory, total)
     while True:
         try:
             queue = Queue(project.pool_path())
