@@ -192,14 +192,14 @@ class Group1(cgroup_common.RunGroup):
     def home(self) -> "tuple[str, str]":
         return self.paths["memory"], "memory"
 
-    def start(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
+    def start(self, argv: "list[str]", env: "Mapping[str, str]", caller: spawn.CallerState) -> int:
         if self.beside:
-            return self.beside.start(argv, env, heritage, self._enter)
+            return self.beside.start(argv, env, caller, self._enter)
         cgroup_common.adopt()
         assert self.limits
         if self.limits.memory < _SMALL:
-            return spawn.fork(argv, env, heritage, self._enter)
-        return spawn.direct(argv, env, heritage, self._enter, self._leave)
+            return spawn.fork(argv, env, caller, self._enter)
+        return spawn.direct(argv, env, caller, self._enter, self._leave)
 
     def _enter(self) -> None:
         for name, path in self.paths.items():

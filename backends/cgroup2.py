@@ -190,13 +190,13 @@ class Group2(cgroup_common.RunGroup):
         self,
         argv: "list[str]",
         env: "Mapping[str, str]",
-        heritage: spawn.Heritage,
+        caller: spawn.CallerState,
         enter: "Callable[[], None]" = lambda: None,
     ) -> int:
         """`enter`: what else the child must do before exec (a hybrid host's v1 groups)."""
         cgroup_common.adopt()
         try:
-            return spawn.fork(argv, env, heritage, enter, self._clone)
+            return spawn.fork(argv, env, caller, enter, self._clone)
         except OSError as error:
             messages.detail(f"clone3 into the group: {error.strerror}; the child enters by itself")
 
@@ -204,7 +204,7 @@ class Group2(cgroup_common.RunGroup):
             cgroup_common.enter(self.main + "/cgroup.procs")
             enter()
 
-        return spawn.fork(argv, env, heritage, enter_all)
+        return spawn.fork(argv, env, caller, enter_all)
 
     def _clone(self) -> int:
         directory = os.open(self.main, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -66,7 +66,9 @@ class RunGroup:
         """The group that has the limit on memory, and its v1 controller ('': v2)."""
         raise NotImplementedError
 
-    def start(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "spawn.Heritage") -> int:
+    def start(
+        self, argv: "list[str]", env: "Mapping[str, str]", caller: "spawn.CallerState"
+    ) -> int:
         """`spawn`, in the version's own way."""
         raise NotImplementedError
 
@@ -74,8 +76,10 @@ class RunGroup:
         """`kill`, of what is inside."""
         raise NotImplementedError
 
-    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "spawn.Heritage") -> int:
-        self._command = self.start(argv, env, heritage)
+    def spawn(
+        self, argv: "list[str]", env: "Mapping[str, str]", caller: "spawn.CallerState"
+    ) -> int:
+        self._command = self.start(argv, env, caller)
         self._supervisor = os.getpid()
         self._since = time.monotonic()
         self._look_at = self._since + _INSTANT

@@ -167,7 +167,9 @@ class JobContainer:
         self.sampled = 0
         self.sampler = sampler.Sampler(limits.memory)
 
-    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "spawn.Heritage") -> int:
+    def spawn(
+        self, argv: "list[str]", env: "Mapping[str, str]", caller: "spawn.CallerState"
+    ) -> int:
         created = windows_creation.create(*windows_spawn.command_line(argv, env), env, self.job)
         try:
             windows_creation.enter(created.hProcess, self.job)

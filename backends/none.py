@@ -37,8 +37,8 @@ class NoContainer:
     def escaped(self) -> "Mapping[int, Escape]":
         return {}
 
-    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
-        return spawn.direct(argv, env, heritage)
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", caller: spawn.CallerState) -> int:
+        return spawn.direct(argv, env, caller)
 
     def poll(self) -> "float | None":
         return None

@@ -40,11 +40,11 @@ class Container(Protocol):
         """The processes that were seen to have left for where the limits do not hold, by pid. While
         they live they are among `pids`, and `kill` ends them as well."""
 
-    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", caller: spawn.CallerState) -> int:
         """Start the command so that its first instruction already runs inside; return its pid.
 
         Raises OSError with the errno of the failed exec where that is known at once; otherwise
-        the child writes it to `heritage.errors` (see `sandrun.platform.spawn`).
+        the child writes it to `caller.errors` (see `sandrun.platform.spawn`).
         """
 
     def poll(self) -> "float | None":

@@ -89,12 +89,12 @@ class RlimitContainer:
         )
         self.sampler = sampler.Sampler(limits.memory if limits else 0)
 
-    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: spawn.Heritage) -> int:
+    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", caller: spawn.CallerState) -> int:
         if not processes.become_subreaper():
             messages.decision("no subreaper here: a daemon of the command may escape")
         # Whoever became us by exec may have had children already.
         self.strangers = {pid: info.start for pid, info in memory_monitor.walk(self.owner).items()}
-        child = spawn.direct(argv, env, heritage, self._enter, self._leave)
+        child = spawn.direct(argv, env, caller, self._enter, self._leave)
         self.monitor.known.add(child)
         return child
 

@@ -75,8 +75,10 @@ class DarwinContainer(RlimitContainer):
         self.cpu = 0.0
         """Seconds at the last look: whom nobody waits for takes its own along."""
 
-    def spawn(self, argv: "list[str]", env: "Mapping[str, str]", heritage: "spawn.Heritage") -> int:
-        child = super().spawn(argv, env, heritage)
+    def spawn(
+        self, argv: "list[str]", env: "Mapping[str, str]", caller: "spawn.CallerState"
+    ) -> int:
+        child = super().spawn(argv, env, caller)
         self._members()
         return child
 

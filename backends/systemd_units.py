@@ -91,7 +91,7 @@ def hold_session() -> None:
         try:
             os.setsid()
             if os.fork() == 0:  # an orphan: nobody here waits for it
-                spawn.hide(b"run-session", end)
+                spawn.become_helper(b"run-session", end)
                 os.read(0, 1)
         finally:
             os._exit(0)

@@ -28,10 +28,10 @@ def main() -> "NoReturn":
     os._exit spares the interpreter's own tear-down, a tenth of the start-up; nothing is buffered,
     because messages are written with write(2).
     """
-    heritage = spawn.take()
+    caller = spawn.capture()
     try:
         _listen(os.environ)
-        code = _main(sys.argv[1:], heritage)
+        code = _main(sys.argv[1:], caller)
     except SandrunError as error:
         lack = exhausted(error)
         hint = messages.more_of(lack.errno) if lack else error.hint
@@ -56,7 +56,7 @@ def _listen(env: "Mapping[str, str]") -> None:
         messages.listeners.append(ci.report)
 
 
-def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
+def _main(argv: "list[str]", caller: spawn.CallerState) -> int:
     parsed = options.parse(argv)
     if parsed.subcommand == "git":
         if sys.platform == "win32":
@@ -64,15 +64,15 @@ def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
         else:
             from sandrun.git import wrapper
 
-        return wrapper.main(parsed.arguments, parsed.flags, heritage)
+        return wrapper.main(parsed.arguments, parsed.flags, caller)
     if parsed.subcommand == "make-again":
         from sandrun.integrations import make
 
-        return make.main(parsed.flags, heritage)
+        return make.main(parsed.flags, caller)
     if parsed.subcommand:
         from sandrun.cli import app
 
-        return app.main(argv, heritage)
+        return app.main(argv, caller)
     if not parsed.command:
         raise UsageError("no command given", "sandrun -- make test, or sandrun --help")
 
@@ -81,12 +81,12 @@ def _main(argv: "list[str]", heritage: spawn.Heritage) -> int:
         root = project.find(start)
         return root, settings.resolve(parsed.flags, root, start)
 
-    root, chosen = spawn.interruptibly(heritage, settle)
+    root, chosen = spawn.interruptibly(caller, settle)
     from sandrun.lifecycle import runner
 
-    outcome = runner.run(parsed.command, chosen, root, heritage)
+    outcome = runner.run(parsed.command, chosen, root, caller)
     if outcome.interrupted:  # a shell's loop goes on after an exit code, whatever it is
-        spawn.die(outcome.signal)
+        spawn.die_of(outcome.signal)
     return outcome.code
 
 
@@ -97,7 +97,7 @@ def _surprise(error: BaseException) -> int:
         if getattr(error, "waited", True):
             messages.status("left the queue")
         else:
-            spawn.die(signum)
+            spawn.die_of(signum)
         return 128 + int(signum)
     if isinstance(error, KeyboardInterrupt):
         return 130

@@ -361,11 +361,11 @@ for _command in entries.ALL:
     cli.add_command(_command)
 
 
-def main(argv: "list[str]", heritage: spawn.Heritage) -> int:
+def main(argv: "list[str]", caller: spawn.CallerState) -> int:
     """Run a subcommand or show help; the exit code."""
     if sys.platform != "win32":
         # Ours are blocked for the sake of a run; a subcommand is an ordinary program.
-        signal.pthread_sigmask(signal.SIG_SETMASK, heritage.mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, caller.mask)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         code = _guarded(lambda: cli.main(argv, "sandrun", standalone_mode=False))

@@ -37,13 +37,13 @@ _WANTED = ("memory", "pids", "cpu", "io")
 
 def _probe(name: str) -> Line:
     """Run the probe on a backend, in this process, which nothing else uses afterwards."""
-    heritage = spawn.take()
+    caller = spawn.capture()
     root = project.working_directory()
     flags = {"backend": name, "memory": _PROBE_LIMIT, "timeout": 15.0, "grace": 0.5, "git_wait": 0}
     chosen = settings.resolve({**flags, "check_interval": 1.0, "quiet": 3, "verbose": 0}, root)
     command = [sys.executable, "-I", "-S", "-c", _PROBE]
     try:
-        outcome = runner.run(command, chosen, root, heritage)
+        outcome = runner.run(command, chosen, root, caller)
     except backends.NoBackend as error:
         _, text, hint = error.refused[-1]
         return Line(name, FAIL, text, hint)

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def main(
-    arguments: "list[str]", flags: "Mapping[str, object]", heritage: windows_spawn.Heritage
+    arguments: "list[str]", flags: "Mapping[str, object]", caller: windows_spawn.CallerState
 ) -> int:
     """Run git; its exit code."""
     import subprocess
 
-    windows_spawn.restore(heritage)
+    windows_spawn.restore(caller)
     try:
         path = windows_spawn.program("git", os.environ)
     except FileNotFoundError:

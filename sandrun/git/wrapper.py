@@ -27,10 +27,10 @@ SHIM_VARIABLE = "SANDRUN_SHIM"
 """What a shim notes in the environment (`sandrun.git.shim`)."""
 
 
-def main(arguments: "list[str]", flags: "Mapping[str, object]", heritage: spawn.Heritage) -> int:
+def main(arguments: "list[str]", flags: "Mapping[str, object]", caller: spawn.CallerState) -> int:
     """Become git with `arguments`, when nothing is in its way; returns only from `unlock`."""
     # From here on a signal acts on us as it would on git: nothing needs to be undone.
-    spawn.restore(heritage)
+    spawn.restore(caller)
     # But what we say into a closed pipe must not end us: git may have nothing to say.
     pipe = _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
     wish = {name: int(str(flags.get(name, 0))) for name in ("verbose", "quiet")}

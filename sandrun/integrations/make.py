@@ -32,7 +32,7 @@ _WITH_VALUE = "CIEfoW"  # short options whose value may be the next word
 _LONG_DIRECTORY = "--directory"
 
 
-def main(flags: "dict[str, object]", heritage: spawn.Heritage) -> int:
+def main(flags: "dict[str, object]", caller: spawn.CallerState) -> int:
     """Run the make that is our parent through the queue; the exit code. Raises SandrunError."""
     make = os.getppid()
     told = os.environ.pop(MARK, "")
@@ -49,7 +49,7 @@ def main(flags: "dict[str, object]", heritage: spawn.Heritage) -> int:
     os.environ.clear()
     os.environ.update({**env, MARK: os.path.realpath(here)})
     root, chosen = spawn.interruptibly(
-        heritage, lambda: (root := project.find(here), settings.resolve(flags, root, here))
+        caller, lambda: (root := project.find(here), settings.resolve(flags, root, here))
     )
     notes = _Notes(project.state_path(root, chosen.queue), make)
     if told == _ENDED:
@@ -60,11 +60,11 @@ def main(flags: "dict[str, object]", heritage: spawn.Heritage) -> int:
     command = [_program(words[0], make), *_stay_here(words[1:])]
     from sandrun.lifecycle import runner
 
-    outcome = runner.run(command, chosen, root, heritage)
+    outcome = runner.run(command, chosen, root, caller)
     if outcome.code or told == _IGNORES:
         notes.leave(outcome.code)
     if outcome.interrupted:
-        spawn.die(outcome.signal)
+        spawn.die_of(outcome.signal)
     return outcome.code
 
 

@@ -259,7 +259,7 @@ def _wait(
         nesting.announce(queue, ticket, around)
     feedback = Feedback(queue, ticket, str(this.record["project"]), this.settings.queue)
     try:
-        with waiter.Patience(this.heritage.mask, deadline, feedback, private) as patience:
+        with waiter.Patience(this.caller.mask, deadline, feedback, private) as patience:
             wait(patience, lambda: nesting.check_circle(queue, ticket, around))
     finally:
         feedback.end()

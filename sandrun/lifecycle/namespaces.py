@@ -355,14 +355,14 @@ def attempt(planned: Plan) -> "SandrunError | None":
             planned.enter()
             os.write(write_end, b"+")
         except OSError as error:
-            os.write(write_end, spawn.told("N", error))
+            os.write(write_end, spawn.encode_failure("N", error))
         finally:
             os._exit(0)
     os.close(write_end)
     said = os.read(read_end, 4096)
     os.close(read_end)
     os.waitpid(pid, 0)
-    return None if said == b"+" else refusal(*spawn.heard(said)[1:])
+    return None if said == b"+" else refusal(*spawn.decode_failure(said)[1:])
 
 
 _SWITCHES = (

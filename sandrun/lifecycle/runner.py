@@ -43,13 +43,13 @@ class Run:
     """One run: what was asked, its place in the queue, and the record that it will leave."""
 
     def __init__(
-        self, command: "list[str]", settings: "Settings", project: str, heritage: spawn.Heritage
+        self, command: "list[str]", settings: "Settings", project: str, caller: spawn.CallerState
     ) -> None:
         self.id = os.urandom(4).hex()
         self.command = command
         self.settings = settings
         self.project = project
-        self.heritage = heritage
+        self.caller = caller
         self.state = projects.state_path(project, settings.queue)
         self.mark = f"{self.state}/{self.id}"
         self.around = os.environ.get(RUNS_VARIABLE, "")
@@ -118,7 +118,7 @@ def contain_daemons(env: "dict[str, str]", settings: "Settings", run_id: str) ->
 
 
 def run(
-    command: "list[str]", settings: "Settings", project: str, heritage: spawn.Heritage
+    command: "list[str]", settings: "Settings", project: str, caller: spawn.CallerState
 ) -> Outcome:
     """Run `command` through the queue of `project`, contained; how it ended.
 
@@ -130,7 +130,7 @@ def run(
         from sandrun.config import trust
 
         trust.notify(settings.waiting, project, owner)
-    this = Run(command, settings, project, heritage)
+    this = Run(command, settings, project, caller)
     if settings.backend == "none":  # refused before the wait
         backends.choose("none", this.id, settled.limits(settings, project), False)
     if settings.private_tmp or settings.private_ipc:
@@ -209,7 +209,7 @@ def _refused(this: Run, number: int, began: float) -> Outcome:
 
 def _is_wanted(this: Run) -> bool:
     """Whether the process whose death ends the run still lives, now that it is our turn."""
-    parent = 0 if this.settings.detach else this.heritage.parent
+    parent = 0 if this.settings.detach else this.caller.parent
     if parent in (0, os.getppid()):
         return True
     messages.status("left the queue: the process that had started sandrun died")
@@ -231,7 +231,7 @@ def _guard_git(this: Run) -> "Outcome | None":
 
     if number := command_lookup.refusal(this.command[0], this.project, time.time()):
         return report.not_started("X", number, this.command)
-    guard.wait_quiet(this.project, settings.git_wait, this.heritage.mask)
+    guard.wait_quiet(this.project, settings.git_wait, this.caller.mask)
     return None
 
 
@@ -244,7 +244,7 @@ def _contained(this: Run) -> Outcome:
     """Run the command in a container, from opening to closing it."""
     settings, place = this.settings, this.place
     limits = settled.limits(settings, this.project)
-    limits.let_go = not this.heritage.parent
+    limits.let_go = not this.caller.parent
     backend, container, refused = backends.choose(
         settings.backend, this.id, limits, settings.require == "kernel"
     )
@@ -276,7 +276,7 @@ def _contained(this: Run) -> Outcome:
         if container.token:
             from sandrun.supervise.keeper import Keeper
 
-            parent = 0 if settings.detach else this.heritage.parent
+            parent = 0 if settings.detach else this.caller.parent
             keeper = Keeper(
                 container, place.descriptors(), place.lock, line, parent, backend.kernel
             )
@@ -336,7 +336,7 @@ def _supervised(
     this: Run, backend: "Backend", container: "Container", keeper: "Keeper | None"
 ) -> Outcome:
     this.place.hand_down()
-    signum = spawn.told_to_end(this.heritage)
+    signum = spawn.pending_end_signal(this.caller)
     if signum:
         from sandrun.errors import Left
 
@@ -349,10 +349,10 @@ def _supervised(
         from sandrun.lifecycle import namespaces
 
         planned = namespaces.plan(this, env)
-        this.heritage.isolate = planned.enter
+        this.caller.isolate = planned.enter
         apart += [step[0] for step in planned.steps]
     try:
-        child = container.spawn(this.command, env, this.heritage)
+        child = container.spawn(this.command, env, this.caller)
     except OSError as error:
         stage, number = "X", error.errno or 0
     else:
@@ -369,7 +369,7 @@ def _supervised(
             from sandrun.platform import posix_terminal
 
             posix_terminal.restore(modes)
-        stage, number, what = spawn.failure(this.heritage)
+        stage, number, what = spawn.failure(this.caller)
     if stage:
         from sandrun.supervise import report
 

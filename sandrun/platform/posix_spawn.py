@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 ALL_SIGNALS = _signal.valid_signals()
 
 
-class Heritage:
-    """What the caller handed down, taken by `take` before anything changes it."""
+class CallerState:
+    """What this process inherited from its caller: signal mask, ignored signals, umask, parent.
+    `capture` records it before anything changes it."""
 
     __slots__ = ("errors", "ignored", "isolate", "mask", "parent", "umask")
 
@@ -47,11 +48,11 @@ class Heritage:
         """What the child does inside of its container, before exec; raises OSError."""
 
 
-def take() -> Heritage:
-    """Block all signals, so that none is lost from here on; remember what the caller had."""
+def capture() -> CallerState:
+    """Block all signals, so that none is lost from here on, and record what the caller had."""
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ALL_SIGNALS)
     parent = os.getppid()
-    name, bits = _caller(parent)
+    name, bits = _parent_status(parent)
     # A shell hands on exactly what it ignores itself.
     ignored = {s for s in _PYTHONS if bits >> (s - 1) & 1 and _is_shell(parent, name)}
     if _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:
@@ -65,12 +66,12 @@ def take() -> Heritage:
             # Keeps our own files off the standard descriptors; close-on-exec, so the command
             # finds it closed as its caller left it.
             os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-    heritage = Heritage({int(number) for number in mask}, frozenset(ignored))
-    heritage.umask = os.umask(0o077)
-    _own_umask(heritage)
+    caller = CallerState({int(number) for number in mask}, frozenset(ignored))
+    caller.umask = os.umask(0o077)
+    _own_umask(caller)
     if parent > 1 and not _is_detached(name):
-        heritage.parent = parent
-    return heritage
+        caller.parent = parent
+    return caller
 
 
 def _is_detached(parent: bytes) -> bool:
@@ -103,7 +104,7 @@ ENDING = {_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM}
 """What ends a program that does nothing about it, and asks others to end."""
 
 
-def interruptibly(heritage: Heritage, call: "Callable[[], T]") -> "T":
+def interruptibly(caller: CallerState, call: "Callable[[], T]") -> "T":
     """What `call` returns, while the signals that end an ordinary program end us as well: it only
     reads, so that nothing has to be given back, and files of others may take their time.
 
@@ -113,23 +114,23 @@ def interruptibly(heritage: Heritage, call: "Callable[[], T]") -> "T":
         return call()
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, ENDING - heritage.mask)
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, ENDING - caller.mask)
     try:
         return call()
     finally:
         _signal.pthread_sigmask(_signal.SIG_BLOCK, ENDING)
 
 
-def told_to_end(heritage: Heritage) -> int:
-    """The signal that came so far and would have ended an ordinary program; 0: none."""
-    heeded = ENDING & _signal.sigpending() - heritage.mask
+def pending_end_signal(caller: CallerState) -> int:
+    """A pending signal that would have ended an ordinary program; 0: there is none."""
+    heeded = ENDING & _signal.sigpending() - caller.mask
     return next((int(s) for s in heeded if _signal.getsignal(s) != _signal.SIG_IGN), 0)
 
 
-def _own_umask(heritage: Heritage) -> None:
+def _own_umask(caller: CallerState) -> None:
     """The caller's umask for our own files, but with all rights for their owner: what it takes
     away from the command (umask 777), we and later runs need."""
-    os.umask(heritage.umask & 0o077)
+    os.umask(caller.umask & 0o077)
 
 
 _PYTHONS = (_signal.SIGPIPE, _signal.SIGXFSZ)
@@ -141,7 +142,7 @@ _LOGINS = (b"sshd", b"sshd-session", b"dropbear")
 """Who makes a session for what it starts without a terminal, and ends when its user hangs up."""
 
 
-def _caller(parent: int) -> "tuple[bytes, int]":
+def _parent_status(parent: int) -> "tuple[bytes, int]":
     """The name of the process that started us and a bit for each signal that it ignores, if /proc
     tells them (proc(5): Name, SigIgn)."""
     try:
@@ -170,9 +171,9 @@ def _is_shell(pid: int, name: bytes) -> bool:
     return os.path.basename(program).partition(b" ")[0] in _SHELLS
 
 
-def _to_default(heritage: Heritage) -> "list[int]":
+def _to_default(caller: CallerState) -> "list[int]":
     """The signals whose disposition Python changed from the default."""
-    changed = [signum for signum in _PYTHONS if signum not in heritage.ignored]
+    changed = [signum for signum in _PYTHONS if signum not in caller.ignored]
     if _signal.getsignal(_signal.SIGINT) not in (_signal.SIG_IGN, _signal.SIG_DFL):
         changed.append(_signal.SIGINT)
     return changed
@@ -212,7 +213,7 @@ def _named(argv: "list[str]") -> "list[str]":
 def direct(
     argv: "list[str]",
     env: "Mapping[str, str]",
-    heritage: Heritage,
+    caller: CallerState,
     enter: "Callable[[], None]" = _nothing,
     leave: "Callable[[], None]" = _nothing,
 ) -> int:
@@ -222,19 +223,19 @@ def direct(
     """
     try:
         _moved(enter)
-        os.umask(heritage.umask)
+        os.umask(caller.umask)
         # posix_spawn can reset a disposition but not ignore a signal (SIGPIPE and SIGXFSZ are
         # ignored already); Python's refuses an empty name.
-        if _signal.SIGCHLD in heritage.ignored or not argv[0] or heritage.isolate:
-            return fork(argv, env, heritage, _nothing)
+        if _signal.SIGCHLD in caller.ignored or not argv[0] or caller.isolate:
+            return fork(argv, env, caller, _nothing)
         try:
-            return _posix_spawn(argv[0], argv, env, heritage)
+            return _posix_spawn(argv[0], argv, env, caller)
         except OSError as error:
             if error.errno != errno.ENOEXEC:
                 raise
-        return fork(argv, env, heritage, _nothing)
+        return fork(argv, env, caller, _nothing)
     finally:
-        _own_umask(heritage)
+        _own_umask(caller)
         _moved(leave)
 
 
@@ -248,22 +249,24 @@ def _moved(move: "Callable[[], None]") -> None:
         ) from None
 
 
-def _posix_spawn(file: str, argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
-    default = _to_default(heritage)
-    return os.posix_spawnp(file, _named(argv), env, setsigmask=heritage.mask, setsigdef=default)
+def _posix_spawn(
+    file: str, argv: "list[str]", env: "Mapping[str, str]", caller: CallerState
+) -> int:
+    default = _to_default(caller)
+    return os.posix_spawnp(file, _named(argv), env, setsigmask=caller.mask, setsigdef=default)
 
 
 def fork(
     argv: "list[str]",
     env: "Mapping[str, str]",
-    heritage: Heritage,
+    caller: CallerState,
     enter: "Callable[[], None]",
     clone: "Callable[[], int]" = os.fork,
 ) -> int:
     """Start the command by fork: the child calls `enter`, then exec; its pid.
 
     A child that cannot enter or exec never runs the command: it writes `<E|N|X><errno> <what>` (E:
-    could not enter, N: could not be isolated, X: could not exec) to `heritage.errors` and exits.
+    could not enter, N: could not be isolated, X: could not exec) to `caller.errors` and exits.
     Raises OSError if `clone` does.
     """
     supervisor = os.getpid()
@@ -275,16 +278,16 @@ def fork(
         os.close(write_end)
         raise
     if pid == 0:
-        _child(argv, env, heritage, enter, write_end, supervisor)
+        _child(argv, env, caller, enter, write_end, supervisor)
     os.close(write_end)
-    heritage.errors = read_end
+    caller.errors = read_end
     return pid
 
 
 def _child(
     argv: "list[str]",
     env: "Mapping[str, str]",
-    heritage: Heritage,
+    caller: CallerState,
     enter: "Callable[[], None]",
     write_end: int,
     supervisor: int,
@@ -294,32 +297,32 @@ def _child(
         enter()
         if os.getppid() != supervisor:
             os._exit(127)  # killed before we were inside: whoever cleaned up cannot know of us
-        if heritage.isolate:
+        if caller.isolate:
             stage = "N"
-            heritage.isolate()
+            caller.isolate()
         stage = "X"
-        restore(heritage)
+        restore(caller)
         _execute(argv, env)
     except OSError as error:
-        os.write(write_end, told(stage, error))
+        os.write(write_end, encode_failure(stage, error))
     except BaseException:
-        os.write(write_end, told(stage, OSError()))
+        os.write(write_end, encode_failure(stage, OSError()))
     finally:
         os._exit(127)
 
 
-def restore(heritage: Heritage) -> None:
+def restore(caller: CallerState) -> None:
     """Give this process, about to become the command, the caller's signals and umask back.
 
     Reset before unblocking: a signal that is already pending must act on the command, not on a
     handler of ours that exec is about to drop.
     """
-    os.umask(heritage.umask)
-    for signum in _to_default(heritage):
+    os.umask(caller.umask)
+    for signum in _to_default(caller):
         _signal.signal(signum, _signal.SIG_DFL)
-    if _signal.SIGCHLD in heritage.ignored:
+    if _signal.SIGCHLD in caller.ignored:
         _signal.signal(_signal.SIGCHLD, _signal.SIG_IGN)
-    _signal.pthread_sigmask(_signal.SIG_SETMASK, heritage.mask)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, caller.mask)
 
 
 def _execute(argv: "list[str]", env: "Mapping[str, str]") -> None:
@@ -341,30 +344,30 @@ def _execute(argv: "list[str]", env: "Mapping[str, str]") -> None:
     raise failure
 
 
-def told(stage: str, error: OSError) -> bytes:
-    """What a child writes of its failure."""
+def encode_failure(stage: str, error: OSError) -> bytes:
+    """The message that a child writes when it fails before exec."""
     return f"{stage}{error.errno or 0} {error.filename or ''}".encode("utf-8", "surrogateescape")
 
 
-def heard(said: bytes) -> "tuple[str, int, str]":
-    """Stage, errno and what it was about, of what a child wrote; ('', 0, '') of nothing."""
+def decode_failure(said: bytes) -> "tuple[str, int, str]":
+    """Stage, errno and file name of such a message; ('', 0, '') for an empty one."""
     number, _, what = said[1:].decode("utf-8", "surrogateescape").partition(" ")
     return said[:1].decode(), int(number or 0), what
 
 
-def failure(heritage: Heritage) -> "tuple[str, int, str]":
-    """Why the forked child never ran the command, as `heard`; ('', 0, '') if it did."""
+def failure(caller: CallerState) -> "tuple[str, int, str]":
+    """Why the forked child never ran the command (see `decode_failure`); ('', 0, '') if it did."""
     said = b""
-    if heritage.errors >= 0:
-        os.set_blocking(heritage.errors, False)
+    if caller.errors >= 0:
+        os.set_blocking(caller.errors, False)
         try:
-            said = os.read(heritage.errors, 4096)
+            said = os.read(caller.errors, 4096)
         except BlockingIOError:
             pass
-    return heard(said)
+    return decode_failure(said)
 
 
-def rename(name: bytes) -> bool:
+def rename_process(name: bytes) -> bool:
     """Change what ps and pkill see: the name, and the command line in our memory (proc(5)); and the
     environment there, by whose marks a CI agent kills what it started. Ours in Python stays.
     False: not here (not Linux, or a kernel that hides them)."""
@@ -388,17 +391,17 @@ _MOST = 1 << 16
 """Descriptors are closed up to this: one system call since Linux 5.9."""
 
 
-def hide(name: bytes, *kept: int) -> bool:
+def become_helper(name: bytes, *kept: int) -> bool:
     """Become a helper of that name, which holds nothing of ours but some descriptors: in rising
-    order they become 0, 1, ... False: all but the name (see `rename`)."""
+    order they become 0, 1, ... False: all but the name (see `rename_process`)."""
     for number, fd in enumerate(kept):
         os.dup2(fd, number)
     os.closerange(len(kept), _MOST)
     os.chdir("/")
-    return rename(name)
+    return rename_process(name)
 
 
-def die(signum: int) -> None:
+def die_of(signum: int) -> None:
     """Die of a signal, as the command did; returns where that cannot be (PID 1)."""
     _signal.signal(signum, _signal.SIG_DFL)
     os.kill(os.getpid(), signum)

@@ -36,7 +36,7 @@ parent_process = 0
 """The handle of who started us, open so that its death is seen whenever it comes; 0: unknown."""
 
 
-class Heritage:
+class CallerState:
     """What the caller handed down, as far as there is such a thing here."""
 
     __slots__ = ("errors", "ignored", "mask", "parent")
@@ -49,33 +49,33 @@ class Heritage:
         self.errors = -1
 
 
-def take() -> Heritage:
+def capture() -> CallerState:
     """Take the console's events from here on, so that none is lost; see who started us."""
     global parent_process
     windows_console.listen()
-    heritage = Heritage()
+    caller = CallerState()
     parent = os.getppid()
     process = open_process(parent)
     if process:
         # A number may have been given anew: a parent is older than its child.
         if _birth(process) <= _birth(calls.GetCurrentProcess()):
-            heritage.parent, parent_process = parent, process
+            caller.parent, parent_process = parent, process
         else:
             windows_files.close(process)
-    return heritage
+    return caller
 
 
-def interruptibly(heritage: Heritage, call: "Callable[[], T]") -> "T":
+def interruptibly(caller: CallerState, call: "Callable[[], T]") -> "T":
     """What `call` returns; the console's events wait for the run."""
     return call()
 
 
-def told_to_end(heritage: Heritage) -> int:
+def pending_end_signal(caller: CallerState) -> int:
     """No signal waits to be seen here."""
     return 0
 
 
-def restore(heritage: Heritage) -> None:
+def restore(caller: CallerState) -> None:
     """Be an ordinary program again, which Ctrl-C ends."""
     windows_console.restore()
 
@@ -168,7 +168,7 @@ def _quoted(word: str) -> str:
     return f'"{word}{word[len(word) - end :]}"'  # doubled, or the last would quote the quote
 
 
-def direct(argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> int:
+def direct(argv: "list[str]", env: "Mapping[str, str]", caller: CallerState) -> int:
     """Start the command, in nothing; its pid. Raises OSError when it cannot be executed."""
     import subprocess
 
@@ -179,10 +179,10 @@ def direct(argv: "list[str]", env: "Mapping[str, str]", heritage: Heritage) -> i
     return process.pid
 
 
-def failure(heritage: Heritage) -> "tuple[str, int, str]":
+def failure(caller: CallerState) -> "tuple[str, int, str]":
     """A command that was started was executed."""
     return "", 0, ""
 
 
-def die(signum: int) -> None:
+def die_of(signum: int) -> None:
     """There is no dying of a signal here: the exit code tells."""

@@ -188,7 +188,7 @@ def _detach(close: "list[int]") -> None:
     # (`sandrun.supervise.witness`).
     while not DARWIN and sigtimedwait(spawn.ALL_SIGNALS, 0):
         pass
-    spawn.rename(_NAME)
+    spawn.rename_process(_NAME)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)

@@ -215,7 +215,7 @@ def _unit(group: str) -> str:
 def _testify(ask: int, answer: int) -> None:
     """What the witness's own process does: whenever it is asked it says what it got since."""
     us = os.getppid()
-    if not spawn.hide(NAME.encode(), ask, answer):
+    if not spawn.become_helper(NAME.encode(), ask, answer):
         return
     while _signal.sigtimedwait(spawn.ALL_SIGNALS, 0):
         pass

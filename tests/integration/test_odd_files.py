@@ -208,7 +208,7 @@ def points(box: Box, words: "list[str]") -> "list[str]":
     assert box.run(*words, env={**env, "SANDRUN_TEST_POINTS": str(file)}).returncode == 0
     found = list(dict.fromkeys(file.read_text().splitlines()))
     blocked = next(at for at, point in enumerate(found) if point.startswith("spawn.py:take"))
-    last = found.index("spawn.py:told_to_end:sigpending")
+    last = found.index("spawn.py:pending_end_signal:sigpending")
     return found[blocked + 1 : last + 1]
 
 

@@ -13,7 +13,7 @@ from sandrun.model import MIB, Limits, Unusable
 from sandrun.platform import spawn, windows_api, windows_creation, windows_processes, windows_spawn
 from tests.windows.fake_kernel32 import US, Fake, Job
 
-NO_HERITAGE = spawn.Heritage.__new__(spawn.Heritage)
+NO_CALLER = spawn.CallerState.__new__(spawn.CallerState)
 
 
 def _limits(memory: int = 0, **more: object) -> Limits:
@@ -80,7 +80,7 @@ def opened(fake: Fake) -> Iterator[Opener]:
 
 
 def _spawn(container: job_object.JobContainer, *words: str) -> int:
-    return container.spawn(list(words) or ["make"], {"ü": "ß €", "A": ""}, NO_HERITAGE)
+    return container.spawn(list(words) or ["make"], {"ü": "ß €", "A": ""}, NO_CALLER)
 
 
 def _job(fake: Fake, container: job_object.JobContainer) -> Job:

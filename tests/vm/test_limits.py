@@ -308,8 +308,8 @@ def test_without_cgroup_kill_and_memory_peak(monkeypatch: pytest.MonkeyPatch) ->
         group = cgroup2.Group2(f"{parent}/sandrun-00000000", Limits(64 * MIB))
         group.create()
         script = "import os, time; b = bytearray(b'x') * (40 << 20); os.fork(); time.sleep(1000)"
-        heritage = spawn.Heritage(set())
-        group.spawn([sys.executable, "-c", script], dict(os.environ), heritage)
+        caller = spawn.CallerState(set())
+        group.spawn([sys.executable, "-c", script], dict(os.environ), caller)
         deadline = time.monotonic() + 60
         while len(group.pids()) < 2:
             assert time.monotonic() < deadline

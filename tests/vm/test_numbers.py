@@ -54,8 +54,8 @@ def measure(backend: str) -> None:
     files say, what the container does, and what the files say after that."""
     container = backends.named(backend).open(f"{os.getpid():08x}", Limits(200 * MIB))
     try:
-        heritage = spawn.take()
-        child = container.spawn([sys.executable, "-c", WORK], dict(os.environ), heritage)
+        caller = spawn.capture()
+        child = container.spawn([sys.executable, "-c", WORK], dict(os.environ), caller)
         os.waitpid(child, 0)
         while container.pids():
             time.sleep(0.01)

@@ -22,12 +22,12 @@ from sandrun.backends import job_object
 from sandrun.model import MIB, Limits
 from sandrun.platform import windows_api
 from sandrun.platform.windows_api import calls
-from sandrun.platform.windows_spawn import Heritage
+from sandrun.platform.windows_spawn import CallerState
 from tests.windows.box import ROOT, SCALE, alive, wait_for
 
 IS_WINE = bool(windows_api.wine_version())
 PYTHON = [sys.executable, "-I", "-S", "-c"]
-NO_HERITAGE: Any = Heritage()
+NO_CALLER: Any = CallerState()
 Opener = Callable[..., job_object.JobContainer]
 
 
@@ -65,7 +65,7 @@ def opened() -> Iterator[Opener]:
 
 def start(container: job_object.JobContainer, *argv: "str | Path", **env: str) -> int:
     words = [str(word) for word in argv]
-    return container.spawn(words, {**os.environ, "PYTHONPATH": str(ROOT), **env}, NO_HERITAGE)
+    return container.spawn(words, {**os.environ, "PYTHONPATH": str(ROOT), **env}, NO_CALLER)
 
 
 def ended(container: job_object.JobContainer, seconds: float = 30) -> int:
@@ -156,7 +156,7 @@ from sandrun.backends import job_object
 from sandrun.model import Limits
 from sandrun.platform import spawn
 container = job_object.JobBackend().open(sys.argv[1], Limits(0))
-container.spawn(sys.argv[2:], dict(os.environ), spawn.Heritage())
+container.spawn(sys.argv[2:], dict(os.environ), spawn.CallerState())
 time.sleep(600)
 """
 
@@ -237,7 +237,7 @@ from sandrun.model import Limits
 from sandrun.platform import spawn
 from sandrun.platform.windows_api import calls, DWORD, INFINITE
 container = job_object.JobBackend().open(os.urandom(4).hex(), Limits(0))
-container.spawn(sys.argv[1:], dict(os.environ), spawn.Heritage())
+container.spawn(sys.argv[1:], dict(os.environ), spawn.CallerState())
 calls.WaitForSingleObject(container.process, INFINITE)
 code = DWORD()
 calls.GetExitCodeProcess(container.process, ctypes.byref(code))
