@@ -64,7 +64,7 @@ class Group1(cgroup_common.RunGroup):
         self.paths = paths
         self.token = "\n".join(f"{name}={path}" for name, path in paths.items())
         self.own: set[int] = set()
-        self.struck = ""
+        self.limit_hit = ""
         self.limits = limits
         self.memory = MemoryController(cgroup_common.Node(paths["memory"]))
         self.beside = _beside(paths[""]) if "" in paths else None
@@ -219,13 +219,13 @@ class Group1(cgroup_common.RunGroup):
             if held > self.sampler.limit // 2:
                 self.sampler.note(held, self._kinds(stat))
         seen = self.sampler.look(held, lambda: cgroup_common.few(self.paths["memory"]))
-        who = self._who_struck()
-        self.struck = self.struck or who
-        self.sampler.keep(seen, bool(self.struck))
+        who = self._whose_limit_hit()
+        self.limit_hit = self.limit_hit or who
+        self.sampler.keep(seen, bool(self.limit_hit))
         self.look_outside()
         return self.sampler.due(held)
 
-    def _who_struck(self) -> str:
+    def _whose_limit_hit(self) -> str:
         """v1 counts a kill at the victim, in a nested run's group too, whoever's limit it was; but
         the event goes to the group at its limit and all below it: what came to us and not to the
         group above us was at our limit (mm/memcontrol-v1.c, memcg1_oom_notify)."""
@@ -242,7 +242,7 @@ class Group1(cgroup_common.RunGroup):
             stat = self._stat()
             current = self.sampler.measure(int(self.memory.usage_in_bytes), _cache(stat))
             highest = int(self.memory.max_usage_in_bytes)
-            peak = self.sampler.peak_below(highest, self.struck == "own")
+            peak = self.sampler.peak_below(highest, self.limit_hit == "own")
             usage = Usage(current, peak, self._cpu(), kinds=self.sampler.kinds)
             usage.peak_with_cache = highest
             usage.shared = stat.get("total_shmem", 0)

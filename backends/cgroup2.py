@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _POLLPRI = 2  # select.POLLPRI, poll(2), without an import on every run's path
 _UNDECIDED = 0.01
-"""Seconds until the next poll while it is open whether a limit struck."""
+"""Seconds until the next poll while it is unknown whether a limit was hit."""
 _SPINS = 3
 """Polls in a row that saw the limit hit anew without a kill: nobody may be killed."""
 _SOON = 20
@@ -74,7 +74,7 @@ class Group2(cgroup_common.RunGroup):
         self.token = path
         self.own: set[int] = set()
         self.events = (-1, 0)
-        self.struck = ""
+        self.limit_hit = ""
         self.oom_events = 0
         self.ooms = self.rises = 0
         """How often our own limit was hit, as last read; polls in a row that saw more of that."""
@@ -223,16 +223,16 @@ class Group2(cgroup_common.RunGroup):
                 self.sampler.note(held, _kinds(stat))
         seen = self.sampler.look(held, lambda: cgroup_common.few(self.token))
         undecided = self._look_for_oom()
-        self.sampler.keep(seen, bool(self.struck))
+        self.sampler.keep(seen, bool(self.limit_hit))
         due = self.sampler.due(held)
         self.look_outside()
         return _UNDECIDED if undecided else due
 
     def _look_for_oom(self) -> bool:
-        """Settle whether a limit struck, and whose; True: the next poll will tell.
+        """Find out whether a limit was hit, and whose; True: the next poll will know.
 
         `oom` is counted where the limit was, `oom_kill` where the victim was: a kill without an
-        `oom` of our own means that a limit around us struck. An `oom` without a kill is one that
+        `oom` of our own means that an enclosing limit was hit. An `oom` without a kill is one that
         the end of another process relieved, unless it goes on: then there is nobody whom the
         kernel may kill (oom_score_adj -1000, proc(5)), and the processes spin at the limit.
         """
@@ -244,15 +244,15 @@ class Group2(cgroup_common.RunGroup):
         kills, before = self._own("oom_kill", inner, True), self.ooms
         self.ooms = self._own("oom", inner, self._is_repeated())
         self.oom_events = self.ooms + kills
-        if self.struck:
+        if self.limit_hit:
             return False
         self.rises = self.rises + 1 if self.ooms > before else 0
         protected = self.rises and processes.is_oom_protected(os.getpid())
         if self.ooms and (below.get("oom_kill") or protected or self.rises >= _SPINS):
-            self.struck = "own"
+            self.limit_hit = "own"
         elif kills and not self.ooms:
-            self.struck = "outer"
-        return not self.struck and self.rises > 0
+            self.limit_hit = "outer"
+        return not self.limit_hit and self.rises > 0
 
     def _own(self, key: str, inner: Files, both: bool) -> int:
         """How often that event was in the run's own groups, which nested runs are not: in its
@@ -274,7 +274,7 @@ class Group2(cgroup_common.RunGroup):
             current = self.sampler.measure(int(self.files.memory_current), _cache(stat))
             sampled = not self.files.has("memory.peak")
             highest = self.highest if sampled else int(self.files.memory_peak)
-            peak = self.sampler.peak_below(highest, self.struck == "own")
+            peak = self.sampler.peak_below(highest, self.limit_hit == "own")
             usage = Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
             usage.peak_with_cache = highest
             usage.refused = cgroup_common.refused(self.token, self.main)

@@ -8,14 +8,14 @@ Promises
 - CPU time is limited by `sandrun.supervise.timeouts`, which ask the job; should no sandrun be able
   to look (one that is suspended), the kernel ends the tree a grace later. It counts user time only.
 - Each limit is read back. Memory is a commit limit of the whole tree: an allocation beyond it
-  fails. Nothing is killed by that, so the message about it makes `struck` say `own`, and whoever
+  fails. Nothing is killed by that, so the message about it sets `limit_hit` to `own`, and whoever
   supervises ends the run, as it would have ended on Linux.
 - `kill` returns when the job is empty by its completion port AND by its list of processes: until
   then files of the dead may still be open. `close` waits for the port's word too, where a run ended
   by itself and nothing was left alone.
 
 Messages are no proof (the system may lose some, and sends those of a job inside ours as well): each
-makes `poll` look, and whose limit struck is found out there. Births, ends and peaks are polled
+makes `poll` look, and whose limit was hit is found out there. Births, ends and peaks are polled
 besides; of an allocation that failed only the message tells: should it be lost, the run ends as the
 command makes of its failure.
 
@@ -160,7 +160,7 @@ class JobContainer:
         self.process = 0
         self.settled = False
         self.events = (port.event if port else -1, 0)
-        self.struck = ""
+        self.limit_hit = ""
         self.oom_events = 0
         self.escaped: dict[int, Escape] = {}
         self.current: int | None = None
@@ -186,12 +186,12 @@ class JobContainer:
     def poll(self) -> "float | None":
         for number, pid in self.port.take() if self.port else ():
             if number in _MEMORY and self._is_ours(pid):
-                self.struck = "own"
-        if self.limits.cpu_time and not self.struck and self._is_over():
-            self.struck = "cpu-time"
+                self.limit_hit = "own"
+        if self.limits.cpu_time and not self.limit_hit and self._is_over():
+            self.limit_hit = "cpu-time"
         peak, limit = self._peak(), self.limits.memory
         # Nobody was killed: who holds how much can be seen even now. Before, only while it grows.
-        memory = self.struck == "own"
+        memory = self.limit_hit == "own"
         if limit and (memory or peak > max(limit // 2, self.sampled + limit // 50)):
             self.sampled = peak
             self.current = sum(_commit(pid) for pid in self.pids())

@@ -27,7 +27,7 @@ class NoContainer:
     token = ""
     mark = ""
     events = (-1, 0)
-    struck = ""
+    limit_hit = ""
     oom_events = 0
 
     def __init__(self) -> None:

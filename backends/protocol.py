@@ -27,12 +27,12 @@ class Container(Protocol):
     events: "tuple[int, int]"
     """A descriptor, and the poll(2) events of it that mean that `poll` should look; (-1, 0): none.
     POLLPRI: a control file, to be read again after each; POLLIN: an eventfd, `poll` reads it."""
-    struck: str
+    limit_hit: str
     """'', or whose memory limit ended processes of this container: `own`, or `outer` (a container,
     a slice, the host around us). `cpu-time`: they were ended at that limit, by the kernel."""
 
     oom_events: int
-    """How often memory ran out at that limit, as of the last `poll`; a rise after it was struck
+    """How often memory ran out at that limit, as of the last `poll`; a rise after it was hit
     means that the processes still press against it."""
 
     @property
@@ -48,7 +48,7 @@ class Container(Protocol):
         """
 
     def poll(self) -> "float | None":
-        """Look at the usage; update `struck`. Return the seconds until the next look is due.
+        """Look at the usage; update `limit_hit`. Return the seconds until the next look is due.
 
         None: nothing to look at. Called from one thread only.
         """
@@ -57,7 +57,7 @@ class Container(Protocol):
         """The usage so far, from the kernel's own figures where it has them."""
 
     def top(self) -> "list[Process]":
-        """The processes that used most when the limit was near or struck, largest first."""
+        """The processes that used most when the limit was near or hit, largest first."""
 
     def pids(self) -> "list[int]":
         """The live processes of the run, in any order; zombies left out."""

@@ -71,7 +71,7 @@ class RlimitContainer:
         self.own: set[int] = set()
         self.mark = ""
         self.events = (-1, 0)
-        self.struck = ""
+        self.limit_hit = ""
         self.oom_events = 0
         self.escaped: dict[int, Escape] = {}
         self.starts: dict[int, int] = {}
@@ -118,9 +118,9 @@ class RlimitContainer:
             members = self._members()
             current = self.monitor.look(members, now)
             seen = self.sampler.look(current, lambda: self.monitor.largest(2 * sampler.TOP))
-            self.sampler.keep(seen, bool(self.struck))
+            self.sampler.keep(seen, bool(self.limit_hit))
             if current > self.limits.memory:
-                self.struck = "own"
+                self.limit_hit = "own"
                 self.oom_events += 1
             self._note_near(members)
         return self.monitor.due(now)

@@ -50,15 +50,15 @@ class Sampler:
         self.cache = max(self.cache, cache)
         return held
 
-    def peak_below(self, highest: int, struck: bool = False) -> int:
+    def peak_below(self, highest: int, limit_hit: bool = False) -> int:
         """The highest working set, of which the samples may have missed a short peak: it was no
         less than the kernel's highest usage without the most cache that there was; where the limit
-        `struck` all of it, because the kernel drops cache before that.
+        `limit_hit` all of it, because the kernel drops cache before that.
 
         A sample may show more than that, a charge that is being refused, and the kernel's figure
         more than the limit: a dying process may pass it (mm/memcontrol.c, try_charge_memcg)."""
-        peak = highest if struck else min(highest, max(self.peak, highest - self.cache))
-        return min(peak, self.limit) if struck and self.limit else peak
+        peak = highest if limit_hit else min(highest, max(self.peak, highest - self.cache))
+        return min(peak, self.limit) if limit_hit and self.limit else peak
 
     def note(self, held: int, kinds: "dict[str, int]") -> None:
         """Keep the kinds of memory that there were when most was held. A look may fall into the
@@ -90,20 +90,20 @@ class Sampler:
         self.named_at = held
         return list(filter(None, map(processes.describe, pids()))) or None  # None: a crowd
 
-    def keep(self, seen: "list[Process] | None", struck: bool) -> None:
+    def keep(self, seen: "list[Process] | None", limit_hit: bool) -> None:
         """Keep those who were seen; those of before while they live, as long as nothing has come up
-        since (`seen` is empty). Who has ended by itself is no matter any more, unless a limit
-        `struck`, asked after the look: it may have killed whoever is missing, and is what they are
-        kept for."""
+        since (`seen` is empty). One that exited by itself does not matter any more, except after a
+        `limit_hit`, asked after the look: the limit may have killed those that are missing, and
+        they are kept for its message."""
         if seen is None:
             return
         known = self.largest
-        if not struck:
+        if not limit_hit:
             lives = {} if seen else {p.pid: p for p in self.top() if not processes.is_zombie(p.pid)}
             self.largest = lives
         for process in seen:
             before = known.get(process.pid)
-            if not struck or not before or process.memory >= before.memory:
+            if not limit_hit or not before or process.memory >= before.memory:
                 self.largest[process.pid] = process
 
     def top(self) -> "list[Process]":

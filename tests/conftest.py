@@ -62,7 +62,7 @@ NOT_ON_MACOS = {
     r"(what_cannot_die_is_reported|a_frozen_group)": "no freezer",
     r"the_fallback_is_told_once": "nothing better was passed over",
     r"a_limit_on_processes_is_named": "no container of a kernel",
-    r"whose_limit_struck": "no cgroups",
+    r"whose_limit_was_hit": "no cgroups",
     r"pkill_by_name_does_not_hit": "no process renames itself",
     r"knocks_of_dead_keepers": "no real-time signals, no events",
     r"an_orphan_without_environment_and_desc": "the known gap: see backends/rlimit_macos.py",

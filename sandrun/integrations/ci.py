@@ -1,4 +1,4 @@
-"""What a CI's pages show of a run: a limit that struck, a long wait, and what the run needed.
+"""What a CI's pages show of a run: a limit that was hit, a long wait, and what the run needed.
 
 GitHub Actions: a workflow command on stderr becomes an annotation, and a row is added to the file
 GITHUB_STEP_SUMMARY. GitLab has neither, so there the same facts are one line of the job's log.

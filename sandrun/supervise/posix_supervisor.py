@@ -150,7 +150,7 @@ class Supervisor:
     def _supervise(self) -> Outcome:
         while self.status is None:
             self.wait(None)
-        self._look()  # the last word about whose limit struck
+        self._look()  # whose limit was hit is final now
         outcome = self.outcome()
         if self.leftovers == "kill" and self.container.is_crowd():
             self._kill()
@@ -399,9 +399,9 @@ class Supervisor:
         cost = (time.thread_time() - began) * _LOOK_SHARE if self.kernel else 0.0
         now = time.monotonic()
         self.look_at = None if due is None or self.killed else now + max(due, cost)
-        if self.container.struck and self.reason in _MEMORY:
+        if self.container.limit_hit and self.reason in _MEMORY:
             self._end_at_limit(now)
-        elif self.container.struck and not self.decided:
+        elif self.container.limit_hit and not self.decided:
             self._limit_hit(now)
         elif self.strict and self.container.escaped and not self.reason:
             self.stop("escaped")
@@ -413,7 +413,7 @@ class Supervisor:
         self.settled_at = now + _SETTLE_SECONDS
         self.most = max(self.limit * 1.1, self.container.usage().current or 0)
         self.oom_events = self.container.oom_events
-        begun, self.reason = self.reason, _MEMORY[self.container.struck == "outer"]
+        begun, self.reason = self.reason, _MEMORY[self.container.limit_hit == "outer"]
         if not begun:  # else it was told to end already, and has what is left of the grace
             self.stop(self.reason, at_limit=True)
 

@@ -83,7 +83,7 @@ class Supervisor:
         """Supervise to the end; the outcome."""
         while self.code is None:
             self.wait(None)
-        self._look()  # the last word about whose limit struck
+        self._look()  # whose limit was hit is final now
         outcome = self.outcome()
         if not self.killed and self.container.pids():
             from sandrun.supervise import leftovers
@@ -155,12 +155,12 @@ class Supervisor:
         self.look_at = None if due is None else time.monotonic() + due
         if self.decided:
             return
-        if self.container.struck == "cpu-time":
+        if self.container.limit_hit == "cpu-time":
             if not self.reason:
                 self.reason = "cpu-time"
                 self._kill()
-        elif self.container.struck and self.reason not in ("memory", "outer-memory"):
-            self.reason = "outer-memory" if self.container.struck == "outer" else "memory"
+        elif self.container.limit_hit and self.reason not in ("memory", "outer-memory"):
+            self.reason = "outer-memory" if self.container.limit_hit == "outer" else "memory"
             self._kill()
         self._warn()
 

@@ -238,13 +238,13 @@ def test_the_limit_strikes_and_the_peak_is_the_kernels(fake: Fake, opened: Opene
     pid = _spawn(container)
     assert fake.allocate(pid, 40 * MIB)
     container.poll()
-    assert container.struck == ""
+    assert container.limit_hit == ""
     assert container.usage().current == 40 * MIB
     assert not fake.allocate(pid, 40 * MIB)
     _told(fake, container)
     assert fake.handles[container.events[0]].is_set()
     container.poll()
-    assert container.struck == "own"
+    assert container.limit_hit == "own"
     assert container.usage().peak == 40 * MIB
     assert [process.pid for process in container.top()] == [pid]
 
@@ -255,7 +255,7 @@ def test_one_allocation_far_beyond_the_limit_is_named_too(fake: Fake, opened: Op
     assert not fake.allocate(pid, 1024 * MIB)
     _told(fake, container)
     container.poll()
-    assert container.struck == "own"
+    assert container.limit_hit == "own"
     assert [process.pid for process in container.top()] == [pid]
 
 
@@ -281,12 +281,12 @@ def test_who_uses_how_much_is_asked_only_while_it_grows(
 
 
 @pytest.mark.parametrize(
-    "outer_mib, inner_mib, struck",
+    "outer_mib, inner_mib, limit_hit",
     [(1024, 64, ("", "own")), (96, 1024, ("own", ""))],
     ids=["inner", "outer"],
 )
-def test_whose_limit_struck(
-    fake: Fake, opened: Opener, outer_mib: int, inner_mib: int, struck: "tuple[str, str]"
+def test_whose_limit_was_hit(
+    fake: Fake, opened: Opener, outer_mib: int, inner_mib: int, limit_hit: "tuple[str, str]"
 ) -> None:
     """A process in a run inside a run: the message about the inner limit goes to both."""
     outer = opened("outer", _limits(outer_mib * MIB))
@@ -298,11 +298,11 @@ def test_whose_limit_struck(
     for container in (outer, inner):
         _told(fake, container)
         container.poll()
-    assert (outer.struck, inner.struck) == struck
+    assert (outer.limit_hit, inner.limit_hit) == limit_hit
 
 
 def test_of_a_process_that_is_gone_the_peak_tells(fake: Fake, opened: Opener) -> None:
-    for size, struck in ((20 * MIB, ""), (40 * MIB, "own")):
+    for size, limit_hit in ((20 * MIB, ""), (40 * MIB, "own")):
         container = opened(str(size))
         process = fake.start([_job(fake, container)])
         assert fake.allocate(process.pid, size)
@@ -310,7 +310,7 @@ def test_of_a_process_that_is_gone_the_peak_tells(fake: Fake, opened: Opener) ->
         fake.exit(process.pid)
         _told(fake, container)
         container.poll()
-        assert container.struck == struck
+        assert container.limit_hit == limit_hit
 
 
 def test_the_number_of_processes_is_limited(fake: Fake, opened: Opener) -> None:
@@ -344,10 +344,10 @@ def test_times_of_ended_processes_count(fake: Fake, opened: Opener) -> None:
 def test_the_kernel_ends_a_tree_whose_time_is_long_over(fake: Fake, opened: Opener) -> None:
     container = opened(limits=_limits(64 * MIB, cpu_time=2.5))
     pid = _spawn(container)
-    for seconds, struck in ((2.0, ""), (1.0, "cpu-time")):
+    for seconds, limit_hit in ((2.0, ""), (1.0, "cpu-time")):
         fake.work(pid, seconds)
         container.poll()
-        assert container.struck == struck
+        assert container.limit_hit == limit_hit
     assert not fake.processes[pid].alive
     container.leave()
     child = fake.start([_job(fake, container)])

@@ -23,16 +23,16 @@ def test_cache_is_no_part_of_the_peak() -> None:
     # More than all the cache that there was can explain: between two samples.
     assert sampler.peak_below(200 * MIB) == 120 * MIB
     assert sampler.peak_below(29 * MIB) == 29 * MIB, "what was refused does not count"
-    assert sampler.peak_below(96 * MIB + 4096, struck=True) == 96 * MIB, "nor what the dying took"
-    assert sampler.peak_below(90 * MIB, struck=True) == 90 * MIB
+    assert sampler.peak_below(96 * MIB + 4096, limit_hit=True) == 96 * MIB, "nor by the dying"
+    assert sampler.peak_below(90 * MIB, limit_hit=True) == 90 * MIB
 
 
-def seen(sampler: Sampler, held: int, sizes: "dict[int, int]", struck: bool = False) -> "list[int]":
+def seen(sampler: Sampler, held: int, sizes: "dict[int, int]", hit: bool = False) -> "list[int]":
     """Who is named after a look that sees processes of those sizes."""
     found = sampler.look(held * MIB, lambda: [os.getpid()])
     if found:
         found = [Process(pid, size * MIB, "") for pid, size in sizes.items()]
-    sampler.keep(found, struck)
+    sampler.keep(found, hit)
     return [process.pid for process in sampler.top()]
 
 
@@ -54,7 +54,7 @@ def test_who_lives_and_let_go_of_it_is_named_until_another_has_it() -> None:
     sampler = Sampler(100 * MIB)
     seen(sampler, 60, {os.getpid(): 50, GONE[1]: 10})
     assert seen(sampler, 40, {}) == [os.getpid()]
-    assert seen(sampler, 30, {}, struck=True) == [os.getpid()]
+    assert seen(sampler, 30, {}, hit=True) == [os.getpid()]
     assert seen(sampler, 70, {GONE[2]: 70}) == [GONE[2]]
 
 
@@ -67,8 +67,8 @@ def test_the_dying_are_not_named() -> None:
 def test_whom_a_limit_killed_is_named_still() -> None:
     sampler = Sampler(100 * MIB)
     assert seen(sampler, 90, {1: 80, 2: 10}) == [1, 2]
-    assert seen(sampler, 60, {2: 15, 3: 45}, struck=True) == [1, 3, 2]
-    assert seen(sampler, 10, {}, struck=True) == [1, 3, 2]
+    assert seen(sampler, 60, {2: 15, 3: 45}, hit=True) == [1, 3, 2]
+    assert seen(sampler, 10, {}, hit=True) == [1, 3, 2]
 
 
 def test_a_crowd_is_not_looked_at() -> None:

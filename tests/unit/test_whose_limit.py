@@ -1,4 +1,4 @@
-"""Whose memory limit struck on cgroup v2, wherever the kernel's counting falls between reads."""
+"""Whose memory limit was hit on cgroup v2, wherever the kernel's counting falls between reads."""
 
 from itertools import combinations_with_replacement
 
@@ -14,7 +14,7 @@ READS = 10  # at least as many as one look makes
 class _Files:
     """The events of a run with a nested one. Each figure read is a tick; `when` has the ticks at
     which the kernel counts the `oom`, the kill at its victim in main/, and the kill further up.
-    `in_main`: main/ repeats the limit and is where it struck."""
+    `in_main`: main/ repeats the limit and is where it was hit."""
 
     when: "tuple[int, ...]" = ()
     in_main = False
@@ -45,7 +45,7 @@ class _Files:
     ("whose", "in_main", "lowest"),
     [("own", False, 64), ("outer", False, 64), ("own", True, 64), ("outer", True, 32)],
 )
-def test_whose_limit_struck(
+def test_whose_limit_was_hit(
     whose: str, in_main: bool, lowest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sandrun.backends import cgroup2  # needs cgroupspy, which only Linux has
@@ -54,15 +54,15 @@ def test_whose_limit_struck(
     monkeypatch.setattr(_Files, "in_main", in_main)
     never = 1 << 30
     for oom, *kills in combinations_with_replacement(range(READS), 3):
-        struck = whose == "own" or in_main
-        _Files.when, _Files.tick = (oom if struck else never, *kills), 0
+        hit = whose == "own" or in_main
+        _Files.when, _Files.tick = (oom if hit else never, *kills), 0
         container = cgroup2.Group2("/sys/fs/cgroup/sandrun-0", Limits(64 * MIB))
         container.sampler.limit = lowest * MIB
         container._look_for_oom()
-        assert container.struck in ("", whose), _Files.when
+        assert container.limit_hit in ("", whose), _Files.when
         _Files.tick = READS
         container._look_for_oom()
-        assert container.struck == whose, _Files.when
+        assert container.limit_hit == whose, _Files.when
 
 
 class _Spinning:
@@ -101,4 +101,4 @@ def test_a_limit_at_which_nobody_dies(
     container = cgroup2.Group2("/sys/fs/cgroup/sandrun-0", Limits(64 * MIB))
     for _ in range(10):
         container._look_for_oom()
-    assert container.struck == whose
+    assert container.limit_hit == whose

@@ -47,7 +47,7 @@ def test_only_a_console_that_is_the_runs_alone_gets_a_break(
 class _Container:
     """One whose processes the kernel finds at the end of their CPU time, and does not end yet."""
 
-    struck = "cpu-time"
+    limit_hit = "cpu-time"
     events = (-1, 0)
 
     def __init__(self) -> None:

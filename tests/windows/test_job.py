@@ -360,13 +360,13 @@ def test_a_message_about_the_limit_wakes_and_is_recorded(
     start(container, *tree(tmp_path, 0), SANDRUN_RUNS=f"C:\\state/{container.run_id}")
     (pid,) = tree_pids(tmp_path, 0)
     container.poll()
-    assert container.struck == ""
+    assert container.limit_hit == ""
     while calls.WaitForSingleObject(container.events[0], 0) == 0:
         pass
     calls.PostQueuedCompletionStatus(container.port.handle, number, container.job, pid)
     assert calls.WaitForSingleObject(container.events[0], int(5000 * SCALE)) == 0
     container.poll()
-    assert container.struck == "own"
+    assert container.limit_hit == "own"
 
 
 @not_on_wine("memory limits of jobs")
@@ -374,8 +374,8 @@ def test_an_allocation_beyond_the_limit_fails_and_is_told(opened: Opener) -> Non
     container = opened(limits(64 * MIB))
     start(container, *PYTHON, "b = bytearray(256 << 20)")
     assert ended(container) == 1  # MemoryError
-    wait_for(lambda: container.poll() is not None and container.struck, 5, "it is told")
-    assert container.struck == "own"
+    wait_for(lambda: container.poll() is not None and container.limit_hit, 5, "it is told")
+    assert container.limit_hit == "own"
     assert 0 < (container.usage().peak or 0) <= 64 * MIB
 
 
@@ -413,7 +413,7 @@ def test_the_kernel_ends_a_job_whose_time_is_over(opened: Opener) -> None:
     start(container, *PYTHON, spin)
     assert ended(container) == 1816  # ERROR_NOT_ENOUGH_QUOTA
     container.poll()
-    assert container.struck == "cpu-time"
+    assert container.limit_hit == "cpu-time"
 
 
 @not_on_wine("any accounting of jobs")
