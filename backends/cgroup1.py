@@ -275,8 +275,8 @@ class Group1(cgroup_common.RunGroup):
     def top(self) -> "list[Process]":
         return self.sampler.top()
 
-    def is_crowd(self) -> bool:
-        return cgroup_common.is_crowd(self.paths["memory"])
+    def is_too_large_to_signal(self) -> bool:
+        return cgroup_common.is_too_large_to_signal(self.paths["memory"])
 
     def end(self) -> None:
         if self.beside:

@@ -304,8 +304,8 @@ class Group2(cgroup_common.RunGroup):
     def top(self) -> "list[Process]":
         return self.sampler.top()
 
-    def is_crowd(self) -> bool:
-        return cgroup_common.is_crowd(self.token)
+    def is_too_large_to_signal(self) -> bool:
+        return cgroup_common.is_too_large_to_signal(self.token)
 
     def end(self) -> None:
         if not os.path.isdir(self.token):

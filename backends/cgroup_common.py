@@ -310,7 +310,7 @@ def pids(path: str) -> "list[int]":
     return live
 
 
-def is_crowd(path: str) -> bool:
+def is_too_large_to_signal(path: str) -> bool:
     """Whether there are so many processes, dead ones too, that a look at each would take too long:
     where all of a fork bomb want to run, we get one part in as many of a processor."""
     count = 0
@@ -324,7 +324,7 @@ def is_crowd(path: str) -> bool:
 
 def few(path: str) -> "list[int]":
     """The live processes, for a look at each; none if they are a crowd."""
-    return [] if is_crowd(path) else pids(path)
+    return [] if is_too_large_to_signal(path) else pids(path)
 
 
 def move_out(path: str, file: str) -> None:

@@ -260,7 +260,7 @@ class JobContainer:
             room = 2 * max(room, found.NumberOfAssignedProcesses)
         return []
 
-    def is_crowd(self) -> bool:
+    def is_too_large_to_signal(self) -> bool:
         return False  # nobody here is told one by one
 
     def kill(self) -> None:

@@ -73,7 +73,7 @@ def tree(frontier: "list[int]", without: "Mapping[int, int]") -> "dict[int, proc
     return found
 
 
-def is_crowd(root: int, most: int) -> bool:
+def is_too_large_to_signal(root: int, most: int) -> bool:
     """Whether `root` has more than `most` descendants, counted by the lists of children alone and
     no further than that: of a fork bomb a look at each would take too long."""
     frontier = _children(root, 1)

@@ -52,7 +52,7 @@ class NoContainer:
     def pids(self) -> "list[int]":
         return []
 
-    def is_crowd(self) -> bool:
+    def is_too_large_to_signal(self) -> bool:
         return False
 
     def kill(self) -> None:

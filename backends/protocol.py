@@ -62,7 +62,7 @@ class Container(Protocol):
     def pids(self) -> "list[int]":
         """The live processes of the run, in any order; zombies left out."""
 
-    def is_crowd(self) -> bool:
+    def is_too_large_to_signal(self) -> bool:
         """Whether there are too many processes to tell each to end (cheap; a guess may do)."""
 
     def kill(self) -> None:

@@ -184,10 +184,10 @@ class RlimitContainer:
                 self.over = True
                 return []
 
-    def is_crowd(self) -> bool:
+    def is_too_large_to_signal(self) -> bool:
         # The host's count costs nothing, and says no as long as nobody on it has made so many.
         many = processes.tasks() - self.tasks > cgroup_common.CROWD
-        return many and memory_monitor.is_crowd(self.owner, cgroup_common.CROWD)
+        return many and memory_monitor.is_too_large_to_signal(self.owner, cgroup_common.CROWD)
 
     def _marked(self) -> "list[int]":
         limit = f"Max data size {self.data} " if self.data else ""
@@ -214,7 +214,7 @@ class RlimitContainer:
             time.sleep(0.001)  # whoever has slept runs before those who did not
 
     def kill(self) -> None:
-        if os.getpid() == self.owner and self.is_crowd():
+        if os.getpid() == self.owner and self.is_too_large_to_signal():
             self._sweep()
         began = time.monotonic()
         deadline = began + KILL_SECONDS

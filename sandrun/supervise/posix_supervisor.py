@@ -152,7 +152,7 @@ class Supervisor:
             self.wait(None)
         self._look()  # whose limit was hit is final now
         outcome = self.outcome()
-        if self.leftovers == "kill" and self.container.is_crowd():
+        if self.leftovers == "kill" and self.container.is_too_large_to_signal():
             self._kill()
         if not self.killed and self.container.pids():
             from sandrun.supervise import leftovers
@@ -441,7 +441,7 @@ class Supervisor:
         bomb is killed at once, and so is the largest process `at_limit` unless the kernel does it.
         """
         self.reason = self.reason or reason
-        if self.container.is_crowd():
+        if self.container.is_too_large_to_signal():
             self._kill()
             return
         self.kill_at = time.monotonic() + self.grace
@@ -468,7 +468,7 @@ class Supervisor:
         self.look_at = None
         if self.status is None:
             self._send(self.child, _signal.SIGKILL)
-        if self.kernel and not self.container.is_crowd():
+        if self.kernel and not self.container.is_too_large_to_signal():
             from sandrun.platform import processes
 
             self.ended |= {pid: processes.start(pid) for pid in self.container.pids()}
