@@ -218,15 +218,15 @@ class Outcome:
     itself), `escaped` (a process left the container and `--require kernel` allows none) and `lost`
     (the supervisor was killed; written by whoever found the run).
     `interrupted`: the terminal's Ctrl-C ended the command. `asked`: the signal that ended it was
-    sent to us, or by the terminal, so whoever sent it knows; `dumped`: it dumped core. `undead`:
-    processes that nobody could end. `outside`: daemons that are no part of it and worked meanwhile.
-    `shared`: what shared memory is left, and the commands that remove it. `escaped`: the processes
-    that left the container, by pid; they are not among the `leftovers`.
+    sent to us, or by the terminal, so whoever sent it knows; `dumped`: it dumped core.
+    `unkillable`: processes that survived SIGKILL. `outside`: daemons that are no part of it and
+    worked meanwhile. `shared`: what shared memory is left, and the commands that remove it.
+    `escaped`: the processes that left the container, by pid; they are not among the `leftovers`.
     """
 
     __slots__ = (
         *("asked", "code", "dumped", "escaped", "interrupted", "leftovers", "outside", "reason"),
-        *("shared", "signal", "top", "undead", "usage"),
+        *("shared", "signal", "top", "unkillable", "usage"),
     )
 
     def __init__(self, reason: str, code: int, signal: int = 0) -> None:
@@ -239,12 +239,12 @@ class Outcome:
         self.escaped: dict[int, Escape] = {}
         self.outside: list[Process] = []
         self.shared: tuple[list[str], list[str]] = [], []
-        self.undead: list[int] = []
+        self.unkillable: list[int] = []
         self.top: list[Process] = []
 
     def is_plain(self) -> bool:
         """Whether there is nothing to report about this end, as of most."""
-        if self.reason not in ("exit", "signal") or self.leftovers or self.undead:
+        if self.reason not in ("exit", "signal") or self.leftovers or self.unkillable:
             return False
         if self.escaped or self.outside or self.shared[0]:
             return False

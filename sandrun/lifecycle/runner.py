@@ -156,7 +156,7 @@ def run(
         outcome = _guard_git(this) or (
             _contained(this) if _is_wanted(this) else Outcome("parent", EXIT_HANGUP)
         )
-        if outcome.reason in _KILLED and not outcome.undead and _all_dead(this):
+        if outcome.reason in _KILLED and not outcome.unkillable and _all_dead(this):
             _surely(lambda: guard.heal_after(project, since, this.id))
     except BaseException as error:
         signum = getattr(error, "signum", 0)
@@ -281,7 +281,7 @@ def _contained(this: Run) -> Outcome:
                 container, place.descriptors(), place.lock, line, parent, backend.kernel
             )
         outcome = _supervised(this, backend, container, keeper)
-        this.unkillable = outcome.undead
+        this.unkillable = outcome.unkillable
         if not outcome.is_plain():
             _surely(lambda: _report(outcome, settings, backend))
     except BaseException:

@@ -134,7 +134,7 @@ class Supervisor:
         most that it may hold until then, and how often the limit was hit by then."""
         self.decided = False
         self.killed = False
-        self.undead: list[int] = []
+        self.unkillable: list[int] = []
         self.ended: dict[int, int] = {}
         """What we have told to end or killed, with its start."""
 
@@ -164,7 +164,7 @@ class Supervisor:
             self.witness.dismiss()  # its end takes as long as what follows
         outcome.usage = self.container.usage()
         outcome.top = self.container.top()
-        outcome.undead = self.undead
+        outcome.unkillable = self.unkillable
         if self.outside:
             outcome.outside = self.outside.at_work()
         least = _SHARED if self.kernel else 1
@@ -195,7 +195,7 @@ class Supervisor:
         self._reap()
         deadline = time.monotonic() + _REAP_SECONDS
         pause = 0.0005
-        for pid in set(self.ended) - set(self.undead):
+        for pid in set(self.ended) - set(self.unkillable):
             while _is_unreaped(pid, self.ended[pid]) and time.monotonic() < deadline:
                 time.sleep(pause)
                 pause = min(pause * 2, 0.02)
@@ -475,7 +475,7 @@ class Supervisor:
         try:
             self.container.kill()
         except TimeoutError as error:
-            self.undead = error.args[0]
+            self.unkillable = error.args[0]
         self.give_up_at = time.monotonic() + _REAP_SECONDS
 
     def outcome(self) -> Outcome:

@@ -81,14 +81,14 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     if outcome.code and outcome.reason in ("exit", "signal"):
         for kind, (had, most) in outcome.usage.near.items():
             messages.warn(*_backstop(kind, had, most))
-    ended = [process for process in outcome.leftovers if process.pid not in outcome.undead]
+    ended = [process for process in outcome.leftovers if process.pid not in outcome.unkillable]
     if ended and outcome.reason in ("exit", "signal"):
         _left_behind(ended, settings)
     if outcome.outside:
         messages.warn(*_outside(outcome.outside))
     if outcome.shared[0]:
         messages.warn(*_shared(*outcome.shared))
-    for pid in outcome.undead:
+    for pid in outcome.unkillable:
         way_out = f"it keeps the queue's run lock as long as it lives{way_to_end(pid)}"
         messages.warn(f"could not end {unkillable(pid)}", way_out)
 

@@ -75,7 +75,7 @@ class Supervisor:
         self.warned = False
         self.decided = False
         self.killed = False
-        self.undead: list[int] = []
+        self.unkillable: list[int] = []
         if windows_console.said:  # it came before the command could have had it
             self._end(_SIGINT)
 
@@ -91,7 +91,7 @@ class Supervisor:
             outcome = leftovers.settle(self, outcome)
         outcome.usage = self.container.usage()
         outcome.top = self.container.top()
-        outcome.undead = self.undead
+        outcome.unkillable = self.unkillable
         return outcome
 
     def wait(self, until: "float | None") -> None:
@@ -199,11 +199,11 @@ class Supervisor:
         try:
             self.container.kill()
         except TimeoutError as error:
-            self.undead = error.args[0]
+            self.unkillable = error.args[0]
         if self.code is None:
             windows_spawn.terminate(self.child)  # where there is no container
             if windows_files.wait_any([self.process], 1.0) < 0:
-                self.undead = [self.child]
+                self.unkillable = [self.child]
             self._ended()
 
     def outcome(self) -> Outcome:

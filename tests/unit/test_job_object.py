@@ -176,10 +176,10 @@ def test_an_empty_job_inside_does_not_end_the_wait(
     monkeypatch.setattr(job_object, "KILL_SECONDS", 0.3)
     container = opened()
     pid = _spawn(container)
-    with monkeypatch.context() as stubborn, pytest.raises(TimeoutError) as undead:
+    with monkeypatch.context() as stubborn, pytest.raises(TimeoutError) as unkillable:
         stubborn.setattr(fake, "_end", lambda told, code: fake._tell(told, 4, 0))
         container.kill()
-    assert undead.value.args == ([pid],)
+    assert unkillable.value.args == ([pid],)
 
 
 def test_a_run_that_ends_by_itself_is_over_when_the_port_says_so(
