@@ -285,7 +285,7 @@ class Group1(cgroup_common.RunGroup):
         cgroup_common.kill_members(self.paths["memory"])
         self._freeze("THAWED")  # frozen v1 tasks do not even die
         cgroup_common.kill_each(
-            self.paths["memory"], lambda: not cgroup_common.pids(self.paths["memory"])
+            self.paths["memory"], lambda: not cgroup_common.live_pids(self.paths["memory"])
         )
 
     def _freeze(self, state: str) -> None:
@@ -368,7 +368,7 @@ def _end_stale_beside(path: str) -> None:
 def _end_stale(path: str) -> None:
     if os.path.exists(path + "/freezer.state"):  # killed in the midst of `Group1.kill`
         _Freezer(cgroup_common.Node(path)).state = "THAWED"
-    cgroup_common.kill_each(path, lambda: not cgroup_common.pids(path))
+    cgroup_common.kill_each(path, lambda: not cgroup_common.live_pids(path))
     cgroup_common.remove(path)
 
 

@@ -339,7 +339,7 @@ class Group2(cgroup_common.RunGroup):
             while b"populated 0" not in os.pread(fd, 4096, 0):
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    raise TimeoutError(cgroup_common.pids(self.token))
+                    raise TimeoutError(cgroup_common.live_pids(self.token))
                 # Not only the event: a read between two changes may have missed one.
                 if not waiter.poll(min(left * 1000, _SOON)):
                     cgroup_common.kill_members(self.token)

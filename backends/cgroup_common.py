@@ -89,8 +89,8 @@ class RunGroup:
     def escaped(self) -> "Mapping[int, Escape]":
         return self._escapes.found if self._escapes else {}
 
-    def pids(self) -> "list[int]":
-        found = pids(self.home()[0])
+    def live_pids(self) -> "list[int]":
+        found = live_pids(self.home()[0])
         # Without a mark it is a dead run's, or a group beside another.
         if self.mark and (not found or time.monotonic() >= self._look_at):
             command = self._command
@@ -296,7 +296,7 @@ def listed(path: str) -> "list[int]":
     return [pid for pid in found if pid]  # 0: outside of our pid namespace
 
 
-def pids(path: str) -> "list[int]":
+def live_pids(path: str) -> "list[int]":
     """The live processes in a group and all below it; zombies left out."""
     # One that was listed and is dead by now may have forked in between: look again, until all that
     # are listed were dead before.
@@ -324,13 +324,13 @@ def is_too_large_to_signal(path: str) -> bool:
 
 def few(path: str) -> "list[int]":
     """The live processes, for a look at each; none if they are a crowd."""
-    return [] if is_too_large_to_signal(path) else pids(path)
+    return [] if is_too_large_to_signal(path) else live_pids(path)
 
 
 def move_out(path: str, file: str) -> None:
     """Move every process in a group, and below it, to where we are by writing it to `file`."""
     deadline = time.monotonic() + KILL_SECONDS
-    while (found := pids(path)) and time.monotonic() < deadline:
+    while (found := live_pids(path)) and time.monotonic() < deadline:
         for pid in found:
             try:
                 with open(file, "w") as procs:
@@ -361,7 +361,7 @@ def kill_each(path: str, done: "Callable[[], bool]") -> None:
         if done():
             return
         if time.monotonic() > deadline:
-            raise TimeoutError(pids(path))
+            raise TimeoutError(live_pids(path))
         time.sleep(pause)
         pause = min(pause * 2, 0.05)
 

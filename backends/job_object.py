@@ -194,8 +194,8 @@ class JobContainer:
         memory = self.limit_hit == "own"
         if limit and (memory or peak > max(limit // 2, self.sampled + limit // 50)):
             self.sampled = peak
-            self.current = sum(_commit(pid) for pid in self.pids())
-            seen = self.sampler.look(limit if memory else self.current, self.pids)
+            self.current = sum(_commit(pid) for pid in self.live_pids())
+            seen = self.sampler.look(limit if memory else self.current, self.live_pids)
             self.sampler.keep(seen, False)
         return self.sampler.due(peak)
 
@@ -227,7 +227,7 @@ class JobContainer:
             _query(self.job, windows_api.JobObjectExtendedLimitInformation, limits)
         if not limits.BasicLimitInformation.LimitFlags & windows_api.JOB_OBJECT_LIMIT_JOB_MEMORY:
             return float("inf")
-        return float(limits.JobMemoryLimit - sum(map(_commit, self.pids())))
+        return float(limits.JobMemoryLimit - sum(map(_commit, self.live_pids())))
 
     def _peak(self) -> int:
         limits = windows_api.JobLimits()
@@ -247,7 +247,7 @@ class JobContainer:
     def top(self) -> "list[Process]":
         return self.sampler.top()
 
-    def pids(self) -> "list[int]":
+    def live_pids(self) -> "list[int]":
         room = 64
         while self.job:
             found = windows_api.pid_list(room)
@@ -269,9 +269,9 @@ class JobContainer:
         deadline = time.monotonic() + KILL_SECONDS
         if self.port:
             self.port.wait_empty(0.0)  # an earlier one would tell nothing
-        told = not self.port or not self.pids()
+        told = not self.port or not self.live_pids()
         calls.TerminateJobObject(self.job, _KILLED)
-        while (pids := self.pids()) or not told:
+        while (pids := self.live_pids()) or not told:
             if pids and time.monotonic() > deadline:
                 raise TimeoutError(pids)
             if self.port:
@@ -288,7 +288,7 @@ class JobContainer:
     def close(self) -> None:
         if self.port:
             # The message is mostly here by now; one that was lost costs this moment.
-            if self.process and not self.settled and not self.pids():
+            if self.process and not self.settled and not self.live_pids():
                 self.port.wait_empty(_LOST_SECONDS)
             self.port.close()
         for handle in (self.process, self.job):

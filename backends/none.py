@@ -49,7 +49,7 @@ class NoContainer:
     def top(self) -> "list[Process]":
         return []
 
-    def pids(self) -> "list[int]":
+    def live_pids(self) -> "list[int]":
         return []
 
     def is_too_large_to_signal(self) -> bool:

@@ -38,7 +38,7 @@ class Container(Protocol):
     @property
     def escaped(self) -> "Mapping[int, Escape]":
         """The processes that were seen to have left for where the limits do not hold, by pid. While
-        they live they are among `pids`, and `kill` ends them as well."""
+        they live they are among `live_pids`, and `kill` ends them as well."""
 
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", caller: spawn.CallerState) -> int:
         """Start the command so that its first instruction already runs inside; return its pid.
@@ -59,7 +59,7 @@ class Container(Protocol):
     def top(self) -> "list[Process]":
         """The processes that used most when the limit was near or hit, largest first."""
 
-    def pids(self) -> "list[int]":
+    def live_pids(self) -> "list[int]":
         """The live processes of the run, in any order; zombies left out."""
 
     def is_too_large_to_signal(self) -> bool:

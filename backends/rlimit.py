@@ -161,7 +161,7 @@ class RlimitContainer:
     def top(self) -> "list[Process]":
         return self.sampler.top()
 
-    def pids(self) -> "list[int]":
+    def live_pids(self) -> "list[int]":
         # A chain of forks and exits runs ahead of a walk. But a live descendant of a dead child
         # is our own child: so if all our children were dead, and are the same as before we
         # looked at them, then nothing lives. (Nobody reaps meanwhile.)
@@ -219,7 +219,7 @@ class RlimitContainer:
         began = time.monotonic()
         deadline = began + KILL_SECONDS
         before: list[int] = []
-        while pids := self.pids():
+        while pids := self.live_pids():
             refused = [
                 pid for pid in reversed(pids) if not processes.kill_same(pid, self.starts[pid])
             ]
@@ -234,7 +234,7 @@ class RlimitContainer:
             before = pids
 
     def leave(self) -> None:
-        for pid in self.pids():
+        for pid in self.live_pids():
             try:
                 resource.prlimit(pid, resource.RLIMIT_DATA, self.before)
                 resource.prlimit(pid, resource.RLIMIT_NPROC, self.tasks_before)

@@ -132,7 +132,7 @@ class DarwinContainer(RlimitContainer):
             for at, number in enumerate(itertools.chain(*pairs, (0,))):
                 self.shared[at] = number
 
-    def pids(self) -> "list[int]":
+    def live_pids(self) -> "list[int]":
         # Twice: one that was about to be an orphan may hide from one look.
         found = self._members() or self._members()
         self.starts = {pid: info.start for pid, info in found.items()}

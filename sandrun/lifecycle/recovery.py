@@ -140,7 +140,7 @@ def outlast(container: "Container", known: "dict[int, int]") -> None:
 
     from sandrun.platform import processes
 
-    while known := _alive(known) or {pid: processes.start(pid) for pid in container.pids()}:
+    while known := _alive(known) or {pid: processes.start(pid) for pid in container.live_pids()}:
         waiter = select.poll()
         pinned = [fd for fd in map(processes.pin, known) if fd >= 0]
         for fd in pinned:

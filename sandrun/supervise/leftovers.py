@@ -57,7 +57,7 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
         return outcome
     from sandrun.supervise import daemons
 
-    left = [p for p in map(daemons.describe, run.container.pids()) if p]
+    left = [p for p in map(daemons.describe, run.container.live_pids()) if p]
     if run.leftovers == "wait":
         while not run.reason and _lasts(run, 60.0):
             pass
@@ -69,7 +69,7 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
     if run.leftovers == "leave" and not run.reason:
         run.container.leave()
         return outcome
-    if not run.kill_at and run.container.pids():
+    if not run.kill_at and run.container.live_pids():
         run.stop("ending")
     while not run.killed and _lasts(run, 60.0):
         pass
@@ -89,7 +89,7 @@ def _stop_monitors(left: "list[Process]") -> None:
 def _outlasts_session(run: "Supervisor") -> bool:
     """Give what is in the command's session its time; whether anything lives still."""
     deadline = time.monotonic() + _SESSION - _SETTLE
-    while time.monotonic() < deadline and any(map(_is_in_session, run.container.pids())):
+    while time.monotonic() < deadline and any(map(_is_in_session, run.container.live_pids())):
         if not _lasts(run, 0.05):
             return False
         if run.reason or run.killed:
@@ -112,7 +112,7 @@ def _outlasts_podman(run: "Supervisor") -> bool:
     from sandrun.supervise import daemons
 
     deadline = time.monotonic() + _CLEANS
-    while time.monotonic() < deadline and daemons.cleaning(run.container.pids()):
+    while time.monotonic() < deadline and daemons.cleaning(run.container.live_pids()):
         if not _lasts(run, 0.05):
             return False
         if run.reason or run.killed:
@@ -127,7 +127,7 @@ def _keep_house(run: "Supervisor") -> bool:
 
     say_at = time.monotonic() + _PATIENCE
     while not (run.reason or run.killed):
-        pids = guard.housekeepers(run.container.pids())
+        pids = guard.housekeepers(run.container.live_pids())
         if not pids:
             break
         if time.monotonic() >= say_at and (found := processes.describe(pids[0])):
@@ -137,7 +137,7 @@ def _keep_house(run: "Supervisor") -> bool:
             say_at = float("inf")
         if not _lasts(run, 0.1):
             return False
-    return bool(run.container.pids())
+    return bool(run.container.live_pids())
 
 
 def _lasts(run: "Supervisor", seconds: float) -> bool:
@@ -146,7 +146,7 @@ def _lasts(run: "Supervisor", seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     reason = run.reason
     pause = 0.001
-    while run.container.pids():
+    while run.container.live_pids():
         now = time.monotonic()
         if now >= deadline or run.reason != reason or run.killed:
             return True

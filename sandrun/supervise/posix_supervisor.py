@@ -154,7 +154,7 @@ class Supervisor:
         outcome = self.outcome()
         if self.leftovers == "kill" and self.container.is_too_large_to_signal():
             self._kill()
-        if not self.killed and self.container.pids():
+        if not self.killed and self.container.live_pids():
             from sandrun.supervise import leftovers
 
             outcome = leftovers.settle(self, outcome)
@@ -325,7 +325,7 @@ class Supervisor:
         if to_group and signum in _JOB_STOPS:
             self._suspend(signum)
             return
-        for pid in self.container.pids():
+        for pid in self.container.live_pids():
             if not (to_group and _is_with_us(pid)):
                 self._send(pid, signum)
 
@@ -445,7 +445,7 @@ class Supervisor:
             self._kill()
             return
         self.kill_at = time.monotonic() + self.grace
-        pids = self.container.pids()
+        pids = self.container.live_pids()
         if self.status is None and self.child not in pids:
             pids.append(self.child)
         self.members.update(pids)
@@ -471,7 +471,7 @@ class Supervisor:
         if self.kernel and not self.container.is_too_large_to_signal():
             from sandrun.platform import processes
 
-            self.ended |= {pid: processes.start(pid) for pid in self.container.pids()}
+            self.ended |= {pid: processes.start(pid) for pid in self.container.live_pids()}
         try:
             self.container.kill()
         except TimeoutError as error:

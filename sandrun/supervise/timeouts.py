@@ -70,14 +70,14 @@ class Clocks:
 
     def _life(self) -> "tuple[dict[int, int], float]":
         """The bytes that each process has written, and the CPU time of all."""
-        return {pid: _written(pid) for pid in self.container.pids()}, self._cpu()
+        return {pid: _written(pid) for pid in self.container.live_pids()}, self._cpu()
 
     def _cpu(self) -> float:
         used = self.container.usage().cpu
         if used is not None:
             return used
         times = os.times()
-        return times.children_user + times.children_system + _cpu_of(self.container.pids())
+        return times.children_user + times.children_system + _cpu_of(self.container.live_pids())
 
 
 def _processors() -> int:

@@ -85,7 +85,7 @@ class Supervisor:
             self.wait(None)
         self._look()  # whose limit was hit is final now
         outcome = self.outcome()
-        if not self.killed and self.container.pids():
+        if not self.killed and self.container.live_pids():
             from sandrun.supervise import leftovers
 
             outcome = leftovers.settle(self, outcome)
@@ -186,7 +186,7 @@ class Supervisor:
     def stop(self, reason: str) -> None:
         """Ask the run to end, if that can be, and end it after the grace."""
         self.reason = self.reason or reason
-        members = {os.getpid(), self.child, *self.container.pids()}
+        members = {os.getpid(), self.child, *self.container.live_pids()}
         if windows_console.break_all(members):
             self.kill_at = time.monotonic() + self.grace
         else:

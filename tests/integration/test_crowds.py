@@ -90,7 +90,7 @@ def test_a_group_of_dead_processes_is_seen_to_be_empty_at_once(tmp_path: Path) -
             looks.append(str(args[0]))
 
     sys.addaudithook(note)
-    assert cgroup_common.pids(str(tmp_path)) == []
+    assert cgroup_common.live_pids(str(tmp_path)) == []
     assert len(looks) == 2
     for process in dead:
         process.wait()

@@ -91,7 +91,7 @@ from sandrun.model import Limits
 container = rlimit_macos.DarwinContainer("0badc0de", Limits(1 << 30))
 container.known = {{{stranger.pid}: 12345}}
 container.orphans = set()
-print(container.pids())
+print(container.live_pids())
 container.kill()
 """
     done = mac.run("-c", script, argv=[sys.executable])

@@ -114,7 +114,7 @@ def test_the_command_is_inside_before_it_runs(fake: Fake, opened: Opener, old: b
     assert not process.suspended
     assert not process.ran_outside
     assert process.jobs == [_job(fake, container)]
-    assert container.pids() == [process.pid]
+    assert container.live_pids() == [process.pid]
 
 
 def test_a_command_that_cannot_be_assigned_never_runs(fake: Fake, opened: Opener) -> None:
@@ -132,9 +132,9 @@ def test_kill_ends_the_whole_tree_and_waits_for_it(fake: Fake, opened: Opener) -
     _spawn(container)
     for _ in range(200):
         fake.start([_job(fake, container)])
-    assert len(container.pids()) == 201
+    assert len(container.live_pids()) == 201
     container.kill()
-    assert container.pids() == []
+    assert container.live_pids() == []
     assert {p.code for p in fake.processes.values() if p.pid != US} == {137}
 
 
@@ -143,7 +143,7 @@ def test_kill_returns_when_the_message_is_lost(fake: Fake, opened: Opener) -> No
     _spawn(container)
     fake.lose = True
     container.kill()
-    assert container.pids() == []
+    assert container.live_pids() == []
 
 
 def test_a_message_of_an_earlier_emptiness_does_not_end_the_wait(
@@ -395,12 +395,12 @@ def test_the_container_of_a_dead_supervisor_is_ended_by_its_token(
     container = opened()
     pid = _spawn(container)
     found = job_object.JobBackend().attach(container.run_id, container.token)
-    assert found.pids() == [pid]
+    assert found.live_pids() == [pid]
     found.kill()
     found.close()
     assert not fake.processes[pid].alive
     gone = job_object.JobBackend().attach("nobody", "nobody")
-    assert gone.pids() == []
+    assert gone.live_pids() == []
     gone.kill()
     gone.close()
 

@@ -311,10 +311,10 @@ def test_without_cgroup_kill_and_memory_peak(monkeypatch: pytest.MonkeyPatch) ->
         caller = spawn.CallerState(set())
         group.spawn([sys.executable, "-c", script], dict(os.environ), caller)
         deadline = time.monotonic() + 60
-        while len(group.pids()) < 2:
+        while len(group.live_pids()) < 2:
             assert time.monotonic() < deadline
             group.poll()
-        pids = group.pids()
+        pids = group.live_pids()
         group.poll()
         usage = group.usage()
         assert usage.sampled

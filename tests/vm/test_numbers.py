@@ -57,7 +57,7 @@ def measure(backend: str) -> None:
         caller = spawn.capture()
         child = container.spawn([sys.executable, "-c", WORK], dict(os.environ), caller)
         os.waitpid(child, 0)
-        while container.pids():
+        while container.live_pids():
             time.sleep(0.01)
         before = after = files(container.token)
         for _ in range(100):  # the dead are accounted for an instant after they were reaped

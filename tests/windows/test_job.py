@@ -129,7 +129,7 @@ with open(sys.argv[2], "w") as out:
     container = opened()
     out = tmp_path / "out"
     pid = start(container, sys.executable, "-c", script, container.run_id, out)
-    assert pid in container.pids()
+    assert pid in container.live_pids()
     assert ended(container) == 0
     assert out.read_text().split() == ["True", str(windows_api.ERROR_ACCESS_DENIED)]
 
@@ -138,11 +138,11 @@ def test_kill_ends_the_whole_tree_and_frees_its_files(opened: Opener, tmp_path: 
     container = opened()
     start(container, *tree(tmp_path))
     pids = tree_pids(tmp_path)
-    assert set(pids) <= set(container.pids())
+    assert set(pids) <= set(container.live_pids())
     began = time.monotonic()
     container.kill()
     assert time.monotonic() - began < 2 * SCALE
-    assert container.pids() == []
+    assert container.live_pids() == []
     assert not any(map(alive, pids))
     for depth in range(3):
         (tmp_path / f"held-{depth}").unlink()  # an open one could not be removed
@@ -284,7 +284,7 @@ def test_a_command_that_does_not_exist_or_is_no_program(opened: Opener, tmp_path
     with pytest.raises(OSError) as refused:
         start(container, text)
     assert windows_api.code(refused.value) == 193  # ERROR_BAD_EXE_FORMAT
-    assert container.pids() == []
+    assert container.live_pids() == []
 
 
 def test_a_container_inside_is_part_of_the_outer_one(opened: Opener, tmp_path: Path) -> None:
@@ -293,14 +293,14 @@ def test_a_container_inside_is_part_of_the_outer_one(opened: Opener, tmp_path: P
     start(outer, sys.executable, "-c", SUPERVISOR, inner_id, *tree(tmp_path))
     pids = tree_pids(tmp_path)
     inner = job_object.JobBackend().attach(inner_id, inner_id)
-    assert set(inner.pids()) == set(pids)
-    assert set(pids) < set(outer.pids())
+    assert set(inner.live_pids()) == set(pids)
+    assert set(pids) < set(outer.live_pids())
     inner.kill()
     inner.close()
     assert not any(map(alive, pids))
-    assert len(outer.pids()) == 1
+    assert len(outer.live_pids()) == 1
     outer.kill()
-    assert outer.pids() == []
+    assert outer.live_pids() == []
 
 
 def test_killing_the_outer_one_kills_what_is_inside(opened: Opener, tmp_path: Path) -> None:
