@@ -272,8 +272,8 @@ class Group1(cgroup_common.RunGroup):
             kernel = 0  # this kernel does not account for it
         return {"anon": anon, "file": max(0, file - shmem), "shmem": shmem, "kernel": kernel}
 
-    def top(self) -> "list[Process]":
-        return self.sampler.top()
+    def top_consumers(self) -> "list[Process]":
+        return self.sampler.top_consumers()
 
     def is_too_large_to_signal(self) -> bool:
         return cgroup_common.is_too_large_to_signal(self.paths["memory"])

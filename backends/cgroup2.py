@@ -301,8 +301,8 @@ class Group2(cgroup_common.RunGroup):
         stat: dict[str, int] = self.files.memory_stat
         return stat
 
-    def top(self) -> "list[Process]":
-        return self.sampler.top()
+    def top_consumers(self) -> "list[Process]":
+        return self.sampler.top_consumers()
 
     def is_too_large_to_signal(self) -> bool:
         return cgroup_common.is_too_large_to_signal(self.token)

@@ -244,8 +244,8 @@ class JobContainer:
         cpu = (times.TotalUserTime + times.TotalKernelTime) * _TICK
         return Usage(self.current, self._peak(), cpu)
 
-    def top(self) -> "list[Process]":
-        return self.sampler.top()
+    def top_consumers(self) -> "list[Process]":
+        return self.sampler.top_consumers()
 
     def live_pids(self) -> "list[int]":
         room = 64

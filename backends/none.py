@@ -46,7 +46,7 @@ class NoContainer:
     def usage(self) -> Usage:
         return Usage()
 
-    def top(self) -> "list[Process]":
+    def top_consumers(self) -> "list[Process]":
         return []
 
     def live_pids(self) -> "list[int]":

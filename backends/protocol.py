@@ -56,7 +56,7 @@ class Container(Protocol):
     def usage(self) -> Usage:
         """The usage so far, from the kernel's own figures where it has them."""
 
-    def top(self) -> "list[Process]":
+    def top_consumers(self) -> "list[Process]":
         """The processes that used most when the limit was near or hit, largest first."""
 
     def live_pids(self) -> "list[int]":

@@ -158,8 +158,8 @@ class RlimitContainer:
             usage.shared = memory_monitor.segments(self.monitor.known)
         return usage
 
-    def top(self) -> "list[Process]":
-        return self.sampler.top()
+    def top_consumers(self) -> "list[Process]":
+        return self.sampler.top_consumers()
 
     def live_pids(self) -> "list[int]":
         # A chain of forks and exits runs ahead of a walk. But a live descendant of a dead child

@@ -99,14 +99,15 @@ class Sampler:
             return
         known = self.largest
         if not limit_hit:
-            lives = {} if seen else {p.pid: p for p in self.top() if not processes.is_zombie(p.pid)}
+            earlier = [] if seen else self.top_consumers()
+            lives = {p.pid: p for p in earlier if not processes.is_zombie(p.pid)}
             self.largest = lives
         for process in seen:
             before = known.get(process.pid)
             if not limit_hit or not before or process.memory >= before.memory:
                 self.largest[process.pid] = process
 
-    def top(self) -> "list[Process]":
+    def top_consumers(self) -> "list[Process]":
         """The largest, largest first; one that was dying when it was seen has nothing any more."""
         seen = sorted(self.largest.values(), key=lambda p: -p.memory)[:TOP]
         return [process for process in seen if process.memory] or seen

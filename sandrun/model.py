@@ -226,7 +226,7 @@ class Outcome:
 
     __slots__ = (
         *("asked", "code", "dumped", "escaped", "interrupted", "leftovers", "outside", "reason"),
-        *("shared", "signal", "top", "unkillable", "usage"),
+        *("shared", "signal", "top_consumers", "unkillable", "usage"),
     )
 
     def __init__(self, reason: str, code: int, signal: int = 0) -> None:
@@ -240,7 +240,7 @@ class Outcome:
         self.outside: list[Process] = []
         self.shared: tuple[list[str], list[str]] = [], []
         self.unkillable: list[int] = []
-        self.top: list[Process] = []
+        self.top_consumers: list[Process] = []
 
     def is_plain(self) -> bool:
         """Whether there is nothing to report about this end, as of most."""

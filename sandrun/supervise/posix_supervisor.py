@@ -163,7 +163,7 @@ class Supervisor:
         if self.witness:
             self.witness.dismiss()  # its end takes as long as what follows
         outcome.usage = self.container.usage()
-        outcome.top = self.container.top()
+        outcome.top_consumers = self.container.top_consumers()
         outcome.unkillable = self.unkillable
         if self.outside:
             outcome.outside = self.outside.at_work()
@@ -171,7 +171,8 @@ class Supervisor:
         if outcome.usage.shared >= least and self.leftovers == "kill":
             from sandrun.supervise import shared_memory
 
-            self.members |= {process.pid for process in (*outcome.leftovers, *outcome.top)}
+            seen = (*outcome.leftovers, *outcome.top_consumers)
+            self.members |= {process.pid for process in seen}
             since = time.time() - (time.monotonic() - self.began) - _CLOCKS
             outcome.shared = shared_memory.settle(self.members, since, outcome.usage, self.apart)
         self._await_reaped()

@@ -50,7 +50,7 @@ class Half:
         grows = self.settled and current > self.settled + self.limit // 50
         if not grows and messages.level < 1:
             return False
-        top = container.top()
+        top = container.top_consumers()
         most = f"; most by {top[0].command} (pid {top[0].pid})" if top else ""
         left = size_text(max(0, self.limit - current))
         messages.status(
@@ -267,7 +267,7 @@ def _memory(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     else:
         text = f"a memory limit around the run struck, not its own of {own}: ended it ({facts})"
         hint = "look at the container's memory limit, the slice's MemoryMax, or the host's memory"
-    lines = [f"  {size_text(p.memory):>9}  pid {p.pid}  {p.command}" for p in outcome.top]
+    lines = [f"  {size_text(p.memory):>9}  pid {p.pid}  {p.command}" for p in outcome.top_consumers]
     messages.error(text, hint, lines)
 
 

@@ -90,7 +90,7 @@ class Supervisor:
 
             outcome = leftovers.settle(self, outcome)
         outcome.usage = self.container.usage()
-        outcome.top = self.container.top()
+        outcome.top_consumers = self.container.top_consumers()
         outcome.unkillable = self.unkillable
         return outcome
 

@@ -246,7 +246,7 @@ def test_the_limit_strikes_and_the_peak_is_the_kernels(fake: Fake, opened: Opene
     container.poll()
     assert container.limit_hit == "own"
     assert container.usage().peak == 40 * MIB
-    assert [process.pid for process in container.top()] == [pid]
+    assert [process.pid for process in container.top_consumers()] == [pid]
 
 
 def test_one_allocation_far_beyond_the_limit_is_named_too(fake: Fake, opened: Opener) -> None:
@@ -256,7 +256,7 @@ def test_one_allocation_far_beyond_the_limit_is_named_too(fake: Fake, opened: Op
     _told(fake, container)
     container.poll()
     assert container.limit_hit == "own"
-    assert [process.pid for process in container.top()] == [pid]
+    assert [process.pid for process in container.top_consumers()] == [pid]
 
 
 def test_who_uses_how_much_is_asked_only_while_it_grows(

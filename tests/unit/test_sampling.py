@@ -33,7 +33,7 @@ def seen(sampler: Sampler, held: int, sizes: "dict[int, int]", hit: bool = False
     if found:
         found = [Process(pid, size * MIB, "") for pid, size in sizes.items()]
     sampler.keep(found, hit)
-    return [process.pid for process in sampler.top()]
+    return [process.pid for process in sampler.top_consumers()]
 
 
 GONE = [0, *range(1 << 22, (1 << 22) + 4)]
