@@ -295,12 +295,12 @@ class Group1(cgroup_common.RunGroup):
             except OSError:
                 pass  # the group is gone
 
-    def leave(self) -> None:
+    def release_processes(self) -> None:
         for name, path in self.paths.items():
             if name:
                 cgroup_common.move_out(path, os.path.dirname(path) + "/cgroup.procs")
         if self.beside:
-            self.beside.leave()
+            self.beside.release_processes()
 
     def close(self) -> None:
         for fd in {self.events[0], self.above} - {-1}:

@@ -355,7 +355,7 @@ class Group2(cgroup_common.RunGroup):
         except OSError:
             return True
 
-    def leave(self) -> None:
+    def release_processes(self) -> None:
         cgroup_common.move_out(self.token, cgroup_common.own_group("") + "/cgroup.procs")
 
     def close(self) -> None:

@@ -280,7 +280,7 @@ class JobContainer:
                 time.sleep(_LOST_SECONDS / 50)
         self.settled = True
 
-    def leave(self) -> None:
+    def release_processes(self) -> None:
         _set(self.job, windows_api.JobObjectExtendedLimitInformation, windows_api.JobLimits())
         if self.limits.cpus:
             _set(self.job, windows_api.JobObjectCpuRateControlInformation, windows_api.JobCpuRate())

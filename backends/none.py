@@ -58,7 +58,7 @@ class NoContainer:
     def kill(self) -> None:
         pass
 
-    def leave(self) -> None:
+    def release_processes(self) -> None:
         pass
 
     def close(self) -> None:

@@ -71,7 +71,7 @@ class Container(Protocol):
         Raises TimeoutError when a process does not die (uninterruptible sleep).
         """
 
-    def leave(self) -> None:
+    def release_processes(self) -> None:
         """Let every process inside go on outside, where sandrun itself is, free of our limits."""
 
     def close(self) -> None:

@@ -233,7 +233,7 @@ class RlimitContainer:
                 deadline = min(time.monotonic(), began + _CHASE_SECONDS) + KILL_SECONDS
             before = pids
 
-    def leave(self) -> None:
+    def release_processes(self) -> None:
         for pid in self.live_pids():
             try:
                 resource.prlimit(pid, resource.RLIMIT_DATA, self.before)

@@ -138,7 +138,7 @@ class DarwinContainer(RlimitContainer):
         self.starts = {pid: info.start for pid, info in found.items()}
         return list(found)
 
-    def leave(self) -> None:
+    def release_processes(self) -> None:
         """Nothing to lift: nobody can change another's limits here."""
 
 

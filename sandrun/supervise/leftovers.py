@@ -67,7 +67,7 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
     if run.leftovers != "leave":
         _stop_monitors(left)
     if run.leftovers == "leave" and not run.reason:
-        run.container.leave()
+        run.container.release_processes()
         return outcome
     if not run.kill_at and run.container.live_pids():
         run.stop("ending")

@@ -214,7 +214,7 @@ def test_nothing_is_waited_for_where_there_is_nothing_to_come(
     if end != "not started":
         _spawn(container)
     if end == "left":
-        container.leave()
+        container.release_processes()
     elif end == "killed":
         container.kill()
     assert container.port
@@ -330,7 +330,7 @@ def test_a_share_of_the_processors_is_a_hard_cap(
     container = opened(limits=_limits(cpus=1.5))
     rate = _job(fake, container).rate
     assert (rate.ControlFlags, rate.CpuRate) == (5, 3750)
-    container.leave()
+    container.release_processes()
     assert _job(fake, container).rate.ControlFlags == 0
     assert _job(fake, container).limits.BasicLimitInformation.LimitFlags == 0
 
@@ -349,7 +349,7 @@ def test_the_kernel_ends_a_tree_whose_time_is_long_over(fake: Fake, opened: Open
         container.poll()
         assert container.limit_hit == limit_hit
     assert not fake.processes[pid].alive
-    container.leave()
+    container.release_processes()
     child = fake.start([_job(fake, container)])
     fake.work(child.pid, 1.0)
     assert child.alive

@@ -315,7 +315,7 @@ def test_what_is_left_goes_on_without_the_container(opened: Opener, tmp_path: Pa
     container = opened()
     start(container, *tree(tmp_path, 0))
     (pid,) = tree_pids(tmp_path, 0)
-    container.leave()
+    container.release_processes()
     container.close()
     assert alive(pid)
     os.kill(pid, signal.SIGTERM)
