@@ -28,7 +28,14 @@ while ! grep -q daemon "$1"; do sleep 0.01; done
 """
 OPTIONS = ("--grace", "0.05")
 # A release that was begun tells nobody of the run any more, and what is recorded is over.
-ENDED = ("runlock.py", "history.py", "queue.py", "ticket.py", "place.py", "pool.py")
+ENDED = (
+    "posix_run_lock.py",
+    "history.py",
+    "posix_queue.py",
+    "ticket.py",
+    "admission.py",
+    "memory_pool.py",
+)
 
 
 def start(box: Box, **env: str) -> "subprocess.Popen[str]":
@@ -100,7 +107,13 @@ def test_sigkill_at_every_point(make_box: "Callable[[str], Box]", backend: str) 
     missed = [point for point, answer in answers.items() if answer == ""]
     assert not [answer for answer in answers.values() if answer]
     assert len(steady.intersection(missed)) <= len(wanted) // 10, missed
-    phases = ("spawn.py", "supervisor.py", "keeper.py", "history.py", "runlock.py")
+    phases = (
+        "posix_spawn.py",
+        "posix_supervisor.py",
+        "posix_keeper.py",
+        "history.py",
+        "posix_run_lock.py",
+    )
     hit = [point for point in wanted if point not in missed]
     if EVERY == 1:
         assert all(any(point.startswith(phase) for point in hit) for phase in phases)
@@ -110,8 +123,8 @@ def test_sigkill_at_every_point(make_box: "Callable[[str], Box]", backend: str) 
 @pytest.mark.parametrize(
     "point",
     [
-        "supervisor.py:wait:sigtimedwait+1",
-        "kernel.py:kill:pidfd_send_signal",
+        "posix_supervisor.py:wait:sigtimedwait+1",
+        "linux_processes.py:kill:pidfd_send_signal",
         "history.py:append:write",
     ],
 )

@@ -207,8 +207,10 @@ def points(box: Box, words: "list[str]") -> "list[str]":
     env = {"PYTHONPATH": f"{INJECT}:{box.env.get('PYTHONPATH', '')}"}
     assert box.run(*words, env={**env, "SANDRUN_TEST_POINTS": str(file)}).returncode == 0
     found = list(dict.fromkeys(file.read_text().splitlines()))
-    blocked = next(at for at, point in enumerate(found) if point.startswith("spawn.py:take"))
-    last = found.index("spawn.py:pending_end_signal:sigpending")
+    blocked = next(
+        at for at, point in enumerate(found) if point.startswith("posix_spawn.py:capture")
+    )
+    last = found.index("posix_spawn.py:pending_end_signal:sigpending")
     return found[blocked + 1 : last + 1]
 
 

@@ -254,7 +254,7 @@ def points(box: Box) -> "list[str]":
     names = file.read_text().splitlines()
     file.unlink()
     found = [f"{name}+{names[:at].count(name)}" for at, name in enumerate(names)]
-    return found[names.index("runlock.py:try_lock:flock") - 2 :]
+    return found[names.index("posix_run_lock.py:try_lock:flock") - 2 :]
 
 
 def without_second_home(box: Box) -> None:
@@ -311,7 +311,10 @@ def test_a_removal_that_is_stopped_anywhere(box: Box, alone: bool) -> None:
 
 
 def late_locker(
-    box: Box, first: "list[str]", second: "list[str]", point: str = "runlock.py:try_lock:flock+0"
+    box: Box,
+    first: "list[str]",
+    second: "list[str]",
+    point: str = "posix_run_lock.py:try_lock:flock+0",
 ) -> None:
     """A run opens the run lock; before it locks, all is removed, its ticket by a cleaner of /tmp,
     and another run begins."""
@@ -344,11 +347,11 @@ def test_who_locks_a_removed_file_starts_over(box: Box, alone: bool) -> None:
 @pytest.mark.parametrize(
     ("words", "point", "said"),
     [
-        ("status", "queue.py:listing:listdir", "empty"),
-        ("status", "runlock.py:open:open", "empty"),
-        ("kill", "runlock.py:open:open", ""),
-        ("pause", "queue.py:put:open", "paused\n"),
-        ("resume", "queue.py:unlink:unlink", "not paused\n"),
+        ("status", "posix_queue.py:listing:listdir", "empty"),
+        ("status", "posix_run_lock.py:open:open", "empty"),
+        ("kill", "posix_run_lock.py:open:open", ""),
+        ("pause", "posix_queue.py:put:open", "paused\n"),
+        ("resume", "posix_queue.py:unlink:unlink", "not paused\n"),
     ],
 )
 def test_a_removal_while_somebody_looks(box: Box, words: str, point: str, said: str) -> None:
