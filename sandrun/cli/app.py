@@ -319,7 +319,7 @@ def cancel(obj: "tuple[str, settings.Settings]", run: str) -> None:
     from sandrun.queue import CANCEL
 
     found, ticket = _waiter(obj, run)
-    found.ring(ticket.name, CANCEL)
+    found.notify(ticket.name, CANCEL)
     out(f"cancelled {run}: {ticket.command}")
 
 

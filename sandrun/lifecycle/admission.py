@@ -15,15 +15,15 @@ from sandrun.config import project
 from sandrun.lifecycle import module_files
 from sandrun.model import EXIT_GAVE_UP, SandrunError
 from sandrun.queue import Queue, RunLock
-from sandrun.queue.ticket import StateGone, Ticket, head_key
+from sandrun.queue.ticket import StateGone, Ticket, new_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandrun.lifecycle.runner import Run
-    from sandrun.queue.memory_pool import Share
-    from sandrun.queue.waiter import Patience
+    from sandrun.queue.memory_pool import Reservation
+    from sandrun.queue.waiter import Waiter
 
 
 class Refused(Exception):
@@ -37,7 +37,7 @@ class Refused(Exception):
 class Place:
     """A run's queue, ticket, run lock and share of the pool; nothing of them for a nested run."""
 
-    __slots__ = ("lock", "queue", "share", "ticket")
+    __slots__ = ("lock", "queue", "reservation", "ticket")
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Place:
         self.queue = queue
         self.ticket = ticket
         self.lock = lock
-        self.share: Share | None = None
+        self.reservation: Reservation | None = None
 
     def descriptors(self) -> "list[int]":
         """What only the supervisor may hold open: the ticket is alive while it is locked."""
@@ -62,7 +62,7 @@ class Place:
     def show(self) -> None:
         """Rewrite the view; after the command was started, because it can wait."""
         if self.queue:
-            self.queue.write_view()
+            self.queue.publish_queue_file()
 
     def release(self) -> None:
         """Free the run lock, then the ticket (which wakes the next); in that order, so that
@@ -71,8 +71,8 @@ class Place:
             self.lock.release()
         if self.queue and self.ticket:
             self.queue.leave(self.ticket)
-        if self.share:
-            self.share.leave()
+        if self.reservation:
+            self.reservation.leave()
 
 
 def take(this: "Run") -> Place:
@@ -99,7 +99,7 @@ def take(this: "Run") -> Place:
                 raise
             continue
         # A new state directory does not cost the old place.
-        key = key or _kept(queue, this) or head_key(this.settings.priority)
+        key = key or _kept(queue, this) or new_key(this.settings.priority)
         try:
             return _take_in(queue, this, key, deadline)
         except StateGone:
@@ -118,7 +118,7 @@ def _owner(this: "Run") -> str:
 
 
 def _kept(queue: Queue, this: "Run") -> int:
-    return queue.kept(_owner(this), this.settings.priority)
+    return queue.claim_place(_owner(this), this.settings.priority)
 
 
 def _take_in(queue: Queue, this: "Run", key: int, deadline: float) -> Place:
@@ -137,7 +137,7 @@ def _take_in(queue: Queue, this: "Run", key: int, deadline: float) -> Place:
         _enter_pool(this, place, deadline)
     except BaseException as error:
         if getattr(error, "exit_code", 0) == EXIT_GAVE_UP and getattr(error, "keep", True):
-            queue.keep(ticket, _owner(this))
+            queue.keep_place(ticket, _owner(this))
         place.release()
         raise
     messages.decision(f"run {this.id}: slot {lock.slot} of {queue.path} is ours")
@@ -152,7 +152,7 @@ def _at_once(place: Place) -> bool:
     for other in nearest:
         other.close()
     free = len(nearest) < lock.slots and not queue.paused
-    return free and lock.try_take() and _is_clean(place)
+    return free and lock.try_acquire() and _is_clean(place)
 
 
 def _is_clean(place: Place) -> bool:
@@ -175,15 +175,15 @@ def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
 
     if nesting.contains_us(queue):
         return False
-    queue.write_view()
+    queue.publish_queue_file()
     lock.prepare()
     if this.settings.backend != "auto":
         backends.named(this.settings.backend)  # imported now, to be quicker when the turn comes
 
-    def wait(patience: "Patience", check: "Callable[[], None]") -> None:
+    def wait(patience: "Waiter", check: "Callable[[], None]") -> None:
         waiter.wait_turn(queue, ticket, lock, patience, check)
 
-    _wait(this, queue, ticket, nesting.enclosing(this.around), deadline, [ticket.fd], wait)
+    _wait(this, queue, ticket, nesting.enclosing_runs(this.around), deadline, [ticket.fd], wait)
     return True
 
 
@@ -199,39 +199,40 @@ def _enter_pool(this: "Run", place: Place, deadline: float) -> None:
     memory, swap = memory_pool.effective_limits(settings, total or memory_pool.budget("100%"))
     this.settings = settings.with_limits(memory, swap)
     while total:
-        place.share = share = memory_pool.enter(this.id, this.command, memory, total)
-        if share is None:
+        reservation = memory_pool.enqueue(this.id, this.command, memory, total)
+        place.reservation = reservation
+        if reservation is None:
             return
         try:
-            if not share.try_enter():
-                _wait_room(this, place, share, deadline)
+            if not reservation.try_enter():
+                _wait_room(this, place, reservation, deadline)
             return
         except StateGone:
-            share.leave()
+            reservation.leave()
 
 
-def _wait_room(this: "Run", place: Place, share: "Share", deadline: float) -> None:
+def _wait_room(this: "Run", place: Place, reservation: "Reservation", deadline: float) -> None:
     from sandrun.queue import nesting, waiter
 
-    def wait(patience: "Patience", check: "Callable[[], None]") -> None:
-        waiter.wait_room(share, patience, check)
+    def wait(patience: "Waiter", check: "Callable[[], None]") -> None:
+        waiter.wait_room(reservation, patience, check)
 
-    around = nesting.enclosing(this.around)
-    if nesting.is_charged(share.queue, around):
+    around = nesting.enclosing_runs(this.around)
+    if nesting.is_charged(reservation.queue, around):
         messages.decision("inside a run that has its share of the pool: starting at once")
-        share.leave()
-        place.share = None
+        reservation.leave()
+        place.reservation = None
         return
     place.show()
     # Inside our own run too: those who wait for it wait for the pool through us.
     around += f"{os.pathsep if around else ''}{this.state}/{this.id}"
     try:
-        private = [*place.descriptors(), share.ticket.fd]
-        _wait(this, share.queue, share.ticket, around, deadline, private, wait)
-    except nesting.Circle as error:
+        private = [*place.descriptors(), reservation.ticket.fd]
+        _wait(this, reservation.queue, reservation.ticket, around, deadline, private, wait)
+    except nesting.Deadlock as error:
         messages.warn(f"going on without the pool; {error.text}")
-        share.leave()
-        place.share = None
+        reservation.leave()
+        place.reservation = None
 
 
 def _wait(
@@ -241,12 +242,12 @@ def _wait(
     around: str,
     deadline: float,
     private: "list[int]",
-    wait: "Callable[[Patience, Callable[[], None]], None]",
+    wait: "Callable[[Waiter, Callable[[], None]], None]",
 ) -> None:
     """Wait in `queue`, telling others in which runs we are so that a circle is seen."""
     from sandrun import errors
     from sandrun.queue import nesting, waiter
-    from sandrun.queue.progress import Feedback
+    from sandrun.queue.progress import Progress
     from sandrun.supervise import command_lookup
 
     began = min((ticket.since for ticket in queue.running()), default=0)
@@ -257,11 +258,11 @@ def _wait(
     module_files.hold(module_files.WAITING)
     if around:
         nesting.announce(queue, ticket, around)
-    feedback = Feedback(queue, ticket, str(this.record["project"]), this.settings.queue)
+    progress = Progress(queue, ticket, str(this.record["project"]), this.settings.queue)
     try:
-        with waiter.Patience(this.caller.mask, deadline, feedback, private) as patience:
-            wait(patience, lambda: nesting.check_circle(queue, ticket, around))
+        with waiter.Waiter(this.caller.mask, deadline, progress, private) as patience:
+            wait(patience, lambda: nesting.check_deadlock(queue, ticket, around))
     finally:
-        feedback.end()
+        progress.clear_line()
         if around:
             nesting.withdraw(queue, ticket)

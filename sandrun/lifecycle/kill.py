@@ -79,7 +79,7 @@ def _end_queue(
         answer.ended.append("ended what a killed sandrun had left running")
     for pid in recovery.kept_for(queue):
         answer.lives.append(f"could not end {report.unkillable(pid)}{report.way_to_end(pid)}")
-    queue.write_view()
+    queue.publish_queue_file()
 
 
 def _ended(queue: Queue, ticket: Ticket, grace: float) -> bool:
@@ -98,7 +98,7 @@ def _ended(queue: Queue, ticket: Ticket, grace: float) -> bool:
             _send(pid, signum)
             _send(pid, signal.SIGCONT)
         elif not ticket.running:
-            queue.ring(ticket.name, CANCEL)  # it is in another pid namespace
+            queue.notify(ticket.name, CANCEL)  # it is in another pid namespace
         if _gone_within(queue, ticket, patience):
             return True
     return False

@@ -25,7 +25,7 @@ import time
 
 from sandrun import history, messages
 from sandrun.model import SandrunError, is_run_id
-from sandrun.queue import Queue, RunLock, read_line
+from sandrun.queue import Queue, RunLock, read_holder_line
 from sandrun.queue.ticket import StateGone, Ticket, slot_file
 
 TYPE_CHECKING = False
@@ -158,7 +158,7 @@ def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
     for slot in queue.slots():
         lock = RunLock(queue, slot, first=slot)
         try:
-            is_free = lock.try_take()
+            is_free = lock.try_acquire()
         except StateGone:  # nobody can hold what is not there
             return
         yield lock, is_free
@@ -176,7 +176,7 @@ def lines(queue: Queue) -> "Iterator[tuple[os.stat_result, bytes]]":
             fd = os.open(slot_file("executor", slot), flags, dir_fd=queue.dir)
         except OSError:
             continue
-        yield os.fstat(fd), read_line(fd)
+        yield os.fstat(fd), read_holder_line(fd)
         os.close(fd)
 
 

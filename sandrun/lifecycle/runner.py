@@ -311,11 +311,11 @@ def _note_fallback(this: Run) -> None:
     except OSError:
         boot = "this one"  # where /tmp is emptied at a boot: macOS
     queue = this.place.queue
-    if messages.level < 0 or (messages.level == 0 and queue and queue.laid(_NOTED) == boot):
+    if messages.level < 0 or (messages.level == 0 and queue and queue.read_note(_NOTED) == boot):
         return
     messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
     if queue:
-        queue.lay(_NOTED, boot)
+        queue.write_note(_NOTED, boot)
 
 
 def _report(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:

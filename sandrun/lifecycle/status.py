@@ -61,7 +61,7 @@ def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
             if kept := recovery.kept_for(queue):
                 what = f"{report.unkillable(kept[0])}{report.way_to_end(kept[0])}"
                 note, lost = f"the run lock is kept for what could not be ended: {what}", True
-            queue.write_view()
+            queue.publish_queue_file()
         if sys.platform != "win32" and (root or name) and not lost:
             from sandrun.queue import lock_holders
 

@@ -8,18 +8,18 @@ number is its own.
 from sandrun.platform import windows_api, windows_files, windows_spawn
 from sandrun.platform.windows_api import calls
 from sandrun.queue import windows_queue
-from sandrun.queue.ticket import Chain, Ticket
+from sandrun.queue.ticket import BaseQueue, Ticket
 
 MARGIN = 2.0
 """Seconds on top of the grace for a supervisor to clean up."""
 
 
-def tell(where: Chain, ticket: Ticket) -> None:
+def tell(where: BaseQueue, ticket: Ticket) -> None:
     """Ask the owner to end."""
-    where.ring(ticket.name, windows_queue.END)
+    where.notify(ticket.name, windows_queue.END)
 
 
-def terminate(where: Chain, ticket: Ticket) -> None:
+def terminate(where: BaseQueue, ticket: Ticket) -> None:
     """End the owner at once, if it still lives."""
     process = windows_spawn.open_process(ticket.pid, windows_api.PROCESS_TERMINATE)
     if not process:

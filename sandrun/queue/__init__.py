@@ -9,9 +9,9 @@ import sys
 
 if sys.platform == "win32":
     from sandrun.queue.windows_queue import CANCEL, Queue
-    from sandrun.queue.windows_run_lock import RunLock, read_line
+    from sandrun.queue.windows_run_lock import RunLock, read_holder_line
 else:
     from sandrun.queue.posix_queue import CANCEL, Queue
-    from sandrun.queue.posix_run_lock import RunLock, read_line
+    from sandrun.queue.posix_run_lock import RunLock, read_holder_line
 
-__all__ = ["CANCEL", "Queue", "RunLock", "read_line"]
+__all__ = ["CANCEL", "Queue", "RunLock", "read_holder_line"]

@@ -96,7 +96,7 @@ def _lines(path: str) -> "list[str]":
         os.close(fd)
 
 
-class Share:
+class Reservation:
     """A run's place in the pool; `ticket` stays locked until the run is over."""
 
     def __init__(self, queue: Queue, ticket: Ticket, total: int) -> None:
@@ -160,7 +160,7 @@ def effective_limits(settings: "Settings", ceiling: int) -> "tuple[int, int]":
     return ceiling // MIB * MIB or ceiling, swap
 
 
-def enter(run_id: str, command: "list[str]", memory: int, total: int) -> "Share | None":
+def enqueue(run_id: str, command: "list[str]", memory: int, total: int) -> "Reservation | None":
     """Enqueue a run with that memory limit in the pool of `total` bytes; `try_enter` says whether
     there is room. None: the pool cannot be used, which is reported."""
     size = min(memory, total)
@@ -173,18 +173,18 @@ def enter(run_id: str, command: "list[str]", memory: int, total: int) -> "Share 
             messages.warn(f"going on without the pool; {error.text}", error.hint)
             return None
         try:
-            return Share(queue, queue.enqueue(run_id, command, size), total)
+            return Reservation(queue, queue.enqueue(run_id, command, size), total)
         except StateGone:
             queue.close()
 
 
-def explain(share: Share, ahead: "list[Ticket]") -> str:
+def explain(reservation: Reservation, ahead: "list[Ticket]") -> str:
     """Why a run has to wait for the pool, for people."""
     users = ", ".join(
         f"{size_text(t.extra)} {'by' if t.running else 'for'} {t.command} (pid {t.pid})"
         for t in ahead[:_SHOWN]
     )
     return (
-        f"waiting for memory: {size_text(share.ticket.extra)} of the pool's "
-        f"{size_text(share.total)} asked for; ahead: {users}"
+        f"waiting for memory: {size_text(reservation.ticket.extra)} of the pool's "
+        f"{size_text(reservation.total)} asked for; ahead: {users}"
     )

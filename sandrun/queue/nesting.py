@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _LINK = "around."
 
 
-class Circle(SandrunError):
+class Deadlock(SandrunError):
     """Runs that wait for each other."""
 
 
@@ -64,7 +64,7 @@ def _contains(queue: Queue, ticket: Ticket) -> bool:
     )
 
 
-def enclosing(around: str) -> str:
+def enclosing_runs(around: str) -> str:
     """The live runs that contain this process, as `around` has them, whose hints are followed.
 
     Looks at all queues and the pool, also below the state directories that our ancestors used: the
@@ -123,13 +123,13 @@ def _locks_of_ours(queue: Queue) -> "list[str]":
 
     ids = []
     for file, line in recovery.lines(queue):
-        if is_handed_down(file):
+        if is_inherited_lock(file):
             holder = recovery.parse(line)
             ids.append(holder.id if holder else "")  # a full disk lost the line
     return ids
 
 
-def is_handed_down(file: os.stat_result) -> bool:
+def is_inherited_lock(file: os.stat_result) -> bool:
     """Whether this file is locked by flock(2) through an open file that we inherited.
 
     Where the holder is out of sight, one that an ancestor inherited will do: Python and node close
@@ -159,10 +159,10 @@ def _shows_lock(pid: str, file: os.stat_result) -> bool:
     return False
 
 
-def is_ours(file: os.stat_result) -> bool:
+def is_held_around_us(file: os.stat_result) -> bool:
     """Whether the run that has locked this file is around us."""
     holder = lock_holder(file)
-    return bool(holder and is_ancestor(holder)) or is_handed_down(file)
+    return bool(holder and is_ancestor(holder)) or is_inherited_lock(file)
 
 
 def ticket_holder(queue: Queue, ticket: Ticket) -> int:
@@ -233,12 +233,12 @@ def is_charged(pool: Queue, around: str) -> bool:
 
 def announce(queue: Queue, ticket: Ticket, around: str) -> None:
     """Tell others in which runs this waiter is; else a circle is not seen from the other side."""
-    queue.lay(_LINK + ticket.id, around)
+    queue.write_note(_LINK + ticket.id, around)
 
 
 def withdraw(queue: Queue, ticket: Ticket) -> None:
     """We wait no more."""
-    queue.take_up(_LINK + ticket.id)
+    queue.remove(_LINK + ticket.id)
 
 
 class _Waiter:
@@ -264,15 +264,15 @@ class _Seen:
             tickets = queue.tickets()
             self.running = [t for t in tickets if t.running]
             for ticket in tickets:
-                around = "" if ticket.running else queue.laid(_LINK + ticket.id)
+                around = "" if ticket.running else queue.read_note(_LINK + ticket.id)
                 if around:
                     self.waiters.append(_Waiter(self, ticket, around))
         finally:
             queue.close()
 
 
-def check_circle(queue: Queue, ticket: Ticket, around: str) -> None:
-    """Raise Circle when the turn of `ticket` waits for a run that waits for us.
+def check_deadlock(queue: Queue, ticket: Ticket, around: str) -> None:
+    """Raise Deadlock when the turn of `ticket` waits for a run that waits for us.
 
     With several slots a wait never ends only if all who run wait for us.
     """
@@ -289,7 +289,7 @@ def check_circle(queue: Queue, ticket: Ticket, around: str) -> None:
         return
     around_us = [run for s in seen for run in s.running if run.id in mine]
     outer = next((run for run in around_us if run in first.queue.running), None)
-    raise Circle(
+    raise Deadlock(
         f"deadlock: {_name(ticket)} inside {_name(outer)} waits in {queue.path} for "
         f"{_name(here.running[0])}, inside which {_name(first.ticket)} waits in "
         f"{first.queue.path} for it",

@@ -26,7 +26,7 @@ Invariants
 - A priority is a head start in time and part of the key, so a ticket is overtaken only by those
   that came within the difference of head starts after it: nobody starves.
 - Whoever renames another's ticket (`move`), pauses or resumes rings every waiter afterwards. If it
-  is killed in between, the waiters' own look around (`posix_waiter.LOOK`) mends it.
+  is killed in between, the waiters' own look around (`posix_waiter.RECHECK_SECONDS`) mends it.
 
 Left to others: when to wait and what to say meanwhile (`sandrun.queue.waiter`).
 """
@@ -39,18 +39,18 @@ import time
 from sandrun.bare import signal as _signal
 from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError, command_text
-from sandrun.queue.ticket import RUNS, Chain, StateGone, Ticket, escape, head_key
+from sandrun.queue.ticket import STARTED, BaseQueue, StateGone, Ticket, escape, new_key
 
 CANCEL = b"c"
 """What is written into a ticket that has to leave the queue; any other byte: look again."""
-BELL = _signal.SIGURG
+WAKEUP_SIGNAL = _signal.SIGURG
 
 _NO_SUCH_FILES = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 """From mknod(2) and flock(2) on a file system without FIFOs, or without locks."""
 _MADE = os.O_CREAT | os.O_EXCL | os.O_APPEND if DARWIN else 0
 
 
-class Queue(Chain):
+class Queue(BaseQueue):
     """The queue whose state lives in the directory `path`; SandrunError if that is unsafe."""
 
     def __init__(self, path: str) -> None:
@@ -66,7 +66,7 @@ class Queue(Chain):
         Raises StateGone, or SandrunError when the file system refuses.
         """
         tail = f"{os.getpid()}.{int(time.time())}.{extra}.{escape(command_text(command))}"
-        name = f"w{key or head_key(0):020}.{run_id}.{tail}"
+        name = f"w{key or new_key(0):020}.{run_id}.{tail}"
         private = f".{run_id}"
         while True:
             fd = -1
@@ -84,7 +84,7 @@ class Queue(Chain):
                     os.close(fd)
                 if os.fstat(self.dir).st_nlink == 0:
                     raise StateGone from None
-                self.take_up(private)
+                self.remove(private)
             except OSError as error:
                 full = error.errno not in _NO_SUCH_FILES
                 raise SandrunError(
@@ -104,7 +104,7 @@ class Queue(Chain):
     def replace(self, old: str, new: str) -> None:
         os.rename(old, new, src_dir_fd=self.dir, dst_dir_fd=self.dir)
 
-    def put(self, name: str, data: bytes, new: bool = False) -> None:
+    def write_file(self, name: str, data: bytes, new: bool = False) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         flags |= os.O_EXCL if new else os.O_TRUNC
         fd = os.open(name, flags, 0o600, dir_fd=self.dir)
@@ -113,14 +113,14 @@ class Queue(Chain):
         finally:
             os.close(fd)
 
-    def lay(self, name: str, text: str) -> None:
-        self.take_up(name)
+    def write_note(self, name: str, text: str) -> None:
+        self.remove(name)
         try:
             os.symlink(text, name, dir_fd=self.dir)
         except OSError:
             pass  # too long, or a full disk
 
-    def laid(self, name: str) -> str:
+    def read_note(self, name: str) -> str:
         try:
             return os.readlink(name, dir_fd=self.dir)
         except OSError:
@@ -152,7 +152,7 @@ class Queue(Chain):
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return fd
-        self.take_up(name)
+        self.remove(name)
         os.close(fd)
         return None
 
@@ -160,12 +160,12 @@ class Queue(Chain):
         marked = super().mark(ticket, running)
         if marked and running:
             try:
-                os.write(ticket.fd, RUNS)
+                os.write(ticket.fd, STARTED)
             except OSError:
                 pass  # a full disk, or rings enough: it only spares a look
         return marked
 
-    def ring(self, name: str, byte: bytes = b"?") -> None:
+    def notify(self, name: str, byte: bytes = b"?") -> None:
         """Ring at a ticket's owner: it looks again, or leaves if `byte` is CANCEL."""
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_APPEND
         try:
@@ -180,6 +180,6 @@ class Queue(Chain):
             os.close(fd)
         if DARWIN and (pid := Ticket(name).pid) > 1 and self.is_live(name):
             try:
-                os.kill(pid, BELL)
+                os.kill(pid, WAKEUP_SIGNAL)
             except OSError:
                 pass  # it ended just now

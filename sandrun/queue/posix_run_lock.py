@@ -230,7 +230,7 @@ class RunLock:
         for file in self._slot_files(1):
             try:
                 file.open()
-            except OSError as error:  # try_take says it
+            except OSError as error:  # try_acquire says it
                 self.note = f"{file.path}: {error.strerror}"
 
     def second_path(self) -> str:
@@ -238,7 +238,7 @@ class RunLock:
         files = self._slot_files(1)
         return files[1].path if len(files) > 1 else ""
 
-    def try_take(self) -> bool:
+    def try_acquire(self) -> bool:
         """Take a free slot. False: every one is held, see `blocked`.
 
         Raises SandrunError if a file is not what it should be, StateGone.
@@ -339,7 +339,7 @@ class RunLock:
 
     def read_holder(self) -> bytes:
         """What the holder wrote about itself; empty after a clean end."""
-        return read_line(self.fd)
+        return read_holder_line(self.fd)
 
     def written_at(self) -> float:
         """When the holder's line was written, by the clock of its file."""
@@ -381,7 +381,7 @@ _LONGEST = 1 << 22
 """Bytes that no holder's line reaches; a command line has two million at most (execve(2))."""
 
 
-def read_line(fd: int) -> bytes:
+def read_holder_line(fd: int) -> bytes:
     """The holder's line in an open state home; of something larger the beginning."""
     try:
         return os.pread(fd, min(os.fstat(fd).st_size, _LONGEST), 0)

@@ -8,7 +8,7 @@ Imported only by a run that has to wait. Invariants
   look and a sleep. Stops (Ctrl-Z) are left to the kernel.
 - A stopped waiter must not stall those behind it, and the kernel tells nobody of a stop. Who
   leaves the queue rings the first that is not stopped; for one that stops between being woken and
-  starting, every waiter looks around each LOOK seconds. It is passed by in the order only; the
+  starting, every waiter looks around each RECHECK_SECONDS. It is passed by in the order only; the
   run lock still excludes.
 - Where the head finds the run lock held though nobody is ahead (the tree of a killed supervisor,
   another user of the checkout), a child blocks in flock(2) on the same open file. What it is
@@ -23,18 +23,18 @@ import time
 from sandrun.bare import signal as _signal
 from sandrun.errors import Left, cancelled, gave_up
 from sandrun.model import DARWIN, span_text
-from sandrun.queue.posix_queue import BELL, CANCEL, Queue
-from sandrun.queue.posix_run_lock import RunLock, read_line
+from sandrun.queue.posix_queue import CANCEL, WAKEUP_SIGNAL, Queue
+from sandrun.queue.posix_run_lock import RunLock, read_holder_line
 from sandrun.queue.ticket import Ticket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandrun.queue.memory_pool import Share
-    from sandrun.queue.progress import Feedback
+    from sandrun.queue.memory_pool import Reservation
+    from sandrun.queue.progress import Progress
 
-LOOK = 15.0
+RECHECK_SECONDS = 15.0
 """Seconds between two looks around that nothing asked for: only for what the kernel tells nobody
 (a stop) and for a ring that was lost because its sender was killed."""
 
@@ -43,25 +43,25 @@ _WATCHED = 8
 run or are next to; the look around finds out about the others."""
 _LEAVING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 
-_RUNG = (BELL,) if DARWIN else ()
+_RUNG = (WAKEUP_SIGNAL,) if DARWIN else ()
 
 
-class Patience:
+class Waiter:
     """Sleeping with the caller's signal mask, until `deadline`; restores what was there.
 
     `private`: the descriptors of the waiter's own tickets, which no child of it may hold open.
     """
 
     def __init__(
-        self, mask: "set[int]", deadline: float, feedback: "Feedback", private: "list[int]"
+        self, mask: "set[int]", deadline: float, progress: "Progress", private: "list[int]"
     ) -> None:
         self.mask = mask
         self.deadline = deadline
-        self.feedback = feedback
+        self.progress = progress
         self.private = private
         self.began = time.monotonic()
 
-    def __enter__(self) -> "Patience":
+    def __enter__(self) -> "Waiter":
         self.pipe, self._end = os.pipe()
         for fd in (self.pipe, self._end):
             os.set_blocking(fd, False)
@@ -122,14 +122,16 @@ class Patience:
             self._answer(bell)
         else:
             poll.register(bell, select.POLLIN)
-        seconds = min(self.feedback.due(LOOK), self.deadline - time.monotonic())
+        seconds = min(
+            self.progress.seconds_to_next(RECHECK_SECONDS), self.deadline - time.monotonic()
+        )
         events = poll.poll(max(0.0, seconds) * 1000 + 1)
         self._take_signals()
         if DARWIN or any(fd == bell for fd, _ in events):
             self._answer(bell)
         if time.monotonic() >= self.deadline:
             waited = span_text(time.monotonic() - self.began)
-            raise gave_up(f"gave up after waiting {waited}", self.feedback.name)
+            raise gave_up(f"gave up after waiting {waited}", self.progress.name)
         return bool(events) and all(fd in hangups for fd, _ in events)
 
     def _answer(self, bell: int) -> None:
@@ -145,12 +147,12 @@ def wait_turn(
     queue: Queue,
     ticket: Ticket,
     lock: RunLock,
-    patience: Patience,
+    waiter: Waiter,
     check: "Callable[[], None]",
 ) -> None:
     """Return when a slot of `lock` is ours and fewer than all slots are ahead of `ticket`.
 
-    `check` raises when the wait would never end. Raises what Patience.sleep does, and StateGone.
+    `check` raises when the wait would never end. Raises what Waiter.sleep does, and StateGone.
     """
     turn = False
     while True:
@@ -160,60 +162,61 @@ def wait_turn(
                 if len(nearest) == lock.slots:
                     lock.unlock()
                     check()
-                    patience.feedback.show(nearest)
-                    hung_up = patience.watch(nearest, ticket.fd)
-                    turn = lock.slots == 1 and hung_up and nearest[0].ran()
+                    waiter.progress.report_position(nearest)
+                    hung_up = waiter.watch(nearest, ticket.fd)
+                    turn = lock.slots == 1 and hung_up and nearest[0].has_run()
                     continue
             finally:
                 for other in nearest:
                     other.close()
         if queue.paused:
             lock.unlock()
-            patience.feedback.paused()
-            patience.sleep([], ticket.fd)
-        elif lock.try_take() or (not turn and _await_lock(queue, ticket, lock, patience)):
+            waiter.progress.report_pause()
+            waiter.sleep([], ticket.fd)
+        elif lock.try_acquire() or (not turn and _await_lock(queue, ticket, lock, waiter)):
             return
         turn = False
 
 
-def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -> None:
-    """Return when the pool has let `share` in; otherwise as `wait_turn`."""
+def wait_room(reservation: "Reservation", waiter: Waiter, check: "Callable[[], None]") -> None:
+    """Return when the pool has let `reservation` in; otherwise as `wait_turn`."""
     from sandrun.queue import memory_pool
 
-    while not share.try_enter():
-        ahead = share.queue.ahead(share.ticket, len(share.queue.names()))
+    while not reservation.try_enter():
+        ahead = reservation.queue.ahead(reservation.ticket, len(reservation.queue.names()))
         try:
             check()
-            patience.feedback.room(memory_pool.explain(share, ahead[::-1]), [t.id for t in ahead])
+            text = memory_pool.explain(reservation, ahead[::-1])
+            waiter.progress.report_pool(text, [t.id for t in ahead])
             # Any of them may make room; when none is left it is there already.
             if ahead:
-                patience.watch(ahead, share.ticket.fd)
+                waiter.watch(ahead, reservation.ticket.fd)
         finally:
             for other in ahead:
                 other.close()
 
 
-def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, patience: Patience) -> bool:
+def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, waiter: Waiter) -> bool:
     """One sleep on locks that are held though nobody is ahead; True: they are ours already."""
     second = lock.holder_of_second()
     if second:
         from sandrun.queue import nesting
 
         file = os.fstat(second.fd)
-        if nesting.is_ours(file):
+        if nesting.is_held_around_us(file):
             lock.skip_second()
             return False
-        patience.feedback.elsewhere(second.path, nesting.lock_holder(file))
+        waiter.progress.report_outside_holder(second.path, nesting.lock_holder(file))
     else:
-        if max([_end_orphans(queue, fd) for fd in lock.blocked]) and lock.try_take():
+        if max([_end_orphans(queue, fd) for fd in lock.blocked]) and lock.try_acquire():
             return True
-        patience.feedback.orphans([pid for fd in lock.blocked for pid in _unkillable(fd)])
-    patience.await_locks(lock.blocked, fcntl.LOCK_EX, ticket.fd)
+        waiter.progress.report_orphans([pid for fd in lock.blocked for pid in _unkillable(fd)])
+    waiter.await_locks(lock.blocked, fcntl.LOCK_EX, ticket.fd)
     return False
 
 
 def _end_orphans(queue: Queue, fd: int) -> bool:
-    line = read_line(fd)
+    line = read_holder_line(fd)
     if not line or _unkillable(fd):  # its keeper has tried
         return False
     from sandrun.lifecycle import recovery
@@ -224,7 +227,7 @@ def _end_orphans(queue: Queue, fd: int) -> bool:
 def _unkillable(fd: int) -> "list[int]":
     from sandrun.lifecycle import recovery
 
-    return recovery.unkillable(read_line(fd))
+    return recovery.unkillable(read_holder_line(fd))
 
 
 class _Helper:

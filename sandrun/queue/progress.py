@@ -15,7 +15,7 @@ from sandrun import messages
 from sandrun.errors import look_at
 from sandrun.model import plain, size_text, span_text
 from sandrun.queue import Queue
-from sandrun.queue.ticket import Ticket, shown
+from sandrun.queue.ticket import Ticket, ticket_text
 
 
 def _seconds(name: str, default: float) -> float:
@@ -32,7 +32,7 @@ HINT_AFTER = _seconds("SANDRUN_HINT_AFTER", 300)
 _LIVE = 1.0
 
 
-class Feedback:
+class Progress:
     """Tells where `ticket` stands; nothing at all with --quiet. `project` as in the history,
     `name` the queue's, if it has one."""
 
@@ -51,7 +51,7 @@ class Feedback:
         self.hinted = False
         self.expected: dict[str, float] | None = None
 
-    def due(self, longest: float) -> float:
+    def seconds_to_next(self, longest: float) -> float:
         """Seconds until there is something to say, at most `longest`."""
         if self.silent:
             return longest
@@ -78,7 +78,7 @@ class Feedback:
         except OSError:  # it is not our controlling terminal: there is no job control on it
             return True
 
-    def show(self, nearest: "list[Ticket]") -> None:
+    def report_position(self, nearest: "list[Ticket]") -> None:
         """Say the position and who runs, if that is news or a heartbeat is due; StateGone.
 
         `nearest`: what we sleep on; while it is the same, nothing ahead of us changed.
@@ -109,21 +109,21 @@ class Feedback:
         if self.behind and not self.hinted and now - self.behind_since >= HINT_AFTER:
             self._hint(head)
 
-    def paused(self) -> None:
+    def report_pause(self) -> None:
         """We would be the next, but the queue is paused."""
         resume = look_at("resume", self.name)
         self._once(f"waiting: the queue is paused; go on with: {resume}", "paused")
 
-    def elsewhere(self, path: str, holder: int) -> None:
+    def report_outside_holder(self, path: str, holder: int) -> None:
         """Another user, or a container, runs in the same checkout."""
         who = f"pid {holder}" if holder else "in another container, perhaps"
         self._once(f"waiting: {path} is held by a run that is not in this queue ({who})", path)
 
-    def room(self, text: str, ahead: "list[str]") -> None:
+    def report_pool(self, text: str, ahead: "list[str]") -> None:
         """The pool has no room yet."""
         self._once(text, " ".join(ahead))
 
-    def orphans(self, unkillable: "list[int]") -> None:
+    def report_orphans(self, unkillable: "list[int]") -> None:
         """A run's supervisor is dead, its processes are not; the `unkillable` nobody can end."""
         text = "waiting: what an ended run left behind is still being ended"
         if unkillable:
@@ -134,7 +134,7 @@ class Feedback:
             text = f"waiting for what an ended run left: {what}{report.way_to_end(pid)}"
         self._once(text, f"orphans {unkillable}")
 
-    def end(self) -> None:
+    def clear_line(self) -> None:
         """Clear the live line, so that the command's output starts in a clean column."""
         if self.live and self._is_foreground():
             messages.write("\r\x1b[K")
@@ -160,7 +160,7 @@ class Feedback:
 
     def _hint(self, head: Ticket) -> None:
         self.hinted = True
-        self.end()
+        self.clear_line()
         messages.status(
             f"hint: behind the same run since {span_text(time.monotonic() - self.behind_since)}; "
             f"look at it: {look_at('status', self.name)}; end it: sandrun kill {head.id}"
@@ -185,7 +185,7 @@ class Feedback:
         if self.expected is None:  # history does not change by our waiting
             from sandrun import history
 
-            self.expected = history.durations(self.project, shown)
+            self.expected = history.durations(self.project, ticket_text)
         spans = [self.expected.get(t.command, -1.0) for t in ahead]
         if not spans or min(spans) < 0:
             return ""

@@ -15,7 +15,7 @@ import time
 
 from sandrun.model import SandrunError, command_text, is_run_id
 
-RUNS = b"R"
+STARTED = b"R"
 """What a ticket's owner writes into it when its turn has come."""
 SECOND = 10**9
 # Keys are nanoseconds since the boot plus this, so that a head start taken off soon after a
@@ -56,10 +56,10 @@ class Ticket:
         self.extra = int(extra)
         self.command = unescape(command)
 
-    def ran(self) -> bool:
+    def has_run(self) -> bool:
         """Whether its owner, which ended, had its turn; only the first who asks is told."""
         try:
-            return RUNS in os.read(self.fd, 4096)
+            return STARTED in os.read(self.fd, 4096)
         except OSError:
             return False
 
@@ -73,7 +73,7 @@ def slot_file(stem: str, slot: int) -> str:
     return f"{stem}.lock" if slot == 1 else f"{stem}.{slot}.lock"
 
 
-def slots_of(stem: str, names: "list[str]") -> "list[int]":
+def slot_numbers(stem: str, names: "list[str]") -> "list[int]":
     """The numbers of the slots whose lock files are among `names`."""
     locks = [n for n in names if n.startswith(f"{stem}.") and n.endswith(".lock")]
     numbers = [n[len(stem) + 1 : -5] for n in locks]
@@ -84,7 +84,7 @@ class StateGone(Exception):
     """The state directory was removed under us; enqueue again in a new one."""
 
 
-class Chain:
+class BaseQueue:
     """The tickets of one directory by their names: what is the same on every system.
 
     A queue adds how its files are handled: the methods down to `ring`.
@@ -106,15 +106,15 @@ class Chain:
         """Give a file another name, atomically."""
         raise NotImplementedError
 
-    def put(self, name: str, data: bytes, new: bool = False) -> None:
+    def write_file(self, name: str, data: bytes, new: bool = False) -> None:
         """Write a file. Raises OSError; FileExistsError if it shall be a `new` one and is not."""
         raise NotImplementedError
 
-    def lay(self, name: str, text: str) -> None:
+    def write_note(self, name: str, text: str) -> None:
         """Keep a short text under a name, or not: what is kept so only saves time or explains."""
         raise NotImplementedError
 
-    def laid(self, name: str) -> str:
+    def read_note(self, name: str) -> str:
         """The text kept under a name, or ''."""
         raise NotImplementedError
 
@@ -126,11 +126,11 @@ class Chain:
         """Whether what has that name is locked by its owner; removes it if it is not."""
         raise NotImplementedError
 
-    def ring(self, name: str, byte: bytes = b"?") -> None:
+    def notify(self, name: str, byte: bytes = b"?") -> None:
         """Have a ticket's owner look again."""
         raise NotImplementedError
 
-    def take_up(self, name: str) -> bool:
+    def remove(self, name: str) -> bool:
         """Remove a file; False: there is none, or somebody else did."""
         try:
             self.unlink(name)
@@ -154,7 +154,7 @@ class Chain:
 
     def slots(self) -> "list[int]":
         """The numbers of the slots that were ever taken, at least the first."""
-        return sorted({1, *slots_of("executor", self.listing())})
+        return sorted({1, *slot_numbers("executor", self.listing())})
 
     def find(self, ticket: Ticket, names: "list[str]") -> int:
         """Where `ticket` stands among `names`, under whatever name it was given meanwhile.
@@ -177,7 +177,7 @@ class Chain:
         names = self.names()
         at = self.find(ticket, names)
         if new and at + 1 < len(names):
-            self._ring_next(names[at + 1 :])
+            self._notify_next(names[at + 1 :])
         found: list[Ticket] = []
         for name in reversed(names[:at]):
             other = self.open_live(name)
@@ -215,30 +215,30 @@ class Chain:
 
     def leave(self, ticket: Ticket) -> None:
         """Give the place up; wakes whoever watches it."""
-        self.take_up(ticket.name)
+        self.remove(ticket.name)
         ticket.close()
         try:
             waiting = [name for name in self.names() if name[0] == "w"]
             # The one that was just woken will not come, and those behind it do not know.
             if waiting and is_stopped(Ticket(waiting[0]).pid):
-                self._ring_next(waiting)
+                self._notify_next(waiting)
             if self.paused or not ticket.running or not waiting:
-                self.write_view()  # else the next one writes it
+                self.publish_queue_file()  # else the next one writes it
         except OSError:
             pass
 
-    def _ring_next(self, names: "list[str]") -> None:
+    def _notify_next(self, names: "list[str]") -> None:
         """Ring at the first of these waiters that is not stopped, and at those before it."""
         for name in names:
-            self.ring(name)
+            self.notify(name)
             if self.is_live(name) and not is_stopped(Ticket(name).pid):
                 return
 
-    def ring_waiters(self) -> None:
+    def notify_waiters(self) -> None:
         """Have every waiter look again."""
         for name in self.names():
             if name[0] == "w":
-                self.ring(name)
+                self.notify(name)
 
     def move(self, ticket: Ticket, head_start: int) -> bool:
         """Give a waiting ticket another head start; False: it waits no more."""
@@ -248,17 +248,17 @@ class Chain:
             self.replace(ticket.name, f"w{key:020}.{run_id}.{pid}.{since}.{head_start}.{command}")
         except OSError:
             return False
-        self.ring_waiters()
-        self.write_view()
+        self.notify_waiters()
+        self.publish_queue_file()
         return True
 
     def pause(self) -> bool:
         """Let no waiting run start until `resume`; False: it was paused already."""
         try:
-            self.put(_PAUSED, b"", new=True)
+            self.write_file(_PAUSED, b"", new=True)
         except FileExistsError:
             return False
-        self.ring_waiters()
+        self.notify_waiters()
         return True
 
     def resume(self) -> bool:
@@ -270,24 +270,24 @@ class Chain:
         except OSError as error:
             path = os.path.join(self.path, _PAUSED)
             raise SandrunError(f"{path}: {error.strerror}", f"rm -r {path}") from None
-        self.ring_waiters()
+        self.notify_waiters()
         return True
 
-    def keep(self, ticket: Ticket, owner: str) -> None:
+    def keep_place(self, ticket: Ticket, owner: str) -> None:
         """Keep the place of one that gave up, for its coming back as the same `owner`."""
         expiry = time.perf_counter_ns() + _KEPT_SECONDS * SECOND
-        self.lay(f"kept.{owner}", f"{ticket.key}.{ticket.extra}.{expiry}")
+        self.write_note(f"kept.{owner}", f"{ticket.key}.{ticket.extra}.{expiry}")
 
-    def kept(self, owner: str, extra: int) -> int:
+    def claim_place(self, owner: str, extra: int) -> int:
         """Claim the kept place of `owner`, if its head start is still `extra`: its key, or 0."""
         try:
-            key, had, expiry = map(int, self.laid(f"kept.{owner}").split("."))
+            key, had, expiry = map(int, self.read_note(f"kept.{owner}").split("."))
         except ValueError:
             return 0
-        claimed = self.take_up(f"kept.{owner}")  # only one of several can have it
+        claimed = self.remove(f"kept.{owner}")  # only one of several can have it
         return key if claimed and _is_fresh(expiry) and had == extra else 0
 
-    def write_view(self) -> None:
+    def publish_queue_file(self) -> None:
         """Rewrite queue.txt, one `PID:TIMESTAMP:COMMAND` line per ticket, the head first.
 
         No lock: whoever writes looks again afterwards, so the last view written is a true one.
@@ -297,13 +297,13 @@ class Chain:
         try:
             names = self.names()
             while True:
-                self.put(private, "".join(map(_line, names)).encode("utf-8", "replace"))
+                self.write_file(private, "".join(map(_line, names)).encode("utf-8", "replace"))
                 self.replace(private, _VIEW)
                 written, names = names, self.names()
                 if names == written:
                     return
         except OSError:
-            self.take_up(private)
+            self.remove(private)
 
     def sweep(self) -> None:
         """Remove what a SIGKILL left between two steps, and kept places that nobody came for."""
@@ -313,11 +313,11 @@ class Chain:
                 self.is_live(name)
             elif name.startswith("around."):  # see sandrun.queue.nesting; laid after its ticket
                 if is_run_id(name[7:]) and name[7:] not in ids:
-                    self.take_up(name)
+                    self.remove(name)
             elif name.startswith("kept."):
-                expiry = self.laid(name).rpartition(".")[2]
+                expiry = self.read_note(name).rpartition(".")[2]
                 if expiry.isdecimal() and not _is_fresh(int(expiry)):
-                    self.take_up(name)
+                    self.remove(name)
 
 
 def _is_ticket(name: str) -> bool:
@@ -369,7 +369,7 @@ def unescape(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in shown)
 
 
-def shown(command: "list[str]") -> str:
+def ticket_text(command: "list[str]") -> str:
     """A command as its ticket shows it."""
     return unescape(escape(command_text(command)))
 
@@ -386,7 +386,7 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
-def head_key(head_start: int) -> int:
+def new_key(head_start: int) -> int:
     """The key of who comes now with a head start in seconds.
 
     The clock is CLOCK_MONOTONIC on Linux; on Windows time.monotonic would tick 64 times a second.

@@ -21,9 +21,9 @@ import time
 
 from sandrun.config import project
 from sandrun.model import SandrunError
-from sandrun.queue import Queue, read_line
+from sandrun.queue import Queue, read_holder_line
 from sandrun.queue.posix_run_lock import LockFile
-from sandrun.queue.ticket import StateGone, slot_file, slots_of
+from sandrun.queue.ticket import StateGone, slot_file, slot_numbers
 
 IDLE = 86400.0
 """Seconds since the last run after which a queue is taken for unused."""
@@ -49,7 +49,7 @@ def remove_some(root: str) -> None:
     looked_at = (names[first:] + names[:first])[:_LOOKS]
     for name in [n for n in looked_at if _last_used(os.path.join(root, n)) < since][:_TRIES]:
         try:
-            homes = [slot_file(name, slot) for slot in slots_of(name, seconds)]
+            homes = [slot_file(name, slot) for slot in slot_numbers(name, seconds)]
             _remove(os.path.join(root, name), homes, since)
         except (OSError, SandrunError, StateGone):
             pass  # somebody has come, or made of it what we do not
@@ -113,7 +113,8 @@ def _remove(path: str, seconds: "list[str]", since: float) -> None:
 
 def _is_needed(file: LockFile, since: float) -> bool:
     """Whether the slot's last run was killed, or ended `since` then."""
-    return bool(read_line(file.fd)) or not (file.is_new or os.fstat(file.fd).st_mtime < since)
+    was_killed = bool(read_holder_line(file.fd))
+    return was_killed or not (file.is_new or os.fstat(file.fd).st_mtime < since)
 
 
 def _lock_file(directory: int, path: str, name: str) -> LockFile:

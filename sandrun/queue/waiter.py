@@ -3,8 +3,8 @@
 import sys
 
 if sys.platform == "win32":
-    from sandrun.queue.windows_waiter import Patience, wait_room, wait_turn
+    from sandrun.queue.windows_waiter import Waiter, wait_room, wait_turn
 else:
-    from sandrun.queue.posix_waiter import Patience, wait_room, wait_turn
+    from sandrun.queue.posix_waiter import Waiter, wait_room, wait_turn
 
-__all__ = ["Patience", "wait_room", "wait_turn"]
+__all__ = ["Waiter", "wait_room", "wait_turn"]

@@ -15,7 +15,7 @@ Invariants
   nearest. The order decides only who waits for whom: exclusion is the run lock's alone.
 - Each ticket's owner has three named events, which others set without knowing its process: look
   again, leave the queue (`queue cancel`), end (`sandrun kill`). They are hints: whoever is told
-  looks for itself, and one that is missed costs a wait of `LOOK_SECONDS`.
+  looks for itself, and one that is missed costs a wait of `RECHECK_SECONDS`.
 """
 
 import os
@@ -24,15 +24,15 @@ import time
 from sandrun.model import SandrunError, command_text
 from sandrun.platform import windows_api, windows_files
 from sandrun.queue import ticket as places
-from sandrun.queue.ticket import Chain, escape, head_key
+from sandrun.queue.ticket import BaseQueue, escape, new_key
 
 CANCEL = b"c"
 """What a ticket is told that has to leave the queue (exit 75)."""
 END = b"e"
 """What a ticket is told whose run, or wait, has to end."""
-LOOK = b"?"
+RECHECK = b"?"
 
-_EVENTS = {LOOK: "look", CANCEL: "cancel", END: "end"}
+_EVENTS = {RECHECK: "look", CANCEL: "cancel", END: "end"}
 _ACCESS = windows_api.GENERIC_READ | windows_api.GENERIC_WRITE | windows_api.DELETE
 _TRIES = 50
 """How often something is tried that a virus scanner or an indexer may be in the way of."""
@@ -64,7 +64,7 @@ def event_name(run_id: str, byte: bytes) -> str:
     return f"Global\\sandrun-{run_id}-{_EVENTS[byte]}"
 
 
-class Queue(Chain):
+class Queue(BaseQueue):
     """The queue whose state lives in the directory `path`; SandrunError if that is unsafe."""
 
     def __init__(self, path: str) -> None:
@@ -82,7 +82,7 @@ class Queue(Chain):
         """Take a place: at `key`, by default behind all that came before. Raises SandrunError."""
         global own
         tail = f"{os.getpid()}.{int(time.time())}.{extra}.{escape(command_text(command))}"
-        name = f"w{key or head_key(0):020}.{run_id}.{tail}"
+        name = f"w{key or new_key(0):020}.{run_id}.{tail}"
         private = f".{run_id}"
         failure = "no place to be had"
         for _ in range(_TRIES):
@@ -103,7 +103,7 @@ class Queue(Chain):
                 time.sleep(_PAUSE)
             if handle:
                 windows_files.close(handle)
-            self.take_up(private)
+            self.remove(private)
         raise SandrunError(
             f"cannot take a place in the queue {self.path}: {failure}",
             "free some space there, or set SANDRUN_STATE_DIR to another directory",
@@ -125,17 +125,17 @@ class Queue(Chain):
                 time.sleep(_PAUSE)
         raise failure
 
-    def put(self, name: str, data: bytes, new: bool = False) -> None:
+    def write_file(self, name: str, data: bytes, new: bool = False) -> None:
         with open(self._at(name), "xb" if new else "wb") as file:
             file.write(data)
 
-    def lay(self, name: str, text: str) -> None:
+    def write_note(self, name: str, text: str) -> None:
         try:  # links are for administrators here
-            self.put(name, text.encode("utf-8", "surrogatepass"))
+            self.write_file(name, text.encode("utf-8", "surrogatepass"))
         except OSError:
             pass
 
-    def laid(self, name: str) -> str:
+    def read_note(self, name: str) -> str:
         try:
             with open(self._at(name), "rb") as file:
                 return file.read().decode("utf-8", "surrogatepass")
@@ -162,7 +162,7 @@ class Queue(Chain):
         if not windows_files.try_lock(handle, exclusive=False):
             return handle
         windows_files.unlock(handle)
-        self.take_up(name)
+        self.remove(name)
         windows_files.close(handle)
         return 0
 
@@ -172,7 +172,7 @@ class Queue(Chain):
         if own is ticket:
             own = None
 
-    def ring(self, name: str, byte: bytes = LOOK) -> None:
+    def notify(self, name: str, byte: bytes = RECHECK) -> None:
         """Have a ticket's owner look again; or leave, or end, by CANCEL and END."""
         windows_files.set_named_event(event_name(places.Ticket(name).id, byte))
 

@@ -68,7 +68,7 @@ class RunLock:
         """There is no second home."""
         return ""
 
-    def try_take(self) -> bool:
+    def try_acquire(self) -> bool:
         """Take a free slot. False: every one is held, see `blocked`. Raises SandrunError."""
         self.blocked = []
         for slot in range(self.first, self.slots + 1):
@@ -97,7 +97,7 @@ class RunLock:
 
     def read_holder(self) -> bytes:
         """What the holder wrote about itself; empty after a clean end."""
-        return read_line(self.fd)
+        return read_holder_line(self.fd)
 
     def written_at(self) -> float:
         """Not asked for: nothing of git is moved here."""
@@ -128,7 +128,7 @@ class RunLock:
         self.slot = 0
 
 
-def read_line(fd: int) -> bytes:
+def read_holder_line(fd: int) -> bytes:
     """The holder's line in an open file."""
     try:
         return windows_files.read(fd)

@@ -17,7 +17,7 @@ import time
 from sandrun.errors import Left, cancelled, gave_up
 from sandrun.model import span_text
 from sandrun.platform import windows_api, windows_console, windows_files
-from sandrun.queue.windows_queue import CANCEL, END, LOOK, Queue
+from sandrun.queue.windows_queue import CANCEL, END, RECHECK, Queue
 from sandrun.queue.windows_queue import Ticket as OwnTicket
 from sandrun.queue.windows_run_lock import RunLock
 
@@ -25,30 +25,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandrun.queue.memory_pool import Share
-    from sandrun.queue.progress import Feedback
+    from sandrun.queue.memory_pool import Reservation
+    from sandrun.queue.progress import Progress
     from sandrun.queue.ticket import Ticket
 
-LOOK_SECONDS = 15.0
+RECHECK_SECONDS = 15.0
 """Seconds between two looks around that nothing asked for: only for an event that was lost."""
 SIGINT, SIGTERM, SIGBREAK, SIGHUP = 2, 15, 21, 1
 _SIGNALS = {windows_api.CTRL_C_EVENT: SIGINT, windows_api.CTRL_BREAK_EVENT: SIGBREAK}
 
 
-class Patience:
+class Waiter:
     """Sleeping until `deadline`; watches locks while it lasts. Two are for POSIX."""
 
     def __init__(
-        self, mask: "set[int]", deadline: float, feedback: "Feedback", private: "list[int]"
+        self, mask: "set[int]", deadline: float, progress: "Progress", private: "list[int]"
     ) -> None:
         self.deadline = deadline
-        self.feedback = feedback
+        self.progress = progress
         self.began = time.monotonic()
         self.freed = windows_files.make_event()
         self.watched: set[str] = set()
         """What threads wait for at this time."""
 
-    def __enter__(self) -> "Patience":
+    def __enter__(self) -> "Waiter":
         windows_console.listen()
         return self
 
@@ -85,7 +85,9 @@ class Patience:
         """
         events = own.events if isinstance(own, OwnTicket) else {}
         order = [b"freed", b"console", *events]
-        seconds = min(self.feedback.due(LOOK_SECONDS), self.deadline - time.monotonic())
+        seconds = min(
+            self.progress.seconds_to_next(RECHECK_SECONDS), self.deadline - time.monotonic()
+        )
         at = windows_files.wait_any([self.freed, windows_console.event, *events.values()], seconds)
         self._take_events()
         told = order[at] if at >= 0 else b""
@@ -93,50 +95,50 @@ class Patience:
             raise Left(SIGTERM)
         if told == CANCEL:
             raise cancelled()
-        assert told in (b"", b"freed", b"console", LOOK)
+        assert told in (b"", b"freed", b"console", RECHECK)
         if time.monotonic() >= self.deadline:
             waited = span_text(time.monotonic() - self.began)
-            raise gave_up(f"gave up after waiting {waited}", self.feedback.name)
+            raise gave_up(f"gave up after waiting {waited}", self.progress.name)
 
 
 def wait_turn(
     queue: Queue,
     ticket: "Ticket",
     lock: RunLock,
-    patience: Patience,
+    waiter: Waiter,
     check: "Callable[[], None]",
 ) -> None:
     """Return when a slot of `lock` is ours and fewer than all slots are ahead of `ticket`.
 
-    `check` raises when the wait would never end. Raises what Patience.sleep does, and StateGone.
+    `check` raises when the wait would never end. Raises what Waiter.sleep does, and StateGone.
     """
     while True:
         nearest = queue.ahead(ticket, lock.slots)
         if len(nearest) == lock.slots:
-            _watch_tickets(patience, nearest)
+            _watch_tickets(waiter, nearest)
             check()
-            patience.feedback.show(nearest)
+            waiter.progress.report_position(nearest)
         elif queue.paused:
-            patience.feedback.paused()
-        elif lock.try_take():
+            waiter.progress.report_pause()
+        elif lock.try_acquire():
             _close(nearest)
             return
         else:
-            patience.feedback.orphans([])
-            _watch_lock(patience, lock)
+            waiter.progress.report_orphans([])
+            _watch_lock(waiter, lock)
         _close(nearest)
-        patience.sleep(ticket)
+        waiter.sleep(ticket)
 
 
-def _watch_tickets(patience: Patience, tickets: "list[Ticket]") -> None:
+def _watch_tickets(waiter: Waiter, tickets: "list[Ticket]") -> None:
     for other in tickets:
-        patience.watch(other.id, other.fd)
+        waiter.watch(other.id, other.fd)
         other.fd = 0
 
 
-def _watch_lock(patience: Patience, lock: RunLock) -> None:
+def _watch_lock(waiter: Waiter, lock: RunLock) -> None:
     for slot in range(lock.first, lock.slots + 1):
-        patience.watch(f"slot {slot}", lock.open_to_watch(slot))
+        waiter.watch(f"slot {slot}", lock.open_to_watch(slot))
 
 
 def _close(tickets: "list[Ticket]") -> None:
@@ -144,14 +146,15 @@ def _close(tickets: "list[Ticket]") -> None:
         other.close()
 
 
-def wait_room(share: "Share", patience: Patience, check: "Callable[[], None]") -> None:
-    """Return when the pool has let `share` in; otherwise as `wait_turn`."""
+def wait_room(reservation: "Reservation", waiter: Waiter, check: "Callable[[], None]") -> None:
+    """Return when the pool has let `reservation` in; otherwise as `wait_turn`."""
     from sandrun.queue import memory_pool
 
-    while not share.try_enter():
-        ahead = share.queue.ahead(share.ticket, len(share.queue.names()))
+    while not reservation.try_enter():
+        ahead = reservation.queue.ahead(reservation.ticket, len(reservation.queue.names()))
         if ahead:  # any of them may make room; when none is left it is there already
-            _watch_tickets(patience, ahead)
+            _watch_tickets(waiter, ahead)
             check()
-            patience.feedback.room(memory_pool.explain(share, ahead[::-1]), [t.id for t in ahead])
-            patience.sleep(share.ticket)
+            text = memory_pool.explain(reservation, ahead[::-1])
+            waiter.progress.report_pool(text, [t.id for t in ahead])
+            waiter.sleep(reservation.ticket)

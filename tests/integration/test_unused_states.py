@@ -350,7 +350,7 @@ def test_who_locks_a_removed_file_starts_over(box: Box, alone: bool) -> None:
         ("status", "posix_queue.py:listing:listdir", "empty"),
         ("status", "posix_run_lock.py:open:open", "empty"),
         ("kill", "posix_run_lock.py:open:open", ""),
-        ("pause", "posix_queue.py:put:open", "paused\n"),
+        ("pause", "posix_queue.py:write_file:open", "paused\n"),
         ("resume", "posix_queue.py:unlink:unlink", "not paused\n"),
     ],
 )

@@ -32,19 +32,19 @@ def test_after_speaking_there_is_always_a_pause(
     head = queue.enqueue("0" * 8, ["head"])
     if state == "behind":
         queue.mark(head, running=True)
-    told = progress.Feedback(queue, queue.enqueue("1" * 8, ["me"]), "/project")
+    reported = progress.Progress(queue, queue.enqueue("1" * 8, ["me"]), "/project")
     wakeups = 0
     while clock.now < 4600:
         match state:
             case "paused":
-                told.paused()
+                reported.report_pause()
             case "elsewhere":
-                told.elsewhere("/lock", os.getpid())
+                reported.report_outside_holder("/lock", os.getpid())
             case "orphans":
-                told.orphans([])
+                reported.report_orphans([])
             case _:
-                told.show([Ticket(head.name)])
-        clock.now += max(0.001, told.due(15.0))
+                reported.report_position([Ticket(head.name)])
+        clock.now += max(0.001, reported.seconds_to_next(15.0))
         wakeups += 1
     assert 200 < wakeups < 400
     lines = capfd.readouterr().err.splitlines()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandrun import history
-from sandrun.queue.ticket import shown
+from sandrun.queue.ticket import ticket_text
 from tests.harness import Box, installed_env, wait_for
 
 GOOD = {"v": 1, "id": "0badcafe", "project": "/p", "command": ["make"], "wall": 2.5}
@@ -41,13 +41,13 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_no_record_is_skipped(file: Path, name: str) -> None:
     good = json.dumps({**GOOD, "reason": "exit"}).encode()
     file.write_bytes(b"\n".join((good, GARBAGE[name], good, GARBAGE[name])))
-    assert history.durations("/p", shown) == {"make": 2.5}
+    assert history.durations("/p", ticket_text) == {"make": 2.5}
     assert history.recorded("0badcafe")
 
 
 def test_whole_seconds_are_a_duration(file: Path) -> None:
     file.write_text(json.dumps({**GOOD, "reason": "exit", "wall": 3}) + "\n")
-    assert history.durations("/p", shown) == {"make": 3}
+    assert history.durations("/p", ticket_text) == {"make": 3}
 
 
 def test_a_run_is_searched_from_the_end_in_a_bounded_part(file: Path) -> None:
@@ -116,13 +116,13 @@ def test_private_modules_of_python_are_a_shortcut_only(gone: str, tmp_path: Path
         sys.modules[{gone!r}] = None
         from sandrun import history
         from sandrun.config import project
-        from sandrun.queue.ticket import shown
+        from sandrun.queue.ticket import ticket_text
         record = {{"project": "/p", "reason": "exit", "command": ["é", '"'], "wall": 1.5}}
         history.append(record, "")
-        print(history.durations("/p", shown), project.sha1(b"x")[:8])
+        print(history.durations("/p", ticket_text), project.sha1(b"x")[:8])
     """
     env = installed_env({**os.environ, "XDG_STATE_HOME": str(tmp_path)})
     done = subprocess.run(
         [sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True
     )
-    assert done.stdout == f"{ {shown(['é', chr(34)]): 1.5} } 11f6ad8e\n"
+    assert done.stdout == f"{ {ticket_text(['é', chr(34)]): 1.5} } 11f6ad8e\n"

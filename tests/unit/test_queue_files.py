@@ -9,19 +9,19 @@ from hypothesis import given
 
 from sandrun.model import command_text
 from sandrun.queue import Queue
-from sandrun.queue.ticket import StateGone, Ticket, shown
+from sandrun.queue.ticket import StateGone, Ticket, ticket_text
 
 
 @given(st.lists(st.text(min_size=0, max_size=60), min_size=1, max_size=4))
 def test_any_command_fits_into_a_name_and_is_shown_on_one_line(words: "list[str]") -> None:
-    text = shown([word.replace("\0", "") for word in words])
+    text = ticket_text([word.replace("\0", "") for word in words])
     assert text.isprintable()
     assert len(os.fsencode(text)) <= 3 * 160
 
 
 @given(st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), max_size=50))
 def test_short_plain_commands_are_shown_as_they_are(word: str) -> None:
-    assert shown([word]) == command_text([word])
+    assert ticket_text([word]) == command_text([word])
 
 
 def test_names_stay_within_what_a_file_system_takes(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_names_stay_within_what_a_file_system_takes(tmp_path: Path) -> None:
     for word in ("x" * 1000, "/" * 1000, "é" * 1000, "\n%." * 300):
         ticket = queue.enqueue("0" * 8, [word], -(10**6))
         assert len(os.fsencode(ticket.name)) <= 255
-        assert Ticket(ticket.name).command == shown([word])
+        assert Ticket(ticket.name).command == ticket_text([word])
         queue.leave(ticket)
 
 
@@ -87,12 +87,12 @@ def test_a_removed_directory_is_noticed(tmp_path: Path) -> None:
 def test_a_kept_place_can_be_claimed_once(tmp_path: Path) -> None:
     queue = Queue(str(tmp_path))
     ticket = queue.enqueue("0" * 8, ["job"], 5)
-    queue.keep(ticket, "me")
-    assert queue.kept("other", 5) == 0
-    assert queue.kept("me", 5) == ticket.key
-    assert queue.kept("me", 5) == 0
-    queue.keep(ticket, "me")
-    assert queue.kept("me", 6) == 0, "another head start: another place"
+    queue.keep_place(ticket, "me")
+    assert queue.claim_place("other", 5) == 0
+    assert queue.claim_place("me", 5) == ticket.key
+    assert queue.claim_place("me", 5) == 0
+    queue.keep_place(ticket, "me")
+    assert queue.claim_place("me", 6) == 0, "another head start: another place"
 
 
 FOREIGN = [
@@ -117,7 +117,7 @@ def test_what_another_version_left_is_skipped_and_kept(tmp_path: Path) -> None:
     assert queue.ahead(ticket, new=True) == []
     assert [t.id for t in queue.tickets()] == ["0" * 8]
     queue.mark(ticket, running=True)
-    queue.write_view()
-    queue.ring_waiters()
+    queue.publish_queue_file()
+    queue.notify_waiters()
     queue.leave(ticket)
     assert set(FOREIGN) <= set(os.listdir(tmp_path))

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from sandrun.queue import Queue
-from sandrun.queue.ticket import Ticket, head_key
+from sandrun.queue.ticket import Ticket, new_key
 
 EXAMPLES = int(os.environ.get("SANDRUN_TEST_EXAMPLES") or 60)
 head_starts = st.sampled_from([3600, 0, -3600]) | st.integers(-5000, 5000)
@@ -80,7 +80,7 @@ class Ordering(RuleBasedStateMachine):
     def arrive(self, head_start: int) -> Waiter:
         self.count += 1
         run_id = f"{self.count:08x}"
-        key = head_key(head_start)
+        key = new_key(head_start)
         waiter = Waiter(self.queue.enqueue(run_id, ["job"], head_start, key))
         self.alive.append(waiter)
         self.look(waiter, new=True)
@@ -90,7 +90,7 @@ class Ordering(RuleBasedStateMachine):
         """What a waiter does when it is woken; as `posix_waiter.wait_turn`."""
         rung = waiter.is_rung()
         only_hung_up = waiter.is_hung_up() and not rung
-        if not (self.slots == 1 and only_hung_up and waiter.watched[0].ran()):
+        if not (self.slots == 1 and only_hung_up and waiter.watched[0].has_run()):
             waiter.forget()
             nearest = self.queue.ahead(waiter.ticket, self.slots, new)
             if len(nearest) == self.slots:
@@ -145,7 +145,7 @@ class Ordering(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         self.queue.sweep()
-        self.queue.write_view()
+        self.queue.publish_queue_file()
 
     def expected(self) -> list[Waiter]:
         return sorted(self.alive, key=lambda w: (not w.running, w.key))
@@ -214,7 +214,7 @@ def test_nobody_is_overtaken_by_later_ones_than_head_starts_allow(
             now += gap * 10**9
             run_id = f"{number:08x}"
             with mock.patch("time.perf_counter_ns", return_value=now):
-                key = head_key(head_start)
+                key = new_key(head_start)
             came[run_id] = (now, head_start)
             tickets[run_id] = queue.enqueue(run_id, ["job"], head_start, key)
             for _ in range(min(ends, len(tickets))):

@@ -98,9 +98,9 @@ def test_a_killed_waiter_is_passed_by(box: Box) -> None:
 
 
 class _Silent:
-    """A feedback that never has anything to say, so that nothing but an end wakes the waiter."""
+    """A progress that never has anything to say, so that nothing but an end wakes the waiter."""
 
-    def due(self, longest: float) -> float:
+    def seconds_to_next(self, longest: float) -> float:
         return 10 * longest * SCALE
 
 
@@ -117,12 +117,12 @@ def test_an_end_wakes_the_waiter_and_not_its_own_look_around(box: Box) -> None:
     ours = queue.enqueue("bbbbbbbb", ["y"])
     (ahead,) = queue.ahead(ours)
     try:
-        with windows_waiter.Patience(set(), float("inf"), _Silent(), []) as patience:
-            patience.watch(ahead.id, ahead.fd)
+        with windows_waiter.Waiter(set(), float("inf"), _Silent(), []) as waiter:
+            waiter.watch(ahead.id, ahead.fd)
             threading.Timer(0.3, holder.kill).start()
             began = time.monotonic()
-            patience.sleep(ours)
-        assert time.monotonic() - began < windows_waiter.LOOK_SECONDS * 5 * SCALE
+            waiter.sleep(ours)
+        assert time.monotonic() - began < windows_waiter.RECHECK_SECONDS * 5 * SCALE
         assert queue.ahead(ours) == []
     finally:
         windows_console.restore()
