@@ -16,7 +16,7 @@ lock, whose writers wait for RCU (9 ms). So the supervisor enters, spawns, and l
 import os
 
 from sandrun import messages
-from sandrun.backends import cgroup_common, sampler
+from sandrun.backends import cgroup_common, cgroup_files, sampler
 from sandrun.backends.cgroup_files import (
     BaseFileInterface,
     Controller,
@@ -66,7 +66,7 @@ class Group1(cgroup_common.RunGroup):
         self.own: set[int] = set()
         self.limit_hit = ""
         self.limits = limits
-        self.memory = MemoryController(cgroup_common.Node(paths["memory"]))
+        self.memory = MemoryController(cgroup_files.Node(paths["memory"]))
         self.beside = _beside(paths[""]) if "" in paths else None
         self.locks: list[int] = []
         self.events = (-1, 0)
@@ -111,12 +111,12 @@ class Group1(cgroup_common.RunGroup):
         here = self.paths["memory"]
         if os.path.exists(here + "/memory.use_hierarchy") and not self.memory.use_hierarchy:
             self.memory.use_hierarchy = True  # nested runs are charged to this one
-        self._set(self.memory, "limit_in_bytes", cgroup_common.pages(limits.memory))
+        self._set(self.memory, "limit_in_bytes", cgroup_files.pages(limits.memory))
         if os.path.exists(here + "/memory.memsw.limit_in_bytes"):
             self._set(
                 self.memory,
                 "memsw_limit_in_bytes",
-                cgroup_common.pages(limits.memory + limits.swap),
+                cgroup_files.pages(limits.memory + limits.swap),
             )
         elif "swap" in limits.asked:
             raise Unusable(
@@ -130,10 +130,10 @@ class Group1(cgroup_common.RunGroup):
                 "not swap at its limit (swappiness 0)"
             )
         # Whichever limit strikes first, its victims are to be named.
-        self.sampler.limit = cgroup_common.lowest(here, "memory.limit_in_bytes")
+        self.sampler.limit = cgroup_files.lowest(here, "memory.limit_in_bytes")
 
     def _limit_others(self, limits: Limits) -> None:
-        node = {name: cgroup_common.Node(path) for name, path in self.paths.items()}
+        node = {name: cgroup_files.Node(path) for name, path in self.paths.items()}
         if "pids" in node and limits.pids > 0:
             self._set(_Pids(node["pids"]), "max", str(limits.pids))
         if limits.cpus:
@@ -142,47 +142,16 @@ class Group1(cgroup_common.RunGroup):
             self._set(cpu, "cfs_quota_us", int(limits.cpus * _PERIOD))
         if limits.cpu_weight > 0:  # 1024 shares are everybody's, as are 100 of a v2 weight
             self._set(CpuController(node["cpu"]), "shares", max(2, limits.cpu_weight * 1024 // 100))
-        if limits.io:
-            self._throttle(limits)
-        if limits.io_weight > 0:
-            self._weigh(limits.io_weight)
+        if limits.io or limits.io_weight > 0:
+            from sandrun.backends import cgroup1_blkio
+
+            cgroup1_blkio.limit(self.paths["blkio"], limits)
 
     def _set(self, control: object, name: str, value: "int | str") -> None:
         messages.detail(f"{self.paths['memory']}: {type(control).__name__} {name} = {value}")
         setattr(control, name, value)
         took = getattr(control, name)
         if took != value:
-            raise Unusable(f"{name} took {took!r} for {value!r}")
-
-    def _throttle(self, limits: Limits) -> None:
-        files = {
-            "rbps": "read_bps_device",
-            "wbps": "write_bps_device",
-            "riops": "read_iops_device",
-            "wiops": "write_iops_device",
-        }
-        from sandrun.backends import cgroup2
-
-        device = cgroup2.disk_of(limits.directory)
-        for key, value in limits.io.items():
-            self._set_blkio(f"blkio.throttle.{files[key]}", f"{device} {value}")
-
-    def _weigh(self, weight: int) -> None:
-        # bfq and the old cfq take 10 to 1000 with 100 as everybody's.
-        scaled = str(min(1000, max(10, weight)))
-        for name in ("blkio.weight", "blkio.bfq.weight"):
-            if os.path.exists(f"{self.paths['blkio']}/{name}"):
-                self._set_blkio(name, scaled)
-                return
-        raise Unusable("io-weight: this kernel's blkio controller has no weights")
-
-    def _set_blkio(self, name: str, value: str) -> None:
-        # Not cgroupspy's BlkIOController: it names two of these files with a trailing blank.
-        control = Controller(cgroup_common.Node(self.paths["blkio"]))
-        messages.detail(f"{self.paths['blkio']}/{name} = {value}")
-        control.set_property(name.encode(), value)
-        took = control.get_property(name.encode())
-        if value not in took.split("\n"):  # a line for each disk
             raise Unusable(f"{name} took {took!r} for {value!r}")
 
     def _watch(self) -> None:
@@ -247,14 +216,14 @@ class Group1(cgroup_common.RunGroup):
             usage.peak_with_cache = highest
             usage.shared = stat.get("total_shmem", 0)
             if "pids" in self.paths:
-                usage.refused = cgroup_common.refused(self.paths["pids"])
+                usage.refused = cgroup_files.refused(self.paths["pids"])
             return usage
         except OSError:
             return Usage()
 
     def _cpu(self) -> "float | None":
         if "cpuacct" in self.paths:
-            return int(CpuAcctController(cgroup_common.Node(self.paths["cpuacct"])).usage) / 1e9
+            return int(CpuAcctController(cgroup_files.Node(self.paths["cpuacct"])).usage) / 1e9
         return self.beside.cpu() if self.beside else None
 
     def _stat(self) -> "dict[str, int]":
@@ -291,7 +260,7 @@ class Group1(cgroup_common.RunGroup):
     def _freeze(self, state: str) -> None:
         if "freezer" in self.paths:
             try:
-                _Freezer(cgroup_common.Node(self.paths["freezer"])).state = state
+                _Freezer(cgroup_files.Node(self.paths["freezer"])).state = state
             except OSError:
                 pass  # the group is gone
 
@@ -316,7 +285,7 @@ class Group1(cgroup_common.RunGroup):
 
 
 def _above(path: str) -> MemoryController:
-    return MemoryController(cgroup_common.Node(os.path.dirname(path)))
+    return MemoryController(cgroup_files.Node(os.path.dirname(path)))
 
 
 def _oom_events(memory: MemoryController) -> int:
@@ -367,7 +336,7 @@ def _end_stale_beside(path: str) -> None:
 
 def _end_stale(path: str) -> None:
     if os.path.exists(path + "/freezer.state"):  # killed in the midst of `Group1.kill`
-        _Freezer(cgroup_common.Node(path)).state = "THAWED"
+        _Freezer(cgroup_files.Node(path)).state = "THAWED"
     cgroup_common.kill_each(path, lambda: not cgroup_common.live_pids(path))
     cgroup_common.remove(path)
 

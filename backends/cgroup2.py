@@ -17,7 +17,7 @@ import os
 import time
 
 from sandrun import messages
-from sandrun.backends import cgroup_common, sampler
+from sandrun.backends import cgroup_common, cgroup_files, sampler
 from sandrun.backends.cgroup_files import BaseFileInterface, Controller, DictFile, IntegerFile
 from sandrun.model import Limits, Process, Unusable, Usage, error_text
 from sandrun.platform import processes, spawn
@@ -80,7 +80,7 @@ class Group2(cgroup_common.RunGroup):
         """How often our own limit was hit, as last read; polls in a row that saw more of that."""
         self.limits = limits
         self.lock = -1
-        self.files = Files(cgroup_common.Node(path))
+        self.files = Files(cgroup_files.Node(path))
         self.main = f"{path}/{cgroup_common.MAIN}"
         self.took: dict[str, str] = {}
         """The limits that were set, by file."""
@@ -108,8 +108,8 @@ class Group2(cgroup_common.RunGroup):
         self.events = (fd, _POLLPRI)
 
     def _set_limits(self, limits: Limits) -> None:
-        self._set("memory_max", "memory.max", str(cgroup_common.pages(limits.memory)))
-        swap = str(cgroup_common.pages(limits.swap))
+        self._set("memory_max", "memory.max", str(cgroup_files.pages(limits.memory)))
+        swap = str(cgroup_files.pages(limits.swap))
         if not self._set_if("swap", "memory_swap_max", "memory.swap.max", swap, True):
             messages.decision("no memory.swap.max here: what is swapped out is not limited")
         self._set_if("pids", "pids_max", "pids.max", str(limits.pids), limits.pids > 0)
@@ -122,10 +122,10 @@ class Group2(cgroup_common.RunGroup):
         if limits.io_weight > 0:
             self._weigh(limits.io_weight)
         # Whichever limit strikes first, its victims are to be named.
-        self.sampler.limit = cgroup_common.lowest(self.token, "memory.max")
+        self.sampler.limit = cgroup_files.lowest(self.token, "memory.max")
 
     def _set_io(self, limits: Limits) -> None:
-        device = disk_of(limits.directory)
+        device = cgroup_files.disk_of(limits.directory)
         wanted = " ".join(f"{key}={value}" for key, value in sorted(limits.io.items()))
         messages.detail(f"{self.token}/io.max = {device} {wanted}")
         self.files.io_max = f"{device} {wanted}"
@@ -171,10 +171,10 @@ class Group2(cgroup_common.RunGroup):
         wanted = {"memory.max": str(self.sampler.limit)}
         if swap := self.took.get("memory.swap.max"):
             wanted["memory.swap.max"] = swap
-        if quota := cgroup_common.lowest_quota(self.token):
+        if quota := cgroup_files.lowest_quota(self.token):
             wanted["cpu.max"] = quota
         controllers = " ".join({f"+{name.partition('.')[0]}" for name in wanted})
-        inner = Files(cgroup_common.Node(self.main))
+        inner = Files(cgroup_files.Node(self.main))
         try:
             self.files.set_property(b"cgroup.subtree_control", controllers)
             for name, value in wanted.items():
@@ -239,7 +239,7 @@ class Group2(cgroup_common.RunGroup):
         below = self.files.memory_events
         if not below.get("oom_kill") and not below.get("oom"):
             return False
-        inner = Files(cgroup_common.Node(self.main))
+        inner = Files(cgroup_files.Node(self.main))
         # The `oom` is read last: the kernel counts it first, so that of a kill is not missed.
         kills, before = self._own("oom_kill", inner, True), self.ooms
         self.ooms = self._own("oom", inner, self._is_repeated())
@@ -266,7 +266,7 @@ class Group2(cgroup_common.RunGroup):
 
     def _is_repeated(self) -> bool:
         """Whether the limit on memory of `main/` is the run's, not a lower one from around us."""
-        return bool(self.limits and self.sampler.limit >= cgroup_common.pages(self.limits.memory))
+        return bool(self.limits and self.sampler.limit >= cgroup_files.pages(self.limits.memory))
 
     def usage(self) -> Usage:
         try:
@@ -277,7 +277,7 @@ class Group2(cgroup_common.RunGroup):
             peak = self.sampler.peak_below(highest, self.limit_hit == "own")
             usage = Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
             usage.peak_with_cache = highest
-            usage.refused = cgroup_common.refused(self.token, self.main)
+            usage.refused = cgroup_files.refused(self.token, self.main)
             usage.shared = stat.get("shmem", 0)
             return usage
         except OSError:
@@ -391,21 +391,3 @@ def end_stale(path: str) -> None:
     group = Group2(path)
     group.kill()
     group.close()
-
-
-def disk_of(directory: str) -> str:
-    """The whole disk under a directory as `major:minor`, which is what io.max takes.
-
-    Raises Unusable where the file system has no disk of its own (tmpfs, overlay, btrfs).
-    """
-    number = os.stat(directory).st_dev
-    name = f"{os.major(number)}:{os.minor(number)}"
-    try:
-        block = os.path.realpath(f"/sys/dev/block/{name}", strict=True)
-    except OSError:
-        raise Unusable(
-            f"io limits: {directory} is not on a disk that the kernel can throttle"
-        ) from None
-    if os.path.exists(block + "/partition"):
-        return processes.read(os.path.dirname(block) + "/dev").decode().strip()
-    return name

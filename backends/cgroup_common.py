@@ -44,7 +44,6 @@ _MAKE_SECONDS = 1.0
 """Seconds for which a new group is made again when a `collect` removes it before it is locked."""
 CROWD = 2000
 """So many processes are no build: they are killed, not told to end."""
-_PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class RunGroup:
@@ -125,44 +124,12 @@ class RunGroup:
         return self._escapes
 
 
-class Node:
-    """What cgroupspy's controllers need to know of a group: where it is."""
-
-    def __init__(self, path: str) -> None:
-        self.full_path = os.fsencode(path)
-
-
 def _lines(path: str) -> "list[str]":
     """The lines of a file about ourselves. Raises Unusable where no /proc knows us."""
     try:
         return processes.read(path).decode("utf-8", "surrogateescape").split("\n")
     except FileNotFoundError:
         raise Unusable(f"there is no {path}", processes.MOUNT_PROC) from None
-
-
-def refused(path: str, inner: str = "") -> "tuple[int, int]":
-    """How many forks a limit on processes refused in a group, and the lowest limit around there.
-
-    Since 6.11 pids.events.local tells of the group's own limit alone; before, pids.events tells
-    whatever limit it was, of the group that the process was in: this one, or `inner`.
-    """
-    count = _events(f"{path}/pids.events.local")
-    if count is None:
-        found = (_events(f"{group}/pids.events") for group in (path, inner) if group)
-        count = sum(filter(None, found))
-    return (count, lowest(path, "pids.max")) if count else (0, 0)
-
-
-def _events(file: str) -> "int | None":
-    try:
-        return int(processes.read(file).split()[1])  # `max 3`
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def pages(size: int) -> int:
-    """What the kernel makes of a limit in bytes: whole pages."""
-    return size // _PAGE * _PAGE
 
 
 _mounts: "list[tuple[str, list[str], str, str]]" = []
@@ -231,37 +198,6 @@ def in_hierarchy(path: str, controller: str) -> str:
     """The group with that directory as /proc tells it (see `own_group`)."""
     root, mount = _mount(controller)
     return root.rstrip("/") + path.removeprefix(mount.rstrip("/"))
-
-
-def lowest(group: str, name: str) -> int:
-    """The lowest value of a limit's file in a group and all above it that we can see; a very
-    large number where there is none. A cgroup namespace hides what lies above its root."""
-    found = 1 << 62
-    while True:
-        try:
-            value = processes.read(f"{group}/{name}").strip()
-            found = min(found, found if value == b"max" else int(value))
-        except OSError:
-            pass  # the hierarchy's root has no limits
-        if os.path.ismount(group) or group == "/":
-            return found
-        group = os.path.dirname(group)
-
-
-def lowest_quota(group: str) -> str:
-    """The lowest cpu.max (`<quota> <period>`) of a group and all above it that we can see; '' if
-    nothing limits the processors."""
-    found, share = "", 0.0
-    while True:
-        try:
-            words = processes.read(f"{group}/cpu.max").split()
-            if words[0] != b"max" and not 0 < share <= int(words[0]) / int(words[1]):
-                found, share = b" ".join(words).decode(), int(words[0]) / int(words[1])
-        except OSError:
-            pass  # the controller is not enabled here
-        if os.path.ismount(group) or group == "/":
-            return found
-        group = os.path.dirname(group)
 
 
 def is_run(name: str) -> bool:

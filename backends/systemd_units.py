@@ -15,7 +15,7 @@ systemd.resource-control(5), systemd.kill(5), user@.service(5), logind.conf(5).
 import os
 
 from sandrun import messages
-from sandrun.backends import cgroup2_placement, cgroup_common
+from sandrun.backends import cgroup2_placement, cgroup_common, cgroup_files
 from sandrun.bare import signal
 from sandrun.model import Limits, Unusable
 
@@ -173,8 +173,8 @@ class Place:
     def check_pids(self, manager: "Manager") -> None:
         """Raise Stays for a limit on processes around us that is lower than that of the new place
         and than what every unit has; `manager`: the scope's."""
-        here = cgroup_common.lowest(self.own, "pids.max")
-        if here < cgroup_common.lowest(self.kept, "pids.max"):
+        here = cgroup_files.lowest(self.own, "pids.max")
+        if here < cgroup_files.lowest(self.kept, "pids.max"):
             (default,) = manager.properties([("", "DefaultTasksMax")])
             if here < (default or 0):
                 raise self._leaves(f"pids.max = {here} around {self.own}")

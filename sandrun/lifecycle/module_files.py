@@ -42,7 +42,10 @@ LATE = (
 )
 """What the supervisor and its keepers import after the command has started."""
 WAITING = (
-    *(f"backends/{name}" for name in ["cgroup1", "cgroup2", "cgroup2_placement", "cgroup_common"]),
+    *(
+        f"backends/{name}"
+        for name in ["cgroup1", "cgroup1_blkio", "cgroup2", "cgroup2_placement", "cgroup_common"]
+    ),
     *(
         f"backends/{name}"
         for name in ["cgroup_files", "memory_monitor", "none", "rlimit", "sampler"]

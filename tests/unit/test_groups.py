@@ -76,7 +76,7 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
         made.write(Path(control.filepath(name).decode()), value)
 
     monkeypatch.setattr(cgroup_files.Controller, "set_property", write)
-    monkeypatch.setattr(cgroup2, "disk_of", lambda directory: "8:0")
+    monkeypatch.setattr(cgroup_files, "disk_of", lambda directory: "8:0")
     monkeypatch.setattr(messages, "level", 1)
     (tmp_path / "cgroup.controllers").write_text("cpu memory\n")
     return made
@@ -172,7 +172,7 @@ def test_what_only_a_kernel_limits_the_monitor_refuses() -> None:
 
 
 def test_sizes_are_whole_pages() -> None:
-    assert cgroup_common.pages(64 * MIB + 1) == 64 * MIB
+    assert cgroup_files.pages(64 * MIB + 1) == 64 * MIB
 
 
 GREEDY = """

@@ -4,7 +4,7 @@ from itertools import combinations_with_replacement
 
 import pytest
 
-from sandrun.backends import cgroup_common
+from sandrun.backends import cgroup_common, cgroup_files
 from sandrun.model import MIB, Limits
 from sandrun.platform import processes
 
@@ -20,7 +20,7 @@ class _Files:
     in_main = False
     tick = 0
 
-    def __init__(self, node: cgroup_common.Node) -> None:
+    def __init__(self, node: cgroup_files.Node) -> None:
         self.is_main = node.full_path.endswith(b"/" + cgroup_common.MAIN.encode())
 
     def has(self, name: str) -> bool:
@@ -71,7 +71,7 @@ class _Spinning:
     hits = 0
     events = 0
 
-    def __init__(self, node: cgroup_common.Node) -> None:
+    def __init__(self, node: cgroup_files.Node) -> None:
         self.is_main = node.full_path.endswith(b"/" + cgroup_common.MAIN.encode())
 
     def has(self, name: str) -> bool:
