@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandrun.backends.protocol import Backend, Container
     from sandrun.model import Limits
+    from sandrun.types import BackendName
 
 ORDER: "tuple[str, ...]" = ("rlimit",) if DARWIN else ("cgroup2", "systemd", "cgroup1", "rlimit")
 """The candidates of `auto`, best first."""
@@ -61,7 +62,7 @@ def named(name: str) -> "Backend":
 
 
 def choose(
-    wish: str, run_id: str, limits: "Limits", kernel_only: bool
+    wish: "BackendName", run_id: str, limits: "Limits", kernel_only: bool
 ) -> "tuple[Backend, Container, list[str]]":
     """Open a container for a run; also why better backends were passed over (`name: reason`).
 

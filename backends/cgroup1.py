@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandrun.backends.cgroup2 import Group2
+    from sandrun.types import BackendName, LimitHit
 
 
 _V1_NAMES = {"io": "blkio"}
@@ -64,7 +65,7 @@ class Group1(cgroup_common.RunGroup):
         self.paths = paths
         self.token = "\n".join(f"{name}={path}" for name, path in paths.items())
         self.own: set[int] = set()
-        self.limit_hit = ""
+        self.limit_hit: LimitHit = ""
         self.limits = limits
         self.memory = MemoryController(cgroup_files.Node(paths["memory"]))
         self.beside = _beside(paths[""]) if "" in paths else None
@@ -194,7 +195,7 @@ class Group1(cgroup_common.RunGroup):
         self.look_outside()
         return self.sampler.due(held)
 
-    def _whose_limit_hit(self) -> str:
+    def _whose_limit_hit(self) -> "LimitHit":
         """v1 counts a kill at the victim, in a nested run's group too, whoever's limit it was; but
         the event goes to the group at its limit and all below it: what came to us and not to the
         group above us was at our limit (mm/memcontrol-v1.c, memcg1_oom_notify)."""
@@ -344,7 +345,7 @@ def _end_stale(path: str) -> None:
 class Cgroup1Backend:
     """See `sandrun.backends.protocol.Backend`."""
 
-    name = "cgroup1"
+    name: "BackendName" = "cgroup1"
     kernel = True
 
     def open(self, run_id: str, limits: Limits) -> Group1:

@@ -26,6 +26,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from sandrun.types import LimitHit
+
 
 _POLLPRI = 2  # select.POLLPRI, poll(2), without an import on every run's path
 _UNDECIDED = 0.01
@@ -74,7 +76,7 @@ class Group2(cgroup_common.RunGroup):
         self.token = path
         self.own: set[int] = set()
         self.events = (-1, 0)
-        self.limit_hit = ""
+        self.limit_hit: LimitHit = ""
         self.oom_events = 0
         self.ooms = self.rises = 0
         """How often our own limit was hit, as last read; polls in a row that saw more of that."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sandrun.backends.cgroup2 import Group2
+    from sandrun.types import BackendName
 
 LEAF = "sandrun.leaf"
 """The group that takes the processes of a group that we use; not a run's name: never collected."""
@@ -286,7 +287,7 @@ def open_below(parent: str, run_id: str, limits: Limits) -> "Group2":
 class Cgroup2Backend:
     """See `sandrun.backends.protocol.Backend`."""
 
-    name = "cgroup2"
+    name: "BackendName" = "cgroup2"
     kernel = True
 
     def open(self, run_id: str, limits: Limits) -> "Group2":

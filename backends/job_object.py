@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from sandrun.model import Escape
     from sandrun.platform import spawn
+    from sandrun.types import BackendName, LimitHit
 
 KILL_SECONDS = 5.0
 """Seconds after which a process that was terminated is taken for one that does not end."""
@@ -160,7 +161,7 @@ class JobContainer:
         self.process = 0
         self.settled = False
         self.events = (port.event if port else -1, 0)
-        self.limit_hit = ""
+        self.limit_hit: LimitHit = ""
         self.oom_events = 0
         self.escaped: dict[int, Escape] = {}
         self.current: int | None = None
@@ -372,7 +373,7 @@ def _holds(wanted: windows_api.JobLimits, found: windows_api.JobLimits) -> bool:
 class JobBackend:
     """See `sandrun.backends.protocol.Backend`."""
 
-    name = "job-object"
+    name: "BackendName" = "job-object"
 
     def __init__(self) -> None:
         self.kernel = not windows_api.wine_version()

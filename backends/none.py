@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandrun.model import Escape
+    from sandrun.types import BackendName, LimitHit
 
 
 _LIMITS = frozenset(
@@ -27,7 +28,7 @@ class NoContainer:
     token = ""
     mark = ""
     events = (-1, 0)
-    limit_hit = ""
+    limit_hit: "LimitHit" = ""
     oom_events = 0
 
     def __init__(self) -> None:
@@ -68,7 +69,7 @@ class NoContainer:
 class NoBackend:
     """See `sandrun.backends.protocol.Backend`."""
 
-    name = "none"
+    name: "BackendName" = "none"
     kernel = False
 
     def open(self, run_id: str, limits: Limits) -> NoContainer:

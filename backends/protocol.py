@@ -13,6 +13,7 @@ from typing import Protocol
 
 from sandrun.model import Escape, Limits, Process, Usage
 from sandrun.platform import spawn
+from sandrun.types import BackendName, LimitHit
 
 
 class Container(Protocol):
@@ -27,9 +28,7 @@ class Container(Protocol):
     events: "tuple[int, int]"
     """A descriptor, and the poll(2) events of it that mean that `poll` should look; (-1, 0): none.
     POLLPRI: a control file, to be read again after each; POLLIN: an eventfd, `poll` reads it."""
-    limit_hit: str
-    """'', or whose memory limit ended processes of this container: `own`, or `outer` (a container,
-    a slice, the host around us). `cpu-time`: they were ended at that limit, by the kernel."""
+    limit_hit: LimitHit
 
     oom_events: int
     """How often memory ran out at that limit, as of the last `poll`; a rise after it was hit
@@ -81,7 +80,7 @@ class Container(Protocol):
 class Backend(Protocol):
     """A mechanism of containment."""
 
-    name: str
+    name: BackendName
     kernel: bool
     """The kernel enforces the memory limit; False: a monitor polls, or nothing does."""
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandrun.model import Escape
+    from sandrun.types import BackendName, LimitHit
 
 KILL_SECONDS = 5.0
 """Seconds without progress after which a tree is taken for one that does not die."""
@@ -71,7 +72,7 @@ class RlimitContainer:
         self.own: set[int] = set()
         self.mark = ""
         self.events = (-1, 0)
-        self.limit_hit = ""
+        self.limit_hit: LimitHit = ""
         self.oom_events = 0
         self.escaped: dict[int, Escape] = {}
         self.starts: dict[int, int] = {}
@@ -274,7 +275,7 @@ def _check_proc() -> None:
 class RlimitBackend:
     """See `sandrun.backends.protocol.Backend`."""
 
-    name = "rlimit"
+    name: "BackendName" = "rlimit"
     kernel = False
     container = RlimitContainer
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeVar
 
     from sandrun.backends.cgroup2 import Group2
+    from sandrun.types import BackendName
 
     T = TypeVar("T")
 
@@ -254,7 +255,7 @@ def _collect(beside: str) -> None:
 class SystemdBackend:
     """See `sandrun.backends.protocol.Backend`."""
 
-    name = "systemd"
+    name: "BackendName" = "systemd"
     kernel = True
 
     def open(self, run_id: str, limits: Limits) -> "Group2":

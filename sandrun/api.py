@@ -20,10 +20,11 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, TypedDict, Unpack
+from typing import IO, Literal, TypedDict, Unpack
 
 from sandrun.config import options
 from sandrun.model import EXIT_GAVE_UP, EXIT_MEMORY, SandrunError
+from sandrun.types import BackendName, Leftovers, Reason, Record
 
 _File = int | IO[str] | IO[bytes] | None
 _LOST = (-9, EXIT_MEMORY)
@@ -42,8 +43,8 @@ class Settings(TypedDict, total=False):
     detach: bool
     grace: str | float
     check_interval: str | float
-    backend: str
-    require: str
+    backend: BackendName
+    require: Literal["any", "kernel"]
     swap: str | int
     pids: str | int
     cpus: str | float
@@ -53,8 +54,8 @@ class Settings(TypedDict, total=False):
     io_read_iops: str | int
     io_write_iops: str | int
     io_weight: str | int
-    leftovers: str
-    daemons: str
+    leftovers: Leftovers
+    daemons: Literal["contain", "leave"]
     private_tmp: bool
     private_ipc: bool
     priority: str | int
@@ -66,7 +67,7 @@ class Settings(TypedDict, total=False):
     clean_git_env: bool
     project: str
     queue: str
-    color: str
+    color: Literal["auto", "always", "never"]
     verbose: int
     quiet: int
 
@@ -106,7 +107,7 @@ class Outcome:
 
     command: tuple[str, ...]
     code: int
-    reason: str
+    reason: Reason
     id: str
     backend: str
     wait: float
@@ -142,7 +143,7 @@ class Run:
         self.id = ""
         self._process = process
         self._cancelled = False
-        self._ended: dict[str, object] = {}
+        self._ended: Record = {}
         self._failed: dict[str, object] = {}
         self._output: tuple[str | None, str | None] = (None, None)
         self._queued = threading.Event()
@@ -173,17 +174,17 @@ class Run:
         GaveUp, and SandrunError when sandrun itself failed and the command was not started."""
         if not self._over.wait(timeout):
             raise TimeoutError(f"not over after {timeout} s: {self.command}")
-        facts, code = self._ended, self._process.returncode
-        if not facts and code in _LOST:
-            facts = {"reason": "lost", "id": self.id}
-            return _outcome(self.command, EXIT_MEMORY, facts, self._output)
-        if not facts:
+        record, code = self._ended, self._process.returncode
+        if not record and code in _LOST:
+            record = {"reason": "lost", "id": self.id}
+            return _outcome(self.command, EXIT_MEMORY, record, self._output)
+        if not record:
             text = str(self._failed.get("text") or f"sandrun ended with {code}")
             kind = GaveUp if code == EXIT_GAVE_UP or self._cancelled else SandrunError
             raise kind(text, str(self._failed.get("hint") or ""), code)
-        if facts["reason"] == "failed":
+        if record["reason"] == "failed":
             raise SandrunError(f"sandrun failed: {' '.join(self.command)}", "see its stderr", code)
-        return _outcome(self.command, int(str(facts["exit"])), facts, self._output)
+        return _outcome(self.command, record["exit"], record, self._output)
 
     def cancel(self) -> None:
         """End it: the whole tree, with SIGTERM and after the grace with SIGKILL; or leave the
@@ -206,28 +207,23 @@ class Run:
 def _outcome(
     command: tuple[str, ...],
     code: int,
-    facts: "dict[str, object]",
+    record: Record,
     output: "tuple[str | None, str | None]",
 ) -> Outcome:
-    def number(key: str) -> float:
-        value = facts.get(key)
-        return value if isinstance(value, int | float) else 0.0
-
-    peak, with_cache = facts.get("peak"), facts.get("peak_with_cache")
     return Outcome(
         command=command,
         code=code,
-        reason=str(facts["reason"]),
-        id=str(facts["id"]),
-        backend=str(facts.get("backend", "")),
-        wait=number("wait"),
-        wall=number("wall"),
-        cpu=number("cpu"),
-        peak=peak if isinstance(peak, int) else None,
-        limit=int(number("limit")),
+        reason=record["reason"],
+        id=record["id"],
+        backend=record.get("backend", ""),
+        wait=record.get("wait", 0.0),
+        wall=record.get("wall", 0.0),
+        cpu=record.get("cpu", 0.0),
+        peak=record.get("peak"),
+        limit=record.get("limit", 0),
         stdout=output[0],
         stderr=output[1],
-        peak_with_cache=with_cache if isinstance(with_cache, int) else None,
+        peak_with_cache=record.get("peak_with_cache"),
     )
 
 

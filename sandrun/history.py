@@ -16,7 +16,9 @@ from sandrun.config.project import create, make_folders, state_home
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from sandrun.types import Record
 
 VERSION = 1
 
@@ -89,7 +91,7 @@ class Log:
                 raise
             self.fd = _open(os.path.join(fallback, "history.jsonl"))
 
-    def append(self, record: "dict[str, object]") -> bool:
+    def append(self, record: "Record") -> bool:
         """Append a record and close; False: the file was removed meanwhile. Raises OSError."""
         line = (encode({"v": VERSION, **record}) + "\n").encode()
         try:
@@ -143,7 +145,7 @@ def _is_regular(fd: int) -> bool:
     return os.fstat(fd).st_mode & 0o170000 == 0o100000  # stat.S_ISREG, without the import
 
 
-def append(record: "dict[str, object]", fallback: str, log: "Log | None" = None) -> None:
+def append(record: "Record", fallback: str, log: "Log | None" = None) -> None:
     """Append a record to `log`, or to the file that `Log` would open. Raises OSError."""
     if log is None or not log.append(record):
         Log(fallback).append(record)
@@ -208,8 +210,26 @@ def _scanner() -> "Callable[[str, int], tuple[object, int]]":
         return JSONDecoder().raw_decode
 
 
-def records(lines: "Iterable[bytes]") -> "Iterator[dict[str, object]]":
-    """What lines that `encode` made say; others are skipped."""
+_TYPES: "dict[str, type | tuple[type, ...]]" = {
+    **dict.fromkeys(("id", "project", "cwd", "backend", "reason"), str),
+    **dict.fromkeys(("since", "wait", "wall", "cpu", "stalled"), (int, float)),
+    **dict.fromkeys(("pid", "limit", "exit", "peak", "peak_with_cache"), int),
+    "command": list,
+}
+
+
+def checked(fields: "Mapping[str, object]") -> "Record":
+    """The record that `fields` hold, without those of another type than `Record` has."""
+    record: Record = {  # type: ignore[assignment]  # the types are checked here
+        key: fields[key] for key, kind in _TYPES.items() if isinstance(fields.get(key), kind)
+    }
+    if not all(isinstance(word, str) for word in record.get("command", [])):
+        del record["command"]
+    return record
+
+
+def records(lines: "Iterable[bytes]") -> "Iterator[Record]":
+    """The records in lines that `encode` made; other lines are skipped."""
     scan = _scanner()
     for line in lines:
         try:
@@ -217,7 +237,7 @@ def records(lines: "Iterable[bytes]") -> "Iterator[dict[str, object]]":
         except (ValueError, StopIteration, SystemError, RecursionError):
             continue  # SystemError: the C scanner finds its exception in json.decoder only
         if isinstance(record, dict) and record.get("v") == VERSION:
-            yield record
+            yield checked(record)
 
 
 _RECENT = 1 << 17  # bytes at the end of the file
@@ -233,10 +253,8 @@ def durations(project: str, show: "Callable[[list[str]], str]") -> "dict[str, fl
     for record in records(_last_lines(_RECENT)):
         if record.get("project") != project or record.get("reason") != "exit":
             continue
-        command, wall = record.get("command"), record.get("wall")
-        if not isinstance(command, list) or not all(isinstance(word, str) for word in command):
-            continue
-        if isinstance(wall, int | float) and 0 <= wall <= _LONGEST_RUN:
+        command, wall = record.get("command"), record.get("wall", -1.0)
+        if command is not None and 0 <= wall <= _LONGEST_RUN:
             seen = walls.setdefault(show(command), [])
             if len(seen) < _SAMPLES:
                 seen.append(wall)

@@ -7,7 +7,7 @@ after Ctrl-S) never fails a run nor holds it up: what cannot be said soon is dro
 Each text passes `model.plain` here, at the exit, whoever wrote it: a name in it cannot start a
 line, move the cursor or command a CI service.
 
-Programs are told by `tell`, in events and facts instead of sentences, whatever the level.
+Programs subscribe to the run's events (`subscribers`), which do not depend on the level.
 """
 
 import errno
@@ -18,20 +18,27 @@ from sandrun.model import plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from typing import Protocol
+
+    from sandrun.types import Record
+
+    class Subscriber(Protocol):
+        """Is notified of the events of this process's run, in this order."""
+
+        def queued(self, run_id: str) -> None:
+            """The run exists and will wait for its turn."""
+
+        def ended(self, record: Record) -> None:
+            """The run is over."""
+
+        def failed(self, text: str, hint: str, code: int) -> None:
+            """sandrun exits with `code` after that message, and there is no record."""
+
 
 level = 0
 _color: "bool | None" = None
 _color_wish = "auto"
-listeners: "list[Callable[[str, dict[str, object]], None]]" = []
-"""Who is told what becomes of the run: `queued` (its id), `ended` (its record), `failed` (what
-was said and the exit code, when there is no record)."""
-
-
-def tell(event: str, facts: "dict[str, object]") -> None:
-    """Tell an event to all that listen."""
-    for listener in listeners:
-        listener(event, facts)
+subscribers: "list[Subscriber]" = []
 
 
 def setup(verbose: int, quiet: int, color: str) -> None:

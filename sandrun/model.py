@@ -7,6 +7,10 @@ of every run. `sandrun.backends.protocol` holds the types that only a type check
 import errno
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandrun.types import Reason
+
 MIB = 1 << 20
 
 DARWIN = sys.platform == "darwin"
@@ -26,7 +30,7 @@ EXIT_HANGUP = 129
 EXIT_MEMORY = 137
 """The memory limit ended the run: what a shell shows for a process that the kernel killed."""
 
-ENDED = {
+ENDED: "dict[Reason, int]" = {
     "memory": EXIT_MEMORY,
     "outer-memory": EXIT_MEMORY,
     "timeout": EXIT_TIMEOUT,
@@ -212,11 +216,11 @@ class Usage:
 class Outcome:
     """How a run ended.
 
-    `reason` is one of `exit`, `signal`, `timeout` (wall), `cpu-time`, `idle`, `memory`,
-    `outer-memory` (not the run's own limit struck but one around it), `parent` (who started
-    sandrun died), `not-started`, `gave-up`, `left` (the waiter was told to go), `failed` (sandrun
-    itself), `escaped` (a process left the container and `--require kernel` allows none) and `lost`
-    (the supervisor was killed; written by whoever found the run).
+    `reason` is one of `exit`, `signal`, `timeout` (wall), `cpu-time`, `idle`, `memory` (the run's
+    own limit), `outer-memory` (an enclosing limit), `parent` (the process that had started sandrun
+    died), `not-started`, `left` (a signal ended the wait), `failed` (sandrun itself failed),
+    `escaped` (a process left the container, and `--require kernel` allows none) and `lost` (the
+    supervisor was killed; whoever finds such a run records that).
     `interrupted`: the terminal's Ctrl-C ended the command. `asked`: the signal that ended it was
     sent to us, or by the terminal, so whoever sent it knows; `dumped`: it dumped core.
     `unkillable`: processes that survived SIGKILL. `outside`: daemons that are no part of it and
@@ -229,7 +233,7 @@ class Outcome:
         *("shared", "signal", "top_consumers", "unkillable", "usage"),
     )
 
-    def __init__(self, reason: str, code: int, signal: int = 0) -> None:
+    def __init__(self, reason: "Reason", code: int, signal: int = 0) -> None:
         self.reason = reason
         self.code = code
         self.signal = signal

@@ -37,7 +37,8 @@ def main() -> "NoReturn":
         hint = messages.more_of(lack.errno) if lack else error.hint
         messages.error(error.text, hint)
         code = error.exit_code
-        messages.tell("failed", {"text": error.text, "hint": hint, "exit": code})
+        for subscriber in messages.subscribers:
+            subscriber.failed(error.text, hint, code)
     except BaseException as error:
         code = _surprise(error)
     # On Windows a code has 32 bits (an NTSTATUS), and C's int a sign.
@@ -53,7 +54,7 @@ def _listen(env: "Mapping[str, str]") -> None:
     if ("GITHUB_ACTIONS" in env or "GITLAB_CI" in env) and "SANDRUN_RUNS" not in env:
         from sandrun.integrations import ci
 
-        messages.listeners.append(ci.report)
+        messages.subscribers.append(ci)
 
 
 def _main(argv: "list[str]", caller: spawn.CallerState) -> int:

@@ -24,8 +24,10 @@ from sandrun.model import Limits
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from typing import Literal
 
     from sandrun.config.settings_files import File
+    from sandrun.types import BackendName, Leftovers
 
 
 class Settings:
@@ -47,8 +49,8 @@ class Settings:
     kill_signal: int
     detach: int
     check_interval: float
-    backend: str
-    require: str
+    backend: "BackendName"
+    require: "Literal['any', 'kernel']"
     swap: int
     pids: int
     cpus: float
@@ -58,8 +60,8 @@ class Settings:
     io_read_iops: int
     io_write_iops: int
     io_weight: int
-    leftovers: str
-    daemons: str
+    leftovers: "Leftovers"
+    daemons: "Literal['contain', 'leave']"
     private_tmp: int
     private_ipc: int
     priority: int
@@ -71,7 +73,7 @@ class Settings:
     clean_git_env: int
     project: str
     queue: str
-    color: str
+    color: "Literal['auto', 'always', 'never']"
     verbose: int
     quiet: int
 

@@ -12,6 +12,10 @@ import os
 from sandrun import messages
 from sandrun.model import command_text, plain, size_text, span_text
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandrun.types import Reason, Record
+
 LONG_WAIT = 60.0
 """Seconds of waiting that are worth an annotation."""
 
@@ -19,7 +23,7 @@ _HEADER = """
 | sandrun | result | waited | ran | peak memory | limit | backend |
 |---|---|---|---|---|---|---|
 """
-_STRUCK = {
+_LIMITS: "dict[Reason, str]" = {
     "memory": "memory limit reached",
     "outer-memory": "out of memory around the run",
     "timeout": "wall time limit reached",
@@ -29,53 +33,44 @@ _STRUCK = {
 }
 
 
-def report(event: str, facts: "dict[str, object]") -> None:
-    """Show an event of a run (see `messages.tell`)."""
-    github = "GITHUB_ACTIONS" in os.environ
-    if event == "failed" and github:
-        _annotate("error", "sandrun failed", f"{facts['text']}; {facts['hint']}")
-    elif event == "ended":
-        if not github:
-            _, result, waited, ran, peak, limit, _ = _cells(facts)
-            messages.status(f"{result}; waited {waited}; ran {ran}; peak memory {peak} of {limit}")
-            return
-        command = command_text(_words(facts))
-        reason = str(facts.get("reason"))
-        if reason in _STRUCK:
-            peak = f"peak {_size(facts, 'peak')} of {_size(facts, 'limit')}"
-            _annotate("error", f"sandrun: {_STRUCK[reason]}", f"{command} ({peak})")
-        if _seconds(facts, "wait") >= LONG_WAIT:
-            text = f"{command} waited {span_text(_seconds(facts, 'wait'))} for its turn"
-            _annotate("notice", "sandrun: long wait", text)
-        _summarise(_cells(facts))
+def queued(run_id: str) -> None:
+    """Part of `messages.Subscriber`; nothing to show."""
 
 
-def _words(facts: "dict[str, object]") -> "list[str]":
-    command = facts.get("command")
-    return command if isinstance(command, list) else []
+def failed(text: str, hint: str, code: int) -> None:
+    """Show a failure of sandrun itself."""
+    if "GITHUB_ACTIONS" in os.environ:
+        _annotate("error", "sandrun failed", f"{text}; {hint}")
 
 
-def _seconds(facts: "dict[str, object]", key: str) -> float:
-    value = facts.get(key)
-    return value if isinstance(value, int | float) else 0.0
+def ended(record: "Record") -> None:
+    """Show how a run ended."""
+    if "GITHUB_ACTIONS" not in os.environ:
+        _, result, waited, ran, peak, limit, _ = _cells(record)
+        messages.status(f"{result}; waited {waited}; ran {ran}; peak memory {peak} of {limit}")
+        return
+    command = command_text(record["command"])
+    limit_text = _LIMITS.get(record["reason"])
+    if limit_text:
+        peak = f"peak {size_text(record.get('peak'))} of {size_text(record.get('limit'))}"
+        _annotate("error", f"sandrun: {limit_text}", f"{command} ({peak})")
+    wait = record.get("wait", 0.0)
+    if wait >= LONG_WAIT:
+        text = f"{command} waited {span_text(wait)} for its turn"
+        _annotate("notice", "sandrun: long wait", text)
+    _summarise(_cells(record))
 
 
-def _size(facts: "dict[str, object]", key: str) -> str:
-    value = facts.get(key)
-    return size_text(value if isinstance(value, int) else None)
-
-
-def _cells(facts: "dict[str, object]") -> "list[str]":
+def _cells(record: "Record") -> "list[str]":
     """The cells of a row: command, result, waited, ran, peak, limit, backend."""
-    reason = str(facts.get("reason"))
     return [
-        "`" + command_text(_words(facts))[:200].replace("`", "'") + "`",
-        _STRUCK.get(reason, f"exit {facts.get('exit')}"),
-        span_text(_seconds(facts, "wait")),
-        span_text(_seconds(facts, "wall")),
-        _size(facts, "peak"),
-        _size(facts, "limit"),
-        str(facts.get("backend", "none")),
+        "`" + command_text(record["command"])[:200].replace("`", "'") + "`",
+        _LIMITS.get(record["reason"], f"exit {record['exit']}"),
+        span_text(record.get("wait", 0.0)),
+        span_text(record["wall"]),
+        size_text(record.get("peak")),
+        size_text(record.get("limit")),
+        record.get("backend", "none"),
     ]
 
 

@@ -3,13 +3,19 @@
 It hands down a descriptor and names it in SANDRUN_TELL. Neither reaches the command, so a sandrun
 inside of it tells its own caller or nobody. A caller that stopped listening never fails a run.
 
-The events are those of `messages.tell`.
+The events are those of `messages.Subscriber`.
 """
 
 import os
 import sys
 
 from sandrun import history, messages
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from sandrun.types import Record
 
 VARIABLE = "SANDRUN_TELL"
 VERSION = 1
@@ -27,13 +33,24 @@ def take() -> None:
 
             _fd = msvcrt.open_osfhandle(_fd, 0)
         os.set_inheritable(_fd, False)
-        messages.listeners.append(tell)
+        messages.subscribers.append(sys.modules[__name__])
     except (ValueError, OSError):
         _fd = -1  # it is from another process, whose descriptors we do not have
 
 
-def tell(event: str, facts: "dict[str, object]") -> None:
-    """Tell the caller."""
+def queued(run_id: str) -> None:
+    _notify("queued", {"id": run_id})
+
+
+def ended(record: "Record") -> None:
+    _notify("ended", record)
+
+
+def failed(text: str, hint: str, code: int) -> None:
+    _notify("failed", {"text": text, "hint": hint, "exit": code})
+
+
+def _notify(event: str, facts: "Mapping[str, object]") -> None:
     line = history.encode({"v": VERSION, "event": event, **facts}) + "\n"
     try:
         os.write(_fd, line.encode())

@@ -113,7 +113,7 @@ def _inside() -> Place:
 
 def _owner(this: "Run") -> str:
     """Who a kept place is for: the same command, from the same directory."""
-    words = [str(this.record["cwd"]), *this.command]
+    words = [this.record["cwd"], *this.command]
     return project.sha1("\0".join(words).encode("utf-8", "surrogateescape"))[:16]
 
 
@@ -258,7 +258,7 @@ def _wait(
     module_files.hold(module_files.WAITING)
     if around:
         nesting.announce(queue, ticket, around)
-    progress = Progress(queue, ticket, str(this.record["project"]), this.settings.queue)
+    progress = Progress(queue, ticket, this.record["project"], this.settings.queue)
     try:
         with waiter.Waiter(this.caller.mask, deadline, progress, private) as patience:
             wait(patience, lambda: nesting.check_deadlock(queue, ticket, around))

@@ -175,7 +175,7 @@ def plan(this: "Run", env: "Mapping[str, str]") -> Plan:
 
 def _project(this: "Run", cwd: str) -> str:
     """The project's name now that we are in `cwd`: it may have been renamed during the wait."""
-    start, top = str(this.record["cwd"]), this.project
+    start, top = this.record["cwd"], this.project
     is_inside = start == top or _is_below(start, top)
     inner = start[len(top) :]
     return cwd.removesuffix(inner) if is_inside and cwd.endswith(inner) else top

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from sandrun.backends.protocol import Container
+    from sandrun.types import Record
 
 
 class Holder:
@@ -61,8 +62,7 @@ class Holder:
         known = fields.get("v", history.VERSION) == history.VERSION  # once there was no version
         if not known or not is_run_id(self.id) or not os.path.isabs(self.state):
             raise ValueError
-        self.record = {key: fields[key] for key, kind in _RECORDED.items()
-                       if isinstance(fields.get(key), kind)}  # fmt: skip
+        self.record = history.checked(fields)
 
 
 _AHEAD = 3600.0
@@ -71,11 +71,6 @@ _LOOK = 1.0
 """Seconds between two looks at what cannot be ended."""
 _DYING = 1.0
 """Seconds that a killed process may still be seen after its ticket."""
-_RECORDED: "dict[str, type | tuple[type, ...]]" = {
-    **dict.fromkeys(("id", "project", "cwd", "backend"), str),
-    **dict.fromkeys(("pid", "limit", "since", "wait"), (int, float)),
-    "command": list,
-}
 
 
 def _text(fields: "Mapping[str, object]", key: str) -> str:
@@ -188,7 +183,7 @@ def directory(queue: Queue, ticket: Ticket) -> str:
     if ticket.running:
         for record in history.records(line for _, line in lines(queue)):
             if record.get("id") == ticket.id:
-                return str(record.get("cwd", ""))
+                return record.get("cwd", "")
     try:
         return processes.directory(ticket.pid)
     except OSError:
@@ -289,7 +284,7 @@ def _finish(container: "Container", holder: Holder, env: "Mapping[str, str]") ->
 def _record_lost(holder: Holder) -> None:
     """Record the run as lost, unless its supervisor was killed after its own record."""
     wall = max(0.0, time.time() - holder.since)
-    record = {**holder.record, "wall": wall, "exit": 137, "reason": "lost"}
+    record: Record = {**holder.record, "wall": wall, "exit": 137, "reason": "lost"}
     try:
         if not history.recorded(holder.id):
             history.append(record, holder.state)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sandrun.backends.protocol import Backend, Container
     from sandrun.config.settings import Settings
     from sandrun.supervise.keeper import Keeper
+    from sandrun.types import Record
 
 _KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory", "escaped")
 """Ends that may leave git's locks behind: the run's processes had no time to clean up."""
@@ -57,7 +58,7 @@ class Run:
         self.log: history.Log | None = None
         self.keeper: Keeper | None = None
         self.unkillable: list[int] = []
-        self.record: dict[str, object] = {
+        self.record: Record = {
             "id": self.id,
             "pid": os.getpid(),
             "project": settings.queue or project,
@@ -142,7 +143,8 @@ def run(
         this.log = history.Log()  # before the wait, so that no hand-off waits for it
     except OSError:
         pass  # the record will go to the state directory
-    messages.tell("queued", {"id": this.id})
+    for subscriber in messages.subscribers:
+        subscriber.queued(this.id)
     module_files.hold()
     try:
         this.place = take(this)
@@ -344,7 +346,7 @@ def _supervised(
     stage, number, what = "", 0, ""
     modes = _terminal_modes()
     env = this.environment()
-    apart = [this.project, str(this.record["cwd"])]
+    apart = [this.project, this.record["cwd"]]
     if this.settings.private_tmp or this.settings.private_ipc:
         from sandrun.lifecycle import namespaces
 
@@ -364,7 +366,7 @@ def _supervised(
         if contains and sys.platform != "win32":
             supervisor.served = this.project, env
         this.place.show()
-        outcome = _elsewhere(str(this.record["cwd"]), supervisor.run)
+        outcome = _elsewhere(this.record["cwd"], supervisor.run)
         if modes and outcome.reason != "exit":
             from sandrun.platform import posix_terminal
 
@@ -413,4 +415,5 @@ def _record(this: Run, outcome: Outcome, wall: float) -> None:
         history.append(this.record, this.state, this.log)
     except OSError as error:
         messages.decision(f"cannot record the run: {error}")
-    messages.tell("ended", this.record)
+    for subscriber in messages.subscribers:
+        subscriber.ended(this.record)

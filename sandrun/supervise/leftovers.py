@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
     from sandrun.backends.protocol import Container
     from sandrun.model import Outcome, Process
+    from sandrun.types import Leftovers
 
     class Supervisor(Protocol):
         """What is asked of a supervisor, here or on Windows."""
 
         container: Container
-        leftovers: str
+        leftovers: Leftovers
         reason: str
         decided: bool
         killed: bool

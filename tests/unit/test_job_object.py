@@ -238,7 +238,7 @@ def test_the_limit_strikes_and_the_peak_is_the_kernels(fake: Fake, opened: Opene
     pid = _spawn(container)
     assert fake.allocate(pid, 40 * MIB)
     container.poll()
-    assert container.limit_hit == ""
+    assert str(container.limit_hit) == ""
     assert container.usage().current == 40 * MIB
     assert not fake.allocate(pid, 40 * MIB)
     _told(fake, container)

@@ -19,6 +19,7 @@ LAYERS = (
     {"messages", "errors"},
     {"platform"},
     {"model", "bare"},
+    {"types"},
 )
 """A room may import the rooms of the layers below its own, and none of its own layer."""
 LEVEL = {room: number for number, layer in enumerate(LAYERS) for room in layer}

@@ -360,7 +360,7 @@ def test_a_message_about_the_limit_wakes_and_is_recorded(
     start(container, *tree(tmp_path, 0), SANDRUN_RUNS=f"C:\\state/{container.run_id}")
     (pid,) = tree_pids(tmp_path, 0)
     container.poll()
-    assert container.limit_hit == ""
+    assert not str(container.limit_hit)
     while calls.WaitForSingleObject(container.events[0], 0) == 0:
         pass
     calls.PostQueuedCompletionStatus(container.port.handle, number, container.job, pid)
