@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 from sandrun import backends, messages
 from sandrun.config import project, trust
-from sandrun.lifecycle import recovery
 from sandrun.model import SandrunError, plain
-from sandrun.queue import Queue
+from sandrun.queue import Queue, holder
 from sandrun.supervise import report
 
 TYPE_CHECKING = False
@@ -33,7 +32,7 @@ def state() -> Line:
     try:
         path = project.state_path(project.find(project.working_directory()))
         queue = Queue(path)
-        kept = recovery.kept_for(queue)
+        kept = holder.kept_for(queue)
         queue.close()
         wanted = os.path.join(project.state_root(), os.path.basename(path))
     except SandrunError as error:

@@ -181,10 +181,16 @@ def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
         backends.named(this.settings.backend)  # imported now, to be quicker when the turn comes
 
     def wait(patience: "Waiter", check: "Callable[[], None]") -> None:
-        waiter.wait_turn(queue, ticket, lock, patience, check)
+        waiter.wait_turn(queue, ticket, lock, patience, check, _end_orphans)
 
     _wait(this, queue, ticket, nesting.enclosing_runs(this.around), deadline, [ticket.fd], wait)
     return True
+
+
+def _end_orphans(queue: Queue, line: bytes) -> bool:
+    from sandrun.lifecycle import recovery  # only where a run was killed
+
+    return recovery.end_orphans(queue, line)
 
 
 def _enter_pool(this: "Run", place: Place, deadline: float) -> None:

@@ -21,7 +21,7 @@ import time
 from sandrun.config import project
 from sandrun.lifecycle import recovery, status
 from sandrun.model import DARWIN, SandrunError
-from sandrun.queue import CANCEL, Queue, nesting
+from sandrun.queue import CANCEL, Queue, holder, nesting
 from sandrun.queue.ticket import Ticket
 from sandrun.supervise import report
 
@@ -77,7 +77,7 @@ def _end_queue(
         answer.ended.append(f"ended {what}: {ticket.command} (pid {ticket.pid})")
     if run is None and _end_lost(queue):
         answer.ended.append("ended what a killed sandrun had left running")
-    for pid in recovery.kept_for(queue):
+    for pid in holder.kept_for(queue):
         answer.lives.append(f"could not end {report.unkillable(pid)}{report.way_to_end(pid)}")
     queue.publish_queue_file()
 
@@ -134,7 +134,7 @@ def _gone_within(queue: Queue, ticket: Ticket, seconds: float) -> bool:
 def _end_lost(queue: Queue) -> bool:
     """End what killed supervisors left, by the lines in the run lock's files; was there any?"""
     ended = False
-    for lock, free in recovery.each_slot(queue):
+    for lock, free in holder.each_slot(queue):
         line = lock.read_holder()
         ended |= bool(line) and recovery.end_orphans(queue, line)
         if free and recovery.take_over(lock, []):

@@ -33,7 +33,7 @@ LATE = (
         f"platform/{name}"
         for name in ["linux_processes", "posix_terminal", "processes", "small_files"]
     ),
-    "queue/unused_states",
+    *(f"queue/{name}" for name in ["holder", "unused_states"]),
     *(
         f"supervise/{name}"
         for name in ["command_lookup", "daemons", "leftovers", "outside", "report"]

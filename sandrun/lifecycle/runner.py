@@ -18,7 +18,7 @@ from sandrun.config import settings as settled
 from sandrun.git import guard
 from sandrun.lifecycle import module_files
 from sandrun.lifecycle.admission import Place, Refused, take
-from sandrun.model import EXIT_HANGUP, OWN_SERVER, RUNS_VARIABLE, Outcome
+from sandrun.model import EXIT_HANGUP, EXIT_SANDRUN, OWN_SERVER, RUNS_VARIABLE, Outcome
 from sandrun.platform import spawn
 from sandrun.supervise import Supervisor
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from sandrun.backends.protocol import Backend, Container
     from sandrun.config.settings import Settings
+    from sandrun.queue import RunLock
     from sandrun.supervise.keeper import Keeper
     from sandrun.types import Record
 
@@ -57,6 +58,8 @@ class Run:
         self.place = Place()
         self.log: history.Log | None = None
         self.keeper: Keeper | None = None
+        self.line = b""
+        """What the run lock's file says of the run, once it has a container."""
         self.unkillable: list[int] = []
         self.record: Record = {
             "id": self.id,
@@ -168,7 +171,8 @@ def run(
     finally:
         _surely(lambda: _record(this, outcome, time.time() - since))
         if this.keeper and this.unkillable:
-            this.keeper.outlast(this.unkillable)  # and keeps the run lock: no release empties it
+            _note_unkillable(this)
+            this.keeper.outlast()  # and keeps the run lock: no release empties it
         this.place.release()
         if this.keeper:
             this.keeper.reap()
@@ -237,6 +241,20 @@ def _guard_git(this: Run) -> "Outcome | None":
     return None
 
 
+def _note_unkillable(this: Run) -> None:
+    if sys.platform != "win32" and this.place.lock:
+        from sandrun.queue import holder
+
+        holder.note_unkillable(this.place.lock, this.line, this.unkillable)
+
+
+def _finish_lost(container: "Container", line: bytes, lock: "RunLock | None") -> None:
+    """What a keeper does when the supervisor is dead."""
+    from sandrun.lifecycle import recovery
+
+    recovery.finish(container, line, lock)
+
+
 def _all_dead(this: Run) -> bool:
     """Whether the closed container proves that no process of the run lives."""
     return this.settings.leftovers != "leave" and this.record.get("backend", "none") != "none"
@@ -270,7 +288,7 @@ def _contained(this: Run) -> Outcome:
         born = processes.start(os.getpid())
         if born:
             more["born"] = born
-    line = history.encode(more).encode()
+    this.line = line = history.encode(more).encode()
     if place.lock:
         place.lock.write_holder(line)
     keeper = None
@@ -280,7 +298,12 @@ def _contained(this: Run) -> Outcome:
 
             parent = 0 if settings.detach else this.caller.parent
             keeper = Keeper(
-                container, place.descriptors(), place.lock, line, parent, backend.kernel
+                container,
+                place.descriptors(),
+                place.lock,
+                lambda: _finish_lost(container, line, place.lock),
+                parent,
+                backend.kernel,
             )
         outcome = _supervised(this, backend, container, keeper)
         this.unkillable = outcome.unkillable
@@ -372,10 +395,16 @@ def _supervised(
 
             posix_terminal.restore(modes)
         stage, number, what = spawn.failure(this.caller)
+    if stage == "N":
+        from sandrun.lifecycle import namespaces
+
+        refused = namespaces.refusal(number, what)
+        messages.error(refused.text, refused.hint)
+        return Outcome("failed", EXIT_SANDRUN)
     if stage:
         from sandrun.supervise import report
 
-        return report.not_started(stage, number, this.command, what)
+        return report.not_started(stage, number, this.command)
     return outcome
 
 

@@ -6,10 +6,9 @@ import time
 
 from sandrun.config import project
 from sandrun.errors import look_at
-from sandrun.lifecycle import recovery
 from sandrun.model import SandrunError, plain, size_text, span_text
 from sandrun.platform import processes
-from sandrun.queue import Queue
+from sandrun.queue import Queue, holder
 from sandrun.queue.ticket import Ticket, is_stopped
 from sandrun.supervise import report
 
@@ -55,10 +54,10 @@ def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
                 note = f"paused; go on with: {look_at('resume', name)}"
             # Looking means locking for an instant, so only where nobody should hold it.
             elif not any(row["running"] for row in rows):
-                lost = not all(free for _, free in recovery.each_slot(queue))
+                lost = not all(free for _, free in holder.each_slot(queue))
             if lost:
                 note = "processes of a run whose sandrun was killed hold the run lock"
-            if kept := recovery.kept_for(queue):
+            if kept := holder.kept_for(queue):
                 what = f"{report.unkillable(kept[0])}{report.way_to_end(kept[0])}"
                 note, lost = f"the run lock is kept for what could not be ended: {what}", True
             queue.publish_queue_file()
@@ -86,7 +85,7 @@ def _row(queue: Queue, ticket: Ticket, poor: bool) -> "dict[str, object]":
         "since": ticket.since,
         "head_start": ticket.extra,
         "command": ticket.command,
-        "cwd": recovery.directory(queue, ticket),
+        "cwd": holder.directory(queue, ticket),
         "memory": tree_memory(ticket.pid),
     }
 
@@ -118,7 +117,7 @@ def text(queues: "list[dict[str, object]]", everything: bool) -> str:
         lines.append(f"queue {queue['path']}" + (f" of {of}" if of else ""))
         if queue["note"]:
             lines.append(f"  note: {queue['note']}")
-        lines += [f"  held: {_holder_text(holder)}" for holder in held]
+        lines += [f"  held: {_holder_text(row)}" for row in held]
         lines += [f"  {position:3} {_row_text(row)}" for position, row in enumerate(rows, 1)]
         if not rows:
             lines.append("  empty")
@@ -144,14 +143,14 @@ def _row_text(row: "dict[str, Any]") -> str:
     )
 
 
-def _holder_text(holder: "dict[str, Any]") -> str:
+def _holder_text(row: "dict[str, Any]") -> str:
     """Somebody without a ticket in this queue, whom it waits for."""
-    if not holder["user"]:
-        pid = f"pid {holder['pid']}" if holder["pid"] else "in another container, perhaps"
-        return f"{holder['path']} by a process that cannot be seen from here ({pid})"
+    if not row["user"]:
+        pid = f"pid {row['pid']}" if row["pid"] else "in another container, perhaps"
+        return f"{row['path']} by a process that cannot be seen from here ({pid})"
     return (
-        f"{holder['path']} by {holder['user']}: {holder['command']}  "
-        f"(pid {holder['pid']}, {_age(holder['since'])})"
+        f"{row['path']} by {row['user']}: {row['command']}  "
+        f"(pid {row['pid']}, {_age(row['since'])})"
     )
 
 

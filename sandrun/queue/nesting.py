@@ -119,13 +119,13 @@ def _locks_of_ours(queue: Queue) -> "list[str]":
     """The ids of the runs whose run lock was handed down to us."""
     if sys.platform == "win32":
         return []
-    from sandrun.lifecycle import recovery
+    from sandrun.queue import holder
 
     ids = []
-    for file, line in recovery.lines(queue):
+    for file, line in holder.lines(queue):
         if is_inherited_lock(file):
-            holder = recovery.parse(line)
-            ids.append(holder.id if holder else "")  # a full disk lost the line
+            found = holder.parse(line)
+            ids.append(found.id if found else "")  # a full disk lost the line
     return ids
 
 

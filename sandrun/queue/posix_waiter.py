@@ -149,10 +149,13 @@ def wait_turn(
     lock: RunLock,
     waiter: Waiter,
     check: "Callable[[], None]",
+    recover: "Callable[[Queue, bytes], bool]",
 ) -> None:
     """Return when a slot of `lock` is ours and fewer than all slots are ahead of `ticket`.
 
-    `check` raises when the wait would never end. Raises what Waiter.sleep does, and StateGone.
+    `check` raises when the wait would never end. `recover` ends what is left of the run of a
+    holder's line, if its supervisor is dead, and returns whether nothing of it lives. Raises what
+    Waiter.sleep does, and StateGone.
     """
     turn = False
     while True:
@@ -173,7 +176,7 @@ def wait_turn(
             lock.unlock()
             waiter.progress.report_pause()
             waiter.sleep([], ticket.fd)
-        elif lock.try_acquire() or (not turn and _await_lock(queue, ticket, lock, waiter)):
+        elif lock.try_acquire() or (not turn and _await_lock(queue, ticket, lock, waiter, recover)):
             return
         turn = False
 
@@ -196,7 +199,13 @@ def wait_room(reservation: "Reservation", waiter: Waiter, check: "Callable[[], N
                 other.close()
 
 
-def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, waiter: Waiter) -> bool:
+def _await_lock(
+    queue: Queue,
+    ticket: Ticket,
+    lock: RunLock,
+    waiter: Waiter,
+    recover: "Callable[[Queue, bytes], bool]",
+) -> bool:
     """One sleep on locks that are held though nobody is ahead; True: they are ours already."""
     second = lock.holder_of_second()
     if second:
@@ -208,26 +217,18 @@ def _await_lock(queue: Queue, ticket: Ticket, lock: RunLock, waiter: Waiter) -> 
             return False
         waiter.progress.report_outside_holder(second.path, nesting.lock_holder(file))
     else:
-        if max([_end_orphans(queue, fd) for fd in lock.blocked]) and lock.try_acquire():
+        from sandrun.queue import holder
+
+        held = list(map(read_holder_line, lock.blocked))
+        # What is known to be unkillable its keeper has tried to end.
+        lost = [line for line in held if line and not holder.unkillable(line)]
+        ended = [recover(queue, line) for line in lost]
+        if any(ended) and lock.try_acquire():
             return True
-        waiter.progress.report_orphans([pid for fd in lock.blocked for pid in _unkillable(fd)])
+        held = list(map(read_holder_line, lock.blocked))
+        waiter.progress.report_orphans([pid for line in held for pid in holder.unkillable(line)])
     waiter.await_locks(lock.blocked, fcntl.LOCK_EX, ticket.fd)
     return False
-
-
-def _end_orphans(queue: Queue, fd: int) -> bool:
-    line = read_holder_line(fd)
-    if not line or _unkillable(fd):  # its keeper has tried
-        return False
-    from sandrun.lifecycle import recovery
-
-    return recovery.end_orphans(queue, line)
-
-
-def _unkillable(fd: int) -> "list[int]":
-    from sandrun.lifecycle import recovery
-
-    return recovery.unkillable(read_holder_line(fd))
 
 
 class _Helper:

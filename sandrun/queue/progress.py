@@ -167,9 +167,9 @@ class Progress:
         )
 
     def _where(self, head: Ticket) -> str:
-        from sandrun.lifecycle import recovery
+        from sandrun.queue import holder
 
-        found = recovery.directory(self.queue, head)
+        found = holder.directory(self.queue, head)
         return f", in {found}" if found else ""
 
     def _memory(self, pid: int) -> str:

@@ -107,10 +107,12 @@ def wait_turn(
     lock: RunLock,
     waiter: Waiter,
     check: "Callable[[], None]",
+    recover: "Callable[[Queue, bytes], bool]",
 ) -> None:
     """Return when a slot of `lock` is ours and fewer than all slots are ahead of `ticket`.
 
-    `check` raises when the wait would never end. Raises what Waiter.sleep does, and StateGone.
+    `check` raises when the wait would never end. Nothing is left to `recover`: a run's job ends
+    with its supervisor. Raises what Waiter.sleep does, and StateGone.
     """
     while True:
         nearest = queue.ahead(ticket, lock.slots)

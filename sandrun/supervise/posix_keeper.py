@@ -54,21 +54,25 @@ _NAME = b"run-keeper"
 class Keeper:
     """A running keeper; `pid` is its process, a child of the supervisor."""
 
-    __slots__ = ("_container", "_line", "_lock", "_pipe", "_two", "close", "parent", "pid", "pids")
+    __slots__ = (
+        *("_container", "_finish", "_lock", "_pipe", "_two"),
+        *("close", "parent", "pid", "pids"),
+    )
 
     def __init__(
         self,
         container: "Container",
         close: "list[int]",
         lock: "RunLock | None",
-        line: bytes,
+        finish: "Callable[[], None]",
         parent: int,
         two: bool,
     ) -> None:
-        """Start a keeper. `close`: descriptors that must not live on in it; `line`: what the
-        run lock's file says of the run (a nested run has no `lock` of its own); `parent`: the
-        supervisor's, whose death is an event as well (0: not); `two`: there is to be a second
-        one (a supervisor that adopts orphans would take it for one of the run's processes).
+        """Start a keeper. `close`: descriptors that must not live on in it; `lock`: the run lock
+        (a nested run has none of its own); `finish` ends a run whose supervisor is dead, for good;
+        `parent`: the supervisor's, whose death is an event as well (0: not); `two`: there is to be
+        a second one (a supervisor that adopts orphans would take it for one of the run's
+        processes).
         """
         self.parent = parent
         self._two = two
@@ -77,7 +81,7 @@ class Keeper:
         self._container = container
         self.close = close
         self._lock = lock
-        self._line = line
+        self._finish = finish
         self._start()
 
     def _start(self) -> None:
@@ -107,13 +111,11 @@ class Keeper:
             pass  # they were killed; nothing is left for them anyway
         os.close(self._pipe)
 
-    def outlast(self, pids: "list[int]") -> None:
-        """Leave the run lock to the keeper for as long as these processes live, which nobody can
-        end. They may have closed the lock that they inherited, as what sudo starts has."""
-        from sandrun.lifecycle import recovery
-
+    def outlast(self) -> None:
+        """Leave the run lock to the keeper for as long as the processes live that nobody can end,
+        which the lock's file names. They may have closed the lock that they inherited, as what sudo
+        starts has."""
         if self._lock:
-            recovery.note_unkillable(self._lock, self._line, pids)
             self._lock.pass_on()
         os.close(self._pipe)  # it takes this for our death
         self.pid = 0
@@ -139,11 +141,6 @@ class Keeper:
             second.dismiss()
             if self._lock:
                 self._lock.release()
-
-    def _finish(self) -> None:
-        from sandrun.lifecycle import recovery
-
-        recovery.finish(self._container, self._line, self._lock)
 
     def _supervisor_died(self, pipe: int, supervisor: int, second: "_Second") -> bool:
         """Sleep until the pipe tells the end: True at its end of file, False at a dismissal."""
@@ -197,18 +194,13 @@ def _detach(close: "list[int]") -> None:
     os.chdir("/")
 
 
-def hold(
-    container: "Container", lock: "RunLock", known: "dict[int, int]", close: "list[int]"
-) -> bool:
-    """Leave the run lock to a process of its own for as long as the `known` ones live, which nobody
-    can end, and what they start. Whether the lock is held so (not on Windows)."""
+def hold(lock: "RunLock", close: "list[int]", outlast: "Callable[[], None]") -> bool:
+    """Leave the run lock to a process of its own until `outlast`, which waits for the processes
+    that nobody can end, returns. Whether the lock is held so (not on Windows)."""
     if os.fork() == 0:
         try:
-            from sandrun.lifecycle import recovery
-
             _detach(close)
-            recovery.outlast(container, known)
-            container.close()
+            outlast()
             lock.release()
         finally:
             os._exit(0)

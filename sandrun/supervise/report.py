@@ -275,18 +275,11 @@ def _count(found: "list[Process]") -> str:
     return f"{len(found)} process" + ("" if len(found) == 1 else "es")
 
 
-def not_started(stage: str, number: int, command: "list[str]", what: str = "") -> Outcome:
-    """Say why the command could not be started, as a shell would; the outcome.
+def not_started(stage: str, number: int, command: "list[str]") -> Outcome:
+    """Report why the command could not be started, as a shell would; return the outcome.
 
-    `stage` is E when the child could not enter its container, N when `what` of its namespaces could
-    not be made, X when exec failed.
+    `stage` is E when the child could not enter its container, X when exec failed.
     """
-    if stage == "N":
-        from sandrun.lifecycle import namespaces
-
-        refusal = namespaces.refusal(number, what)
-        messages.error(refusal.text, refusal.hint)
-        return Outcome("failed", EXIT_SANDRUN)
     if stage == "E":
         messages.error(
             f"cannot enter the container: {os.strerror(number)}; the command was not started",

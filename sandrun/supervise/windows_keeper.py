@@ -9,6 +9,8 @@ parent by itself.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sandrun.backends.protocol import Container
     from sandrun.queue import RunLock
 
@@ -21,14 +23,14 @@ class Keeper:
         container: "Container",
         close: "list[int]",
         lock: "RunLock | None",
-        line: bytes,
+        finish: "Callable[[], None]",
         parent: int,
         two: bool,
     ) -> None:
         self.parent = parent
         self._lock = lock
 
-    def outlast(self, pids: "list[int]") -> None:
+    def outlast(self) -> None:
         """Free the run lock, but leave the holder's line: the next run cleans up by it."""
         if self._lock:
             self._lock.drop()
@@ -40,8 +42,6 @@ class Keeper:
         """Nothing runs."""
 
 
-def hold(
-    container: "Container", lock: "RunLock", known: "dict[int, int]", close: "list[int]"
-) -> bool:
+def hold(lock: "RunLock", close: "list[int]", outlast: "Callable[[], None]") -> bool:
     """False: no process of ours outlasts its caller here, which keeps the run lock."""
     return False

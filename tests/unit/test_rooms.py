@@ -83,15 +83,10 @@ NOT_YET = {
     "sandrun.doctor.report -> sandrun.integrations.hooks",
     "sandrun.history -> sandrun.config.project",
     "sandrun.platform.posix_terminal -> sandrun.supervise.witness",
-    "sandrun.queue.nesting -> sandrun.lifecycle.recovery",
-    "sandrun.queue.posix_waiter -> sandrun.lifecycle.recovery",
-    "sandrun.queue.progress -> sandrun.lifecycle.recovery",
     "sandrun.queue.progress -> sandrun.supervise.report",
     "sandrun.supervise.leftovers -> sandrun.git.fsmonitor",
     "sandrun.supervise.leftovers -> sandrun.git.guard",
-    "sandrun.supervise.posix_keeper -> sandrun.lifecycle.recovery",
     "sandrun.supervise.posix_keeper -> sandrun.queue",
-    "sandrun.supervise.report -> sandrun.lifecycle.namespaces",
     "sandrun.supervise.windows_keeper -> sandrun.queue",
     "sandrun.supervise.windows_supervisor -> sandrun.queue.windows_queue",
 }
@@ -124,17 +119,14 @@ CYCLES: "set[frozenset[str]]" = {
         {
             "sandrun.lifecycle.admission",
             "sandrun.lifecycle.namespaces",
-            "sandrun.lifecycle.recovery",
             "sandrun.lifecycle.runner",
-            "sandrun.queue.nesting",
-            "sandrun.queue.posix_waiter",
-            "sandrun.queue.progress",
-            "sandrun.queue.waiter",
-            "sandrun.queue.windows_waiter",
+        }
+    ),
+    frozenset(
+        {
             "sandrun.supervise.keeper",
             "sandrun.supervise.posix_keeper",
             "sandrun.supervise.posix_supervisor",
-            "sandrun.supervise.report",
         }
     ),
 }
