@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 
-from sandrun.config.project import create, make_folders, state_home
+from sandrun.platform.folders import create, make_folders, state_home
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def encode(value: object) -> str:
 
 
 def path() -> str:
-    """The user's file: `history.jsonl` in `project.state_home`; '' for who has no home."""
+    """The user's file: `history.jsonl` in `folders.state_home`; '' for who has no home."""
     folder = state_home()
     return os.path.join(folder, "history.jsonl") if folder else ""
 

@@ -17,6 +17,7 @@ import stat
 import sys
 
 from sandrun.model import SandrunError, exhausted
+from sandrun.platform import folders
 
 SHARED_QUEUES = "/var/lib/sandrun/queues"
 
@@ -33,7 +34,7 @@ def find(start: str) -> str:
     marked = ""
     while True:
         if _is_worktree(here) and counts(here, ".git"):
-            return marked if marked and here == os.path.realpath(home()) else here
+            return marked if marked and here == os.path.realpath(folders.home()) else here
         if not marked and _is_marked(here):
             marked = here
         parent = os.path.dirname(here)
@@ -247,27 +248,6 @@ def shared_queue(name: str) -> str:
     return path if "/" not in name and name[0] != "." and os.path.isdir(path) else ""
 
 
-def home() -> str:
-    """The user's home directory; '' if there is none (no HOME, and a uid without an account)."""
-    found = os.path.expanduser("~")
-    return found if os.path.isabs(found) else ""
-
-
-def state_home() -> str:
-    """`$XDG_STATE_HOME/sandrun`, by default below ~/.local/state, on Windows below %LOCALAPPDATA%;
-    '' for who has no home."""
-    state = os.environ.get("XDG_STATE_HOME") or ""
-    if not os.path.isabs(state):  # the XDG base directory specification: ignore relative ones
-        if sys.platform == "win32":
-            from sandrun.platform import folders
-
-            return os.path.join(folders.local_folder(), "sandrun")
-        if not home():
-            return ""
-        state = os.path.join(home(), ".local", "state")
-    return os.path.join(state, "sandrun")
-
-
 def lock_root() -> str:
     """The directory of run locks for queues without a checkout (see `sandrun.queue`)."""
     name = f"sandrun-locks{_mine()}"
@@ -277,7 +257,7 @@ def lock_root() -> str:
     path = os.path.join(root, name)
     if sys.platform == "win32" or os.environ.get("SANDRUN_STATE_DIR"):
         return path
-    above = state_home()
+    above = folders.state_home()
     spare = os.path.join(above, name)
     # Used once, it is used by all that follow: who took the other name may give it up meanwhile.
     if above and os.path.isdir(spare):
@@ -299,8 +279,6 @@ def state_root() -> str:
             raise taken_names.bad_root(root)
         return root
     if sys.platform == "win32":
-        from sandrun.platform import folders
-
         return os.path.join(folders.local_folder(), "sandrun")
     return "/tmp"
 
@@ -399,74 +377,3 @@ def _check_state(path: str, fd: int) -> bool:
     if info.st_mode & 0o700 != 0o700:
         os.fchmod(fd, 0o700)  # made under an umask that takes the owner's own bits away
     return True
-
-
-# Making files and directories as their surroundings are: owner, group and mode of the one above.
-# - What root makes in a user's directory belongs to that user, who must be able to change it.
-# - What is made is open to nobody whom the directory above keeps out, whatever the umask is.
-# - Nothing else changes hands. Only an inode that was made here does, by its own descriptor: a new
-#   file is known by O_EXCL, a new directory is not entered through a link and is still empty. So
-#   whoever owns the directory above could have removed it anyway, and gains nothing.
-# On Windows rights are inherited, which is the same.
-
-_DIRECTORY = getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
-# To make something in a directory needs no right to list it, so neither does opening it for that.
-FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | _DIRECTORY
-NEW = os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
-
-
-def make_folders(path: str, most: int = 0o755) -> None:
-    """Make a directory with `most` rights, and those above it that are missing. Raises OSError."""
-    if sys.platform == "win32":
-        os.makedirs(path, exist_ok=True)
-        return
-    above, name = os.path.split(path)
-    try:
-        parent = os.open(above or ".", FOLDER)
-    except FileNotFoundError:
-        make_folders(above, most | 0o755)
-        parent = os.open(above, FOLDER)
-    try:
-        os.mkdir(name, 0o700, dir_fd=parent)
-        made = os.open(name, os.O_RDONLY | _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-        try:
-            if not os.listdir(made):
-                _adapt(made, parent, most | stat.S_ISGID)
-        finally:
-            os.close(made)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise
-    finally:
-        os.close(parent)
-
-
-def create(path: str, flags: int = os.O_WRONLY, most: int = 0o666) -> int:
-    """Make a file that is not there yet, with `most` rights; its descriptor. Raises OSError."""
-    if sys.platform == "win32":
-        return os.open(path, flags | NEW | os.O_BINARY | os.O_NOINHERIT, most)
-    above, name = os.path.split(path)
-    parent = os.open(above or ".", FOLDER)
-    try:
-        fd = os.open(name, flags | NEW, 0o600, dir_fd=parent)
-        _adapt(fd, parent, most)
-        return fd
-    finally:
-        os.close(parent)
-
-
-def _adapt(fd: int, parent: int, most: int) -> None:
-    above = os.fstat(parent)
-    mode = above.st_mode & most
-    if above.st_mode & stat.S_ISVTX:  # everybody may write there, but not into what is there
-        mode &= ~0o022
-    try:
-        if os.geteuid() == 0 and above.st_uid:
-            os.fchown(fd, above.st_uid, above.st_gid)
-        else:
-            mask = os.umask(0o077)
-            os.umask(mask)
-            mode &= ~mask
-        os.fchmod(fd, mode)
-    except OSError:
-        pass  # a user that is not mapped here, a file system without owners: ours, 0600

@@ -14,12 +14,11 @@ another user's, nothing. For all that is no limit the user's own file comes firs
 """
 
 import os
-import sys
 
 from sandrun import messages
 from sandrun.config.options import OPTIONS, Option
-from sandrun.config.project import home
 from sandrun.model import Limits
+from sandrun.platform import folders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -210,16 +209,9 @@ def _may_be_there(path: str) -> bool:
 
 
 def _own_file(complaints: "list[str]") -> "list[File]":
-    config = os.environ.get("XDG_CONFIG_HOME") or ""
-    if not os.path.isabs(config):
-        if sys.platform == "win32":
-            from sandrun.platform import folders
-
-            config = folders.roaming_folder()
-        elif home():
-            config = os.path.join(home(), ".config")
-        else:
-            return []
+    config = folders.config_home()
+    if not config:
+        return []
     path = os.path.join(config, "sandrun", "config.toml")
     if not _may_be_there(path):
         return []

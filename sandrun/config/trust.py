@@ -15,6 +15,7 @@ import os
 from sandrun import messages
 from sandrun.config import project
 from sandrun.model import SandrunError, command_text
+from sandrun.platform import folders
 from sandrun.platform.small_files import read_small
 
 TYPE_CHECKING = False
@@ -37,14 +38,14 @@ def _sha256(text: str) -> str:
 
 
 def _entry(path: str) -> str:
-    return os.path.join(project.state_home(), "trusted", _sha256(path))
+    return os.path.join(folders.state_home(), "trusted", _sha256(path))
 
 
 def _put(path: str, text: str) -> None:
     """Write a file of the user's in one step. Raises OSError."""
     private = f"{path}.{os.getpid()}"
-    project.make_folders(os.path.dirname(path), 0o700)
-    fd = project.create(private, most=0o600)
+    folders.make_folders(os.path.dirname(path), 0o700)
+    fd = folders.create(private, most=0o600)
     try:
         os.write(fd, os.fsencode(text))
     finally:
@@ -71,7 +72,7 @@ def _digest(file: "File") -> str:
 
 def is_known(path: str) -> bool:
     """Whether the user has trusted what was at that path at any time."""
-    return bool(project.state_home()) and _read(_entry(path))[1] == path
+    return bool(folders.state_home()) and _read(_entry(path))[1] == path
 
 
 def is_trusted(file: "File") -> bool:
@@ -81,7 +82,7 @@ def is_trusted(file: "File") -> bool:
 
 def add(file: "File") -> None:
     """Trust a file as it is. Raises SandrunError."""
-    if not project.state_home():
+    if not folders.state_home():
         raise SandrunError("there is no home directory to keep trust in", "set HOME")
     entry = _entry(file.path)
     try:
@@ -102,7 +103,7 @@ def revoke(path: str) -> bool:
 
 def paths() -> "list[str]":
     """The paths of all files that were trusted."""
-    folder = os.path.join(project.state_home(), "trusted")
+    folder = os.path.join(folders.state_home(), "trusted")
     try:
         names = os.listdir(folder)
     except OSError:
@@ -159,7 +160,7 @@ def _boot() -> str:
 
 def _is_news(mark: str) -> bool:
     """Whether `mark` was not noted since the boot; it is from now on, where that can be written."""
-    folder, boot = project.state_home(), _boot()
+    folder, boot = folders.state_home(), _boot()
     if not folder:
         return True
     path = os.path.join(folder, "told")

@@ -18,11 +18,10 @@ import os
 import time
 
 from sandrun import messages
-from sandrun.config import project
 from sandrun.git import git_processes, lock_files, lock_paths
 from sandrun.git.repository import Repository
 from sandrun.model import SandrunError
-from sandrun.platform import processes
+from sandrun.platform import folders, processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ def move_aside(
     aside = _aside(home or repo, lock, stamp)
     try:
         before = os.lstat(lock)
-        project.make_folders(os.path.dirname(aside), 0o777)
+        folders.make_folders(os.path.dirname(aside), 0o777)
         os.rename(lock, aside)
         after = os.lstat(aside)
         same = (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)

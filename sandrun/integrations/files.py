@@ -13,8 +13,8 @@ import stat
 import sys
 from collections.abc import Callable
 
-from sandrun.config import project
 from sandrun.model import SandrunError
+from sandrun.platform import folders
 
 _MOST = 8 << 20
 """Bytes: no Makefile and no hook that a person wrote is larger."""
@@ -48,7 +48,7 @@ def text(path: str) -> str:
 
 def write_new(path: str, content: str) -> None:
     """Make a file that is not there yet. Raises OSError."""
-    with open(project.create(path), "w", encoding="utf-8", newline="\n") as file:
+    with open(folders.create(path), "w", encoding="utf-8", newline="\n") as file:
         file.write(content)
 
 
@@ -58,7 +58,7 @@ def change(path: str, edit: "Callable[[str], str]") -> None:
     if sys.platform == "win32":
         _replace(name, os.path.join(folder, ""), None, edit)
         return
-    directory = os.open(folder, project.FOLDER)
+    directory = os.open(folder, folders.FOLDER)
     try:
         _replace(name, "", directory, edit)
     finally:
@@ -74,7 +74,7 @@ def _replace(name: str, prefix: str, at: "int | None", edit: "Callable[[str], st
     before = _read(old).decode("utf-8", "surrogateescape")
     data = edit(before).encode("utf-8", "surrogateescape")
     private = f"{prefix}.{name}.sandrun.{os.getpid()}"
-    fd = os.open(private, os.O_WRONLY | project.NEW | flags, 0o600, dir_fd=at)
+    fd = os.open(private, os.O_WRONLY | folders.NEW | flags, 0o600, dir_fd=at)
     try:
         with open(fd, "wb") as file:
             same = info.st_nlink == 1 and _make_alike(fd, info, attributes)

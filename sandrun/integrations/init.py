@@ -12,9 +12,9 @@ import os
 import re
 from collections.abc import Callable, Iterator
 
-from sandrun.config import project
 from sandrun.integrations import files, hooks, shims
 from sandrun.model import SandrunError
+from sandrun.platform import folders
 from sandrun.platform.small_files import has_table
 
 MAKEFILES = ("GNUmakefile", "makefile", "Makefile")  # the order in which GNU make looks
@@ -82,7 +82,7 @@ def check(root: str) -> None:
     if os.path.lexists(os.path.join(root, "sandrun.toml")) or not os.access(root, os.W_OK):
         return  # somebody did mean it, or the first step will say that it cannot be done
     hint = "cd to a project; or, if this shall be one: touch sandrun.toml, then again"
-    if root in (os.path.realpath(home) for home in (project.home(), _home_of_owner(root)) if home):
+    if root in (os.path.realpath(home) for home in (folders.home(), _home_of_owner(root)) if home):
         raise SandrunError(f"{root} is a home directory, not a project", hint)
     if os.path.dirname(root) == root:
         raise SandrunError(f"{root} is the whole system, not a project", hint)

@@ -29,8 +29,8 @@ import shutil
 import sys
 from collections.abc import Iterable
 
-from sandrun.config.project import create, home, make_folders
 from sandrun.model import SandrunError, command_text
+from sandrun.platform.folders import create, data_home, make_folders
 
 MARK = ".sandrun-shims"
 _FIRST_LINE = "# sandrun shim for {tool}"
@@ -119,15 +119,9 @@ _FORWARDING = """#!/bin/sh
 
 def directory() -> str:
     """The folder of the shims: $XDG_DATA_HOME/sandrun/shims."""
-    data = os.environ.get("XDG_DATA_HOME") or ""
-    if not os.path.isabs(data):
-        if sys.platform == "win32":
-            from sandrun.platform import folders
-
-            return os.path.join(folders.local_folder(), "sandrun", "shims")
-        if not home():
-            raise SandrunError("there is no home directory for the shims", "set HOME")
-        data = os.path.join(home(), ".local", "share")
+    data = data_home()
+    if not data:
+        raise SandrunError("there is no home directory for the shims", "set HOME")
     return os.path.join(data, "sandrun", "shims")
 
 

@@ -1,13 +1,129 @@
-"""Where a user's programs keep their files on Windows."""
+"""The user's directories, by the rules of the system, and how a file or directory is made in one.
+
+The XDG base directory specification counts everywhere; its defaults are those of the system
+(%LOCALAPPDATA% and %APPDATA% on Windows). A relative path in one of its variables is ignored, as
+the specification says.
+
+A new file or directory gets owner, group and mode of the directory above it:
+- What root makes in a user's directory belongs to that user, who must be able to change it.
+- Nobody whom the directory above keeps out can open it, whatever the umask is.
+- Nothing else changes its owner. Only an inode that was made here does, through its own descriptor:
+  a new file is known by O_EXCL; a new directory is not entered through a link and is still empty.
+  So the owner of the directory above could have removed it anyway, and gains nothing.
+On Windows rights are inherited, which is the same.
+"""
 
 import os
+import stat
+import sys
 
 
-def local_folder() -> str:
-    """Where a user's programs keep what belongs to this machine: %LOCALAPPDATA%."""
-    return os.environ.get("LOCALAPPDATA") or os.path.expanduser("~\\AppData\\Local")
+def home() -> str:
+    """The user's home directory; '' if there is none (no HOME, and a uid without an account)."""
+    found = os.path.expanduser("~")
+    return found if os.path.isabs(found) else ""
 
 
-def roaming_folder() -> str:
-    """Where a user's programs keep settings: %APPDATA%."""
-    return os.environ.get("APPDATA") or os.path.expanduser("~\\AppData\\Roaming")
+def config_home() -> str:
+    """`$XDG_CONFIG_HOME`, by default ~/.config, on Windows %APPDATA%; '' without a home."""
+    return _base("XDG_CONFIG_HOME", ".config", "APPDATA", "Roaming")
+
+
+def data_home() -> str:
+    """`$XDG_DATA_HOME`, by default ~/.local/share, on Windows %LOCALAPPDATA%; '' without a home."""
+    return _base("XDG_DATA_HOME", ".local/share", "LOCALAPPDATA", "Local")
+
+
+def state_home() -> str:
+    """The directory `sandrun` in `$XDG_STATE_HOME`, by default ~/.local/state, on Windows
+    %LOCALAPPDATA%; '' without a home."""
+    state = _base("XDG_STATE_HOME", ".local/state", "LOCALAPPDATA", "Local")
+    return os.path.join(state, "sandrun") if state else ""
+
+
+def _base(variable: str, below_home: str, windows_variable: str, windows_name: str) -> str:
+    named = os.environ.get(variable) or ""
+    if os.path.isabs(named):
+        return named
+    if sys.platform == "win32":
+        return _windows_folder(windows_variable, windows_name)
+    return os.path.join(home(), below_home) if home() else ""
+
+
+if sys.platform == "win32":
+
+    def _windows_folder(variable: str, name: str) -> str:
+        return os.environ.get(variable) or os.path.expanduser(f"~\\AppData\\{name}")
+
+    def local_folder() -> str:
+        """The directory for what belongs to this machine: %LOCALAPPDATA%."""
+        return _windows_folder("LOCALAPPDATA", "Local")
+
+
+NEW = os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+
+if sys.platform == "win32":
+
+    def make_folders(path: str, most: int = 0o755) -> None:
+        """Make a directory, and those above it that are missing. Raises OSError."""
+        os.makedirs(path, exist_ok=True)
+
+    def create(path: str, flags: int = os.O_WRONLY, most: int = 0o666) -> int:
+        """Make a file that is not there yet; its descriptor. Raises OSError."""
+        return os.open(path, flags | NEW | os.O_BINARY | os.O_NOINHERIT, most)
+
+else:
+    _DIRECTORY = os.O_DIRECTORY | os.O_CLOEXEC
+    # Making something in a directory needs no right to list it: so neither must opening it.
+    FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | _DIRECTORY
+
+    def make_folders(path: str, most: int = 0o755) -> None:
+        """Make a directory with at most the rights `most`, and those above it that are missing.
+        Raises OSError."""
+        above, name = os.path.split(path)
+        try:
+            parent = os.open(above or ".", FOLDER)
+        except FileNotFoundError:
+            make_folders(above, most | 0o755)
+            parent = os.open(above, FOLDER)
+        try:
+            os.mkdir(name, 0o700, dir_fd=parent)
+            made = os.open(name, os.O_RDONLY | _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+            try:
+                if not os.listdir(made):
+                    _adapt(made, parent, most | stat.S_ISGID)
+            finally:
+                os.close(made)
+        except FileExistsError:
+            if not os.path.isdir(path):
+                raise
+        finally:
+            os.close(parent)
+
+    def create(path: str, flags: int = os.O_WRONLY, most: int = 0o666) -> int:
+        """Make a file that is not there yet with at most the rights `most`; its descriptor.
+        Raises OSError."""
+        above, name = os.path.split(path)
+        parent = os.open(above or ".", FOLDER)
+        try:
+            fd = os.open(name, flags | NEW, 0o600, dir_fd=parent)
+            _adapt(fd, parent, most)
+            return fd
+        finally:
+            os.close(parent)
+
+    def _adapt(fd: int, parent: int, most: int) -> None:
+        above = os.fstat(parent)
+        mode = above.st_mode & most
+        if above.st_mode & stat.S_ISVTX:  # everybody may write there, but not into what is there
+            mode &= ~0o022
+        try:
+            if os.geteuid() == 0 and above.st_uid:
+                os.fchown(fd, above.st_uid, above.st_gid)
+            else:
+                mask = os.umask(0o077)
+                os.umask(mask)
+                mode &= ~mask
+            os.fchmod(fd, mode)
+        except OSError:
+            pass  # a user that is not mapped here, a file system without owners: ours, 0600

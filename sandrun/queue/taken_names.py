@@ -15,6 +15,7 @@ import sys
 from sandrun import messages
 from sandrun.config import project
 from sandrun.model import SandrunError
+from sandrun.platform import folders
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def spare_roots() -> "Iterator[str]":
     # The XDG base directory specification: owned by the user, mode 0700, local, gone at logout.
     session = os.environ.get("XDG_RUNTIME_DIR", "")
     # In /run, which is root's, root finds one even without a home.
-    for path, mask in ((session, 0o077), (project.state_home(), 0o022), ("/run", 0o022)):
+    for path, mask in ((session, 0o077), (folders.state_home(), 0o022), ("/run", 0o022)):
         try:
             info = os.stat(path)
         except OSError:
@@ -87,15 +88,15 @@ def spare(name: str, taken: str) -> str:
 def spare_locks(name: str, taken: str) -> str:
     """The same for locks: always below the state home, which cron, ssh and an IDE agree on."""
     _make_home()
-    home = project.state_home()
+    home = folders.state_home()
     return os.path.join(home, name) if home in spare_roots() else taken
 
 
 def _make_home() -> None:
-    path = project.state_home()
+    path = folders.state_home()
     try:
         if path:
-            project.make_folders(path, 0o700)
+            folders.make_folders(path, 0o700)
     except OSError:
         pass  # `spare_roots` sees that it is not there
 

@@ -21,7 +21,7 @@ OURS = {
     "sandrun.backends", "sandrun.backends.none", "sandrun.git", "sandrun.git.guard",
     *(f"sandrun.config{name}" for name in ("", ".options", ".project", ".settings", ".values")),
     *(f"sandrun.lifecycle{name}" for name in ("", ".admission", ".module_files", ".runner")),
-    "sandrun.platform", "sandrun.platform.posix_spawn",
+    "sandrun.platform", "sandrun.platform.folders", "sandrun.platform.posix_spawn",
     *(f"sandrun.queue{name}" for name in ("", ".posix_queue", ".posix_run_lock", ".ticket")),
     "sandrun.supervise", "sandrun.supervise.posix_supervisor",
 }  # fmt: skip

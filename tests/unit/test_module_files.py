@@ -31,7 +31,7 @@ ELSEWHERE = {
     *("sandrun.lifecycle.namespaces", "sandrun.backends.cgroup_common"),
     *("sandrun.git.inotify", "sandrun.git.waiter"),
 }
-OTHER_SYSTEMS = ("windows", "macos", "job_object", "platform.folders")
+OTHER_SYSTEMS = ("windows", "macos", "job_object")
 
 
 def file_of(module: str) -> "Path | None":

@@ -81,7 +81,6 @@ def test_every_module_has_a_room() -> None:
 NOT_YET = {
     "sandrun.config.project -> sandrun.queue.taken_names",
     "sandrun.doctor.report -> sandrun.integrations.hooks",
-    "sandrun.history -> sandrun.config.project",
     "sandrun.platform.posix_terminal -> sandrun.supervise.witness",
     "sandrun.queue.progress -> sandrun.supervise.report",
     "sandrun.supervise.leftovers -> sandrun.git.fsmonitor",
