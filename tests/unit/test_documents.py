@@ -18,6 +18,7 @@ import pytest
 
 from sandrun.config import options
 from tests.harness import ROOT
+from tests.unit.test_rooms import LAYERS
 
 DOCUMENTS = ("ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md", "tests/README.md")
 MAP = ROOT / "tests/README.md"
@@ -216,6 +217,10 @@ def test_every_room_is_described() -> None:
     rooms = re.findall(r"^\| `(\w+)/` \|", text, re.MULTILINE)
     there = {file.parent.name for file in (ROOT / "sandrun").glob("*/__init__.py")}
     assert set(rooms) == there
+    figure = re.search(r"^ cli ─▶.*?^```", text, re.MULTILINE | re.DOTALL)
+    assert figure
+    layers = [set(re.findall(r"\w+", layer)) for layer in figure.group().split("─▶")]
+    assert layers == list(LAYERS)
 
 
 def commands(document: Path) -> "list[list[str]]":
