@@ -10,7 +10,7 @@ import os
 import sys
 
 from sandrun import messages
-from sandrun.model import DARWIN, SandrunError, Unusable, error_text, exhausted
+from sandrun.model import DARWIN, SandrunError, Unusable, error_text, out_of_descriptors
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def choose(
                 messages.warn(f"no kernel enforces the limits: {text}", hint)
             return backend, container, [f"{n}: {text}" for n, text, _ in refused]
         except (Unusable, OSError) as error:
-            lack = exhausted(error)
+            lack = out_of_descriptors(error)
             if lack:  # of descriptors: a worse backend must not be taken for that
                 raise lack from None
             if isinstance(error, Unusable):

@@ -101,7 +101,7 @@ class Group1(cgroup_common.RunGroup):
             elif self.beside:
                 self.beside.create()
         except OSError as error:
-            if name == "memory" or set(self.limits.asked) & _KEYS.get(name, set()):
+            if name == "memory" or set(self.limits.set_by_user) & _KEYS.get(name, set()):
                 raise
             messages.decision(f"no {name or 'cgroup v2'} group beside: {error.strerror}")
             del self.paths[name]
@@ -119,7 +119,7 @@ class Group1(cgroup_common.RunGroup):
                 "memsw_limit_in_bytes",
                 cgroup_files.pages(limits.memory + limits.swap),
             )
-        elif "swap" in limits.asked:
+        elif "swap" in limits.set_by_user:
             raise Unusable(
                 "swap: this kernel does not account for it",
                 "boot with swapaccount=1 on the kernel's command line",
@@ -213,11 +213,11 @@ class Group1(cgroup_common.RunGroup):
             current = self.sampler.measure(int(self.memory.usage_in_bytes), _cache(stat))
             highest = int(self.memory.max_usage_in_bytes)
             peak = self.sampler.peak_below(highest, self.limit_hit == "own")
-            usage = Usage(current, peak, self._cpu(), kinds=self.sampler.kinds)
+            usage = Usage(current, peak, self._cpu(), breakdown=self.sampler.kinds)
             usage.peak_with_cache = highest
             usage.shared = stat.get("total_shmem", 0)
             if "pids" in self.paths:
-                usage.refused = cgroup_files.refused(self.paths["pids"])
+                usage.failed_starts = cgroup_files.refused(self.paths["pids"])
             return usage
         except OSError:
             return Usage()

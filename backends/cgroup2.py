@@ -151,7 +151,7 @@ class Group2(cgroup_common.RunGroup):
         if wanted and self.files.has(name):
             self._set(attribute, name, value)
             return True
-        if wanted and key in self.limits.asked:
+        if wanted and key in self.limits.set_by_user:
             handed = processes.read(self.token + "/cgroup.controllers").decode().split()
             here = name.partition(".")[0] in handed
             why = "this kernel has none" if here else "the controller is not delegated to us"
@@ -279,7 +279,7 @@ class Group2(cgroup_common.RunGroup):
             peak = self.sampler.peak_below(highest, self.limit_hit == "own")
             usage = Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
             usage.peak_with_cache = highest
-            usage.refused = cgroup_files.refused(self.token, self.main)
+            usage.failed_starts = cgroup_files.refused(self.token, self.main)
             usage.shared = stat.get("shmem", 0)
             return usage
         except OSError:

@@ -379,7 +379,7 @@ class JobBackend:
         self.kernel = not windows_api.wine_version()
 
     def open(self, run_id: str, limits: Limits) -> JobContainer:
-        beyond = sorted(limits.asked & _BEYOND)
+        beyond = sorted(limits.set_by_user & _BEYOND)
         if beyond:
             raise Unusable(f"a job does not limit {', '.join(beyond)}")
         job = calls.CreateJobObjectW(None, name_of(run_id))

@@ -73,7 +73,7 @@ class NoBackend:
     kernel = False
 
     def open(self, run_id: str, limits: Limits) -> NoContainer:
-        asked = sorted(limits.asked & _LIMITS)
+        asked = sorted(limits.set_by_user & _LIMITS)
         if asked:
             raise Unusable(
                 f"nothing would enforce {', '.join(asked)}",

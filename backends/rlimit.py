@@ -153,9 +153,9 @@ class RlimitContainer:
 
     def usage(self) -> Usage:
         usage = Usage(self.monitor.current, self.monitor.peak, sampled=True)
-        usage.near = self.near
+        usage.near_limits = self.near
         if self.over:
-            usage.makers = self.monitor.known
+            usage.shm_creators = self.monitor.known
             usage.shared = memory_monitor.segments(self.monitor.known)
         return usage
 
@@ -280,7 +280,7 @@ class RlimitBackend:
     container = RlimitContainer
 
     def open(self, run_id: str, limits: Limits) -> RlimitContainer:
-        beyond = sorted(limits.asked & _BEYOND)
+        beyond = sorted(limits.set_by_user & _BEYOND)
         if beyond:
             raise Unusable(f"only a kernel's container limits {', '.join(beyond)}")
         _check_proc()

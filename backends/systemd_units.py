@@ -126,7 +126,7 @@ class Place:
         parts = [part for part in own.removeprefix(mount).split("/") if part]
         self.own = own
         self.outlives = limits.detached or signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        self.let_go = limits.let_go
+        self.outlives_caller = limits.outlives_caller
         self.root = uid == 0
         self.in_manager = not self.root and manager in parts
         self.in_session = self.root or self.in_manager or parts[:2] == top
@@ -195,7 +195,7 @@ class Place:
     def needs_session(self) -> bool:
         """Whether our user's manager ends before the run shall unless our session lasts so long."""
         in_scope = not self.root and self.unit.startswith("session-")
-        return in_scope and self.let_go and not lingers()
+        return in_scope and self.outlives_caller and not lingers()
 
     def is_delegated(self, manager: "Manager") -> bool:
         """Whether what is below our unit is left to us; `manager`: the unit's. By its word, as a

@@ -1,11 +1,11 @@
-"""Why a waiter leaves the queue without its turn; the same on every system."""
+"""Why a run leaves the queue before its turn; the same on every system."""
 
 from sandrun.model import EXIT_GAVE_UP, SandrunError, command_text
 
 
-class Left(Exception):
-    """A signal, or what is one elsewhere, told the waiter to go; or, if it did not wait (`waited`),
-    the run to end before its command was started."""
+class Interrupted(Exception):
+    """A signal, or its counterpart on Windows, ended the wait; or, if there was none (`waited`), it
+    ends the run before the command was started."""
 
     def __init__(self, signum: int, waited: bool = True) -> None:
         super().__init__(signum)
@@ -14,22 +14,24 @@ class Left(Exception):
 
 
 class GaveUp(SandrunError):
-    """Not our turn, and the user would not wait (longer); `keep`: the place is kept."""
+    """It is not our turn, and the user allows no (longer) wait. `keep`: the ticket's place is kept
+    for the next attempt."""
 
     keep = True
 
 
 def gave_up(text: str, queue: str) -> GaveUp:
-    """`queue`: the name of the one that was left, or ''."""
-    return GaveUp(text, f"see who runs with: {look_at('status', queue)}", EXIT_GAVE_UP)
+    """The error for a run that leaves the queue named `queue` ('': it has no name)."""
+    return GaveUp(text, f"see who runs with: {command_for('status', queue)}", EXIT_GAVE_UP)
 
 
-def look_at(subcommand: str, queue: str) -> str:
-    """The line with which a subcommand of ours is said of the queue that is meant."""
+def command_for(subcommand: str, queue: str) -> str:
+    """The command line of one of our subcommands for the queue named `queue`."""
     return command_text(["sandrun", subcommand, *(["--queue", queue] if queue else [])])
 
 
 def cancelled() -> GaveUp:
+    """The error for a run whose ticket was removed by `sandrun queue cancel`."""
     error = GaveUp("taken out of the queue by sandrun queue cancel", "", EXIT_GAVE_UP)
     error.keep = False
     return error

@@ -138,7 +138,7 @@ def detail(text: str) -> None:
         _line(text, "2")
 
 
-def more_of(number: "int | None") -> str:
+def shortage_hint(number: "int | None") -> str:
     """The hint for an errno of a shortage: what gives more of what the system refused."""
     if number == errno.EMFILE and sys.platform != "win32":
         return f"{os.sysconf('SC_OPEN_MAX')} open files are too few: ulimit -n 1024"

@@ -1,7 +1,7 @@
-"""The words of the design as values: errors, limits, usage, outcome.
+"""The values that all rooms share: errors, limits, usage, outcome, and texts for people.
 
-Everything else imports this module and it imports nothing that costs, because it is on the path
-of every run. `sandrun.backends.protocol` holds the types that only a type checker needs.
+It is on the path of every run, so it imports nothing that costs time. `sandrun.types` and
+`sandrun.backends.protocol` hold the types that only a type checker needs.
 """
 
 import errno
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 DARWIN = sys.platform == "darwin"
-"""Whether the kernel is that of macOS: the one place that asks (tests pretend it, see
-tests/harness/portable)."""
+"""Whether the kernel is that of macOS. All modules ask here, because tests pretend it
+(tests/harness/portable)."""
 
 EXIT_GAVE_UP = 75
-"""Waited as long as the user allowed for a turn (EX_TEMPFAIL of sysexits.h)."""
+"""The run did not get its turn in the time that the user allows (EX_TEMPFAIL of sysexits.h)."""
 EXIT_TIMEOUT = 124
-"""A limit on time (wall, CPU, idle) ended the run; the same number as timeout(1)."""
+"""A time limit (wall, CPU, idle) ended the run; timeout(1) uses the same number."""
 EXIT_SANDRUN = 125
-"""sandrun itself failed or was called wrongly; the command was not started."""
+"""sandrun itself failed, or its command line is wrong; the command was not started."""
 EXIT_NOT_EXECUTABLE = 126
 EXIT_NOT_FOUND = 127
 EXIT_HANGUP = 129
-"""The process that had started sandrun died: what a shell shows after a hang-up."""
+"""The process that had started sandrun died. A shell reports a hang-up as this number."""
 EXIT_MEMORY = 137
-"""The memory limit ended the run: what a shell shows for a process that the kernel killed."""
+"""A memory limit ended the run. A shell reports a process that the kernel killed as this number."""
 
-ENDED: "dict[Reason, int]" = {
+EXIT_CODES: "dict[Reason, int]" = {
     "memory": EXIT_MEMORY,
     "outer-memory": EXIT_MEMORY,
     "timeout": EXIT_TIMEOUT,
@@ -39,20 +39,20 @@ ENDED: "dict[Reason, int]" = {
     "parent": EXIT_HANGUP,
     "escaped": EXIT_SANDRUN,
 }
-"""The exit codes of runs that were ended, by reason."""
+"""The exit codes of runs that sandrun or a limit ended, by reason."""
 
 
 RUNS_VARIABLE = "SANDRUN_RUNS"
-"""In the command's environment: `<state directory>/<run id>` of each run around it, outermost
-first, separated as in PATH. A hint for finding them, never a proof."""
+"""In the command's environment: `<state directory>/<run id>` of each enclosing run, outermost
+first, separated as in PATH. It helps to find them and proves nothing."""
 
 
-OWN_SERVER = "\\x00sandrun-"
-"""What SCCACHE_SERVER_UDS starts with where we set it: an abstract socket, as sccache writes it."""
+SCCACHE_SOCKET = "\\x00sandrun-"
+"""The start of SCCACHE_SERVER_UDS where sandrun sets it: an abstract socket in sccache's form."""
 
 
 def is_run_id(text: str) -> bool:
-    """Whether it has the form of a run's id: eight hexadecimal digits."""
+    """Whether `text` has the form of a run's id: eight hexadecimal digits."""
     return len(text) == 8 and _HEX.issuperset(text)
 
 
@@ -60,10 +60,10 @@ _HEX = frozenset("0123456789abcdef")
 
 
 class SandrunError(Exception):
-    """A failure of sandrun's own: one line of what happened, and how to mend it.
+    """sandrun itself failed: `text` is one line about what happened, `hint` how to mend it.
 
-    Ends as `sandrun: <text>` and `sandrun: hint: <hint>` on stderr and `exit_code` (125 unless
-    said otherwise), never as a traceback.
+    The command line prints `sandrun: <text>` and `sandrun: hint: <hint>` on stderr and exits with
+    `exit_code`; it never prints a traceback.
     """
 
     def __init__(self, text: str, hint: str = "", exit_code: int = EXIT_SANDRUN) -> None:
@@ -78,26 +78,27 @@ class UsageError(SandrunError):
 
 
 class Unusable(SandrunError):
-    """A backend cannot contain anything here; `text` says why and `hint` how to change that."""
+    """A backend cannot contain a run here; `text` says why and `hint` how to change that."""
 
     notable = False
-    """Whether the user is to be told, when no kernel enforces the limits for that reason."""
+    """Whether to warn the user when no kernel enforces the limits for this reason."""
 
 
 class Limits:
     """The limits of a run. Sizes in bytes, times in seconds; -1 or 0.0: no limit.
 
-    `swap` comes on top of `memory`. `io` maps the keys of io.max (`rbps`, `wbps` in bytes a
-    second, `riops`, `wiops`) to values, for the disk under `directory`. `cpu_time` is what no tree
-    may pass, not even in the grace after the setting of that name: for a kernel that stops a tree
-    there by itself. `detached`: the run shall outlive the session that it was started in; `let_go`:
-    whoever started it lets it do so (README, "The death of who started sandrun"). `asked` holds the
-    keys that the user set: a backend that cannot enforce one of those refuses, while a default is
-    enforced where it can be.
+    - `swap` is allowed on top of `memory`.
+    - `io` maps the keys of io.max (`rbps`, `wbps` in bytes per second, `riops`, `wiops`) to values
+      for the disk under `directory`.
+    - `cpu_time` includes the grace period after the setting of that name. It is for a kernel that
+      stops the tree by itself.
+    - `detached`: the run shall outlive the session that it was started in. `outlives_caller`: the
+      process that started it permits that (README, "The death of who started sandrun").
+    - `set_by_user` holds the keys that the user set. A backend that cannot enforce one of these
+      refuses the run; a default is enforced where that is possible.
     """
 
     __slots__ = (
-        "asked",
         "check_interval",
         "cpu_time",
         "cpu_weight",
@@ -106,9 +107,10 @@ class Limits:
         "directory",
         "io",
         "io_weight",
-        "let_go",
         "memory",
+        "outlives_caller",
         "pids",
+        "set_by_user",
         "swap",
     )
 
@@ -123,16 +125,16 @@ class Limits:
         self.io: dict[str, int] = {}
         self.io_weight = -1
         self.directory = "/"
-        self.detached = self.let_go = False
-        self.asked: frozenset[str] = frozenset()
+        self.detached = self.outlives_caller = False
+        self.set_by_user: frozenset[str] = frozenset()
 
     def controllers(self) -> "dict[str, bool]":
-        """The v2 controllers these limits need, and whether the user asked for them by name.
+        """The v2 controllers that these limits use, and whether each is required.
 
-        The processors are divided between the run as a whole and the supervisor in any case: it
-        could not end thousands that want to run if it were one of them.
+        The cpu controller is always used: it divides the processors between the run as a whole and
+        the supervisor, which could otherwise not end thousands of runnable processes.
         """
-        needed = {"memory": True, "pids": "pids" in self.asked}
+        needed = {"memory": True, "pids": "pids" in self.set_by_user}
         needed["cpu"] = bool(self.cpus) or self.cpu_weight >= 0
         if self.io or self.io_weight >= 0:
             needed["io"] = True
@@ -141,7 +143,7 @@ class Limits:
 
 class Process:
     """One process of a run as last seen. `memory` in bytes (RSS or PSS, see the backend); `daemon`
-    is the name of its row in `sandrun.supervise.daemons`, where somebody looked for one."""
+    names its row in `sandrun.supervise.daemons`, if it was looked up there."""
 
     __slots__ = ("command", "daemon", "memory", "pid")
 
@@ -153,42 +155,47 @@ class Process:
 
 
 class Escape:
-    """A process of a run that left the run's group. `start` in clock ticks after boot; `group`:
-    where it was seen; `starter`: its parent, if that has stayed; `is_first`: its parent had not
-    left; `lasted`: it lived when the command had ended."""
+    """A process of a run that left the run's group.
 
-    __slots__ = ("group", "is_first", "lasted", "process", "start", "starter")
+    `start` is its start time in clock ticks after boot, `group` the group in which it was seen,
+    `parent` its parent if that is still in the run's group. `is_first`: its parent had not left
+    before. `outlived_command`: it was alive when the command had ended.
+    """
+
+    __slots__ = ("group", "is_first", "outlived_command", "parent", "process", "start")
 
     def __init__(
-        self, process: Process, start: int, group: str, starter: "Process | None", is_first: bool
+        self, process: Process, start: int, group: str, parent: "Process | None", is_first: bool
     ) -> None:
         self.process = process
         self.start = start
         self.group = group
-        self.starter = starter
+        self.parent = parent
         self.is_first = is_first
-        self.lasted = False
+        self.outlived_command = False
 
 
 class Usage:
-    """What a container's processes used. Bytes and seconds; None where it cannot be known.
+    """The resources that a container's processes used. Bytes and seconds; None: not known.
 
-    `refused`: how many processes and threads could not be started at a limit on their number, and
-    that limit; `near`: which of the fallback's backstops was nearly reached (`data`: bytes of one
-    process, `tasks`), how much there was, and the limit.
-
-    `current` and `peak` leave out page cache that the kernel can drop; `peak_with_cache` is the
-    kernel's own figure, None where cache counts nowhere. Of shorter peaks than a sample sees `peak`
-    has what the kernel's figure proves. `sampled` is true when that was polled, too. `kinds` tells
-    how much memory was `anon`, `file` (page cache), `shmem` (shared memory, tmpfs) and `kernel`
-    (inodes, dentries, pipes, sockets, page tables) when the limit was near. `stalled` is for how
-    long no process could go on for want of memory. `shared`: shared memory and tmpfs, in bytes, as
-    far as a group counts it; without one, SysV segments that are left of the processes `makers`.
+    - `current` and `peak` leave out page cache that the kernel can reclaim. `peak_with_cache` is
+      the kernel's own figure, None where no cache is counted. A peak that is too short for a
+      sample counts as far as the kernel's figure proves it. `sampled`: `peak_with_cache` was
+      polled, too.
+    - `breakdown`: how much memory was `anon`, `file` (page cache), `shmem` (shared memory, tmpfs)
+      and `kernel` (inodes, dentries, pipes, sockets, page tables) when usage was near the limit.
+    - `stalled`: for how long no process could run because it waited for memory.
+    - `failed_starts`: how many processes and threads could not be started because of a limit on
+      their number, and that limit.
+    - `near_limits`: the rlimits of the fallback that were nearly reached (`data`: bytes of one
+      process; `tasks`), each with the usage and the limit.
+    - `shared`: shared memory and tmpfs in bytes, where a group counts it. Elsewhere, SysV segments
+      that processes in `shm_creators` made and left count.
     """
 
     __slots__ = (
-        *("cpu", "current", "kinds", "makers", "near", "peak", "peak_with_cache", "refused"),
-        *("sampled", "shared", "stalled"),
+        *("breakdown", "cpu", "current", "failed_starts", "near_limits", "peak"),
+        *("peak_with_cache", "sampled", "shared", "shm_creators", "stalled"),
     )
 
     def __init__(
@@ -197,7 +204,7 @@ class Usage:
         peak: "int | None" = None,
         cpu: "float | None" = None,
         sampled: bool = False,
-        kinds: "dict[str, int] | None" = None,
+        breakdown: "dict[str, int] | None" = None,
         stalled: "float | None" = None,
     ) -> None:
         self.current = current
@@ -205,12 +212,12 @@ class Usage:
         self.peak_with_cache: int | None = None
         self.cpu = cpu
         self.sampled = sampled
-        self.kinds = kinds or {}
+        self.breakdown = breakdown or {}
         self.stalled = stalled
-        self.refused: tuple[int, int] = (0, 0)
+        self.failed_starts: tuple[int, int] = (0, 0)
         self.shared = 0
-        self.makers: set[int] = set()
-        self.near: dict[str, tuple[int, int]] = {}
+        self.shm_creators: set[int] = set()
+        self.near_limits: dict[str, tuple[int, int]] = {}
 
 
 class Outcome:
@@ -221,16 +228,19 @@ class Outcome:
     died), `not-started`, `left` (a signal ended the wait), `failed` (sandrun itself failed),
     `escaped` (a process left the container, and `--require kernel` allows none) and `lost` (the
     supervisor was killed; whoever finds such a run records that).
-    `interrupted`: the terminal's Ctrl-C ended the command. `asked`: the signal that ended it was
-    sent to us, or by the terminal, so whoever sent it knows; `dumped`: it dumped core.
-    `unkillable`: processes that survived SIGKILL. `outside`: daemons that are no part of it and
-    worked meanwhile. `shared`: what shared memory is left, and the commands that remove it.
-    `escaped`: the processes that left the container, by pid; they are not among the `leftovers`.
+
+    - `interrupted`: Ctrl-C in the terminal ended the command. `forwarded`: the signal that ended it
+      came through sandrun or from the terminal, so its sender knows. `dumped`: it dumped core.
+    - `leftovers`: the processes that the command left behind. `escaped`: the processes that left
+      the container, by pid; they are not among the leftovers. `unkillable`: processes that
+      survived SIGKILL.
+    - `outside`: daemons that do not belong to the run and used the CPU while it ran.
+    - `shared`: the shared memory that is left, and the commands that remove it.
     """
 
     __slots__ = (
-        *("asked", "code", "dumped", "escaped", "interrupted", "leftovers", "outside", "reason"),
-        *("shared", "signal", "top_consumers", "unkillable", "usage"),
+        *("code", "dumped", "escaped", "forwarded", "interrupted", "leftovers", "outside"),
+        *("reason", "shared", "signal", "top_consumers", "unkillable", "usage"),
     )
 
     def __init__(self, reason: "Reason", code: int, signal: int = 0) -> None:
@@ -238,7 +248,7 @@ class Outcome:
         self.code = code
         self.signal = signal
         self.usage = Usage()
-        self.interrupted = self.asked = self.dumped = False
+        self.interrupted = self.forwarded = self.dumped = False
         self.leftovers: list[Process] = []
         self.escaped: dict[int, Escape] = {}
         self.outside: list[Process] = []
@@ -246,33 +256,33 @@ class Outcome:
         self.unkillable: list[int] = []
         self.top_consumers: list[Process] = []
 
-    def is_plain(self) -> bool:
-        """Whether there is nothing to report about this end, as of most."""
+    def is_unremarkable(self) -> bool:
+        """Whether there is nothing to report about this end, as for most runs."""
         if self.reason not in ("exit", "signal") or self.leftovers or self.unkillable:
             return False
         if self.escaped or self.outside or self.shared[0]:
             return False
-        if self.usage.refused[0] or (self.code and self.usage.near):
+        if self.usage.failed_starts[0] or (self.code and self.usage.near_limits):
             return False
-        return self.reason == "exit" or self.asked or self.signal in QUIET
+        return self.reason == "exit" or self.forwarded or self.signal in QUIET_SIGNALS
 
 
-QUIET = (2, 13)
-"""SIGINT and SIGPIPE, of which no shell speaks either: somebody had enough."""
+QUIET_SIGNALS = (2, 13)
+"""SIGINT and SIGPIPE: the user or a reader stopped the command. No shell reports these either."""
 
 
 def error_text(error: OSError) -> str:
-    """Which file an error is about, if one, and what is wrong: `/a/b: Permission denied`."""
+    """The file that an error is about, if any, and what is wrong: `/a/b: Permission denied`."""
     name = error.filename  # bytes where cgroupspy opened it
     shown = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
     return f"{shown}: {error.strerror}" if shown else str(error.strerror)
 
 
-def exhausted(error: "BaseException | None") -> "OSError | None":
-    """The failure for want of descriptors that `error` is, or was raised for; None: there is none.
+def out_of_descriptors(error: "BaseException | None") -> "OSError | None":
+    """The shortage of file descriptors that is `error` or its cause; None: it has another cause.
 
-    It says nothing about the file that could not be opened: no other backend helps, nor other
-    rights.
+    A shortage proves nothing about the file that could not be opened, so neither another backend
+    nor other permissions help.
     """
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -306,17 +316,17 @@ def span_text(seconds: float) -> str:
 
 
 _LINE = 4000
-"""Characters of a line that are shown: names of others' choosing have no end."""
+"""Longest line that is shown, in characters: a name that others chose can have any length."""
 
 
 def plain(text: str) -> str:
-    """`text` as one line that terminals, logs and CI services show and do not act on.
+    """`text` as one line that terminals, logs and CI services show and never execute.
 
-    Names in it are often of others' choosing: of files, settings, queues, processes. What is not
-    printable (line feeds, terminal escapes, characters that change the direction of writing) is
-    written as an escape, and the start of a workflow command is broken up: `::` counts at the
-    start of a line, `##[`, `##vso[` and the like anywhere (GitHub's ActionCommand.cs, Azure
-    Pipelines, TeamCity); GitLab's section markers need a carriage return.
+    Others choose many names in it: of files, settings, queues, processes. Unprintable characters
+    (line feeds, terminal escapes, characters that change the direction of writing) become escapes,
+    and the start of a workflow command is broken up: `::` counts at the start of a line, `##[`,
+    `##vso[` and their kin anywhere (GitHub's ActionCommand.cs, Azure Pipelines, TeamCity). GitLab's
+    section markers need a carriage return.
     """
     if len(text) > _LINE:
         text = text[:_LINE] + "…"
@@ -329,13 +339,13 @@ def plain(text: str) -> str:
 
 def _escaped(char: str) -> str:
     code = ord(char)
-    if 0xDC80 <= code < 0xDD00:  # a byte of a file name that is no text (PEP 383)
+    if 0xDC80 <= code < 0xDD00:  # a byte of a file name that cannot be decoded (PEP 383)
         return f"\\x{code - 0xDC00:02x}"
     return ascii(char)[1:-1]
 
 
 def command_text(command: "list[str]") -> str:
-    """A command line as a shell would take it, on one line (what shlex.join does, without `re`)."""
+    """A command line in a shell's notation, on one line (shlex.join would import `re`)."""
     return " ".join(_quoted(word) for word in command)
 
 
@@ -351,13 +361,13 @@ def _quoted(word: str) -> str:
 
 
 def _for_shell(char: str) -> str:
-    """A character between $' and ', as bash, zsh and ksh read it: what is not printable would break
-    the line, or the terminal that it is shown on, and may be a byte that is no text."""
+    """A character between $' and ', as bash, zsh and ksh read it. An unprintable one would break
+    the line or control the terminal, and it may be a byte that cannot be decoded."""
     if char in "\\'":
         return "\\" + char
     if char.isprintable():
         return char
-    # What os.fsdecode makes of bytes that are no UTF-8 (PEP 383).
+    # os.fsdecode maps bytes that are not UTF-8 to these (PEP 383).
     is_byte = "\udc80" <= char <= "\udcff"
     code = char.encode("utf-8", "surrogateescape" if is_byte else "backslashreplace")
     return _SHORT.get(char) or "".join(f"\\x{byte:02x}" for byte in code)

@@ -10,7 +10,7 @@ import sys
 
 from sandrun import messages
 from sandrun.config import options, project, settings
-from sandrun.model import EXIT_SANDRUN, SandrunError, UsageError, exhausted
+from sandrun.model import EXIT_SANDRUN, SandrunError, UsageError, out_of_descriptors
 from sandrun.platform import spawn
 
 TYPE_CHECKING = False
@@ -33,8 +33,8 @@ def main() -> "NoReturn":
         _listen(os.environ)
         code = _main(sys.argv[1:], caller)
     except SandrunError as error:
-        lack = exhausted(error)
-        hint = messages.more_of(lack.errno) if lack else error.hint
+        lack = out_of_descriptors(error)
+        hint = messages.shortage_hint(lack.errno) if lack else error.hint
         messages.error(error.text, hint)
         code = error.exit_code
         for subscriber in messages.subscribers:
@@ -107,7 +107,7 @@ def _surprise(error: BaseException) -> int:
 
         traceback.print_exception(error)
     if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-        messages.error(f"the system refuses: {error.strerror}", messages.more_of(error.errno))
+        messages.error(f"the system refuses: {error.strerror}", messages.shortage_hint(error.errno))
         return EXIT_SANDRUN
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing and missing.partition(".")[0] != "sandrun":

@@ -16,7 +16,7 @@ import os
 import stat
 import sys
 
-from sandrun.model import SandrunError, exhausted
+from sandrun.model import SandrunError, out_of_descriptors
 from sandrun.platform import folders
 
 SHARED_QUEUES = "/var/lib/sandrun/queues"
@@ -333,7 +333,7 @@ def open_state(path: str) -> int:
             _make_state(path)
             continue
         except OSError as error:
-            if exhausted(error):
+            if out_of_descriptors(error):
                 raise
             raise SandrunError(
                 f"{path}: {error.strerror}: the state directory must be a real directory of yours",

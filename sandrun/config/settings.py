@@ -144,7 +144,7 @@ def limits(settings: Settings, directory: str) -> Limits:
     # an environment in which nothing is to be limited, whatever the command lines there ask for.
     least = _rank(settings, "backend") if settings.backend == "none" else 1
     least = 5 if settings.backend == "none" and least == 3 else least
-    wanted.asked = frozenset(key for key in settings.source if _rank(settings, key) >= least)
+    wanted.set_by_user = frozenset(key for key in settings.source if _rank(settings, key) >= least)
     return wanted
 
 

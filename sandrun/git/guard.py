@@ -96,7 +96,7 @@ def is_quiet(project: str) -> bool:
 def wait_quiet(project: str, patience: float, mask: "set[int]") -> None:
     """Wait up to `patience` seconds for the git at work in `project`; warn if it goes on.
 
-    `mask` is the caller's signal mask. Raises leaving.Left when a signal told us to go.
+    `mask` is the caller's signal mask. Raises errors.Interrupted when a signal told us to go.
     """
     repo = around(project)
     if repo is None:

@@ -25,7 +25,7 @@ _LEAVING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 
 
 class Interruptible:
-    """While a run waits: what would end a git raises leaving.Left, if the caller heeds it."""
+    """While a run waits: what would end a git raises errors.Interrupted, if the caller heeds it."""
 
     def __init__(self, mask: "set[int]") -> None:
         self.mask = mask
@@ -42,9 +42,9 @@ class Interruptible:
 
 
 def _leave(signum: int, frame: "FrameType | None") -> None:
-    from sandrun.errors import Left
+    from sandrun.errors import Interrupted
 
-    raise Left(signum)
+    raise Interrupted(signum)
 
 
 class _Up(Exception):

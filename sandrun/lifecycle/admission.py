@@ -78,7 +78,7 @@ class Place:
 def take(this: "Run") -> Place:
     """Queue up and return when the run may start.
 
-    Raises SandrunError (exit code 75 when the user would not wait longer), leaving.Left, and
+    Raises SandrunError (exit code 75 when the user would not wait longer), errors.Interrupted, and
     Refused.
     """
     if this.around:

@@ -18,7 +18,7 @@ from sandrun.config import settings as settled
 from sandrun.git import guard
 from sandrun.lifecycle import module_files
 from sandrun.lifecycle.admission import Place, Refused, take
-from sandrun.model import EXIT_HANGUP, EXIT_SANDRUN, OWN_SERVER, RUNS_VARIABLE, Outcome
+from sandrun.model import EXIT_HANGUP, EXIT_SANDRUN, RUNS_VARIABLE, SCCACHE_SOCKET, Outcome
 from sandrun.platform import spawn
 from sandrun.supervise import Supervisor
 
@@ -118,7 +118,7 @@ def contain_daemons(env: "dict[str, str]", settings: "Settings", run_id: str) ->
     if ends and "SCCACHE_SERVER_PORT" not in env and "SCCACHE_SERVER_UDS" not in env:
         env["SCCACHE_SERVER_PORT"] = str(20000 + int(run_id, 16) % 12000)
         if sys.platform == "linux":
-            env["SCCACHE_SERVER_UDS"] = OWN_SERVER + run_id
+            env["SCCACHE_SERVER_UDS"] = SCCACHE_SOCKET + run_id
 
 
 def run(
@@ -126,8 +126,8 @@ def run(
 ) -> Outcome:
     """Run `command` through the queue of `project`, contained; how it ended.
 
-    Raises SandrunError when sandrun fails before the command was started, and leaving.Left when
-    a signal told us to end before that.
+    Raises SandrunError when sandrun fails before the command was started, and errors.Interrupted
+    when a signal ended it before that.
     """
     owner = projects.owner(project)
     if settings.waiting or owner >= 0:
@@ -264,7 +264,7 @@ def _contained(this: Run) -> Outcome:
     """Run the command in a container, from opening to closing it."""
     settings, place = this.settings, this.place
     limits = settled.limits(settings, this.project)
-    limits.let_go = not this.caller.parent
+    limits.outlives_caller = not this.caller.parent
     backend, container, refused = backends.choose(
         settings.backend, this.id, limits, settings.require == "kernel"
     )
@@ -307,7 +307,7 @@ def _contained(this: Run) -> Outcome:
             )
         outcome = _supervised(this, backend, container, keeper)
         this.unkillable = outcome.unkillable
-        if not outcome.is_plain():
+        if not outcome.is_unremarkable():
             _surely(lambda: _report(outcome, settings, backend))
     except BaseException:
         try:
@@ -363,9 +363,9 @@ def _supervised(
     this.place.hand_down()
     signum = spawn.pending_end_signal(this.caller)
     if signum:
-        from sandrun.errors import Left
+        from sandrun.errors import Interrupted
 
-        raise Left(signum, waited=False)
+        raise Interrupted(signum, waited=False)
     stage, number, what = "", 0, ""
     modes = _terminal_modes()
     env = this.environment()

@@ -5,7 +5,7 @@ import sys
 import time
 
 from sandrun.config import project
-from sandrun.errors import look_at
+from sandrun.errors import command_for
 from sandrun.model import SandrunError, plain, size_text, span_text
 from sandrun.platform import processes
 from sandrun.queue import Queue, holder
@@ -51,7 +51,7 @@ def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
             poor = waiting_for_memory()
             rows = [_row(queue, ticket, ticket.id in poor) for ticket in queue.tickets()]
             if queue.paused:
-                note = f"paused; go on with: {look_at('resume', name)}"
+                note = f"paused; go on with: {command_for('resume', name)}"
             # Looking means locking for an instant, so only where nobody should hold it.
             elif not any(row["running"] for row in rows):
                 lost = not all(free for _, free in holder.each_slot(queue))

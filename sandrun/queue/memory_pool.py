@@ -20,7 +20,7 @@ import sys
 
 from sandrun import messages
 from sandrun.config import project
-from sandrun.model import MIB, SandrunError, exhausted, size_text
+from sandrun.model import MIB, SandrunError, out_of_descriptors, size_text
 from sandrun.queue import Queue
 from sandrun.queue.ticket import StateGone, Ticket, is_stopped
 
@@ -168,7 +168,7 @@ def enqueue(run_id: str, command: "list[str]", memory: int, total: int) -> "Rese
         try:
             queue = Queue(project.pool_path())
         except SandrunError as error:  # laid by somebody else: it must not stop our runs
-            if exhausted(error):
+            if out_of_descriptors(error):
                 raise
             messages.warn(f"going on without the pool; {error.text}", error.hint)
             return None

@@ -32,7 +32,7 @@ import os
 
 from sandrun import messages
 from sandrun.config import project
-from sandrun.model import SandrunError, exhausted
+from sandrun.model import SandrunError, out_of_descriptors
 from sandrun.queue.posix_queue import Queue
 from sandrun.queue.ticket import StateGone, slot_file
 
@@ -207,7 +207,7 @@ class RunLock:
         try:
             return project.open_state(path), path, os.path.basename(self.queue.path), _OWN
         except SandrunError as error:
-            if exhausted(error):
+            if out_of_descriptors(error):
                 raise
             self.note = error.text
             messages.decision(f"no second home for the run lock: {self.note}")
@@ -266,7 +266,7 @@ class RunLock:
                     continue
                 self.blocked.append(file.fd)
             except OSError as error:
-                if file is files[0] or exhausted(error):
+                if file is files[0] or out_of_descriptors(error):
                     self._refuse(file, error)
                 self._without(file, error)
             for each in files:  # also one that was granted while we slept

@@ -21,7 +21,7 @@ import select
 import time
 
 from sandrun.bare import signal as _signal
-from sandrun.errors import Left, cancelled, gave_up
+from sandrun.errors import Interrupted, cancelled, gave_up
 from sandrun.model import DARWIN, span_text
 from sandrun.queue.posix_queue import CANCEL, WAKEUP_SIGNAL, Queue
 from sandrun.queue.posix_run_lock import RunLock, read_holder_line
@@ -88,7 +88,7 @@ class Waiter:
         try:
             for signum in os.read(self.pipe, 64):
                 if signum in _LEAVING:
-                    raise Left(signum)
+                    raise Interrupted(signum)
         except BlockingIOError:
             pass
 
@@ -111,7 +111,7 @@ class Waiter:
         """Sleep until one of `hangups` is hung up, the bell rings, a signal comes, or it is time
         to look around or to say something. True: only the first.
 
-        Raises Left, and SandrunError when the deadline is over or the ticket was cancelled.
+        Raises Interrupted, and SandrunError when the deadline is over or the ticket was cancelled.
         """
         poll = select.poll()
         for fd in hangups:

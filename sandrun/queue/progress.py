@@ -12,7 +12,7 @@ import sys
 import time
 
 from sandrun import messages
-from sandrun.errors import look_at
+from sandrun.errors import command_for
 from sandrun.model import plain, size_text, span_text
 from sandrun.queue import Queue
 from sandrun.queue.ticket import Ticket, ticket_text
@@ -111,7 +111,7 @@ class Progress:
 
     def report_pause(self) -> None:
         """We would be the next, but the queue is paused."""
-        resume = look_at("resume", self.name)
+        resume = command_for("resume", self.name)
         self._once(f"waiting: the queue is paused; go on with: {resume}", "paused")
 
     def report_outside_holder(self, path: str, holder: int) -> None:
@@ -163,7 +163,7 @@ class Progress:
         self.clear_line()
         messages.status(
             f"hint: behind the same run since {span_text(time.monotonic() - self.behind_since)}; "
-            f"look at it: {look_at('status', self.name)}; end it: sandrun kill {head.id}"
+            f"look at it: {command_for('status', self.name)}; end it: sandrun kill {head.id}"
         )
 
     def _where(self, head: Ticket) -> str:

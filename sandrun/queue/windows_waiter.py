@@ -14,7 +14,7 @@ Imported only by a run that has to wait. Invariants
 import _thread
 import time
 
-from sandrun.errors import Left, cancelled, gave_up
+from sandrun.errors import Interrupted, cancelled, gave_up
 from sandrun.model import span_text
 from sandrun.platform import windows_api, windows_console, windows_files
 from sandrun.queue.windows_queue import CANCEL, END, RECHECK, Queue
@@ -57,7 +57,7 @@ class Waiter:
 
     def _take_events(self) -> None:
         for kind in windows_console.take():
-            raise Left(_SIGNALS.get(kind, SIGHUP))
+            raise Interrupted(_SIGNALS.get(kind, SIGHUP))
 
     def watch(self, key: str, handle: int) -> None:
         """Wake the next sleep when the lock of `handle`, which is ours to close, comes free."""
@@ -81,7 +81,7 @@ class Waiter:
         """Sleep until a watched lock comes free, something is said to us, or it is time to look
         around or to say something.
 
-        Raises Left, and SandrunError when the deadline is over or the ticket was cancelled.
+        Raises Interrupted, and SandrunError when the deadline is over or the ticket was cancelled.
         """
         events = own.events if isinstance(own, OwnTicket) else {}
         order = [b"freed", b"console", *events]
@@ -92,7 +92,7 @@ class Waiter:
         self._take_events()
         told = order[at] if at >= 0 else b""
         if told == END:
-            raise Left(SIGTERM)
+            raise Interrupted(SIGTERM)
         if told == CANCEL:
             raise cancelled()
         assert told in (b"", b"freed", b"console", RECHECK)

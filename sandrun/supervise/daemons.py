@@ -9,7 +9,7 @@ A match is a hint for people and proves nothing: no process is ended because of 
 
 import os
 
-from sandrun.model import OWN_SERVER
+from sandrun.model import SCCACHE_SOCKET
 from sandrun.platform import processes
 
 TYPE_CHECKING = False
@@ -356,7 +356,7 @@ def is_own_server(process: "Process", settings: "Settings") -> bool:
     """Whether it is the server that the run had instead of the user's: no news."""
     if process.daemon != SERVER or settings.daemons != "contain" or settings.leftovers != "kill":
         return False
-    ours = os.environ.get("SCCACHE_SERVER_UDS", "").startswith(OWN_SERVER)
+    ours = os.environ.get("SCCACHE_SERVER_UDS", "").startswith(SCCACHE_SOCKET)
     return ours or not ({"SCCACHE_SERVER_PORT", "SCCACHE_SERVER_UDS"} & set(os.environ))
 
 

@@ -28,7 +28,7 @@ import os
 import time
 
 from sandrun.bare import signal as _signal
-from sandrun.model import ENDED, Outcome
+from sandrun.model import EXIT_CODES, Outcome
 from sandrun.platform import spawn
 
 try:
@@ -182,12 +182,12 @@ class Supervisor:
         """The outcome of a run of which processes left the container."""
         left = outcome.leftovers
         if self.strict and outcome.reason in ("exit", "signal"):
-            outcome = Outcome("escaped", ENDED["escaped"])
+            outcome = Outcome("escaped", EXIT_CODES["escaped"])
         outcome.escaped = dict(self.container.escaped)
         outcome.leftovers = [process for process in left if process.pid not in outcome.escaped]
         for process in left:
             if process.pid in outcome.escaped:
-                outcome.escaped[process.pid].lasted = True
+                outcome.escaped[process.pid].outlived_command = True
         return outcome
 
     def _await_reaped(self) -> None:
@@ -481,15 +481,15 @@ class Supervisor:
 
     def outcome(self) -> Outcome:
         """How the run ended, by what is known at this time."""
-        if self.reason in ENDED:
-            return Outcome(self.reason, ENDED[self.reason])
+        if self.reason in EXIT_CODES:
+            return Outcome(self.reason, EXIT_CODES[self.reason])
         assert self.status is not None
         code = os.waitstatus_to_exitcode(self.status)
         if code >= 0:
             return Outcome("exit", code)
         self._take_what_ended(-code)
         outcome = Outcome("signal", 128 - code, -code)
-        outcome.asked = -code in self.taken
+        outcome.forwarded = -code in self.taken
         outcome.dumped = os.WCOREDUMP(self.status)
         outcome.interrupted = self.interrupted and -code == _signal.SIGINT
         return outcome

@@ -15,7 +15,7 @@ from sandrun.model import (
     EXIT_NOT_FOUND,
     EXIT_SANDRUN,
     MIB,
-    QUIET,
+    QUIET_SIGNALS,
     Outcome,
     Process,
     size_text,
@@ -71,15 +71,17 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
             "ended the run: the process that had started sandrun died",
             "to go on all the same: --detach, nohup or setsid",
         )
-    elif outcome.reason == "signal" and not outcome.asked and outcome.signal not in QUIET:
+    elif (
+        outcome.reason == "signal" and not outcome.forwarded and outcome.signal not in QUIET_SIGNALS
+    ):
         messages.status(_signal(outcome))
     if outcome.escaped:
         say = messages.error if outcome.reason == "escaped" else messages.warn
         say(*_escaped(outcome, settings))
-    if outcome.usage.refused[0]:
-        messages.warn(*_processes(*outcome.usage.refused, settings))
+    if outcome.usage.failed_starts[0]:
+        messages.warn(*_processes(*outcome.usage.failed_starts, settings))
     if outcome.code and outcome.reason in ("exit", "signal"):
-        for kind, (had, most) in outcome.usage.near.items():
+        for kind, (had, most) in outcome.usage.near_limits.items():
             messages.warn(*_backstop(kind, had, most))
     ended = [process for process in outcome.leftovers if process.pid not in outcome.unkillable]
     if ended and outcome.reason in ("exit", "signal"):
@@ -115,13 +117,13 @@ def _escaped(outcome: Outcome, settings: "Settings") -> "tuple[str, str]":
     first = [escape for escape in outcome.escaped.values() if escape.is_first]
     texts = []
     for escape in first[:3]:
-        of, by = escape.process, escape.starter
+        of, by = escape.process, escape.parent
         started = f", started by {by.command[:_SHORT]} (pid {by.pid})" if by else ""
         texts.append(f"{of.command[:_SHORT]} (pid {of.pid}{started}), in {escape.group}")
     more = len(outcome.escaped) - len(texts)
     text = f"left the run's container, so no limit of it held for: {'; '.join(texts)}"
     text += f"; and {more} more" if more else ""
-    if any(escape.lasted for escape in outcome.escaped.values()):
+    if any(escape.outlived_command for escape in outcome.escaped.values()):
         text += f"; {_did(settings)} at the end"
     if outcome.reason == "escaped":
         text = f"--require kernel: ended the run, from which a process {text}"
@@ -250,8 +252,8 @@ def _memory(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     by = "the kernel" if backend.kernel else "polling"
     usage = outcome.usage
     label = " as sampled" if usage.sampled else ""
-    kinds = "".join(f", {kind} {size_text(size)}" for kind, size in usage.kinds.items())
-    if usage.kinds and max(usage.kinds, key=usage.kinds.__getitem__) == "kernel":
+    kinds = "".join(f", {kind} {size_text(size)}" for kind, size in usage.breakdown.items())
+    if usage.breakdown and max(usage.breakdown, key=usage.breakdown.__getitem__) == "kernel":
         kinds += " (such as inodes, dentries, pipes, sockets)"
     stalled = usage.stalled or 0.0
     waited = f", waited {span_text(stalled)} for memory" if stalled >= 0.1 else ""
@@ -283,7 +285,7 @@ def not_started(stage: str, number: int, command: "list[str]") -> Outcome:
     if stage == "E":
         messages.error(
             f"cannot enter the container: {os.strerror(number)}; the command was not started",
-            messages.more_of(number)
+            messages.shortage_hint(number)
             if number in (errno.EMFILE, errno.ENFILE)
             else "see sandrun doctor",
         )

@@ -37,7 +37,7 @@ def settle(
     group tells that anything is left, only segments of the usage's `makers` are named.
     """
     texts, commands = [], []
-    charged, makers = usage.shared, usage.makers
+    charged, makers = usage.shared, usage.shm_creators
     left = charged
     for number, size, creator in _segments(int(since), charged) if SHARED not in apart else []:
         if makers and creator not in makers:

@@ -18,7 +18,7 @@ the command left behind (`sandrun.supervise.leftovers`), what is said about the 
 import os
 import time
 
-from sandrun.model import ENDED, Outcome, SandrunError
+from sandrun.model import EXIT_CODES, Outcome, SandrunError
 from sandrun.platform import windows_api, windows_console, windows_files, windows_spawn
 from sandrun.queue import windows_queue
 
@@ -209,10 +209,10 @@ class Supervisor:
     def outcome(self) -> Outcome:
         """How the run ended, by what is known at this time."""
         assert self.code is not None
-        if self.reason in ENDED:
-            return Outcome(self.reason, ENDED[self.reason])
+        if self.reason in EXIT_CODES:
+            return Outcome(self.reason, EXIT_CODES[self.reason])
         if self.reason == "signal":
             outcome = Outcome("signal", 128 + self.signal, self.signal)
-            outcome.asked = True
+            outcome.forwarded = True
             return outcome
         return Outcome("exit", self.code)

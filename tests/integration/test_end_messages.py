@@ -226,10 +226,10 @@ container = rlimit.RlimitBackend().open("0badcafe", limits)
 script = "for i in 1 2 3 4 5 6 7 8 9; do sleep 1000 & done; echo; wait"
 container.spawn(["sh", "-c", script], os.environ, spawn.capture())
 end = time.monotonic() + 20
-while not container.usage().near and time.monotonic() < end:
+while not container.usage().near_limits and time.monotonic() < end:
     container.poll()
     time.sleep(0.05)
-print(container.usage().near)
+print(container.usage().near_limits)
 container.kill()
 """
 

@@ -35,7 +35,7 @@ def wanted(*asked: str) -> Limits:
     limits = Limits(64 * MIB + 1)
     limits.swap, limits.pids, limits.cpus, limits.cpu_weight = MIB, 7, 0.5, 50
     limits.io, limits.io_weight = {"rbps": 1000}, 2000
-    limits.asked = frozenset(asked)
+    limits.set_by_user = frozenset(asked)
     return limits
 
 

@@ -386,7 +386,7 @@ def test_a_job_of_that_name_is_refused(opened: Opener) -> None:
 
 def test_what_no_job_limits_is_refused(fake: Fake) -> None:
     with pytest.raises(Unusable, match="io_weight"):
-        job_object.JobBackend().open("r", _limits(asked=frozenset({"io_weight", "memory"})))
+        job_object.JobBackend().open("r", _limits(set_by_user=frozenset({"io_weight", "memory"})))
 
 
 def test_the_container_of_a_dead_supervisor_is_ended_by_its_token(
