@@ -171,7 +171,7 @@ def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
     """Wait for the run lock; False: its holder is a run around us."""
     queue, ticket, lock = place.queue, place.ticket, place.lock
     assert queue and ticket and lock
-    from sandrun.queue import nesting, waiter
+    from sandrun.queue import nesting
 
     if nesting.contains_us(queue):
         return False
@@ -180,8 +180,8 @@ def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
     if this.settings.backend != "auto":
         backends.named(this.settings.backend)  # imported now, to be quicker when the turn comes
 
-    def wait(patience: "Waiter", check: "Callable[[], None]") -> None:
-        waiter.wait_turn(queue, ticket, lock, patience, check, _end_orphans)
+    def wait(waiter: "Waiter") -> None:
+        waiter.wait_turn(queue, ticket, lock)
 
     _wait(this, queue, ticket, nesting.enclosing_runs(this.around), deadline, [ticket.fd], wait)
     return True
@@ -191,6 +191,12 @@ def _end_orphans(queue: Queue, line: bytes) -> bool:
     from sandrun.lifecycle import recovery  # only where a run was killed
 
     return recovery.end_orphans(queue, line)
+
+
+def _describe_unkillable(pid: int) -> str:
+    from sandrun.supervise import report  # only where a process survives SIGKILL
+
+    return f"{report.unkillable(pid)}{report.way_to_end(pid)}"
 
 
 def _enter_pool(this: "Run", place: Place, deadline: float) -> None:
@@ -218,10 +224,10 @@ def _enter_pool(this: "Run", place: Place, deadline: float) -> None:
 
 
 def _wait_room(this: "Run", place: Place, reservation: "Reservation", deadline: float) -> None:
-    from sandrun.queue import nesting, waiter
+    from sandrun.queue import nesting
 
-    def wait(patience: "Waiter", check: "Callable[[], None]") -> None:
-        waiter.wait_room(reservation, patience, check)
+    def wait(waiter: "Waiter") -> None:
+        waiter.wait_room(reservation)
 
     around = nesting.enclosing_runs(this.around)
     if nesting.is_charged(reservation.queue, around):
@@ -248,12 +254,13 @@ def _wait(
     around: str,
     deadline: float,
     private: "list[int]",
-    wait: "Callable[[Waiter, Callable[[], None]], None]",
+    wait: "Callable[[Waiter], None]",
 ) -> None:
     """Wait in `queue`, telling others in which runs we are so that a circle is seen."""
     from sandrun import errors
-    from sandrun.queue import nesting, waiter
+    from sandrun.queue import nesting
     from sandrun.queue.progress import Progress
+    from sandrun.queue.waiter import Waiter
     from sandrun.supervise import command_lookup
 
     began = min((ticket.since for ticket in queue.running()), default=0)
@@ -264,10 +271,16 @@ def _wait(
     module_files.hold(module_files.WAITING)
     if around:
         nesting.announce(queue, ticket, around)
-    progress = Progress(queue, ticket, this.record["project"], this.settings.queue)
+    progress = Progress(
+        queue, ticket, this.record["project"], this.settings.queue, _describe_unkillable
+    )
+
+    def check() -> None:
+        nesting.check_deadlock(queue, ticket, around)
+
     try:
-        with waiter.Waiter(this.caller.mask, deadline, progress, private) as patience:
-            wait(patience, lambda: nesting.check_deadlock(queue, ticket, around))
+        with Waiter(this.caller.mask, deadline, progress, private, check, _end_orphans) as waiter:
+            wait(waiter)
     finally:
         progress.clear_line()
         if around:

@@ -26,7 +26,7 @@ Invariants
 - A priority is a head start in time and part of the key, so a ticket is overtaken only by those
   that came within the difference of head starts after it: nobody starves.
 - Whoever renames another's ticket (`move`), pauses or resumes rings every waiter afterwards. If it
-  is killed in between, the waiters' own look around (`posix_waiter.RECHECK_SECONDS`) mends it.
+  is killed in between, the waiters' own recheck (`waiter.RECHECK_SECONDS`) mends it.
 
 Left to others: when to wait and what to say meanwhile (`sandrun.queue.waiter`).
 """

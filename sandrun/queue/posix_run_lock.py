@@ -315,11 +315,12 @@ class RunLock:
             for file in files:
                 file.unlock()
 
-    def holder_of_second(self) -> "LockFile | None":
-        """The second home that the last failed try found held while the first was free."""
+    def held_second(self) -> "tuple[str, os.stat_result] | None":
+        """The second lock file, with its path, if the last failed try found it held while the first
+        one was free."""
         for files in self._files.values():
             if len(files) > 1 and files[1].fd in self.blocked:
-                return files[1]
+                return files[1].path, os.fstat(files[1].fd)
         return None
 
     def skip_second(self) -> None:

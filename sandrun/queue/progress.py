@@ -17,6 +17,10 @@ from sandrun.model import plain, size_text, span_text
 from sandrun.queue import Queue
 from sandrun.queue.ticket import Ticket, ticket_text
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def _seconds(name: str, default: float) -> float:
     try:
@@ -34,11 +38,19 @@ _LIVE = 1.0
 
 class Progress:
     """Tells where `ticket` stands; nothing at all with --quiet. `project` as in the history,
-    `name` the queue's, if it has one."""
+    `name` the queue's, if it has one; `describe` explains an unkillable process."""
 
-    def __init__(self, queue: Queue, ticket: Ticket, project: str, name: str = "") -> None:
+    def __init__(
+        self,
+        queue: Queue,
+        ticket: Ticket,
+        project: str,
+        name: str,
+        describe: "Callable[[int], str]",
+    ) -> None:
         self.queue = queue
         self.name = name
+        self.describe = describe
         self.project = project
         self.ticket = ticket
         self.silent = messages.level < 0
@@ -127,11 +139,7 @@ class Progress:
         """A run's supervisor is dead, its processes are not; the `unkillable` nobody can end."""
         text = "waiting: what an ended run left behind is still being ended"
         if unkillable:
-            from sandrun.supervise import report
-
-            pid = unkillable[0]
-            what = report.unkillable(pid)
-            text = f"waiting for what an ended run left: {what}{report.way_to_end(pid)}"
+            text = f"waiting for what an ended run left: {self.describe(unkillable[0])}"
         self._once(text, f"orphans {unkillable}")
 
     def clear_line(self) -> None:

@@ -23,8 +23,7 @@ import time
 
 from sandrun.model import SandrunError, command_text
 from sandrun.platform import windows_api, windows_files
-from sandrun.queue import ticket as places
-from sandrun.queue.ticket import BaseQueue, escape, new_key
+from sandrun.queue.ticket import BaseQueue, Ticket, escape, new_key
 
 CANCEL = b"c"
 """What a ticket is told that has to leave the queue (exit 75)."""
@@ -39,7 +38,7 @@ _TRIES = 50
 _PAUSE = 0.01
 
 
-class Ticket(places.Ticket):
+class OwnTicket(Ticket):
     """A ticket of our own: `fd` is the handle that has it locked, `events` its owner's events."""
 
     __slots__ = ("events",)
@@ -55,7 +54,7 @@ class Ticket(places.Ticket):
         self.events = {}
 
 
-own: "Ticket | None" = None
+own: "OwnTicket | None" = None
 """This process's first ticket (the pool's comes after it): a supervisor listens to its events."""
 
 
@@ -93,7 +92,7 @@ class Queue(BaseQueue):
                 )
                 if windows_files.try_lock(handle):  # else a sweep looks at it just now
                     os.rename(self._at(private), self._at(name))
-                    taken = Ticket(name, handle, _events(run_id))
+                    taken = OwnTicket(name, handle, _events(run_id))
                     own = own or taken
                     return taken
             except FileNotFoundError:
@@ -142,9 +141,9 @@ class Queue(BaseQueue):
         except (OSError, ValueError):
             return ""
 
-    def open_live(self, name: str) -> "places.Ticket | None":
+    def open_live(self, name: str) -> "Ticket | None":
         handle = self._open_locked(name)
-        return _Seen(name, handle) if handle else None
+        return _OtherTicket(name, handle) if handle else None
 
     def is_live(self, name: str) -> bool:
         handle = self._open_locked(name)
@@ -166,7 +165,7 @@ class Queue(BaseQueue):
         windows_files.close(handle)
         return 0
 
-    def leave(self, ticket: "places.Ticket") -> None:
+    def leave(self, ticket: "Ticket") -> None:
         global own
         super().leave(ticket)
         if own is ticket:
@@ -174,10 +173,10 @@ class Queue(BaseQueue):
 
     def notify(self, name: str, byte: bytes = RECHECK) -> None:
         """Have a ticket's owner look again; or leave, or end, by CANCEL and END."""
-        windows_files.set_named_event(event_name(places.Ticket(name).id, byte))
+        windows_files.set_named_event(event_name(Ticket(name).id, byte))
 
 
-class _Seen(places.Ticket):
+class _OtherTicket(Ticket):
     """Another's ticket, open; `fd` is the handle."""
 
     __slots__ = ()

@@ -68,6 +68,13 @@ class RunLock:
         """There is no second home."""
         return ""
 
+    def held_second(self) -> "tuple[str, os.stat_result] | None":
+        """There is no second lock file."""
+        return None
+
+    def skip_second(self) -> None:
+        """There is no second lock file."""
+
     def try_acquire(self) -> bool:
         """Take a free slot. False: every one is held, see `blocked`. Raises SandrunError."""
         self.blocked = []

@@ -32,7 +32,7 @@ def test_after_speaking_there_is_always_a_pause(
     head = queue.enqueue("0" * 8, ["head"])
     if state == "behind":
         queue.mark(head, running=True)
-    reported = progress.Progress(queue, queue.enqueue("1" * 8, ["me"]), "/project")
+    reported = progress.Progress(queue, queue.enqueue("1" * 8, ["me"]), "/project", "", str)
     wakeups = 0
     while clock.now < 4600:
         match state:

@@ -87,7 +87,7 @@ class Ordering(RuleBasedStateMachine):
         return waiter
 
     def look(self, waiter: Waiter, new: bool = False) -> None:
-        """What a waiter does when it is woken; as `posix_waiter.wait_turn`."""
+        """What a waiter does when it is woken; as `Waiter.wait_turn`."""
         rung = waiter.is_rung()
         only_hung_up = waiter.is_hung_up() and not rung
         if not (self.slots == 1 and only_hung_up and waiter.watched[0].has_run()):

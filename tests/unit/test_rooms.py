@@ -82,7 +82,6 @@ NOT_YET = {
     "sandrun.config.project -> sandrun.queue.taken_names",
     "sandrun.doctor.report -> sandrun.integrations.hooks",
     "sandrun.platform.posix_terminal -> sandrun.supervise.witness",
-    "sandrun.queue.progress -> sandrun.supervise.report",
     "sandrun.supervise.leftovers -> sandrun.git.fsmonitor",
     "sandrun.supervise.leftovers -> sandrun.git.guard",
     "sandrun.supervise.posix_keeper -> sandrun.queue",

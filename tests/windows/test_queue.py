@@ -97,16 +97,9 @@ def test_a_killed_waiter_is_passed_by(box: Box) -> None:
     assert box.tickets() == []
 
 
-class _Silent:
-    """A progress that never has anything to say, so that nothing but an end wakes the waiter."""
-
-    def seconds_to_next(self, longest: float) -> float:
-        return 10 * longest * SCALE
-
-
 def test_an_end_wakes_the_waiter_and_not_its_own_look_around(box: Box) -> None:
     from sandrun.platform import windows_console
-    from sandrun.queue import Queue, windows_waiter
+    from sandrun.queue import Queue, waiter
 
     folder = str(box.root / "queue")
     code = f"from sandrun.queue import Queue; Queue({folder!r}).enqueue('aaaaaaaa', ['x'])"
@@ -117,12 +110,12 @@ def test_an_end_wakes_the_waiter_and_not_its_own_look_around(box: Box) -> None:
     ours = queue.enqueue("bbbbbbbb", ["y"])
     (ahead,) = queue.ahead(ours)
     try:
-        with windows_waiter.Waiter(set(), float("inf"), _Silent(), []) as waiter:
-            waiter.watch(ahead.id, ahead.fd)
+        seconds = waiter.RECHECK_SECONDS * 10 * SCALE
+        with waiter.Blocker(set(), []) as blocker:
             threading.Timer(0.3, holder.kill).start()
             began = time.monotonic()
-            waiter.sleep(ours)
-        assert time.monotonic() - began < windows_waiter.RECHECK_SECONDS * 5 * SCALE
+            blocker.block_on_tickets([ahead], ours, seconds)
+        assert time.monotonic() - began < seconds / 2
         assert queue.ahead(ours) == []
     finally:
         windows_console.restore()
