@@ -211,7 +211,9 @@ class Group2(cgroup_common.RunGroup):
     def _clone(self) -> int:
         directory = os.open(self.main, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            return processes.clone_into(directory)
+            from sandrun.platform import linux_syscalls
+
+            return linux_syscalls.clone_into(directory)
         finally:
             os.close(directory)
 

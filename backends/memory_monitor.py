@@ -288,12 +288,14 @@ class Monitor:
 
 def _in_one_memory(members: "dict[int, processes.Stat]") -> "list[int]":
     """Those that live in the address space of their parent, which is a member too."""
+    from sandrun.platform import linux_syscalls
+
     return [
         pid
         for pid, info in members.items()
         if (parent := members.get(info.parent))
         and info.stack == parent.stack != 0
-        and processes.share_memory(pid, info.parent)
+        and linux_syscalls.share_address_space(pid, info.parent)
     ]
 
 

@@ -198,7 +198,9 @@ def _proc() -> "list[Line]":
 
 
 def _prctl() -> Line:
-    provider = processes.prctl_provider()
+    from sandrun.platform import linux_syscalls
+
+    provider = linux_syscalls.prctl_provider()
     if provider == "python-prctl":
         return Line("prctl", PASS, "python-prctl")
     return Line(

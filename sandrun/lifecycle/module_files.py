@@ -29,10 +29,8 @@ LATE = (
     ),
     *(f"git/{name}" for name in ["other_tools", "repository", "stale"]),
     "lifecycle/recovery",
-    *(
-        f"platform/{name}"
-        for name in ["linux_processes", "posix_terminal", "processes", "small_files"]
-    ),
+    *(f"platform/{name}" for name in ["linux_processes", "linux_syscalls", "posix_terminal"]),
+    *(f"platform/{name}" for name in ["processes", "small_files"]),
     *(f"queue/{name}" for name in ["holder", "unused_states"]),
     *(
         f"supervise/{name}"

@@ -1,17 +1,18 @@
-"""Small facts and calls of the kernel that Python's standard library lacks.
+"""What the Linux kernel knows of processes, from /proc (proc(5)).
 
-prctl(2) comes from python-prctl where that is installed (1 ms to import), else from ctypes (2 ms;
-0.5 ms for what is needed of it).
-Everything here answers "no" on a system that has no such thing; on macOS what /proc tells comes
-from `sandrun.platform.macos_processes`, under the same names.
+A function that returns a truth value, a number or a list answers "no", 0 or nothing for a process
+that is gone or hidden from us, unless its docstring says that it raises OSError.
 """
 
 import errno
 import os
+import sys
 import time
 
 from sandrun.bare import signal as _signal
-from sandrun.model import DARWIN, RUNS_VARIABLE, Process
+from sandrun.model import RUNS_VARIABLE, Process
+
+assert sys.platform == "linux"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,28 +21,22 @@ if TYPE_CHECKING:
 NOWHERE = "/dev/null"
 """A place in which there is no file, nor ever will be."""
 MOUNT_PROC = "mount -t proc proc /proc, or unshare --mount-proc instead of unshare --pid alone"
-_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
 
 
 def become_subreaper() -> bool:
     """Let orphans among our descendants become our children (prctl(2)); False: not here."""
-    try:
-        import prctl
+    from sandrun.platform import linux_syscalls  # loads ctypes
 
-        prctl.set_child_subreaper(1)
-        return True
-    except (ImportError, OSError):
-        pass
-    try:
-        import _ctypes  # what ctypes is made of costs a quarter of it
+    return linux_syscalls.set_child_subreaper()
 
-        program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type] # as dlopen(3) takes NULL
-        function = _ctypes.dlsym(program, "prctl")
-        return bool(_ctypes.call_function(function, (_SUBREAPER, 1, 0, 0, 0)) == 0)
-    except (ImportError, AttributeError):
-        return _prctl(_SUBREAPER, 1)
-    except OSError:
-        return False
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent exits, at once if it already did."""
+    from sandrun.platform import linux_syscalls
+
+    linux_syscalls.set_parent_death_signal(9)  # if that fails it exits by itself, only later
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 _INITS = frozenset(
@@ -57,83 +52,10 @@ def orphans_are_reaped() -> bool:
     return _try_read(f"{PROC}/1/comm").strip() in _INITS
 
 
-_PDEATHSIG = 1  # PR_SET_PDEATHSIG, <linux/prctl.h>
-
-
-def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends (prctl(2)), at once if it did."""
-    _prctl(_PDEATHSIG, 9)  # where it fails it ends by itself, only later
-    if os.getppid() != parent:
-        os._exit(0)
-
-
-def _prctl(option: int, value: int) -> bool:
-    try:
-        import ctypes
-
-        return bool(ctypes.CDLL(None).prctl(option, value, 0, 0, 0) == 0)
-    except (ImportError, OSError, AttributeError):
-        return False
-
-
-_CLONE3 = 435  # the same on every architecture but alpha
-_CLONE_INTO_CGROUP = 0x200000000
-
-
-def clone_into(group: int) -> int:
-    """fork(2), but the child starts in the v2 group whose directory is open as `group`.
-
-    clone3(2), Linux 5.7. The caller has one thread: none of Python's fork handlers run, and the
-    child may only get ready and exec. Raises OSError (ENOSYS where a seccomp profile hides it).
-    """
-    import ctypes
-
-    words = ctypes.c_uint64 * 11  # struct clone_args, <linux/sched.h>, version 2: 88 bytes
-    flags, exit_signal, cgroup = 0, 4, 10
-    arguments = words()
-    arguments[flags] = _CLONE_INTO_CGROUP
-    arguments[exit_signal] = 17  # SIGCHLD
-    arguments[cgroup] = group
-    # PyDLL keeps the interpreter's lock, so the child owns it too.
-    libc = ctypes.PyDLL(None, use_errno=True)
-    pid = libc.syscall(_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
-    if pid < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return int(pid)
-
-
-_KCMP = {"x86_64": 312, "i686": 349, "ppc64le": 354, "s390x": 343, "aarch64": 272, "riscv64": 272}
-_KCMP_VM = 1
-
-
 def tasks() -> int:
     """How many threads there are on this host (proc(5): loadavg); 0 where that is not told."""
     words = _try_read("/proc/loadavg").split()
     return int(words[3].partition(b"/")[2]) if words else 0
-
-
-def share_memory(one: int, other: int) -> bool:
-    """Whether two processes live in one address space (clone(2) with CLONE_VM, vfork(2)).
-
-    kcmp(2); False where it may not be asked: another user's process, many a container.
-    """
-    number = _KCMP.get(os.uname().machine)
-    if number is None:
-        return False
-    import ctypes
-
-    return bool(ctypes.CDLL(None).syscall(number, one, other, _KCMP_VM, 0, 0) == 0)
-
-
-def prctl_provider() -> str:
-    """Who makes prctl calls here, for `sandrun doctor`."""
-    try:
-        import prctl  # noqa: F401 - only its presence matters
-
-        return "python-prctl"
-    except ImportError:
-        return "ctypes"
 
 
 def read(path: "str | bytes") -> bytes:
@@ -155,7 +77,7 @@ def _own_proc() -> str:
     number there is somebody else's. NSpid has a number for every namespace from that of the /proc
     down to the reader's (proc(5), Linux 4.1), and a /proc that does not know us has no `self`.
     """
-    status = b"" if DARWIN else _try_read("/proc/self/status")
+    status = _try_read("/proc/self/status")
     field = b"\nNSpid:" if b"\nNSpid:" in status else b"\nPid:"
     numbers = status.partition(field)[2].partition(b"\n")[0].split()
     return "/proc" if numbers == [b"%d" % os.getpid()] else NOWHERE
@@ -273,25 +195,43 @@ def is_pending(pid: int, signum: int) -> bool:
     return bool(int(bits, 16) >> (signum - 1) & 1)
 
 
-def start(pid: int) -> int:
-    """When the process started, in clock ticks after boot; 0: it is gone."""
+def children(pid: int) -> "list[int]":
+    """The children of all threads of `pid`, dead ones too (/proc/PID/task/*/children)."""
+    found: list[int] = []
     try:
-        return Stat(pid).start
+        for task in os.listdir(f"{PROC}/{pid}/task"):
+            found += map(int, read(f"{PROC}/{pid}/task/{task}/children").split())
     except OSError:
-        return 0
+        pass
+    return found
 
 
-def ancestors(pid: int) -> "list[int]":
-    """The chain of parents of `pid`, nearest first, as far as our pid namespace shows them."""
-    chain: list[int] = []
-    while pid > 1:
+def pin(pid: int) -> int:
+    """A pidfd (pidfd_open(2)): as long as it is open, `kill` hits that process or nobody. -1: there
+    is no such process, or there are none here (before Linux 5.3, macOS)."""
+    try:
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return -1
+
+
+def kill(pid: int, pidfd: int) -> bool:
+    """SIGKILL the process that was pinned; without a pidfd whoever has the number now. False: it is
+    there, and we may not."""
+    if pidfd >= 0:
         try:
-            pid = Stat(pid).parent
-        except OSError:
-            break
-        if pid:  # 0 is whoever is outside: no process that could be told from another
-            chain.append(pid)
-    return chain
+            _signal.pidfd_send_signal(pidfd, 9)
+            return True
+        except OSError as error:  # EPERM and ENOSYS: a filter of system calls
+            if error.errno == errno.ESRCH:
+                return True
+    try:
+        os.kill(pid, 9)
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def adopter() -> int:
@@ -326,64 +266,6 @@ def _say_who_adopts(told: int) -> None:
             os.write(told, b"%d" % os.getppid())
             break
         time.sleep(0.0005)
-
-
-def children(pid: int) -> "list[int]":
-    """The children of all threads of `pid`, dead ones too (/proc/PID/task/*/children)."""
-    found: list[int] = []
-    try:
-        for task in os.listdir(f"{PROC}/{pid}/task"):
-            found += map(int, read(f"{PROC}/{pid}/task/{task}/children").split())
-    except OSError:
-        pass
-    return found
-
-
-def descendants(root: int) -> "list[int]":
-    """The descendants of `root`, parents before children, without a scan of the host; orphans
-    are among them only if an ancestor in the tree is a subreaper."""
-    found = children(root)
-    for pid in found:
-        found += children(pid)
-    return found
-
-
-def pin(pid: int) -> int:
-    """A pidfd (pidfd_open(2)): as long as it is open, `kill` hits that process or nobody. -1: there
-    is no such process, or there are none here (before Linux 5.3, macOS)."""
-    try:
-        return os.pidfd_open(pid)
-    except (OSError, AttributeError):
-        return -1
-
-
-def kill(pid: int, pidfd: int) -> bool:
-    """SIGKILL the process that was pinned; without a pidfd whoever has the number now. False: it is
-    there, and we may not."""
-    if pidfd >= 0:
-        try:
-            _signal.pidfd_send_signal(pidfd, 9)
-            return True
-        except OSError as error:  # EPERM and ENOSYS: a filter of system calls
-            if error.errno == errno.ESRCH:
-                return True
-    try:
-        os.kill(pid, 9)
-    except PermissionError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-def kill_same(pid: int, born: int) -> bool:
-    """SIGKILL the process of that number and `start`; False: it lives, and we may not."""
-    pidfd = pin(pid)
-    try:
-        return start(pid) != born or kill(pid, pidfd)
-    finally:
-        if pidfd >= 0:
-            os.close(pidfd)
 
 
 def has_mark(environ: bytes, mark: str) -> bool:
@@ -491,9 +373,3 @@ def describe(pid: int, memory: "int | None" = None) -> "Process | None":
         return Process(pid, memory, text[:200] or f"[{Stat(pid).name}]")
     except (OSError, IndexError):
         return None if is_zombie(pid) else Process(pid, memory or 0, "[not shown by /proc]")
-
-
-if DARWIN:
-    from sandrun.platform import macos_processes
-
-    globals().update({name: getattr(macos_processes, name) for name in macos_processes.STAND_INS})

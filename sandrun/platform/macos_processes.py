@@ -1,5 +1,4 @@
-"""What the macOS kernel tells of processes, by libproc: stands in for /proc in
-`sandrun.platform.processes`.
+"""What the macOS kernel knows of processes, by libproc.
 
 The functions are in every process (libSystem), the structures are those of <sys/proc_info.h> and
 <sys/resource.h>; tests/layout.py compares them with the Darwin headers. Of another user's process
@@ -91,19 +90,23 @@ _UNIT = _timebase.numer / _timebase.denom / 1e9
 """Seconds."""
 
 
-STAND_INS = (
-    *("Stat", "arguments", "children", "describe", "die_with", "directory", "environ"),
-    *("marked", "newborn", "owner"),
-)
-"""What `sandrun.platform.processes` takes from here."""
-
-
 def _short_info(pid: int) -> ProcBsdShortInfo:
     info = ProcBsdShortInfo()
     size = ctypes.sizeof(info)
     if _libc.proc_pidinfo(pid, _SHORTBSDINFO, 0, ctypes.byref(info), size) != size:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
     return info
+
+
+PROC = NOWHERE = "/dev/null"
+"""There is no /proc: no file is below this path."""
+MOUNT_PROC = "macOS has no /proc"
+
+
+def read(path: "str | bytes") -> bytes:
+    """A whole small file. Raises OSError."""
+    with open(path, "rb", buffering=0) as file:
+        return file.readall()
 
 
 def owner(pid: int) -> int:
@@ -227,3 +230,47 @@ def die_with(parent: int) -> None:
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGALRM})
     _signal.setitimer(_signal.ITIMER_REAL, _LOOK, _LOOK)
     look()
+
+
+def become_subreaper() -> bool:
+    """False: orphans always go to launchd here."""
+    return False
+
+
+def orphans_are_reaped() -> bool:
+    """False: nothing here depends on it."""
+    return False
+
+
+def is_zombie(pid: int) -> bool:
+    """Whether the process is dead, reaped or not."""
+    try:
+        return Stat(pid).state == "Z"
+    except OSError:
+        return True
+
+
+def pin(pid: int) -> int:
+    """-1: there are no pidfds here."""
+    return -1
+
+
+def kill(pid: int, pidfd: int) -> bool:
+    """SIGKILL the process that has the number now. False: it is there, and we may not."""
+    try:
+        os.kill(pid, 9)
+    except PermissionError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def tasks() -> int:
+    """0: the number of threads on this host is not known."""
+    return 0
+
+
+def is_oom_protected(pid: int) -> bool:
+    """False: there is no such protection here."""
+    return False

@@ -1,8 +1,55 @@
-"""Facts about processes, from where this system keeps them."""
+"""The processes of this system, from where it keeps them: libproc, /proc, psutil.
 
+The system's own module has the facts (`Stat`, `children`, `environ` ...). What follows from those
+in the same way on several systems is here.
+"""
+
+import os
 import sys
 
 if sys.platform == "win32":
     from sandrun.platform.windows_processes import *
+elif sys.platform == "darwin":
+    from sandrun.platform.macos_processes import *
 else:
     from sandrun.platform.linux_processes import *
+
+
+def start(pid: int) -> int:
+    """When the process started, in the system's own unit (see its `Stat`); 0: it is gone."""
+    try:
+        return Stat(pid).start
+    except OSError:
+        return 0
+
+
+if sys.platform != "win32":
+
+    def ancestors(pid: int) -> "list[int]":
+        """The chain of parents of `pid`, nearest first, as far as our pid namespace shows them."""
+        chain: list[int] = []
+        while pid > 1:
+            try:
+                pid = Stat(pid).parent
+            except OSError:
+                break
+            if pid:  # 0 stands for any process outside of the namespace
+                chain.append(pid)
+        return chain
+
+    def descendants(root: int) -> "list[int]":
+        """The descendants of `root`, parents before children, without a scan of the host; orphans
+        are among them only if an ancestor in the tree is a subreaper."""
+        found = children(root)
+        for pid in found:
+            found += children(pid)
+        return found
+
+    def kill_same(pid: int, born: int) -> bool:
+        """SIGKILL the process of that number and `start`; False: it lives, and we may not."""
+        pidfd = pin(pid)
+        try:
+            return start(pid) != born or kill(pid, pidfd)
+        finally:
+            if pidfd >= 0:
+                os.close(pidfd)

@@ -1,4 +1,4 @@
-"""Facts about processes, from psutil; stands in for `sandrun.platform.processes`.
+"""The processes of Windows, by psutil.
 
 Everything here answers "no" for a process that is gone or that we may not look at.
 """
@@ -97,14 +97,6 @@ def environ(pid: int) -> "dict[str, str]":
     """The environment of a process. Raises OSError."""
     found = _ask(pid, "environ")
     return found if isinstance(found, dict) else {}
-
-
-def start(pid: int) -> int:
-    """When the process started, in milliseconds; 0: it is gone."""
-    try:
-        return Stat(pid).start
-    except OSError:
-        return 0
 
 
 def pin(pid: int) -> int:

@@ -270,6 +270,8 @@ if os.environ.get("SANDRUN_TEST_PROFILE") == "darwin" and _is_sandrun():
     _replace(ctypes, CDLL)
     _real = sys.platform
     sys.platform = "darwin"
-    import sandrun.model  # noqa: F401 - the one module that asks
+    # The modules that ask, which choose for all others.
+    import sandrun.model
+    import sandrun.platform.processes  # noqa: F401
 
     sys.platform = _real
