@@ -19,7 +19,7 @@ from sandrun.config import project, settings
 from sandrun.doctor import report
 from sandrun.doctor.report import CAUTION, FAIL, PASS, UNUSED, Line, state, trusted
 from sandrun.git import guard
-from sandrun.lifecycle import namespaces, runner
+from sandrun.lifecycle import contain_daemons, namespaces, runner
 from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
 from sandrun.platform import processes, spawn
 from sandrun.queue import Queue, RunLock
@@ -212,7 +212,7 @@ def _daemons(chosen: settings.Settings) -> "list[Line]":
     """The user's daemons that would do a run's work where no limit of it holds."""
     env = dict(os.environ)
     if chosen.daemons == "contain":
-        runner.contain_daemons(env, chosen, "0")
+        contain_daemons(env, chosen, "0")
     root = project.find(project.working_directory())
     found = [p for p in map(daemons.describe, outside.serving(root, env)) if p]
     if not found:

@@ -1,10 +1,10 @@
-"""A run's place: the one way to a turn, `ticket -> head -> run lock -> pool`.
+"""The admission of a run: `ticket -> head of the queue -> run lock -> pool`.
 
-Promises: `take` returns with the run lock held and the pool's share taken, or with an empty place
-for a run inside a run of the same queue; or it raises and leaves nothing behind. Whatever was
-taken is given back in the order that spares the next one a second wake-up.
+Promises: `Admission.acquire` returns with the run lock and the memory reservation held, or with
+neither for a run inside a run of the same queue; or it raises and leaves nothing behind. `release`
+gives everything back in the order that wakes the next run once.
 
-What a free queue does not need is imported only by those that have to wait.
+Imports lazily what a run needs only when it has to wait.
 """
 
 import os
@@ -12,7 +12,7 @@ import time
 
 from sandrun import backends, messages
 from sandrun.config import project
-from sandrun.lifecycle import module_files
+from sandrun.lifecycle import Request, module_files
 from sandrun.model import EXIT_GAVE_UP, SandrunError
 from sandrun.queue import Queue, RunLock
 from sandrun.queue.ticket import StateGone, Ticket, new_key
@@ -21,170 +21,249 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sandrun.lifecycle.runner import Run
     from sandrun.queue.memory_pool import Reservation
     from sandrun.queue.waiter import Waiter
 
 
 class Refused(Exception):
-    """The run would have to wait, and its command cannot be executed; `number`: the errno."""
+    """The run would have to wait, but its command cannot be executed; `number` is the errno."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
 
 
-class Place:
-    """A run's queue, ticket, run lock and share of the pool; nothing of them for a nested run."""
+class Admission:
+    """A run's ticket, run lock and memory reservation, each None until it is acquired.
 
-    __slots__ = ("lock", "queue", "reservation", "ticket")
+    A run inside a run of the same queue has none of them. `request` is what was asked, with the
+    effective limits and the state directory that is used.
+    """
 
-    def __init__(
-        self,
-        queue: "Queue | None" = None,
-        ticket: "Ticket | None" = None,
-        lock: "RunLock | None" = None,
-    ) -> None:
-        self.queue = queue
-        self.ticket = ticket
-        self.lock = lock
+    __slots__ = ("_deadline", "lock", "queue", "request", "reservation", "ticket")
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.queue: Queue | None = None
+        self.ticket: Ticket | None = None
+        self.lock: RunLock | None = None
         self.reservation: Reservation | None = None
+        wait_timeout = request.settings.wait_timeout
+        self._deadline = time.monotonic() + wait_timeout if wait_timeout else float("inf")
 
-    def descriptors(self) -> "list[int]":
-        """What only the supervisor may hold open: the ticket is alive while it is locked."""
+    def private_descriptors(self) -> "list[int]":
+        """What only the supervisor may hold open: a ticket is alive while it is locked."""
         return [self.ticket.fd] if self.ticket else []
 
-    def hand_down(self) -> None:
-        """Let the command inherit the run lock, after the keeper was forked."""
+    def make_lock_inheritable(self) -> None:
+        """Let the command inherit the run lock. Called after the keeper was forked."""
         for fd in self.lock.descriptors() if self.lock else ():
             os.set_inheritable(fd, True)
 
-    def show(self) -> None:
-        """Rewrite the view; after the command was started, because it can wait."""
+    def publish_queue_file(self) -> None:
+        """Rewrite queue.txt. Called after the command was started, because it can wait."""
         if self.queue:
             self.queue.publish_queue_file()
 
     def release(self) -> None:
-        """Free the run lock, then the ticket (which wakes the next); in that order, so that
-        the one who wakes finds the lock free."""
+        """Release the run lock, then the ticket, whose end wakes the next run: in this order, so
+        that it finds the lock free."""
         if self.lock:
             self.lock.release()
         if self.queue and self.ticket:
             self.queue.leave(self.ticket)
+        self._leave_pool()
+
+    def _leave_pool(self) -> None:
         if self.reservation:
             self.reservation.leave()
+        self.reservation = None
 
+    def acquire(self) -> None:
+        """Enqueue the run and return when it may start.
 
-def take(this: "Run") -> Place:
-    """Queue up and return when the run may start.
+        Raises SandrunError (exit code 75 when the user would not wait longer), Refused, and
+        errors.Interrupted when a signal ends the wait.
+        """
+        request = self.request
+        if request.enclosing:
+            from sandrun.queue import nesting
 
-    Raises SandrunError (exit code 75 when the user would not wait longer), errors.Interrupted, and
-    Refused.
-    """
-    if this.around:
+            if nesting.is_inside(request.enclosing, request.state):
+                _report_nested()
+                return
+        key = 0
+        while True:
+            try:
+                queue = Queue(self.request.state)
+            except SandrunError:  # another user took the name after we had found it free
+                state = project.state_path(request.project, request.settings.queue)
+                if state == self.request.state:
+                    raise
+                self.request = request.replace(state=state)
+                continue
+            # A run keeps its place when the state directory is made anew.
+            priority = request.settings.priority
+            key = key or queue.claim_place(self._owner(), priority) or new_key(priority)
+            try:
+                self._acquire_in(queue, key)
+                return
+            except StateGone:
+                queue.close()
+
+    def _owner(self) -> str:
+        """Whom a kept place is for: the same command, from the same directory."""
+        words = [self.request.cwd, *self.request.command]
+        return project.sha1("\0".join(words).encode("utf-8", "surrogateescape"))[:16]
+
+    def _acquire_in(self, queue: Queue, key: int) -> None:
+        request = self.request
+        settings = request.settings
+        lock = RunLock(queue, settings.slots, request.project, settings.queue)
+        ticket = queue.enqueue(request.id, request.command, settings.priority, key)
+        self.queue, self.ticket, self.lock = queue, ticket, lock
+        try:
+            acquired = self._acquire_at_once(queue, ticket, lock)
+            while not acquired:
+                if not self._wait_turn(queue, ticket, lock):
+                    self.release()
+                    self.queue = self.ticket = self.lock = None
+                    _report_nested()
+                    return
+                acquired = self._clean_up(lock)
+            queue.mark(ticket, running=True)
+            self._enter_pool()
+        except BaseException as error:
+            if getattr(error, "exit_code", 0) == EXIT_GAVE_UP and getattr(error, "keep", True):
+                queue.keep_place(ticket, self._owner())
+            self.release()
+            raise
+        messages.decision(f"run {request.id}: acquired slot {lock.slot} of {queue.path}")
+
+    def _acquire_at_once(self, queue: Queue, ticket: Ticket, lock: RunLock) -> bool:
+        """Acquire the run lock if that needs no waiting."""
+        nearest = queue.ahead(ticket, lock.slots, new=True)
+        for other in nearest:
+            other.close()
+        is_free = len(nearest) < lock.slots and not queue.paused
+        return is_free and lock.try_acquire() and self._clean_up(lock)
+
+    def _clean_up(self, lock: RunLock) -> bool:
+        """Clean up after the last holder of the run lock, if it was killed.
+
+        False: the lock is held again, for processes of that run that cannot be ended.
+        """
+        if not lock.read_holder():
+            return True
+        from sandrun.lifecycle import recovery
+
+        return recovery.take_over(lock, self.private_descriptors())
+
+    def _wait_turn(self, queue: Queue, ticket: Ticket, lock: RunLock) -> bool:
+        """Wait for the run lock. False: its holder is an enclosing run."""
         from sandrun.queue import nesting
 
-        if nesting.is_inside(this.around, this.state):
-            return _inside()
-    deadline = float("inf")
-    if this.settings.wait_timeout:
-        deadline = time.monotonic() + this.settings.wait_timeout
-    key = 0
-    while True:
-        try:
-            queue = Queue(this.state)
-        except SandrunError:  # somebody took the name after we had found it free
-            refused, this.state = this.state, project.state_path(this.project, this.settings.queue)
-            if this.state == refused:
-                raise
-            continue
-        # A new state directory does not cost the old place.
-        key = key or _kept(queue, this) or new_key(this.settings.priority)
-        try:
-            return _take_in(queue, this, key, deadline)
-        except StateGone:
-            queue.close()
+        if nesting.contains_us(queue):
+            return False
+        queue.publish_queue_file()
+        lock.prepare()
+        if self.request.settings.backend != "auto":
+            backends.named(self.request.settings.backend)  # imported now, to start sooner then
 
+        def wait(waiter: "Waiter") -> None:
+            waiter.wait_turn(queue, ticket, lock)
 
-def _inside() -> Place:
-    messages.decision("inside a run of the same queue: starting at once")
-    return Place()
-
-
-def _owner(this: "Run") -> str:
-    """Who a kept place is for: the same command, from the same directory."""
-    words = [this.record["cwd"], *this.command]
-    return project.sha1("\0".join(words).encode("utf-8", "surrogateescape"))[:16]
-
-
-def _kept(queue: Queue, this: "Run") -> int:
-    return queue.claim_place(_owner(this), this.settings.priority)
-
-
-def _take_in(queue: Queue, this: "Run", key: int, deadline: float) -> Place:
-    settings = this.settings
-    lock = RunLock(queue, settings.slots, this.project, settings.queue)
-    ticket = queue.enqueue(this.id, this.command, settings.priority, key)
-    place = Place(queue, ticket, lock)
-    try:
-        turn = _at_once(place)
-        while not turn:
-            if not _wait_turn(this, place, deadline):
-                place.release()
-                return _inside()
-            turn = _is_clean(place)
-        queue.mark(ticket, running=True)
-        _enter_pool(this, place, deadline)
-    except BaseException as error:
-        if getattr(error, "exit_code", 0) == EXIT_GAVE_UP and getattr(error, "keep", True):
-            queue.keep_place(ticket, _owner(this))
-        place.release()
-        raise
-    messages.decision(f"run {this.id}: slot {lock.slot} of {queue.path} is ours")
-    return place
-
-
-def _at_once(place: Place) -> bool:
-    """Take the run lock if that needs no waiting."""
-    queue, ticket, lock = place.queue, place.ticket, place.lock
-    assert queue and ticket and lock
-    nearest = queue.ahead(ticket, lock.slots, new=True)
-    for other in nearest:
-        other.close()
-    free = len(nearest) < lock.slots and not queue.paused
-    return free and lock.try_acquire() and _is_clean(place)
-
-
-def _is_clean(place: Place) -> bool:
-    """Clean up after the run lock's last holder, if it was killed; False: the lock is held again,
-    for what of it nobody can end."""
-    lock = place.lock
-    assert lock
-    if not lock.read_holder():
+        enclosing = nesting.enclosing_runs(self.request.enclosing)
+        self._wait(queue, ticket, enclosing, [ticket.fd], wait)
         return True
-    from sandrun.lifecycle import recovery
 
-    return recovery.take_over(lock, place.descriptors())
+    def _enter_pool(self) -> None:
+        """Wait until the run's memory limit fits into the pool."""
+        settings = self.request.settings
+        is_chosen = settings.source["memory"] == "default" or settings.is_the_users("memory")
+        if settings.backend == "none" or (settings.pool == "off" and is_chosen):
+            return
+        from sandrun.queue import memory_pool
+
+        total = memory_pool.budget(settings.pool)
+        memory, swap = memory_pool.effective_limits(settings, total or memory_pool.budget("100%"))
+        self.request = self.request.replace(settings=settings.with_limits(memory, swap))
+        while total:
+            request = self.request
+            reservation = memory_pool.enqueue(request.id, request.command, memory, total)
+            self.reservation = reservation
+            if reservation is None:
+                return
+            try:
+                if not reservation.try_enter():
+                    self._wait_room(reservation)
+                return
+            except StateGone:
+                reservation.leave()
+
+    def _wait_room(self, reservation: "Reservation") -> None:
+        from sandrun.queue import nesting
+
+        def wait(waiter: "Waiter") -> None:
+            waiter.wait_room(reservation)
+
+        queue, ticket = reservation.queue, reservation.ticket
+        enclosing = nesting.enclosing_runs(self.request.enclosing)
+        if nesting.is_charged(queue, enclosing):
+            messages.decision("inside a run that has a reservation in the pool: starting at once")
+            self._leave_pool()
+            return
+        self.publish_queue_file()
+        # Whoever waits for our own run waits, through us, for the pool.
+        enclosing += f"{os.pathsep if enclosing else ''}{self.request.mark}"
+        try:
+            private = [*self.private_descriptors(), ticket.fd]
+            self._wait(queue, ticket, enclosing, private, wait)
+        except nesting.Deadlock as error:
+            messages.warn(f"going on without the pool; {error.text}")
+            self._leave_pool()
+
+    def _wait(
+        self,
+        queue: Queue,
+        ticket: Ticket,
+        enclosing: str,
+        private: "list[int]",
+        wait: "Callable[[Waiter], None]",
+    ) -> None:
+        """Wait in `queue`. Announce the `enclosing` runs, so that a deadlock is found."""
+        from sandrun import errors
+        from sandrun.queue import nesting
+        from sandrun.queue.progress import Progress
+        from sandrun.queue.waiter import Waiter
+        from sandrun.supervise import command_lookup
+
+        request, name = self.request, self.request.settings.queue
+        began = min((ticket.since for ticket in queue.running()), default=0)
+        if number := command_lookup.refusal(request.command[0], request.project, began):
+            raise Refused(number)
+        if request.settings.no_wait:
+            raise errors.gave_up("not our turn, and --no-wait", name)
+        module_files.hold(module_files.WAITING)
+        if enclosing:
+            nesting.announce(queue, ticket, enclosing)
+        progress = Progress(queue, ticket, name or request.project, name, _describe_unkillable)
+
+        def check() -> None:
+            nesting.check_deadlock(queue, ticket, enclosing)
+
+        mask, deadline = request.caller.mask, self._deadline
+        try:
+            with Waiter(mask, deadline, progress, private, check, _end_orphans) as waiter:
+                wait(waiter)
+        finally:
+            progress.clear_line()
+            if enclosing:
+                nesting.withdraw(queue, ticket)
 
 
-def _wait_turn(this: "Run", place: Place, deadline: float) -> bool:
-    """Wait for the run lock; False: its holder is a run around us."""
-    queue, ticket, lock = place.queue, place.ticket, place.lock
-    assert queue and ticket and lock
-    from sandrun.queue import nesting
-
-    if nesting.contains_us(queue):
-        return False
-    queue.publish_queue_file()
-    lock.prepare()
-    if this.settings.backend != "auto":
-        backends.named(this.settings.backend)  # imported now, to be quicker when the turn comes
-
-    def wait(waiter: "Waiter") -> None:
-        waiter.wait_turn(queue, ticket, lock)
-
-    _wait(this, queue, ticket, nesting.enclosing_runs(this.around), deadline, [ticket.fd], wait)
-    return True
+def _report_nested() -> None:
+    messages.decision("inside a run of the same queue: starting at once")
 
 
 def _end_orphans(queue: Queue, line: bytes) -> bool:
@@ -197,91 +276,3 @@ def _describe_unkillable(pid: int) -> str:
     from sandrun.supervise import report  # only where a process survives SIGKILL
 
     return f"{report.unkillable(pid)}{report.way_to_end(pid)}"
-
-
-def _enter_pool(this: "Run", place: Place, deadline: float) -> None:
-    """Wait until the run's limit fits into the pool."""
-    settings = this.settings
-    whose = settings.source["memory"] == "default" or settings.is_the_users("memory")
-    if settings.backend == "none" or (settings.pool == "off" and whose):
-        return
-    from sandrun.queue import memory_pool
-
-    total = memory_pool.budget(settings.pool)
-    memory, swap = memory_pool.effective_limits(settings, total or memory_pool.budget("100%"))
-    this.settings = settings.with_limits(memory, swap)
-    while total:
-        reservation = memory_pool.enqueue(this.id, this.command, memory, total)
-        place.reservation = reservation
-        if reservation is None:
-            return
-        try:
-            if not reservation.try_enter():
-                _wait_room(this, place, reservation, deadline)
-            return
-        except StateGone:
-            reservation.leave()
-
-
-def _wait_room(this: "Run", place: Place, reservation: "Reservation", deadline: float) -> None:
-    from sandrun.queue import nesting
-
-    def wait(waiter: "Waiter") -> None:
-        waiter.wait_room(reservation)
-
-    around = nesting.enclosing_runs(this.around)
-    if nesting.is_charged(reservation.queue, around):
-        messages.decision("inside a run that has its share of the pool: starting at once")
-        reservation.leave()
-        place.reservation = None
-        return
-    place.show()
-    # Inside our own run too: those who wait for it wait for the pool through us.
-    around += f"{os.pathsep if around else ''}{this.state}/{this.id}"
-    try:
-        private = [*place.descriptors(), reservation.ticket.fd]
-        _wait(this, reservation.queue, reservation.ticket, around, deadline, private, wait)
-    except nesting.Deadlock as error:
-        messages.warn(f"going on without the pool; {error.text}")
-        reservation.leave()
-        place.reservation = None
-
-
-def _wait(
-    this: "Run",
-    queue: Queue,
-    ticket: Ticket,
-    around: str,
-    deadline: float,
-    private: "list[int]",
-    wait: "Callable[[Waiter], None]",
-) -> None:
-    """Wait in `queue`, telling others in which runs we are so that a circle is seen."""
-    from sandrun import errors
-    from sandrun.queue import nesting
-    from sandrun.queue.progress import Progress
-    from sandrun.queue.waiter import Waiter
-    from sandrun.supervise import command_lookup
-
-    began = min((ticket.since for ticket in queue.running()), default=0)
-    if number := command_lookup.refusal(this.command[0], this.project, began):
-        raise Refused(number)
-    if this.settings.no_wait:
-        raise errors.gave_up("not our turn, and --no-wait", this.settings.queue)
-    module_files.hold(module_files.WAITING)
-    if around:
-        nesting.announce(queue, ticket, around)
-    progress = Progress(
-        queue, ticket, this.record["project"], this.settings.queue, _describe_unkillable
-    )
-
-    def check() -> None:
-        nesting.check_deadlock(queue, ticket, around)
-
-    try:
-        with Waiter(this.caller.mask, deadline, progress, private, check, _end_orphans) as waiter:
-            wait(waiter)
-    finally:
-        progress.clear_line()
-        if around:
-            nesting.withdraw(queue, ticket)

@@ -32,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from sandrun.lifecycle.runner import Run
+    from sandrun.lifecycle import Request
 
 _NEWNS, _NEWIPC, _NEWUSER = 0x20000, 0x08000000, 0x10000000  # <linux/sched.h>
 _NOSUID, _NODEV, _NOEXEC = 2, 4, 8  # <linux/mount.h>, and ST_NOEXEC of statvfs(3)
@@ -149,10 +149,10 @@ class Plan:
         return OSError(self.errno(), os.strerror(self.errno()), what)
 
 
-def plan(this: "Run", env: "Mapping[str, str]") -> Plan:
+def plan(request: "Request", env: "Mapping[str, str]") -> Plan:
     """What is planned for a run whose command gets the environment `env`. Raises SandrunError."""
-    settings, cwd = this.settings, project.working_directory()  # renamed since the run was queued?
-    top = _project(this, cwd)
+    settings, cwd = request.settings, project.working_directory()  # may have been renamed
+    top = _project(request, cwd)
     covered = ["/dev/shm"] if settings.private_ipc else []
     temporary: list[str] = []
     if settings.private_tmp:
@@ -163,8 +163,8 @@ def plan(this: "Run", env: "Mapping[str, str]") -> Plan:
         os.path.realpath(path) for path in temporary if os.path.isabs(path) and os.path.isdir(path)
     }
     _refuse({top, cwd, "/"}, env, own, directories - own)
-    names = {top, cwd, "/", *temporary, *_state(this), *_git((top, cwd), env)}
-    names |= {*_programs(this.command[0], cwd), *named(env)}
+    names = {top, cwd, "/", *temporary, *_state(request), *_git((top, cwd), env)}
+    names |= {*_programs(request.command[0], cwd), *named(env)}
     if _is_here(env.get("PWD", "")):
         names.add(env["PWD"])
     planned = Plan(sorted(directories), names, cwd, bool(settings.private_ipc))
@@ -173,9 +173,9 @@ def plan(this: "Run", env: "Mapping[str, str]") -> Plan:
     return planned
 
 
-def _project(this: "Run", cwd: str) -> str:
+def _project(request: "Request", cwd: str) -> str:
     """The project's name now that we are in `cwd`: it may have been renamed during the wait."""
-    start, top = this.record["cwd"], this.project
+    start, top = request.cwd, request.project
     is_inside = start == top or _is_below(start, top)
     inner = start[len(top) :]
     return cwd.removesuffix(inner) if is_inside and cwd.endswith(inner) else top
@@ -240,7 +240,7 @@ def _is_below(path: str, directory: str) -> bool:
     return path.startswith(directory + "/")
 
 
-def _state(this: "Run") -> "Iterator[str]":
+def _state(request: "Request") -> "Iterator[str]":
     """The state that a run inside of this one shares with us; what any run may need is made."""
     for path in (project.pool_path(), project.lock_root()):
         try:
@@ -248,8 +248,8 @@ def _state(this: "Run") -> "Iterator[str]":
             yield path
         except SandrunError:
             continue  # who needs it says so
-    yield this.state
-    yield from map(os.path.dirname, this.around.split(os.pathsep))
+    yield request.state
+    yield from map(os.path.dirname, request.enclosing.split(os.pathsep))
 
 
 def _git(starts: "tuple[str, str]", env: "Mapping[str, str]") -> "Iterator[str]":
@@ -331,14 +331,14 @@ def _make_like(path: str, info: os.stat_result) -> None:
     os.chmod(path, stat.S_IMODE(info.st_mode))
 
 
-def check(this: "Run") -> None:
+def check(request: "Request") -> None:
     """Raise SandrunError unless the run can have what is asked for; before the wait."""
     if DARWIN or sys.platform == "win32":
         raise SandrunError(
             "--private-tmp and --private-ipc need Linux: this system has no namespaces",
             "leave them out: private_tmp, private_ipc, SANDRUN_PRIVATE_TMP, SANDRUN_PRIVATE_IPC",
         )
-    planned = plan(this, this.environment())
+    planned = plan(request, request.environment())
     for directory, _, _, kept in planned.steps:
         messages.decision(f"{directory} is the run's own, but for: {', '.join(kept) or 'nothing'}")
     refused = attempt(planned)

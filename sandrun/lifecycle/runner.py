@@ -1,11 +1,11 @@
-"""The one path of a run; every entry point comes through `run`.
+"""The one path of a run; every entry point calls `run`.
 
     settings -> project -> ticket in queue -> (head) run lock -> pool -> git guard
              -> backend opens container -> child enters it, then exec -> supervise
              -> outcome -> kill what is left -> close container -> record -> release
 
-Only this module knows both queues and backends. A run inside a run of the same queue takes no
-ticket: it starts at once, in a container inside the outer one (`sandrun.queue.nesting`).
+Only this room knows both queues and backends. A run inside a run of the same queue takes no ticket:
+it starts at once, in a container inside the outer one (`sandrun.queue.nesting`).
 """
 
 import os
@@ -16,9 +16,9 @@ from sandrun import backends, history, messages
 from sandrun.config import project as projects
 from sandrun.config import settings as settled
 from sandrun.git import guard
-from sandrun.lifecycle import module_files
-from sandrun.lifecycle.admission import Place, Refused, take
-from sandrun.model import EXIT_HANGUP, EXIT_SANDRUN, RUNS_VARIABLE, SCCACHE_SOCKET, Outcome
+from sandrun.lifecycle import Request, module_files
+from sandrun.lifecycle.admission import Admission, Refused
+from sandrun.model import EXIT_HANGUP, EXIT_SANDRUN, Outcome
 from sandrun.platform import spawn
 from sandrun.supervise import Supervisor
 
@@ -29,160 +29,301 @@ if TYPE_CHECKING:
 
     from sandrun.backends.protocol import Backend, Container
     from sandrun.config.settings import Settings
-    from sandrun.queue import RunLock
     from sandrun.supervise.keeper import Keeper
     from sandrun.types import Record
 
 _KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory", "escaped")
-"""Ends that may leave git's locks behind: the run's processes had no time to clean up."""
-
-PROJECT_VARIABLE = "SANDRUN_PROJECT"
-"""In the command's environment: the project whose queue the innermost such run has joined. With
-the former it tells a shim or a Makefile, without a start of sandrun, that it need not queue."""
-
-
-class Run:
-    """One run: what was asked, its place in the queue, and the record that it will leave."""
-
-    def __init__(
-        self, command: "list[str]", settings: "Settings", project: str, caller: spawn.CallerState
-    ) -> None:
-        self.id = os.urandom(4).hex()
-        self.command = command
-        self.settings = settings
-        self.project = project
-        self.caller = caller
-        self.state = projects.state_path(project, settings.queue)
-        self.mark = f"{self.state}/{self.id}"
-        self.around = os.environ.get(RUNS_VARIABLE, "")
-        self.place = Place()
-        self.log: history.Log | None = None
-        self.keeper: Keeper | None = None
-        self.line = b""
-        """What the run lock's file says of the run, once it has a container."""
-        self.unkillable: list[int] = []
-        self.record: Record = {
-            "id": self.id,
-            "pid": os.getpid(),
-            "project": settings.queue or project,
-            "cwd": projects.working_directory(),
-            "command": history.bounded(command),
-        }
-
-    def environment(self) -> "dict[str, str]":
-        """The command's environment: the caller's, and the mark of this run."""
-        mark = self.mark
-        marks = {RUNS_VARIABLE: f"{self.around}{os.pathsep}{mark}" if self.around else mark}
-        if not self.settings.source["queue"].startswith("-"):  # a flag's queue is not the project's
-            marks[PROJECT_VARIABLE] = self.project
-        env = spawn.environment(marks)
-        if self.settings.clean_git_env:
-            guard.clean(env, guard.is_hook(self.command))
-        if self.settings.daemons == "contain":
-            contain_daemons(env, self.settings, self.id)
-            if self.record.get("backend") in _OF_V2:  # not known before the wait
-                env.setdefault("CONTAINERS_CONF_OVERRIDE", _PODMAN)
-            guard.keep_housekeeping(env, self.project)
-        return env
-
-
-_OF_V2 = ("cgroup2", "systemd")
-_PODMAN = f"{os.path.dirname(__file__)}/podman.conf"
-"""Has podman (4.4 and newer) put containers into the run's group instead of beside it, on cgroup
-v2. A file of the package: a run writes none, and one that is killed leaves none."""
-DAEMONLESS = (
-    ("NX_DAEMON", "false"),
-    ("PANTS_PANTSD", "false"),
-    ("DISABLE_SPRING", "1"),
-    ("MSBUILDDISABLENODEREUSE", "1"),
-)
-"""Variables by which a tool does its work itself, in the run, instead of asking a daemon that may
-be outside of it. `sandrun.supervise.daemons` has their sources; here they cost no import."""
-_GRADLE = "-Dorg.gradle.daemon="
-
-
-def contain_daemons(env: "dict[str, str]", settings: "Settings", run_id: str) -> None:
-    """Have tools work in the run where a variable of theirs does that and the user has not set it.
-
-    sccache cannot work without a server: the run gets one of its own, named by `run_id`, but not
-    where nothing would end it with the run. An abstract Unix socket leaves no file and is nobody
-    else's; versions that know only the port (before SCCACHE_SERVER_UDS, or not on Linux) get one
-    below those that the kernel gives to clients (ip_local_port_range in ip(7)).
-    """
-    ends = settings.leftovers == "kill" and settings.backend != "none"
-    for name, value in DAEMONLESS:
-        env.setdefault(name, value)
-    options = env.get("GRADLE_OPTS", "")
-    if _GRADLE not in options and _GRADLE not in env.get("JAVA_OPTS", ""):
-        env["GRADLE_OPTS"] = f"{options} {_GRADLE}false".lstrip()
-    if ends and "SCCACHE_SERVER_PORT" not in env and "SCCACHE_SERVER_UDS" not in env:
-        env["SCCACHE_SERVER_PORT"] = str(20000 + int(run_id, 16) % 12000)
-        if sys.platform == "linux":
-            env["SCCACHE_SERVER_UDS"] = SCCACHE_SOCKET + run_id
+"""Reasons after which git's locks may be left: the run's processes had no time to clean up."""
 
 
 def run(
     command: "list[str]", settings: "Settings", project: str, caller: spawn.CallerState
 ) -> Outcome:
-    """Run `command` through the queue of `project`, contained; how it ended.
+    """Run `command` through the queue of `project`, contained, and return how it ended.
 
     Raises SandrunError when sandrun fails before the command was started, and errors.Interrupted
-    when a signal ended it before that.
+    when a signal ends sandrun before that.
     """
     owner = projects.owner(project)
     if settings.waiting or owner >= 0:
         from sandrun.config import trust
 
         trust.notify(settings.waiting, project, owner)
-    this = Run(command, settings, project, caller)
+    request = Request(command, settings, project, caller)
     if settings.backend == "none":  # refused before the wait
-        backends.choose("none", this.id, settled.limits(settings, project), False)
+        backends.choose("none", request.id, settled.limits(settings, project), False)
     if settings.private_tmp or settings.private_ipc:
         from sandrun.lifecycle import namespaces
 
-        namespaces.check(this)
-    began = time.time()
-    try:
-        this.log = history.Log()  # before the wait, so that no hand-off waits for it
-    except OSError:
-        pass  # the record will go to the state directory
-    for subscriber in messages.subscribers:
-        subscriber.queued(this.id)
-    module_files.hold()
-    try:
-        this.place = take(this)
-    except Refused as refused:
-        return _refused(this, refused.number, began)
-    this.record["limit"] = this.settings.memory  # a small pool shrinks the default
-    this.record["since"] = since = time.time()
-    this.record["wait"] = since - began
-    outcome = Outcome("failed", 125)
-    try:
-        outcome = _guard_git(this) or (
-            _contained(this) if _is_wanted(this) else Outcome("parent", EXIT_HANGUP)
+        namespaces.check(request)
+    return Run(request).execute()
+
+
+class Run:
+    """One run: its request, its admission, and the record that it will leave."""
+
+    def __init__(self, request: Request) -> None:
+        self.admission = Admission(request)
+        self.record: Record = {
+            "id": request.id,
+            "pid": os.getpid(),
+            "project": request.settings.queue or request.project,
+            "cwd": request.cwd,
+            "command": history.bounded(request.command),
+        }
+        self._log: history.Log | None = None
+        self._keeper: Keeper | None = None
+        self._line = b""
+        """The holder's line (`sandrun.queue.holder`), once there is a container."""
+        self._unkillable: list[int] = []
+
+    @property
+    def request(self) -> Request:
+        """What was asked; once admitted, with the effective limits."""
+        return self.admission.request
+
+    def execute(self) -> Outcome:
+        """Wait for admission, run the command, record the run, and release everything."""
+        began = time.time()
+        try:
+            self._log = history.Log()  # opened before the wait: no hand-off waits for it
+        except OSError:
+            pass  # the record will go to the state directory
+        for subscriber in messages.subscribers:
+            subscriber.queued(self.request.id)
+        module_files.hold()
+        try:
+            self.admission.acquire()
+        except Refused as refused:
+            return self._refuse(refused.number, began)
+        since = time.time()
+        memory = self.request.settings.memory
+        self.record |= {"limit": memory, "since": since, "wait": since - began}
+        outcome = Outcome("failed", EXIT_SANDRUN)
+        try:
+            outcome = self._guard_git() or self._run_if_wanted()
+            if outcome.reason in _KILLED and not outcome.unkillable and self._is_all_dead():
+                request = self.request
+                _guarded(lambda: guard.heal_after(request.project, since, request.id))
+        except BaseException as error:
+            signum = getattr(error, "signum", 0)
+            if signum:
+                outcome = Outcome("left", 128 + signum)
+            raise
+        finally:
+            _guarded(lambda: self._write_record(outcome, time.time() - since))
+            self._release()
+        return outcome
+
+    def _release(self) -> None:
+        keeper, lock = self._keeper, self.admission.lock
+        if keeper and self._unkillable:
+            self._note_unkillable()
+            keeper.outlast()  # it keeps the run lock, which our release then does not free
+        self.admission.release()
+        if keeper:
+            keeper.reap()
+        if sys.platform != "win32" and lock and lock.is_new:
+            _guarded(lambda: _remove_unused(os.path.dirname(self.request.state)))
+
+    def _refuse(self, number: int, began: float) -> Outcome:
+        from sandrun.supervise import report
+
+        outcome = report.not_started("X", number, self.request.command)
+        self.record |= {"limit": self.request.settings.memory, "since": began, "wait": 0.0}
+        self._write_record(outcome, 0.0)
+        return outcome
+
+    def _guard_git(self) -> "Outcome | None":
+        """Wait for a git at work in the project. Returns an outcome if the command is refused."""
+        request, settings = self.request, self.request.settings
+        undecided = settings.source["clean_git_env"] == "default"
+        if undecided and (leak := guard.leaked(guard.is_hook(request.command))):
+            messages.warn(
+                f"{', '.join(leak)} from the environment: every git in this run acts on one "
+                "repository",
+                guard.LEAK_HINT,
+            )
+        if not settings.git_wait or guard.is_quiet(request.project):
+            return None
+        from sandrun.supervise import command_lookup, report
+
+        if number := command_lookup.refusal(request.command[0], request.project, time.time()):
+            return report.not_started("X", number, request.command)
+        guard.wait_quiet(request.project, settings.git_wait, request.caller.mask)
+        return None
+
+    def _parent(self) -> int:
+        """The process whose death ends the run; 0: none."""
+        return 0 if self.request.settings.detach else self.request.caller.parent
+
+    def _run_if_wanted(self) -> Outcome:
+        """Run the command, unless the process whose death ends the run died during the wait."""
+        if self._parent() in (0, os.getppid()):
+            return self._run_contained()
+        messages.status("left the queue: the process that had started sandrun died")
+        return Outcome("parent", EXIT_HANGUP)
+
+    def _is_all_dead(self) -> bool:
+        """Whether the closed container proves that no process of the run lives."""
+        is_contained = self.record.get("backend", "none") != "none"
+        return is_contained and self.request.settings.leftovers != "leave"
+
+    def _run_contained(self) -> Outcome:
+        """Run the command in a container, from opening the container to closing it."""
+        request, settings, lock = self.request, self.request.settings, self.admission.lock
+        limits = settled.limits(settings, request.project)
+        limits.outlives_caller = not request.caller.parent
+        backend, container, refused = backends.choose(
+            settings.backend, request.id, limits, settings.require == "kernel"
         )
-        if outcome.reason in _KILLED and not outcome.unkillable and _all_dead(this):
-            _surely(lambda: guard.heal_after(project, since, this.id))
-    except BaseException as error:
-        signum = getattr(error, "signum", 0)
-        if signum:
-            outcome = Outcome("left", 128 + signum)
-        raise
-    finally:
-        _surely(lambda: _record(this, outcome, time.time() - since))
-        if this.keeper and this.unkillable:
-            _note_unkillable(this)
-            this.keeper.outlast()  # and keeps the run lock: no release empties it
-        this.place.release()
-        if this.keeper:
-            this.keeper.reap()
-        if sys.platform != "win32" and this.place.lock and this.place.lock.is_new:
-            _surely(lambda: _remove_unused(os.path.dirname(this.state)))
-    return outcome
+        messages.decision(
+            f"backend {backend.name}" + (f" (not {'; not '.join(refused)})" if refused else "")
+        )
+        if refused and not backend.kernel and not request.enclosing:
+            self._report_fallback()
+        container.mark = request.mark
+        self.record["backend"] = backend.name
+        self._line = self._holder_line(container)
+        if lock:
+            lock.write_holder(self._line)
+        keeper = None
+        try:
+            if container.token:
+                keeper = self._start_keeper(backend, container)
+            outcome = self._run_supervised(backend, container, keeper)
+            self._unkillable = outcome.unkillable
+            if not outcome.is_unremarkable():
+                _guarded(lambda: _report_end(outcome, settings, backend))
+        except BaseException:
+            try:
+                container.kill()
+            except TimeoutError as error:
+                self._unkillable = error.args[0]
+            raise
+        finally:
+            container.close()
+            self._keeper = keeper
+            if keeper and not self._unkillable:
+                keeper.dismiss()
+        return outcome
+
+    def _holder_line(self, container: "Container") -> bytes:
+        fields = {
+            "v": history.VERSION,
+            **self.record,
+            "container": container.token,
+            "leftovers": self.request.settings.leftovers,
+            "state": self.request.state,
+        }
+        if container.token:
+            from sandrun.platform import processes
+
+            if born := processes.start(os.getpid()):
+                fields["born"] = born
+        return history.encode(fields).encode()
+
+    def _start_keeper(self, backend: "Backend", container: "Container") -> "Keeper":
+        from sandrun.supervise.keeper import Keeper
+
+        lock, line = self.admission.lock, self._line
+
+        def finish() -> None:
+            from sandrun.lifecycle import recovery
+
+            recovery.finish(container, line, lock)
+
+        private = self.admission.private_descriptors()
+        return Keeper(container, private, lock, finish, self._parent(), backend.kernel)
+
+    def _note_unkillable(self) -> None:
+        lock = self.admission.lock
+        if sys.platform != "win32" and lock:
+            from sandrun.queue import holder
+
+            holder.note_unkillable(lock, self._line, self._unkillable)
+
+    def _report_fallback(self) -> None:
+        """Report that no kernel enforces the limits: once per boot and project, or with -v."""
+        from sandrun.platform import processes
+
+        try:
+            boot = processes.read("/proc/sys/kernel/random/boot_id").decode().strip()
+        except OSError:
+            boot = "this one"  # macOS, where a boot empties /tmp
+        queue = self.admission.queue
+        is_known = queue is not None and queue.read_note(_NOTED) == boot
+        if messages.level < 0 or (messages.level == 0 and is_known):
+            return
+        messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
+        if queue:
+            queue.write_note(_NOTED, boot)
+
+    def _run_supervised(
+        self, backend: "Backend", container: "Container", keeper: "Keeper | None"
+    ) -> Outcome:
+        """Start the command in the container and supervise it."""
+        request, settings, caller = self.request, self.request.settings, self.request.caller
+        self.admission.make_lock_inheritable()
+        if signum := spawn.pending_end_signal(caller):
+            from sandrun.errors import Interrupted
+
+            raise Interrupted(signum, waited=False)
+        modes = _terminal_modes()
+        env = request.environment(backend.name)
+        apart = [request.project, request.cwd]
+        if settings.private_tmp or settings.private_ipc:
+            from sandrun.lifecycle import namespaces
+
+            planned = namespaces.plan(request, env)
+            caller.isolate = planned.enter
+            apart += [step[0] for step in planned.steps]
+        try:
+            child = container.spawn(request.command, env, caller)
+        except OSError as error:
+            return _report_not_started("X", error.errno or 0, request.command)
+        # Nothing may come before this: what the terminal sends now reaches the command without us.
+        supervisor = Supervisor(child, container, settings, backend.kernel, keeper)
+        supervisor.apart = tuple(apart)
+        # An outer run watches for daemons itself, and `none` contains nothing.
+        contains = settings.daemons == "contain" and container.token and not request.enclosing
+        if contains and sys.platform != "win32":
+            supervisor.served = request.project, env
+        self.admission.publish_queue_file()
+        outcome = _call_in_root(request.cwd, supervisor.run)
+        if modes and outcome.reason != "exit":
+            from sandrun.platform import posix_terminal
+
+            posix_terminal.restore(modes)
+        stage, number, what = spawn.failure(caller)
+        return _report_not_started(stage, number, request.command, what) if stage else outcome
+
+    def _write_record(self, outcome: Outcome, wall: float) -> None:
+        times, usage = os.times(), outcome.usage
+        cpu = times.children_user + times.children_system
+        self.record |= {
+            "wall": wall,
+            "exit": outcome.code,
+            "reason": outcome.reason,
+            "peak": usage.peak,
+            "peak_with_cache": usage.peak_with_cache,
+            "stalled": usage.stalled,
+            "cpu": cpu if usage.cpu is None else usage.cpu,
+        }
+        try:
+            history.append(self.record, self.request.state, self._log)
+        except OSError as error:
+            messages.decision(f"cannot record the run: {error}")
+        for subscriber in messages.subscribers:
+            subscriber.ended(self.record)
 
 
-def _surely(step: "Callable[[], None]") -> None:
-    """Do what comes after the command's end: whatever goes wrong there, its exit code stands."""
+_NOTED = "fallback-noted"
+"""The note that holds the boot in which a project was told; two runs at once may both report it."""
+
+
+def _guarded(step: "Callable[[], None]") -> None:
+    """Do a step after the command's end. Whatever fails in it, the command's exit code stands."""
     try:
         step()
     except Exception as error:
@@ -193,160 +334,34 @@ def _surely(step: "Callable[[], None]") -> None:
 
 
 def _remove_unused(root: str) -> None:
-    """After the first run of a project: remove the state of projects that are used no more."""
+    """After the first run of a project: remove the state of projects that are no longer used."""
     try:
-        others = sum(map(projects.is_state_name, os.listdir(root))) > 1
+        has_others = sum(map(projects.is_state_name, os.listdir(root))) > 1
     except OSError:  # no right to list it
         return
-    if others:
+    if has_others:
         from sandrun.queue import unused_states
 
         unused_states.remove_some(root)
 
 
-def _refused(this: Run, number: int, began: float) -> Outcome:
-    from sandrun.supervise import report
-
-    outcome = report.not_started("X", number, this.command)
-    this.record |= {"limit": this.settings.memory, "since": began, "wait": 0.0}
-    _record(this, outcome, 0.0)
-    return outcome
-
-
-def _is_wanted(this: Run) -> bool:
-    """Whether the process whose death ends the run still lives, now that it is our turn."""
-    parent = 0 if this.settings.detach else this.caller.parent
-    if parent in (0, os.getppid()):
-        return True
-    messages.status("left the queue: the process that had started sandrun died")
-    return False
-
-
-def _guard_git(this: Run) -> "Outcome | None":
-    """Wait for a git at work in the project; the outcome if the command cannot be started."""
-    settings = this.settings
-    undecided = settings.source["clean_git_env"] == "default"
-    if undecided and (leak := guard.leaked(guard.is_hook(this.command))):
-        messages.warn(
-            f"{', '.join(leak)} from the environment: every git in this run acts on one repository",
-            guard.LEAK_HINT,
-        )
-    if not settings.git_wait or guard.is_quiet(this.project):
-        return None
-    from sandrun.supervise import command_lookup, report
-
-    if number := command_lookup.refusal(this.command[0], this.project, time.time()):
-        return report.not_started("X", number, this.command)
-    guard.wait_quiet(this.project, settings.git_wait, this.caller.mask)
-    return None
-
-
-def _note_unkillable(this: Run) -> None:
-    if sys.platform != "win32" and this.place.lock:
-        from sandrun.queue import holder
-
-        holder.note_unkillable(this.place.lock, this.line, this.unkillable)
-
-
-def _finish_lost(container: "Container", line: bytes, lock: "RunLock | None") -> None:
-    """What a keeper does when the supervisor is dead."""
-    from sandrun.lifecycle import recovery
-
-    recovery.finish(container, line, lock)
-
-
-def _all_dead(this: Run) -> bool:
-    """Whether the closed container proves that no process of the run lives."""
-    return this.settings.leftovers != "leave" and this.record.get("backend", "none") != "none"
-
-
-def _contained(this: Run) -> Outcome:
-    """Run the command in a container, from opening to closing it."""
-    settings, place = this.settings, this.place
-    limits = settled.limits(settings, this.project)
-    limits.outlives_caller = not this.caller.parent
-    backend, container, refused = backends.choose(
-        settings.backend, this.id, limits, settings.require == "kernel"
-    )
-    messages.decision(
-        f"backend {backend.name}" + (f" (not {'; not '.join(refused)})" if refused else "")
-    )
-    if refused and not backend.kernel and not this.around:
-        _note_fallback(this)
-    container.mark = this.mark
-    this.record["backend"] = backend.name
-    more = {
-        "v": history.VERSION,
-        **this.record,
-        "container": container.token,
-        "leftovers": settings.leftovers,
-        "state": this.state,
-    }
-    if container.token:
-        from sandrun.platform import processes
-
-        born = processes.start(os.getpid())
-        if born:
-            more["born"] = born
-    this.line = line = history.encode(more).encode()
-    if place.lock:
-        place.lock.write_holder(line)
-    keeper = None
-    try:
-        if container.token:
-            from sandrun.supervise.keeper import Keeper
-
-            parent = 0 if settings.detach else this.caller.parent
-            keeper = Keeper(
-                container,
-                place.descriptors(),
-                place.lock,
-                lambda: _finish_lost(container, line, place.lock),
-                parent,
-                backend.kernel,
-            )
-        outcome = _supervised(this, backend, container, keeper)
-        this.unkillable = outcome.unkillable
-        if not outcome.is_unremarkable():
-            _surely(lambda: _report(outcome, settings, backend))
-    except BaseException:
-        try:
-            container.kill()
-        except TimeoutError as error:
-            this.unkillable = error.args[0]
-        raise
-    finally:
-        container.close()
-        this.keeper = keeper
-        if keeper and not this.unkillable:
-            keeper.dismiss()
-    return outcome
-
-
-_NOTED = "fallback-noted"
-"""The file that keeps the boot in which a project was told so; of two at once both may say it."""
-
-
-def _note_fallback(this: Run) -> None:
-    """Say that no kernel enforces the limits: once a boot and project, or with -v."""
-    from sandrun.platform import processes
-
-    try:
-        boot = processes.read("/proc/sys/kernel/random/boot_id").decode().strip()
-    except OSError:
-        boot = "this one"  # where /tmp is emptied at a boot: macOS
-    queue = this.place.queue
-    if messages.level < 0 or (messages.level == 0 and queue and queue.read_note(_NOTED) == boot):
-        return
-    messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
-    if queue:
-        queue.write_note(_NOTED, boot)
-
-
-def _report(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
+def _report_end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     from sandrun.supervise import report
 
     report.end(outcome, settings, backend)
+
+
+def _report_not_started(stage: str, number: int, command: "list[str]", what: str = "") -> Outcome:
+    """Report why the command was not started. `stage` N: `what` of its namespaces failed."""
+    if stage == "N":
+        from sandrun.lifecycle import namespaces
+
+        refused = namespaces.refusal(number, what)
+        messages.error(refused.text, refused.hint)
+        return Outcome("failed", EXIT_SANDRUN)
+    from sandrun.supervise import report
+
+    return report.not_started(stage, number, command)
 
 
 def _terminal_modes() -> "list[Any] | None":
@@ -357,61 +372,12 @@ def _terminal_modes() -> "list[Any] | None":
     return posix_terminal.modes()
 
 
-def _supervised(
-    this: Run, backend: "Backend", container: "Container", keeper: "Keeper | None"
-) -> Outcome:
-    this.place.hand_down()
-    signum = spawn.pending_end_signal(this.caller)
-    if signum:
-        from sandrun.errors import Interrupted
+def _call_in_root(directory: str, call: "Callable[[], Outcome]") -> Outcome:
+    """Call `call` in `/` and return its result: the caller's `directory` can then be unmounted or
+    removed as soon as the command has left it.
 
-        raise Interrupted(signum, waited=False)
-    stage, number, what = "", 0, ""
-    modes = _terminal_modes()
-    env = this.environment()
-    apart = [this.project, this.record["cwd"]]
-    if this.settings.private_tmp or this.settings.private_ipc:
-        from sandrun.lifecycle import namespaces
-
-        planned = namespaces.plan(this, env)
-        this.caller.isolate = planned.enter
-        apart += [step[0] for step in planned.steps]
-    try:
-        child = container.spawn(this.command, env, this.caller)
-    except OSError as error:
-        stage, number = "X", error.errno or 0
-    else:
-        # First of all: from now on what the terminal sends reaches the command without us.
-        supervisor = Supervisor(child, container, this.settings, backend.kernel, keeper)
-        supervisor.apart = tuple(apart)
-        # A run inside another one leaves that to the outer one, and `none` contains nothing.
-        contains = this.settings.daemons == "contain" and container.token and not this.around
-        if contains and sys.platform != "win32":
-            supervisor.served = this.project, env
-        this.place.show()
-        outcome = _elsewhere(this.record["cwd"], supervisor.run)
-        if modes and outcome.reason != "exit":
-            from sandrun.platform import posix_terminal
-
-            posix_terminal.restore(modes)
-        stage, number, what = spawn.failure(this.caller)
-    if stage == "N":
-        from sandrun.lifecycle import namespaces
-
-        refused = namespaces.refusal(number, what)
-        messages.error(refused.text, refused.hint)
-        return Outcome("failed", EXIT_SANDRUN)
-    if stage:
-        from sandrun.supervise import report
-
-        return report.not_started(stage, number, this.command)
-    return outcome
-
-
-def _elsewhere(directory: str, call: "Callable[[], Outcome]") -> Outcome:
-    """What `call` returns, called in `/`: the caller's `directory` can be unmounted or removed as
-    soon as the command has left it. What follows may need it again, for what the environment names
-    by a relative path (GIT_DIR); we come back unless the path leads to another one by now.
+    Afterwards we go back, because the environment may name files by a relative path (GIT_DIR),
+    unless `directory` is another directory by then.
     """
     if sys.platform == "win32":
         return call()
@@ -419,7 +385,7 @@ def _elsewhere(directory: str, call: "Callable[[], Outcome]") -> Outcome:
         here = os.stat(os.curdir)
         os.chdir("/")
     except OSError:
-        return call()  # no right to search it, or the root
+        return call()  # we have no right to search it
     try:
         return call()
     finally:
@@ -428,21 +394,3 @@ def _elsewhere(directory: str, call: "Callable[[], Outcome]") -> Outcome:
                 os.chdir(directory)
         except OSError:
             pass
-
-
-def _record(this: Run, outcome: Outcome, wall: float) -> None:
-    times = os.times()
-    this.record["wall"] = wall
-    this.record["exit"] = outcome.code
-    this.record["reason"] = outcome.reason
-    this.record["peak"] = outcome.usage.peak
-    this.record["peak_with_cache"] = outcome.usage.peak_with_cache
-    this.record["stalled"] = outcome.usage.stalled
-    cpu = outcome.usage.cpu
-    this.record["cpu"] = times.children_user + times.children_system if cpu is None else cpu
-    try:
-        history.append(this.record, this.state, this.log)
-    except OSError as error:
-        messages.decision(f"cannot record the run: {error}")
-    for subscriber in messages.subscribers:
-        subscriber.ended(this.record)

@@ -2,7 +2,7 @@
 
 The table is data; a row holds for what was tried, or says in `tried` that its source is all there
 is. What a run's command left behind is named with what would have ended it. What a run sets so that
-a tool needs no daemon is `lifecycle.runner.DAEMONLESS`, which costs no import.
+a tool needs no daemon is `lifecycle.DAEMONLESS`, which costs no import.
 
 A match is a hint for people and proves nothing: no process is ended because of one.
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.lifecycle.runner import DAEMONLESS
+from sandrun.lifecycle import DAEMONLESS
 from sandrun.platform import processes
 from sandrun.supervise import daemons
 from tests.gitbox import GIT, GitBox

@@ -115,13 +115,6 @@ CYCLES: "set[frozenset[str]]" = {
     frozenset({"sandrun.platform.posix_terminal", "sandrun.supervise.witness"}),
     frozenset(
         {
-            "sandrun.lifecycle.admission",
-            "sandrun.lifecycle.namespaces",
-            "sandrun.lifecycle.runner",
-        }
-    ),
-    frozenset(
-        {
             "sandrun.supervise.keeper",
             "sandrun.supervise.posix_keeper",
             "sandrun.supervise.posix_supervisor",
