@@ -23,8 +23,7 @@ from sandrun.platform import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandrun.queue import Queue
-    from sandrun.queue.ticket import Ticket
+    from sandrun.queue import Queue, Ticket
 
 _EPILOG = """\b
 Exit codes:

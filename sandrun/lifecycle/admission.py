@@ -14,8 +14,7 @@ from sandrun import backends, messages
 from sandrun.config import project
 from sandrun.lifecycle import Request, module_files
 from sandrun.model import EXIT_GAVE_UP, SandrunError
-from sandrun.queue import Queue, RunLock
-from sandrun.queue.ticket import StateGone, Ticket, new_key
+from sandrun.queue import Queue, RunLock, StateGone, Ticket, new_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

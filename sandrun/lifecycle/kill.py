@@ -21,8 +21,7 @@ import time
 from sandrun.config import project
 from sandrun.lifecycle import recovery, status
 from sandrun.model import DARWIN, SandrunError
-from sandrun.queue import CANCEL, Queue, holder, nesting
-from sandrun.queue.ticket import Ticket
+from sandrun.queue import CANCEL, Queue, Ticket, holder, nesting
 from sandrun.supervise import report
 
 _DEATH = 5.0

@@ -8,8 +8,7 @@ from sandrun.config import project
 from sandrun.errors import command_for
 from sandrun.model import SandrunError, plain, size_text, span_text
 from sandrun.platform import processes
-from sandrun.queue import Queue, holder
-from sandrun.queue.ticket import Ticket, is_stopped
+from sandrun.queue import Queue, Ticket, holder, is_stopped
 from sandrun.supervise import report
 
 TYPE_CHECKING = False

@@ -7,8 +7,7 @@ number is its own.
 
 from sandrun.platform import windows_api, windows_files, windows_spawn
 from sandrun.platform.windows_api import calls
-from sandrun.queue import windows_queue
-from sandrun.queue.ticket import BaseQueue, Ticket
+from sandrun.queue import BaseQueue, Ticket, windows_queue
 
 MARGIN = 2.0
 """Seconds on top of the grace for a supervisor to clean up."""

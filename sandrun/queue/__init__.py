@@ -7,6 +7,8 @@ lock behind. Knows nothing of what runs. Imports config, messages, platform and 
 
 import sys
 
+from sandrun.queue.queue import BaseQueue, StateGone, Ticket, is_stopped, new_key, ticket_text
+
 if sys.platform == "win32":
     from sandrun.queue.windows_queue import CANCEL, Queue
     from sandrun.queue.windows_run_lock import RunLock, read_holder_line
@@ -14,4 +16,7 @@ else:
     from sandrun.queue.posix_queue import CANCEL, Queue
     from sandrun.queue.posix_run_lock import RunLock, read_holder_line
 
-__all__ = ["CANCEL", "Queue", "RunLock", "read_holder_line"]
+__all__ = [
+    "CANCEL", "BaseQueue", "Queue", "RunLock", "StateGone", "Ticket", "is_stopped", "new_key",
+    "read_holder_line", "ticket_text",
+]  # fmt: skip

@@ -11,8 +11,8 @@ import time
 
 from sandrun import history
 from sandrun.model import is_run_id
-from sandrun.queue import Queue, RunLock, read_holder_line
-from sandrun.queue.ticket import StateGone, Ticket, slot_file
+from sandrun.queue import Queue, RunLock, StateGone, Ticket, read_holder_line
+from sandrun.queue.queue import slot_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

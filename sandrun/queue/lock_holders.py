@@ -11,7 +11,7 @@ from sandrun.config import project
 from sandrun.model import command_text
 from sandrun.platform import processes
 from sandrun.queue import Queue, nesting
-from sandrun.queue.ticket import slot_file
+from sandrun.queue.queue import slot_file
 
 
 def foreign(queue: "Queue | None", root: str, name: str) -> "list[dict[str, object]]":

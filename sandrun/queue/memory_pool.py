@@ -21,8 +21,7 @@ import sys
 from sandrun import messages
 from sandrun.config import project
 from sandrun.model import MIB, SandrunError, out_of_descriptors, size_text
-from sandrun.queue import Queue
-from sandrun.queue.ticket import StateGone, Ticket, is_stopped
+from sandrun.queue import Queue, StateGone, Ticket, is_stopped
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

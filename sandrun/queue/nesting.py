@@ -19,8 +19,7 @@ import sys
 from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError
 from sandrun.platform import processes
-from sandrun.queue import Queue
-from sandrun.queue.ticket import Ticket
+from sandrun.queue import Queue, Ticket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ import time
 from sandrun.bare import signal as _signal
 from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError, command_text
-from sandrun.queue.ticket import STARTED, BaseQueue, StateGone, Ticket, escape, new_key
+from sandrun.queue.queue import STARTED, BaseQueue, StateGone, Ticket, escape, new_key
 
 CANCEL = b"c"
 """What is written into a ticket that has to leave the queue; any other byte: look again."""

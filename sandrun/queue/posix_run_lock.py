@@ -34,7 +34,7 @@ from sandrun import messages
 from sandrun.config import project
 from sandrun.model import SandrunError, out_of_descriptors
 from sandrun.queue.posix_queue import Queue
-from sandrun.queue.ticket import StateGone, slot_file
+from sandrun.queue.queue import StateGone, slot_file
 
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 

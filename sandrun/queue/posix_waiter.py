@@ -20,7 +20,7 @@ from sandrun.errors import Interrupted, cancelled
 from sandrun.model import DARWIN
 from sandrun.queue.posix_queue import CANCEL, WAKEUP_SIGNAL
 from sandrun.queue.posix_run_lock import RunLock
-from sandrun.queue.ticket import Ticket
+from sandrun.queue.queue import Ticket
 
 assert sys.platform != "win32"
 

@@ -14,8 +14,7 @@ import time
 from sandrun import messages
 from sandrun.errors import command_for
 from sandrun.model import plain, size_text, span_text
-from sandrun.queue import Queue
-from sandrun.queue.ticket import Ticket, ticket_text
+from sandrun.queue import Queue, Ticket, ticket_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from sandrun.config import project
 from sandrun.model import SandrunError
 from sandrun.queue import Queue, read_holder_line
 from sandrun.queue.posix_run_lock import LockFile
-from sandrun.queue.ticket import StateGone, slot_file, slot_numbers
+from sandrun.queue.queue import StateGone, slot_file, slot_numbers
 
 IDLE = 86400.0
 """Seconds since the last run after which a queue is taken for unused."""

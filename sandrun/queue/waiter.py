@@ -31,10 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Protocol
 
-    from sandrun.queue import Queue, RunLock
+    from sandrun.queue import Queue, RunLock, Ticket
     from sandrun.queue.memory_pool import Reservation
     from sandrun.queue.progress import Progress
-    from sandrun.queue.ticket import Ticket
 
     class Blocking(Protocol):
         """How a waiter blocks on one system; a context in which signals interrupt it.

@@ -23,7 +23,7 @@ import time
 
 from sandrun.model import SandrunError, command_text
 from sandrun.platform import windows_api, windows_files
-from sandrun.queue.ticket import BaseQueue, Ticket, escape, new_key
+from sandrun.queue.queue import BaseQueue, Ticket, escape, new_key
 
 CANCEL = b"c"
 """What a ticket is told that has to leave the queue (exit 75)."""

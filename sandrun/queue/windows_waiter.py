@@ -18,7 +18,7 @@ from sandrun.queue.windows_run_lock import RunLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from sandrun.queue.ticket import Ticket
+    from sandrun.queue.queue import Ticket
 
 SIGINT, SIGTERM, SIGBREAK, SIGHUP = 2, 15, 21, 1
 _SIGNALS = {windows_api.CTRL_C_EVENT: SIGINT, windows_api.CTRL_BREAK_EVENT: SIGBREAK}

@@ -32,7 +32,7 @@ ENDED = (
     "posix_run_lock.py",
     "history.py",
     "posix_queue.py",
-    "ticket.py",
+    "queue.py",
     "admission.py",
     "memory_pool.py",
 )

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import pytest
 
 from sandrun.platform import processes
-from sandrun.queue.ticket import Ticket
+from sandrun.queue import Ticket
 from tests.harness import SCALE, Box, wait_for
 
 RUNS = int(os.environ.get("SANDRUN_TORTURE_RUNS") or 40)

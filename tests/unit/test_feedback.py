@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.queue import Queue, progress
-from sandrun.queue.ticket import Ticket
+from sandrun.queue import Queue, Ticket, progress
 
 
 class Clock:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandrun import history
-from sandrun.queue.ticket import ticket_text
+from sandrun.queue import ticket_text
 from tests.harness import Box, installed_env, wait_for
 
 GOOD = {"v": 1, "id": "0badcafe", "project": "/p", "command": ["make"], "wall": 2.5}
@@ -116,7 +116,7 @@ def test_private_modules_of_python_are_a_shortcut_only(gone: str, tmp_path: Path
         sys.modules[{gone!r}] = None
         from sandrun import history
         from sandrun.config import project
-        from sandrun.queue.ticket import ticket_text
+        from sandrun.queue import ticket_text
         record = {{"project": "/p", "reason": "exit", "command": ["é", '"'], "wall": 1.5}}
         history.append(record, "")
         print(history.durations("/p", ticket_text), project.sha1(b"x")[:8])

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 
 from sandrun.model import command_text
-from sandrun.queue import Queue
-from sandrun.queue.ticket import StateGone, Ticket, ticket_text
+from sandrun.queue import Queue, StateGone, Ticket, ticket_text
 
 
 @given(st.lists(st.text(min_size=0, max_size=60), min_size=1, max_size=4))

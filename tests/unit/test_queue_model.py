@@ -23,8 +23,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sandrun.queue import Queue
-from sandrun.queue.ticket import Ticket, new_key
+from sandrun.queue import Queue, Ticket, new_key
 
 EXAMPLES = int(os.environ.get("SANDRUN_TEST_EXAMPLES") or 60)
 head_starts = st.sampled_from([3600, 0, -3600]) | st.integers(-5000, 5000)
