@@ -51,6 +51,7 @@ WAITING = (
     *(f"backends/{name}" for name in ["systemd", "systemd_units"]),
     *(f"config/{name}" for name in ["settings_files", "trust"]),
     *(f"git/{name}" for name in ["included", "inotify", "record_locks", "waiter"]),
+    "platform/memory",
     *(f"queue/{name}" for name in ["memory_pool", "taken_names"]),
     *(f"supervise/{name}" for name in ["keeper", "posix_keeper"]),
 )

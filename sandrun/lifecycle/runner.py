@@ -293,8 +293,9 @@ class Run:
         outcome = _call_in_root(request.cwd, supervisor.run)
         if modes and outcome.reason != "exit":
             from sandrun.platform import posix_terminal
+            from sandrun.supervise import witness
 
-            posix_terminal.restore(modes)
+            posix_terminal.restore(modes, witness.NAME)
         stage, number, what = spawn.failure(caller)
         return _report_not_started(stage, number, request.command, what) if stage else outcome
 

@@ -60,9 +60,10 @@ def modes() -> "list[Any] | None":
         os.close(fd)
 
 
-def restore(before: "list[Any]") -> None:
+def restore(before: "list[Any]", helper: str) -> None:
     """Put the terminal back in those modes, if nobody has it but us or a group of the run that is
-    gone: a pager in our pipeline, which is in our group, made it raw for itself.
+    gone: a pager in our pipeline, which is in our group, made it raw for itself. Our own processes
+    of the name `helper` do not count.
 
     A program that was killed cannot do it, and a shell does it only for a job that a signal ended
     (bash, jobs.c), where we exit with a code.
@@ -73,7 +74,11 @@ def restore(before: "list[Any]") -> None:
     import termios
 
     try:
-        if termios.tcgetattr(fd) != before and _is_free(os.tcgetpgrp(fd)) and not _is_shared():
+        if (
+            termios.tcgetattr(fd) != before
+            and _is_free(os.tcgetpgrp(fd))
+            and not _is_shared(helper)
+        ):
             termios.tcsetattr(fd, termios.TCSANOW, before)
     except (OSError, termios.error):
         pass
@@ -92,15 +97,15 @@ def _is_free(front: int) -> bool:
     return True
 
 
-def _is_shared() -> bool:
-    """Whether somebody is in our group who is no ancestor of ours: a sibling of one, or ours.
-    The witness of a run around us is nobody."""
+def _is_shared(helper: str) -> bool:
+    """Whether our group has a process that is no ancestor of ours, but a sibling of ours or of one.
+    Processes of the name `helper` do not count: those of an outer run."""
     from sandrun.platform import processes
 
     child = os.getpid()
     for parent in processes.ancestors(child):
         siblings = [pid for pid in processes.children(parent) if pid != child and is_with_us(pid)]
-        if not all(processes.is_zombie(pid) or _is_witness(pid) for pid in siblings):
+        if not all(processes.is_zombie(pid) or _is_named(pid, helper) for pid in siblings):
             return True
         if not is_with_us(parent):
             break
@@ -108,12 +113,11 @@ def _is_shared() -> bool:
     return False
 
 
-def _is_witness(pid: int) -> bool:
+def _is_named(pid: int, name: str) -> bool:
     from sandrun.platform import processes
-    from sandrun.supervise import witness
 
     try:
-        return processes.Stat(pid).name == witness.NAME
+        return processes.Stat(pid).name == name
     except OSError:
         return True  # it is gone
 

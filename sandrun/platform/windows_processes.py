@@ -3,11 +3,7 @@
 Everything here answers "no" for a process that is gone or that we may not look at.
 """
 
-import ctypes
-
 from sandrun.model import Process
-from sandrun.platform import windows_api
-from sandrun.platform.windows_api import calls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,13 +56,6 @@ class Stat:
         except psutil.Error as error:
             raise ProcessLookupError(str(error)) from None
         self.state = "R"  # nothing is ever stopped by a Ctrl-Z
-
-
-def memory() -> int:
-    """The host's memory in bytes."""
-    status = windows_api.MemoryStatus(dwLength=ctypes.sizeof(windows_api.MemoryStatus))
-    calls.GlobalMemoryStatusEx(ctypes.byref(status))
-    return int(status.ullTotalPhys)
 
 
 def written(pid: int) -> int:

@@ -15,12 +15,10 @@ that is stopped between its first look and its mark, then continued, may overcom
 A ticket is locked by its run's supervisor and keeper, so its share is free when the tree is dead.
 """
 
-import os
-import sys
-
 from sandrun import messages
 from sandrun.config import project
 from sandrun.model import MIB, SandrunError, out_of_descriptors, size_text
+from sandrun.platform.memory import host_memory
 from sandrun.queue import Queue, StateGone, Ticket, is_stopped
 
 TYPE_CHECKING = False
@@ -36,63 +34,7 @@ def budget(wish: str) -> int:
         return 0
     if not wish.endswith("%"):
         return int(wish)
-    return int(_memory() * float(wish[:-1]) / 100)
-
-
-def _memory() -> int:
-    """The memory there is to share: the host's, or the surrounding container's limit if lower."""
-    found = [size for size in (_total(), _limit_around()) if size]
-    return min(found) if found else 0
-
-
-def _total() -> int:
-    if sys.platform == "win32":
-        from sandrun.platform import processes
-
-        return processes.memory()
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
-    except (OSError, ValueError):
-        return 0
-
-
-def _limit_around() -> int:
-    """The lowest memory limit of the groups that we can see above us; 0: none.
-
-    In a cgroup namespace the root shows the container's own limit. v1 says 2**63 for none.
-    """
-    lowest = 0
-    if sys.platform == "win32":
-        return lowest
-    for line in _lines("/proc/self/cgroup"):
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers == "":
-            base, name = "/sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            base, name = "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        while True:
-            for text in _lines(f"{base}{path}/{name}")[:1]:
-                if text.isdigit() and int(text) < 1 << 60:
-                    lowest = min(lowest or 1 << 60, int(text))
-            if path in ("", "/"):
-                break
-            path = os.path.dirname(path)
-    return lowest
-
-
-def _lines(path: str) -> "list[str]":
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return []
-    try:
-        return os.read(fd, 65536).decode("utf-8", "surrogateescape").split("\n")
-    except OSError:
-        return []
-    finally:
-        os.close(fd)
+    return int(host_memory() * float(wish[:-1]) / 100)
 
 
 class Reservation:
