@@ -64,7 +64,7 @@ NOT_ON_MACOS = {
     r"a_limit_on_processes_is_named": "no container of a kernel",
     r"whose_limit_was_hit": "no cgroups",
     r"pkill_by_name_does_not_hit": "no process renames itself",
-    r"knocks_of_dead_keepers": "no real-time signals, no events",
+    r"wakeups_of_dead_keepers": "no real-time signals, no events",
     r"an_orphan_without_environment_and_desc": "the known gap: see backends/rlimit_macos.py",
     r"(nothing_stays_as_a_zombie|several_chains_at_once|a_cleared_environment_does.*daemon)":
         "no subreaper: see backends/rlimit_macos.py",

@@ -137,6 +137,13 @@ def housekeepers(pids: "list[int]") -> "list[int]":
     return [pid for pid in pids if git_processes.keeps_house(pid)]
 
 
+def stop_fsmonitor(pid: int) -> None:
+    """Have a file system monitor of git's end by git's own command."""
+    from sandrun.git import fsmonitor
+
+    fsmonitor.stop(pid)
+
+
 _DETACH = ("gc.autoDetach", "maintenance.autoDetach")
 """git-config(1): since 2.0 and 2.47."""
 _MANY = 1 << 16

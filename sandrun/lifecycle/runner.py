@@ -285,9 +285,14 @@ class Run:
         # Nothing may come before this: what the terminal sends now reaches the command without us.
         supervisor = Supervisor(child, container, settings, backend.kernel, keeper)
         supervisor.apart = tuple(apart)
+        supervisor.git = guard
         # An outer run watches for daemons itself, and `none` contains nothing.
         contains = settings.daemons == "contain" and container.token and not request.enclosing
-        if contains and sys.platform != "win32":
+        if sys.platform == "win32":
+            from sandrun.queue import windows_queue
+
+            supervisor.end_event = windows_queue.end_event(self.admission.ticket)
+        elif contains:
             supervisor.served = request.project, env
         self.admission.publish_queue_file()
         outcome = _call_in_root(request.cwd, supervisor.run)

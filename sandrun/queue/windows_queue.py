@@ -54,8 +54,9 @@ class OwnTicket(Ticket):
         self.events = {}
 
 
-own: "OwnTicket | None" = None
-"""This process's first ticket (the pool's comes after it): a supervisor listens to its events."""
+def end_event(ticket: "Ticket | None") -> int:
+    """The event that tells the owner of a ticket of ours to end; 0: it is none."""
+    return ticket.events[END] if isinstance(ticket, OwnTicket) else 0
 
 
 def event_name(run_id: str, byte: bytes) -> str:
@@ -79,7 +80,6 @@ class Queue(BaseQueue):
 
     def enqueue(self, run_id: str, command: "list[str]", extra: int = 0, key: int = 0) -> Ticket:
         """Take a place: at `key`, by default behind all that came before. Raises SandrunError."""
-        global own
         tail = f"{os.getpid()}.{int(time.time())}.{extra}.{escape(command_text(command))}"
         name = f"w{key or new_key(0):020}.{run_id}.{tail}"
         private = f".{run_id}"
@@ -92,9 +92,7 @@ class Queue(BaseQueue):
                 )
                 if windows_files.try_lock(handle):  # else a sweep looks at it just now
                     os.rename(self._at(private), self._at(name))
-                    taken = OwnTicket(name, handle, _events(run_id))
-                    own = own or taken
-                    return taken
+                    return OwnTicket(name, handle, _events(run_id))
             except FileNotFoundError:
                 _make(self.dir, self.path)
             except OSError as error:
@@ -164,12 +162,6 @@ class Queue(BaseQueue):
         self.remove(name)
         windows_files.close(handle)
         return 0
-
-    def leave(self, ticket: "Ticket") -> None:
-        global own
-        super().leave(ticket)
-        if own is ticket:
-            own = None
 
     def notify(self, name: str, byte: bytes = RECHECK) -> None:
         """Have a ticket's owner look again; or leave, or end, by CANCEL and END."""

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
     from sandrun.model import Outcome, Process
     from sandrun.types import Leftovers
 
+    class Git(Protocol):
+        """What is asked of git's room."""
+
+        def housekeepers(self, pids: "list[int]") -> "list[int]":
+            """Those of the processes that are git's own housekeeping in the background."""
+
+        def stop_fsmonitor(self, pid: int) -> None:
+            """Have a file system monitor of git's end by git's own command."""
+
     class Supervisor(Protocol):
         """What is asked of a supervisor, here or on Windows."""
 
@@ -27,6 +36,7 @@ if TYPE_CHECKING:
         reason: str
         decided: bool
         killed: bool
+        git: "Git | None"
         kill_at: float | None
 
         def wait(self, until: "float | None") -> None: ...
@@ -66,7 +76,7 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
     run.decided = True
     outcome.leftovers = left
     if run.leftovers != "leave":
-        _stop_monitors(left)
+        _stop_monitors(run, left)
     if run.leftovers == "leave" and not run.reason:
         run.container.release_processes()
         return outcome
@@ -77,14 +87,12 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
     return outcome
 
 
-def _stop_monitors(left: "list[Process]") -> None:
+def _stop_monitors(run: "Supervisor", left: "list[Process]") -> None:
     from sandrun.supervise import daemons
 
     for process in left:
-        if process.daemon == daemons.FSMONITOR:
-            from sandrun.git import fsmonitor
-
-            fsmonitor.stop(process.pid)
+        if run.git and process.daemon == daemons.FSMONITOR:
+            run.git.stop_fsmonitor(process.pid)
 
 
 def _outlasts_session(run: "Supervisor") -> bool:
@@ -124,11 +132,9 @@ def _outlasts_podman(run: "Supervisor") -> bool:
 def _keep_house(run: "Supervisor") -> bool:
     """Wait for what git does in the background (`gc --auto`), within the run's limits: ended each
     time, it would never be done. Whether processes of the run still live then."""
-    from sandrun.git import guard
-
     say_at = time.monotonic() + _PATIENCE
     while not (run.reason or run.killed):
-        pids = guard.housekeepers(run.container.live_pids())
+        pids = run.git.housekeepers(run.container.live_pids()) if run.git else []
         if not pids:
             break
         if time.monotonic() >= say_at and (found := processes.describe(pids[0])):

@@ -21,13 +21,13 @@ Measured (cgroup1, beside the same run without them): the first one costs a run 
 another 3 ms if it lasts long enough; both together 2.6 MiB (PSS) and, asleep, no CPU time at all.
 
 It also watches the container's events and the supervisor's parent, for the supervisor waits for
-signals and can wait for nothing else: an event becomes a knock, a real-time signal, which the
+signals and can wait for nothing else: an event becomes a wakeup, a real-time signal, which the
 kernel queues even when one is pending. (A thread in the supervisor would do as well, but a
 process with a thread can neither fork another keeper safely nor close what the thread polls.)
 PR_SET_PDEATHSIG would cost the hot path ctypes, and speaks of the parent's thread.
 
 What proves that it hits the run: it ends the container that its supervisor opened, by the same
-object, and knocks at its own parent only, which is no other process as long as it is the parent.
+object, and wakes its own parent only, which is no other process as long as it is the parent.
 
 Its name and command line do not say sandrun: `pkill -f sandrun` is for the supervisor, and whoever
 survives that is the one who cleans up.
@@ -38,14 +38,19 @@ import os
 from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN
 from sandrun.platform import processes, spawn
-from sandrun.supervise.posix_supervisor import KNOCK, sigtimedwait
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
     from sandrun.backends.protocol import Container
-    from sandrun.queue import RunLock
+
+    class RunLock(Protocol):
+        """What the keeper asks of the run lock."""
+
+        def pass_on(self) -> None: ...
+        def release(self) -> None: ...
 
 
 _NAME = b"run-keeper"
@@ -59,6 +64,9 @@ class Keeper:
         *("close", "parent", "pid", "pids"),
     )
 
+    WAKEUP = getattr(_signal, "SIGRTMAX", _signal.SIGCHLD)
+    """The signal by which a keeper asks the supervisor to poll the container and its parent."""
+
     def __init__(
         self,
         container: "Container",
@@ -68,16 +76,16 @@ class Keeper:
         parent: int,
         two: bool,
     ) -> None:
-        """Start a keeper. `close`: descriptors that must not live on in it; `lock`: the run lock
-        (a nested run has none of its own); `finish` ends a run whose supervisor is dead, for good;
-        `parent`: the supervisor's, whose death is an event as well (0: not); `two`: there is to be
-        a second one (a supervisor that adopts orphans would take it for one of the run's
-        processes).
+        """Start a keeper. `close`: descriptors that must not stay open in it; `lock`: the run lock
+        (None: a nested run has none of its own); `finish`: ends and records the run after the
+        supervisor's death, returning when its processes are dead; `parent`: the supervisor's
+        parent, whose death is an event as well (0: it is not); `two`: there is to be a second
+        keeper (a supervisor that adopts orphans would take it for a process of the run).
         """
         self.parent = parent
         self._two = two
         self.pids: set[int] = set()
-        """All that there were: a knock may arrive after the death of who sent it."""
+        """All keepers so far: a wakeup may arrive after the death of its sender."""
         self._container = container
         self.close = close
         self._lock = lock
@@ -112,12 +120,12 @@ class Keeper:
         os.close(self._pipe)
 
     def outlast(self) -> None:
-        """Leave the run lock to the keeper for as long as the processes live that nobody can end,
-        which the lock's file names. They may have closed the lock that they inherited, as what sudo
-        starts has."""
+        """Leave the run lock to the keeper, which treats this as our death: it holds the lock as
+        long as `finish` waits for unkillable processes. They may have closed the lock that they
+        inherited, as what sudo starts has."""
         if self._lock:
             self._lock.pass_on()
-        os.close(self._pipe)  # it takes this for our death
+        os.close(self._pipe)
         self.pid = 0
 
     def reap(self) -> None:
@@ -137,7 +145,7 @@ class Keeper:
             second.await_end()
         else:
             self._finish()
-            # In this order: it must not act on a lock that is somebody else's by then.
+            # In this order: the second must not act on a lock that another run holds by then.
             second.dismiss()
             if self._lock:
                 self._lock.release()
@@ -169,7 +177,7 @@ class Keeper:
                     waiter.register(second.process, select.POLLIN)
                 patience *= 2  # where it cannot be had it is asked for ever more rarely
                 continue
-            _knock(supervisor)
+            _wake(supervisor)
             if parent in ready:
                 waiter.unregister(parent)
             if events in ready and mask == select.POLLPRI:
@@ -183,7 +191,7 @@ def _detach(close: "list[int]") -> None:
     os.setsid()
     # What our old group got is not to look like what was sent to each process
     # (`sandrun.supervise.witness`).
-    while not DARWIN and sigtimedwait(spawn.ALL_SIGNALS, 0):
+    while not DARWIN and _signal.sigtimedwait(spawn.ALL_SIGNALS, 0):
         pass
     spawn.rename_process(_NAME)
     null = os.open("/dev/null", os.O_RDWR)
@@ -194,13 +202,14 @@ def _detach(close: "list[int]") -> None:
     os.chdir("/")
 
 
-def hold(lock: "RunLock", close: "list[int]", outlast: "Callable[[], None]") -> bool:
-    """Leave the run lock to a process of its own until `outlast`, which waits for the processes
-    that nobody can end, returns. Whether the lock is held so (not on Windows)."""
+def hold(lock: "RunLock", close: "list[int]", until: "Callable[[], None]") -> bool:
+    """Leave the run lock to a process that holds it until `until` returns, for a run that has
+    unkillable processes. `close`: descriptors that must not stay open in that process. Whether the
+    lock is held so (not on Windows)."""
     if os.fork() == 0:
         try:
             _detach(close)
-            outlast()
+            until()
             lock.release()
         finally:
             os._exit(0)
@@ -300,10 +309,10 @@ def _orphans_are_reaped() -> bool:
     )
 
 
-def _knock(supervisor: int) -> None:
+def _wake(supervisor: int) -> None:
     if os.getppid() == supervisor:
         try:
-            os.kill(supervisor, KNOCK)
+            os.kill(supervisor, Keeper.WAKEUP)
         except BlockingIOError:  # the queue of signals is full: one that needs no place in it
             os.kill(supervisor, _signal.SIGCHLD)
 

@@ -43,13 +43,12 @@ if TYPE_CHECKING:
     from sandrun.backends.protocol import Container
     from sandrun.config.settings import Settings
     from sandrun.supervise.keeper import Keeper
+    from sandrun.supervise.leftovers import Git
     from sandrun.supervise.outside import Outside
     from sandrun.supervise.report import Half
     from sandrun.supervise.timeouts import Clocks
     from sandrun.supervise.witness import Witness
 
-KNOCK = getattr(_signal, "SIGRTMAX", _signal.SIGCHLD)
-"""What the keeper sends: look around."""
 _JOB_STOPS = (_signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU)
 _SI_USER_MAX = 0  # si_code > 0: sent by the kernel (sigaction(2))
 _MEMORY = ("memory", "outer-memory")
@@ -132,6 +131,8 @@ class Supervisor:
         self.oom_events = 0
         """Of the end at a memory limit: when what was told to end must have let go of memory, the
         most that it may hold until then, and how often the limit was hit by then."""
+        self.git: Git | None = None
+        """Knows git's own processes among those left behind."""
         self.decided = False
         self.killed = False
         self.unkillable: list[int] = []
@@ -272,7 +273,7 @@ class Supervisor:
         return self.outside.look()
 
     def _take_signal(self, signum: int, code: int, sender: int) -> None:
-        if signum == KNOCK and self.keeper and sender in self.keeper.pids:
+        if self.keeper and signum == self.keeper.WAKEUP and sender in self.keeper.pids:
             self.look_at = 0.0
             return
         # From ourselves: a write of ours to a closed pipe. The kernel queues what is blocked even

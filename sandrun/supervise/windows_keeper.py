@@ -1,4 +1,4 @@
-"""No keeper is needed here; stands in for `sandrun.supervise.keeper`.
+"""The keeper on Windows, where no process has to outlast the supervisor.
 
 The job of a run dies with its last handle, which only the supervisor has, so whatever kills the
 supervisor ends the tree; the next run of the queue writes the record
@@ -6,13 +6,17 @@ supervisor ends the tree; the next run of the queue writes the record
 parent by itself.
 """
 
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
     from sandrun.backends.protocol import Container
-    from sandrun.queue import RunLock
+
+    class RunLock(Protocol):
+        """What the keeper asks of the run lock."""
+
+        def drop(self) -> None: ...
 
 
 class Keeper:
@@ -31,7 +35,7 @@ class Keeper:
         self._lock = lock
 
     def outlast(self) -> None:
-        """Free the run lock, but leave the holder's line: the next run cleans up by it."""
+        """Free the run lock, but leave the holder's line, by which the next run cleans up."""
         if self._lock:
             self._lock.drop()
 
@@ -42,6 +46,6 @@ class Keeper:
         """Nothing runs."""
 
 
-def hold(lock: "RunLock", close: "list[int]", outlast: "Callable[[], None]") -> bool:
-    """False: no process of ours outlasts its caller here, which keeps the run lock."""
+def hold(lock: "RunLock", close: "list[int]", until: "Callable[[], None]") -> bool:
+    """False: no process of ours outlasts the caller here, which keeps the run lock."""
     return False

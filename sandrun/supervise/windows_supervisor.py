@@ -20,7 +20,6 @@ import time
 
 from sandrun.model import EXIT_CODES, Outcome, SandrunError
 from sandrun.platform import windows_api, windows_console, windows_files, windows_spawn
-from sandrun.queue import windows_queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from sandrun.backends.protocol import Container
     from sandrun.config.settings import Settings
     from sandrun.supervise.keeper import Keeper
+    from sandrun.supervise.leftovers import Git
     from sandrun.supervise.report import Half
     from sandrun.supervise.timeouts import Clocks
 
@@ -59,6 +59,8 @@ class Supervisor:
         self.kernel = kernel
         self.limit = settings.memory
         self.parent = windows_spawn.parent_process if keeper and keeper.parent else 0
+        self.end_event = 0
+        """Set by another sandrun that ends this run; 0: there is none."""
         now = time.monotonic()
         self.look_at: float | None = now + _FIRST_LOOK
         self.kill_at: float | None = None
@@ -73,6 +75,8 @@ class Supervisor:
         self.code: int | None = None
         self.half: Half | None = None
         self.warned = False
+        self.git: Git | None = None
+        """Knows git's own processes among those left behind."""
         self.decided = False
         self.killed = False
         self.unkillable: list[int] = []
@@ -109,10 +113,8 @@ class Supervisor:
     def _watched(self) -> "list[tuple[int, Callable[[], None]]]":
         """What may happen, and what is to be done then."""
         watched = [(windows_console.event, self._told)]
-        if windows_queue.own:
-            watched.append(
-                (windows_queue.own.events[windows_queue.END], lambda: self._end(_SIGTERM))
-            )
+        if self.end_event:
+            watched.append((self.end_event, lambda: self._end(_SIGTERM)))
         if self.container.events[0] > 0:
             watched.append((self.container.events[0], self._look))
         if self.parent:

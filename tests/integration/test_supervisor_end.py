@@ -594,8 +594,8 @@ def test_pkill_by_name_does_not_hit_the_keeper(place: Box) -> None:
         assert b"python" not in processes.read(f"/proc/{keeper}/{name}")
 
 
-def test_knocks_of_dead_keepers_are_no_signals_for_the_command(place: Box) -> None:
-    """A keeper knocks, and is dead and replaced before the supervisor hears of it."""
+def test_wakeups_of_dead_keepers_are_not_passed_to_the_command(place: Box) -> None:
+    """A keeper sends a wakeup, and is dead and replaced before the supervisor takes it."""
     heard = place.root / "heard"
     listen = (
         "import os, signal, sys; every = signal.valid_signals();"
@@ -609,10 +609,10 @@ def test_knocks_of_dead_keepers_are_no_signals_for_the_command(place: Box) -> No
     supervisor = processes.Stat(int(heard.read_text())).parent
     keeper = _keeper(supervisor)
     os.kill(supervisor, signal.SIGSTOP)
-    # Until it has really stopped it could still take the knock.
+    # Until it has really stopped it could still take the wakeup.
     wait_for(lambda: processes.Stat(supervisor).state == "T", 5, "it stops")
     parent.kill()
-    wait_for(lambda: _has_pending(supervisor, signal.SIGRTMAX), 5, "the keeper knocked")
+    wait_for(lambda: _has_pending(supervisor, signal.SIGRTMAX), 5, "the keeper sent a wakeup")
     os.kill(keeper, signal.SIGKILL)
     wait_for(lambda: not alive(keeper), 5)
     os.kill(supervisor, signal.SIGCONT)

@@ -81,11 +81,6 @@ def test_every_module_has_a_room() -> None:
 NOT_YET = {
     "sandrun.config.project -> sandrun.queue.taken_names",
     "sandrun.doctor.report -> sandrun.integrations.hooks",
-    "sandrun.supervise.leftovers -> sandrun.git.fsmonitor",
-    "sandrun.supervise.leftovers -> sandrun.git.guard",
-    "sandrun.supervise.posix_keeper -> sandrun.queue",
-    "sandrun.supervise.windows_keeper -> sandrun.queue",
-    "sandrun.supervise.windows_supervisor -> sandrun.queue.windows_queue",
 }
 
 
@@ -111,13 +106,6 @@ CYCLES: "set[frozenset[str]]" = {
     frozenset({"sandrun.config.project", "sandrun.queue.taken_names"}),
     frozenset({"sandrun.config.settings_files", "sandrun.config.trust"}),
     frozenset({"sandrun.git.classify", "sandrun.git.other_tools"}),
-    frozenset(
-        {
-            "sandrun.supervise.keeper",
-            "sandrun.supervise.posix_keeper",
-            "sandrun.supervise.posix_supervisor",
-        }
-    ),
 }
 
 
