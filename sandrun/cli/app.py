@@ -20,6 +20,7 @@ from sandrun.cli.mistakes import Group, explained
 from sandrun.config import options, project, settings
 from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
 from sandrun.platform import spawn
+from sandrun.queue.state import all_states, foreign_states, state_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def config(obj: "tuple[str, settings.Settings]") -> None:
     """Show every setting's value and where it came from."""
     root, chosen = obj
     out(f"# project {root}")
-    out(f"# queue   {project.state_path(root, chosen.queue)}")
+    out(f"# queue   {state_path(root, chosen.queue)}")
     for option in options.OPTIONS:
         shown = _shown(option, getattr(chosen, option.key))
         out(f"{option.key:15} {shown:12} {chosen.source[option.key]}")
@@ -189,12 +190,12 @@ def status(
     from sandrun.lifecycle import status
 
     root, chosen = obj
-    here = project.state_path(root, chosen.queue)
+    here = state_path(root, chosen.queue)
     queues = [
         status.look(path, root, chosen.queue) if path == here else status.look(path)
-        for path in (project.all_states() if everything else [here])
+        for path in (all_states() if everything else [here])
     ]
-    foreign, example = project.foreign_states() if everything else (0, "")
+    foreign, example = foreign_states() if everything else (0, "")
     if ids:  # for completions
         for line in status.ids(queues, ids == "waits"):
             page(line)
@@ -222,7 +223,7 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
     from sandrun.lifecycle import kill
 
     root, chosen = obj
-    answer = kill.end(project.state_path(root, chosen.queue), run, everything, chosen.grace)
+    answer = kill.end(state_path(root, chosen.queue), run, everything, chosen.grace)
     for line in answer.ended:
         out(line)
     for line in answer.lives:
@@ -259,7 +260,7 @@ def _queue(obj: "tuple[str, settings.Settings]") -> "Queue":
     from sandrun.queue import Queue
 
     root, chosen = obj
-    return Queue(project.state_path(root, chosen.queue))
+    return Queue(state_path(root, chosen.queue))
 
 
 @cli.group(invoke_without_command=True)
@@ -275,8 +276,8 @@ def _waiter(obj: "tuple[str, settings.Settings]", run: str) -> "tuple[Queue, Tic
     from sandrun.queue import Queue
 
     for path in {
-        project.state_path(obj[0], obj[1].queue): 0,
-        **dict.fromkeys(project.all_states()),
+        state_path(obj[0], obj[1].queue): 0,
+        **dict.fromkeys(all_states()),
     }:
         try:
             found = Queue(path)

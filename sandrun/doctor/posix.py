@@ -23,6 +23,7 @@ from sandrun.lifecycle import contain_daemons, namespaces, runner
 from sandrun.model import DARWIN, MIB, SandrunError, Unusable, size_text
 from sandrun.platform import processes, spawn
 from sandrun.queue import Queue, RunLock
+from sandrun.queue.state import SHARED_QUEUES, shared_queue, state_path
 from sandrun.supervise import daemons, outside
 
 _PROBE_LIMIT = 32 * MIB
@@ -161,7 +162,7 @@ def _second_home() -> Line:
     root = project.find(project.working_directory())
     name = "checkout" if project.git_directory(root) else "locks"
     try:
-        lock = RunLock(Queue(project.state_path(root)), root=root)
+        lock = RunLock(Queue(state_path(root)), root=root)
         lock.prepare()
         path, note = lock.second_path(), lock.note
         lock.drop()
@@ -174,11 +175,11 @@ def _second_home() -> Line:
 
 def _named(queue: str) -> Line:
     """Whether a named queue is this user's only, or shared."""
-    if not project.shared_queue(queue):
-        made = f"install -d -m 2770 -g GROUP {project.SHARED_QUEUES}/{queue}"
+    if not shared_queue(queue):
+        made = f"install -d -m 2770 -g GROUP {SHARED_QUEUES}/{queue}"
         return Line("queue", CAUTION, f"{queue}: excludes your own runs only", made)
     try:
-        lock = RunLock(Queue(project.state_path("", queue)), root="/", name=queue)
+        lock = RunLock(Queue(state_path("", queue)), root="/", name=queue)
         lock.prepare()
         path, note = lock.second_path(), lock.note
         lock.drop()

@@ -8,6 +8,7 @@ from sandrun import backends, messages
 from sandrun.config import project, trust
 from sandrun.model import SandrunError, plain
 from sandrun.queue import Queue, holder
+from sandrun.queue.state import state_path, state_root
 from sandrun.supervise import report
 
 TYPE_CHECKING = False
@@ -30,11 +31,11 @@ class Line:
 def state() -> Line:
     """Whether the project's queue can be used."""
     try:
-        path = project.state_path(project.find(project.working_directory()))
+        path = state_path(project.find(project.working_directory()))
         queue = Queue(path)
         kept = holder.kept_for(queue)
         queue.close()
-        wanted = os.path.join(project.state_root(), os.path.basename(path))
+        wanted = os.path.join(state_root(), os.path.basename(path))
     except SandrunError as error:
         return Line("state", FAIL, error.text, error.hint)
     if kept:

@@ -21,6 +21,7 @@ import stat
 from sandrun.config import project, settings
 from sandrun.model import SandrunError, UsageError
 from sandrun.platform import processes, spawn
+from sandrun.queue.state import open_state, state_path
 
 MARK = "SANDRUN_MAKE"
 """In the environment of the make inside: the directory in which it need not queue again."""
@@ -51,7 +52,7 @@ def main(flags: "dict[str, object]", caller: spawn.CallerState) -> int:
     root, chosen = spawn.interruptibly(
         caller, lambda: (root := project.find(here), settings.resolve(flags, root, here))
     )
-    notes = _Notes(project.state_path(root, chosen.queue), make)
+    notes = _Notes(state_path(root, chosen.queue), make)
     if told == _ENDED:
         os.write(1, b"failed\n" if notes.read(1) else b"passed\n")
         return 0
@@ -78,7 +79,7 @@ class _Notes:
     def leave(self, code: int) -> None:
         """Keep the code, in a directory made anew if somebody removed it. Raises SandrunError."""
         while True:
-            directory = project.open_state(self.state)
+            directory = open_state(self.state)
             try:
                 self._sweep(directory)
                 os.symlink(str(code), self.name, dir_fd=directory)

@@ -14,6 +14,7 @@ from sandrun.config import project as projects
 from sandrun.git import guard
 from sandrun.model import RUNS_VARIABLE, SCCACHE_SOCKET
 from sandrun.platform import spawn
+from sandrun.queue.state import state_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Request:
         self.project = project
         self.caller = caller
         self.cwd = projects.working_directory()
-        self.state = projects.state_path(project, settings.queue)
+        self.state = state_path(project, settings.queue)
         self.enclosing = os.environ.get(RUNS_VARIABLE, "")
 
     def replace(self, **changes: object) -> "Request":

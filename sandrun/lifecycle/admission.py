@@ -11,10 +11,10 @@ import os
 import time
 
 from sandrun import backends, messages
-from sandrun.config import project
 from sandrun.lifecycle import Request, module_files
 from sandrun.model import EXIT_GAVE_UP, SandrunError
 from sandrun.queue import Queue, RunLock, StateGone, Ticket, new_key
+from sandrun.queue.state import sha1, state_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Admission:
             try:
                 queue = Queue(self.request.state)
             except SandrunError:  # another user took the name after we had found it free
-                state = project.state_path(request.project, request.settings.queue)
+                state = state_path(request.project, request.settings.queue)
                 if state == self.request.state:
                     raise
                 self.request = request.replace(state=state)
@@ -113,7 +113,7 @@ class Admission:
     def _owner(self) -> str:
         """Whom a kept place is for: the same command, from the same directory."""
         words = [self.request.cwd, *self.request.command]
-        return project.sha1("\0".join(words).encode("utf-8", "surrogateescape"))[:16]
+        return sha1("\0".join(words).encode("utf-8", "surrogateescape"))[:16]
 
     def _acquire_in(self, queue: Queue, key: int) -> None:
         request = self.request

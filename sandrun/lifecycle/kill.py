@@ -18,10 +18,10 @@ import signal
 import sys
 import time
 
-from sandrun.config import project
 from sandrun.lifecycle import recovery, status
 from sandrun.model import DARWIN, SandrunError
 from sandrun.queue import CANCEL, Queue, Ticket, holder, nesting
+from sandrun.queue.state import all_states
 from sandrun.supervise import report
 
 _DEATH = 5.0
@@ -39,7 +39,7 @@ class Answer:
 def end(state: str, run: "str | None", everything: bool, grace: float) -> Answer:
     """End what was named. Raises SandrunError for unsafe state."""
     several = everything or run is not None
-    states = project.all_states() if several else [state]
+    states = all_states() if several else [state]
     answer = Answer()
     for path in states:
         queue = None

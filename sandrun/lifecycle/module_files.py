@@ -53,6 +53,7 @@ WAITING = (
     *(f"git/{name}" for name in ["included", "inotify", "record_locks", "waiter"]),
     "platform/memory",
     *(f"queue/{name}" for name in ["memory_pool", "taken_names"]),
+    "platform/user_ids",
     *(f"supervise/{name}" for name in ["keeper", "posix_keeper"]),
 )
 """What a run imports between its turn and the command's start."""

@@ -27,6 +27,7 @@ from sandrun import messages
 from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError
 from sandrun.platform import processes, spawn
+from sandrun.queue.state import lock_root, open_state, pool_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -242,9 +243,9 @@ def _is_below(path: str, directory: str) -> bool:
 
 def _state(request: "Request") -> "Iterator[str]":
     """The state that a run inside of this one shares with us; what any run may need is made."""
-    for path in (project.pool_path(), project.lock_root()):
+    for path in (pool_path(), lock_root()):
         try:
-            os.close(project.open_state(path))
+            os.close(open_state(path))
             yield path
         except SandrunError:
             continue  # who needs it says so

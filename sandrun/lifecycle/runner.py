@@ -20,6 +20,7 @@ from sandrun.lifecycle import Request, module_files
 from sandrun.lifecycle.admission import Admission, Refused
 from sandrun.model import EXIT_HANGUP, EXIT_SANDRUN, Outcome
 from sandrun.platform import spawn
+from sandrun.queue.state import is_state_name
 from sandrun.supervise import Supervisor
 
 TYPE_CHECKING = False
@@ -342,7 +343,7 @@ def _guarded(step: "Callable[[], None]") -> None:
 def _remove_unused(root: str) -> None:
     """After the first run of a project: remove the state of projects that are no longer used."""
     try:
-        has_others = sum(map(projects.is_state_name, os.listdir(root))) > 1
+        has_others = sum(map(is_state_name, os.listdir(root))) > 1
     except OSError:  # no right to list it
         return
     if has_others:

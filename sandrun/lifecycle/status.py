@@ -4,11 +4,11 @@ import os
 import sys
 import time
 
-from sandrun.config import project
 from sandrun.errors import command_for
 from sandrun.model import SandrunError, plain, size_text, span_text
 from sandrun.platform import processes
 from sandrun.queue import Queue, Ticket, holder, is_stopped
+from sandrun.queue.state import pool_path
 from sandrun.supervise import report
 
 TYPE_CHECKING = False
@@ -23,7 +23,7 @@ def open_queue(path: str) -> "Queue | None":
 
 def waiting_for_memory() -> "set[str]":
     """The ids of the runs that the pool has not let in yet."""
-    path = project.pool_path()
+    path = pool_path()
     try:
         queue = open_queue(path)
     except SandrunError:

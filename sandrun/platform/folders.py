@@ -50,7 +50,13 @@ def _base(variable: str, below_home: str, windows_variable: str, windows_name: s
     return os.path.join(home(), below_home) if home() else ""
 
 
+_uids: "tuple[int, int] | None" = None
+
 if sys.platform == "win32":
+
+    def is_own(owner: int) -> bool:
+        """Whether a file is ours: below a folder of the user's, every file is."""
+        return True
 
     def _windows_folder(variable: str, name: str) -> str:
         return os.environ.get(variable) or os.path.expanduser(f"~\\AppData\\{name}")
@@ -58,6 +64,32 @@ if sys.platform == "win32":
     def local_folder() -> str:
         """The directory for what belongs to this machine: %LOCALAPPDATA%."""
         return _windows_folder("LOCALAPPDATA", "Local")
+
+else:
+
+    def is_own(owner: int) -> bool:
+        """Whether a file is ours to which stat(2) gives that owner."""
+        return owner in (os.geteuid(), own_uids()[0])
+
+    def own_uids() -> "tuple[int, int]":
+        """Our effective uid as the kernel has it here, and as it is outside our user namespace."""
+        global _uids
+        if _uids is None:
+            inner = outer = os.geteuid()
+            if sys.platform == "linux":
+                is_preloaded = "LD_PRELOAD" in os.environ  # fakeroot(1) changes geteuid(2)
+                try:
+                    # PROC_USER_INIT_INO in Linux's include/linux/proc_ns.h: the first namespace.
+                    is_inside = os.readlink("/proc/self/ns/user") != "user:[4026531837]"
+                except OSError:
+                    is_inside = False
+                if is_preloaded or is_inside:
+                    from sandrun.platform import user_ids
+
+                    inner = user_ids.kernel_uid(inner) if is_preloaded else inner
+                    outer = user_ids.outside_uid(inner) if is_inside else inner
+            _uids = inner, outer
+        return _uids
 
 
 NEW = os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)

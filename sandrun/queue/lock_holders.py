@@ -12,6 +12,7 @@ from sandrun.model import command_text
 from sandrun.platform import processes
 from sandrun.queue import Queue, nesting
 from sandrun.queue.queue import slot_file
+from sandrun.queue.state import shared_queue
 
 
 def foreign(queue: "Queue | None", root: str, name: str) -> "list[dict[str, object]]":
@@ -19,7 +20,7 @@ def foreign(queue: "Queue | None", root: str, name: str) -> "list[dict[str, obje
     running ticket in `queue`. Each as plain data: `path`, and of the process `pid` (0: it cannot be
     seen from here), `uid`, `user`, `command`, `since`.
     """
-    folder = project.shared_queue(name) if name else project.git_directory(root)
+    folder = shared_queue(name) if name else project.git_directory(root)
     known = _supervisors(queue) if queue else set()
     found = []
     slot = 1

@@ -16,10 +16,10 @@ A ticket is locked by its run's supervisor and keeper, so its share is free when
 """
 
 from sandrun import messages
-from sandrun.config import project
 from sandrun.model import MIB, SandrunError, out_of_descriptors, size_text
 from sandrun.platform.memory import host_memory
 from sandrun.queue import Queue, StateGone, Ticket, is_stopped
+from sandrun.queue.state import pool_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def enqueue(run_id: str, command: "list[str]", memory: int, total: int) -> "Rese
     size = min(memory, total)
     while True:
         try:
-            queue = Queue(project.pool_path())
+            queue = Queue(pool_path())
         except SandrunError as error:  # laid by somebody else: it must not stop our runs
             if out_of_descriptors(error):
                 raise

@@ -16,10 +16,10 @@ close one, so nobody else looks.
 import os
 import sys
 
-from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError
 from sandrun.platform import processes
 from sandrun.queue import Queue, Ticket
+from sandrun.queue.state import all_states, pool_path, states_below
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,10 +103,10 @@ def _states(around: str, ours: "list[int]") -> "list[str]":
 
 def _all_states(roots: "set[str]") -> "list[str]":
     """The state directories of all queues and pools of ours, also of those below `roots`."""
-    pool = project.pool_path()
-    found = {*project.all_states(), pool}
+    pool = pool_path()
+    found = {*all_states(), pool}
     for root in roots - {""}:
-        found.update(project.states_below(root), [os.path.join(root, os.path.basename(pool))])
+        found.update(states_below(root), [os.path.join(root, os.path.basename(pool))])
     return sorted(path for path in found if os.path.isdir(path))
 
 

@@ -37,9 +37,9 @@ import os
 import time
 
 from sandrun.bare import signal as _signal
-from sandrun.config import project
 from sandrun.model import DARWIN, SandrunError, command_text
 from sandrun.queue.queue import STARTED, BaseQueue, StateGone, Ticket, escape, new_key
+from sandrun.queue.state import open_state
 
 CANCEL = b"c"
 """What is written into a ticket that has to leave the queue; any other byte: look again."""
@@ -55,7 +55,7 @@ class Queue(BaseQueue):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.dir = project.open_state(path)
+        self.dir = open_state(path)
 
     def close(self) -> None:
         os.close(self.dir)

@@ -33,8 +33,10 @@ import os
 from sandrun import messages
 from sandrun.config import project
 from sandrun.model import SandrunError, out_of_descriptors
+from sandrun.platform import folders
 from sandrun.queue.posix_queue import Queue
 from sandrun.queue.queue import StateGone, slot_file
+from sandrun.queue.state import lock_root, open_state, shared_queue
 
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
@@ -115,7 +117,7 @@ class LockFile:
         makes in a user's checkout becomes the user's.
         """
         mode, uid, gid = self.rights
-        ours = project.is_ours(info.st_uid)
+        ours = folders.is_own(info.st_uid)
         if info.st_nlink != 1 or not (ours or os.geteuid() == 0):
             return
         try:
@@ -180,7 +182,7 @@ class RunLock:
 
     def _open_shared(self, root: str, name: str) -> "tuple[int, str, str, _Rights] | None":
         """The second home where others find it too, if there is one."""
-        path = project.shared_queue(name) if name else project.git_directory(root)
+        path = shared_queue(name) if name else project.git_directory(root)
         if not path:
             return None
         try:
@@ -203,9 +205,9 @@ class RunLock:
 
     def _open_own(self) -> "tuple[int, str, str, _Rights] | None":
         """The second home for our own runs only."""
-        path = project.lock_root()
+        path = lock_root()
         try:
-            return project.open_state(path), path, os.path.basename(self.queue.path), _OWN
+            return open_state(path), path, os.path.basename(self.queue.path), _OWN
         except SandrunError as error:
             if out_of_descriptors(error):
                 raise

@@ -19,11 +19,11 @@ Invariants
 import os
 import time
 
-from sandrun.config import project
 from sandrun.model import SandrunError
 from sandrun.queue import Queue, read_holder_line
 from sandrun.queue.posix_run_lock import LockFile
 from sandrun.queue.queue import StateGone, slot_file, slot_numbers
+from sandrun.queue.state import is_state_name, lock_root, open_state
 
 IDLE = 86400.0
 """Seconds since the last run after which a queue is taken for unused."""
@@ -40,7 +40,7 @@ def remove_some(root: str) -> None:
 
     Anywhere, so that what cannot be removed never hides the others for good.
     """
-    seconds = _listing(project.lock_root())
+    seconds = _listing(lock_root())
     # A cleaner of /tmp removes a state directory and leaves its second home.
     stems = {name.partition(".")[0] for name in (*_listing(root), *seconds)}
     names = sorted(filter(_is_state, stems))
@@ -66,7 +66,7 @@ def _is_state(name: str) -> bool:
     """Whether it is exactly the name of a state directory of ours: others use the prefix too."""
     words = name.split("-")
     is_hash = len(words) == 4 and len(words[2]) == 8 and not words[2].strip("0123456789abcdef")
-    return is_hash and project.is_state_name(name)
+    return is_hash and is_state_name(name)
 
 
 def _last_used(path: str) -> float:
@@ -83,12 +83,12 @@ def _remove(path: str, seconds: "list[str]", since: float) -> None:
     """Remove a state directory, and `seconds`, the second homes of its run lock, unless somebody
     needs them or had a run `since` then."""
     queue = Queue(path)
-    locks = project.lock_root()
+    locks = lock_root()
     folder = -1
     files = [_lock_file(queue.dir, path, slot_file("executor", slot)) for slot in queue.slots()]
     try:
         if seconds:
-            folder = project.open_state(locks)
+            folder = open_state(locks)
             files += [_lock_file(folder, locks, name) for name in seconds]
         queue.sweep()
         if queue.tickets() or not all(file.try_lock() for file in files):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.config import project
 from sandrun.lifecycle import namespaces
+from sandrun.queue.state import state_path
 from tests.harness import ON_MACOS, Box, alive, launcher, pretending, wait_for, without_note
 
 PRIVATE = ("--private-tmp", "--private-ipc")
@@ -440,7 +440,7 @@ def test_runs_inside_share_the_queue(own: Box) -> None:
         assert own.events()[:3] == [("begin", "first"), ("end", "first"), ("begin", "second")]
     finally:
         for directory in (own.project, other):
-            shutil.rmtree(project.state_path(str(directory)), ignore_errors=True)
+            shutil.rmtree(state_path(str(directory)), ignore_errors=True)
 
 
 def test_a_state_directory_that_was_removed_outside_is_no_loop(own: Box) -> None:
@@ -451,10 +451,10 @@ def test_a_state_directory_that_was_removed_outside_is_no_loop(own: Box) -> None
     env = {"LOG": str(own.log)}
     outer = own.start(*PRIVATE, "--", "sh", "-c", script, env=env, stdin=subprocess.PIPE)
     own.begun("it")
-    shutil.rmtree(project.state_path(str(own.project)))
+    shutil.rmtree(state_path(str(own.project)))
     done = own.finish(outer, input="\n")
     assert done.returncode == 125
-    assert "somebody keeps removing the state directory" in done.stderr
+    assert "another process keeps removing the state directory" in done.stderr
     assert not (own.project / "started").exists()
 
 

@@ -98,7 +98,7 @@ def test_a_state_directory_that_is_not_ours_alone_is_refused(
         ("state", "SANDRUN_STATE_DIR=state is not an absolute path"),
         ("./state", "is not an absolute path"),
         ("~/state", "is not an absolute path"),
-        ("open", "everybody may rename what is in there (mode 777, not sticky)"),
+        ("open", "everybody may rename entries in it (mode 777, not sticky)"),
         ("file", "Not a directory"),
         ("nowhere", "No such file or directory"),
         ("others", "Permission denied"),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.config import project
 from sandrun.platform import processes
+from sandrun.queue import state as state_names
 from tests.harness import Box, launcher, wait_for
 
 FIRST, SECOND, STRANGER, TEAM = 12345, 12346, 12347, 54321
@@ -210,7 +210,7 @@ def test_no_other_user_can_hold_a_lock_that_a_run_needs(
 def shared_queue(open_box: Box) -> Iterator[str]:
     """A named queue that an administrator made for the group TEAM."""
     name = f"test-{os.getpid()}"
-    path = Path(project.SHARED_QUEUES) / name
+    path = Path(state_names.SHARED_QUEUES) / name
     above = [d for d in (path.parent, path.parent.parent) if not d.exists()]
     path.mkdir(parents=True)
     os.chown(path, 0, TEAM)
@@ -255,7 +255,7 @@ def test_doctor_tells_whose_a_named_queue_is(open_box: Box, shared_queue: str) -
         found = [x for x in done.stdout.splitlines() if "  queue  " in x]
         return found[0] if found else done.stdout + done.stderr
 
-    path = f"{project.SHARED_QUEUES}/{shared_queue}"
+    path = f"{state_names.SHARED_QUEUES}/{shared_queue}"
     shared = line(shared_queue, FIRST)
     assert shared.startswith("PASS") and f"shared, by {path}/sandrun.lock" in shared
     mine = line("mine", FIRST)
@@ -266,5 +266,5 @@ def test_doctor_tells_whose_a_named_queue_is(open_box: Box, shared_queue: str) -
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "../../etc", "/etc"])
 def test_no_name_leads_out_of_the_shared_queues(box: Box, name: str) -> None:
-    assert project.shared_queue(name) == ""
+    assert state_names.shared_queue(name) == ""
     assert box.run("--queue", name, "--", "true").returncode == 0

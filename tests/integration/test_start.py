@@ -22,7 +22,8 @@ OURS = {
     *(f"sandrun.config{name}" for name in ("", ".options", ".project", ".settings", ".values")),
     *(f"sandrun.lifecycle{name}" for name in ("", ".admission", ".module_files", ".runner")),
     "sandrun.platform", "sandrun.platform.folders", "sandrun.platform.posix_spawn",
-    *(f"sandrun.queue{name}" for name in ("", ".posix_queue", ".posix_run_lock", ".queue")),
+    *(f"sandrun.queue{name}" for name in ("", ".posix_queue", ".posix_run_lock")),
+    *(f"sandrun.queue{name}" for name in (".queue", ".state")),
     "sandrun.supervise", "sandrun.supervise.posix_supervisor",
 }  # fmt: skip
 

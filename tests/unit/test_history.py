@@ -115,11 +115,11 @@ def test_private_modules_of_python_are_a_shortcut_only(gone: str, tmp_path: Path
         import sys
         sys.modules[{gone!r}] = None
         from sandrun import history
-        from sandrun.config import project
+        from sandrun.queue.state import sha1
         from sandrun.queue import ticket_text
         record = {{"project": "/p", "reason": "exit", "command": ["é", '"'], "wall": 1.5}}
         history.append(record, "")
-        print(history.durations("/p", ticket_text), project.sha1(b"x")[:8])
+        print(history.durations("/p", ticket_text), sha1(b"x")[:8])
     """
     env = installed_env({**os.environ, "XDG_STATE_HOME": str(tmp_path)})
     done = subprocess.run(
