@@ -1,16 +1,17 @@
-"""cgroup v1 and hybrid hosts: a group of each controller that the limits need, below our own.
+"""cgroup v1 and hybrid hosts: a group in each controller that the limits need, below our own group.
 
-The memory controller limits the run and the kernel's OOM killer enforces it: it kills one process,
-we watch memory.oom_control, and the supervisor ends the rest. Facts:
+The memory controller limits the run. At the limit the OOM killer kills one process, we are notified
+through memory.oom_control, and the supervisor terminates the rest. Source:
 Documentation/admin-guide/cgroup-v1/{memory,pids,blkio-controller}.rst.
 
-v1 has no atomic kill: the freezer controller holds everything still while it is signalled, so
-nothing can fork away. Where there is none, a group of the v2 hierarchy that is mounted beside
-(hybrid) has cgroup.kill, `populated` and cpu.stat without any controller; it comes second because
-clone3 costs 2 ms more than a freezer group. Without either, processes are killed one by one.
+v1 has no atomic kill. The freezer controller stops all processes while they are signalled, so none
+can fork away. Without it, a group of the v2 hierarchy on a hybrid host has cgroup.kill, `populated`
+and cpu.stat without any controller; it is the second choice because clone3 costs 2 ms more than a
+freezer group. Without either, processes are killed one by one.
 
-Entering costs next to nothing: a single thread that writes itself to `tasks` needs no threadgroup
-lock, whose writers wait for RCU (9 ms). So the supervisor enters, spawns, and leaves again.
+Entering a group is cheap: a single thread that writes itself to `tasks` does not take the
+threadgroup lock, whose writers wait for RCU (9 ms). So the supervisor enters, spawns, and leaves
+again.
 """
 
 import os
@@ -37,15 +38,15 @@ if TYPE_CHECKING:
 
 _V1_NAMES = {"io": "blkio"}
 _CONTROLLERS = frozenset(("memory", "pids", "cpu", "blkio", "freezer", "cpuacct", ""))
-"""The hierarchies in which a run may have a group; '': the v2 one beside."""
+"""The hierarchies in which a run may have a group; '' is v2."""
 _POLLIN = 1  # select.POLLIN, poll(2), without an import on every run's path
 _SMALL = 16 << 20
-"""Bytes: below it the kernel may need a victim before the command's exec. That can be the
-supervisor while it is inside, or while it lends its memory to a vfork child (mm/oom_kill.c ends all
-who share the victim's), so the child is a copy that enters by itself. (By the source: others saw it
-once in some hundred runs of 1 MiB, 260 runs of ours did not.)"""
+"""Bytes. With a lower limit the OOM killer may need a victim before the command's exec. That could
+be the supervisor while it is in the group, or while a vfork child uses its memory (mm/oom_kill.c
+kills all processes that share the victim's memory), so the child is forked and enters by itself.
+(By the source: others saw it once in some hundred runs of 1 MiB, we did not in 260.)"""
 _PERIOD = 100_000
-"""cpu.cfs_period_us: the kernel's default."""
+"""cpu.cfs_period_us: the default of the kernel."""
 
 
 class _Pids(Controller):  # cgroupspy has no pids controller
@@ -57,8 +58,8 @@ class _Freezer(Controller):
 
 
 class Group1(cgroup_common.RunGroup):
-    """See `sandrun.backends.protocol.Container`. `paths`: the group's directory in each v1
-    hierarchy, by controller, and in the v2 one ('' is its key); `limits` None: attached, not
+    """See `sandrun.backends.protocol.Container`. `paths` has the group's directory in each v1
+    hierarchy by controller, and in the v2 hierarchy (key ''). Without `limits` it was attached, not
     made."""
 
     def __init__(self, paths: "dict[str, str]", limits: "Limits | None" = None) -> None:
@@ -72,14 +73,14 @@ class Group1(cgroup_common.RunGroup):
         self.locks: list[int] = []
         self.events = (-1, 0)
         self.above = -1
-        """An eventfd as that of `events`, for the group above ours."""
+        """An eventfd like that of `events`, for the group above ours."""
         self.oom_events = 0
         self.ooms_above = 0
         self.sampler = sampler.Sampler(limits.memory if limits else 0)
 
     def create(self) -> None:
-        """Make the groups and set their limits; each is read back, one that did not take is an
-        error. Raises Unusable or OSError, and leaves nothing behind then."""
+        """Make the groups and set their limits. Each limit is read back and must be accepted.
+        Raises Unusable or OSError, and then leaves nothing behind."""
         assert self.limits
         try:
             for name, path in list(self.paths.items()):
@@ -94,7 +95,7 @@ class Group1(cgroup_common.RunGroup):
     def _make(self, name: str, path: str) -> None:
         assert self.limits
         if path in [p for n, p in self.paths.items() if n < name and p == path]:
-            return  # controllers mounted together have one group
+            return  # controllers mounted together share a group
         try:
             if name:
                 self.locks.append(cgroup_common.make(path))
@@ -111,7 +112,7 @@ class Group1(cgroup_common.RunGroup):
     def _limit_memory(self, limits: Limits) -> None:
         here = self.paths["memory"]
         if os.path.exists(here + "/memory.use_hierarchy") and not self.memory.use_hierarchy:
-            self.memory.use_hierarchy = True  # nested runs are charged to this one
+            self.memory.use_hierarchy = True  # nested runs are charged to this group
         self._set(self.memory, "limit_in_bytes", cgroup_files.pages(limits.memory))
         if os.path.exists(here + "/memory.memsw.limit_in_bytes"):
             self._set(
@@ -130,7 +131,7 @@ class Group1(cgroup_common.RunGroup):
                 "no memory.memsw.limit_in_bytes here: swap is not forbidden; the run itself does "
                 "not swap at its limit (swappiness 0)"
             )
-        # Whichever limit strikes first, its victims are to be named.
+        # The victims of whichever limit is hit first must be named.
         self.sampler.limit = cgroup_files.lowest(here, "memory.limit_in_bytes")
 
     def _limit_others(self, limits: Limits) -> None:
@@ -141,7 +142,7 @@ class Group1(cgroup_common.RunGroup):
             cpu = CpuController(node["cpu"])
             self._set(cpu, "cfs_period_us", _PERIOD)
             self._set(cpu, "cfs_quota_us", int(limits.cpus * _PERIOD))
-        if limits.cpu_weight > 0:  # 1024 shares are everybody's, as are 100 of a v2 weight
+        if limits.cpu_weight > 0:  # 1024 shares are the default, as 100 is for a v2 weight
             self._set(CpuController(node["cpu"]), "shares", max(2, limits.cpu_weight * 1024 // 100))
         if limits.io or limits.io_weight > 0:
             from sandrun.backends import cgroup1_blkio
@@ -188,19 +189,19 @@ class Group1(cgroup_common.RunGroup):
             held = self.sampler.measure(current, _cache(stat))
             if held > self.sampler.limit // 2:
                 self.sampler.note(held, self._kinds(stat))
-        seen = self.sampler.look(held, lambda: cgroup_common.few(self.paths["memory"]))
+        seen = self.sampler.sample(held, lambda: cgroup_common.few(self.paths["memory"]))
         who = self._whose_limit_hit()
         self.limit_hit = self.limit_hit or who
         self.sampler.keep(seen, bool(self.limit_hit))
-        self.look_outside()
+        self.poll_escaped()
         return self.sampler.due(held)
 
     def _whose_limit_hit(self) -> "LimitHit":
-        """v1 counts a kill at the victim, in a nested run's group too, whoever's limit it was; but
-        the event goes to the group at its limit and all below it: what came to us and not to the
-        group above us was at our limit (mm/memcontrol-v1.c, memcg1_oom_notify)."""
+        """v1 counts a kill in the victim's group, whosever limit it was, but notifies the group at
+        its limit and all groups below it. An event that reached us and not the group above us was
+        at our limit (mm/memcontrol-v1.c, memcg1_oom_notify)."""
         self.oom_events += _read(self.events[0])
-        # Read last: an event comes to the group above first.
+        # Read last: an event reaches the group above first.
         self.ooms_above += _read(self.above)
         control = dict(self.memory.oom_control or {})
         if self.oom_events > self.ooms_above:
@@ -234,7 +235,7 @@ class Group1(cgroup_common.RunGroup):
             return {}
 
     def _kinds(self, stat: "dict[str, int]") -> "dict[str, int]":
-        """Each byte once: `total_cache` includes what is shared."""
+        """The memory by kind, each byte once: `total_cache` includes shared memory."""
         anon, file, shmem = (stat.get(f"total_{name}", 0) for name in ("rss", "cache", "shmem"))
         try:
             kernel = int(self.memory.get_property(b"memory.kmem.usage_in_bytes"))
@@ -253,7 +254,7 @@ class Group1(cgroup_common.RunGroup):
             self.beside.end()
         self._freeze("FROZEN")
         cgroup_common.kill_members(self.paths["memory"])
-        self._freeze("THAWED")  # frozen v1 tasks do not even die
+        self._freeze("THAWED")  # frozen v1 tasks do not die
         cgroup_common.kill_each(
             self.paths["memory"], lambda: not cgroup_common.live_pids(self.paths["memory"])
         )
@@ -290,7 +291,7 @@ def _above(path: str) -> MemoryController:
 
 
 def _oom_events(memory: MemoryController) -> int:
-    """An eventfd that counts when memory ran out in a group, or above it."""
+    """An eventfd that counts the OOM events of a group and of those above it."""
     eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     control = os.open(memory.filepath(b"memory.oom_control"), os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -306,12 +307,12 @@ def _oom_events(memory: MemoryController) -> int:
 def _read(eventfd: int) -> int:
     try:
         return os.eventfd_read(eventfd)
-    except OSError:  # nothing came
+    except OSError:  # no event
         return 0
 
 
 def _cache(stat: "dict[str, int]") -> int:
-    """The page cache that can be dropped: shared and locked pages are in other lists."""
+    """The reclaimable page cache: shared and locked pages are on other lists."""
     return stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
 
 
@@ -320,11 +321,11 @@ _KEYS = {
     "cpu": {"cpus", "cpu_weight"},
     "blkio": {"io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops", "io_weight"},
 }
-"""The settings that make a controller's group a must."""
+"""The settings that require a controller's group."""
 
 
 def _beside(path: str) -> "Group2":
-    from sandrun.backends import cgroup2  # not where there is a freezer: it costs a start 0.3 ms
+    from sandrun.backends import cgroup2  # 0.3 ms, and not needed with a freezer
 
     return cgroup2.Group2(path)
 
@@ -336,7 +337,7 @@ def _end_stale_beside(path: str) -> None:
 
 
 def _end_stale(path: str) -> None:
-    if os.path.exists(path + "/freezer.state"):  # killed in the midst of `Group1.kill`
+    if os.path.exists(path + "/freezer.state"):  # its supervisor was killed during `Group1.kill`
         _Freezer(cgroup_files.Node(path)).state = "THAWED"
     cgroup_common.kill_each(path, lambda: not cgroup_common.live_pids(path))
     cgroup_common.remove(path)
@@ -350,7 +351,7 @@ class Cgroup1Backend:
 
     def open(self, run_id: str, limits: Limits) -> Group1:
         parents = self._parents(limits)
-        # What is frozen does not die: first where it can be thawed.
+        # Frozen processes do not die: begin with the freezer.
         for name, parent in sorted(parents.items(), key=lambda item: item[0] != "freezer"):
             cgroup_common.collect(parent, _end_stale if name else _end_stale_beside)
         container = Group1(

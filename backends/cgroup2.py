@@ -1,15 +1,15 @@
 """A run's container on cgroup v2: `sandrun-<id>/` has the limits, `main/` in it the processes.
 
-Two levels, because a group with processes cannot hand out controllers: so a nested run has a place
-beside `main/`, charged to the same limits. They are no protection from the command, which may write
-the limits if its user may. `main/` repeats the limits on memory and processors: a JVM before 24
-(JDK-8322420), node (libuv) and Go's libraries read those of their own group alone.
-Facts: Documentation/admin-guide/cgroup-v2.rst; the kernel versions below are those that brought a
+There are two levels because a group with processes cannot enable controllers for its children. So a
+nested run is made beside `main/` and charged to the same limits. The limits are no protection
+against the command, which may write them if its user may. `main/` repeats the limits on memory and
+CPU: JVMs before 24 (JDK-8322420), node (libuv) and Go libraries read only those of their own group.
+Source: Documentation/admin-guide/cgroup-v2.rst. The comments name the Linux version that added a
 file.
 
-The child is cloned straight into `main/` (clone3 with CLONE_INTO_CGROUP, 5.7): 2.3 ms against
-9.8 ms for a child that writes itself into cgroup.procs and waits for RCU; it does the latter where
-clone3 is not to be had (old kernels, seccomp profiles).
+The child is cloned into `main/` (clone3 with CLONE_INTO_CGROUP, 5.7). That takes 2.3 ms; a child
+that writes itself into cgroup.procs waits for RCU and takes 9.8 ms. It does so where clone3 is not
+available (old kernels, seccomp profiles).
 """
 
 import errno
@@ -33,16 +33,16 @@ _POLLPRI = 2  # select.POLLPRI, poll(2), without an import on every run's path
 _UNDECIDED = 0.01
 """Seconds until the next poll while it is unknown whether a limit was hit."""
 _SPINS = 3
-"""Polls in a row that saw the limit hit anew without a kill: nobody may be killed."""
+"""So many polls in a row that see the limit hit again without a kill: no process may be killed."""
 _SOON = 20
-"""Milliseconds after which what was killed is mostly gone."""
+"""Milliseconds after which killed processes are mostly gone."""
 
-# Not a subclass: the plain interface takes and gives words: `max`, `50000 100000`, `8:0 rbps=1000`.
+# No subclass: the plain interface handles words such as `max`, `50000 100000`, `8:0 rbps=1000`.
 TextFile = BaseFileInterface
 
 
 class Files(Controller):
-    """cgroupspy's view of the v2 files; it knows only those of v1 by itself."""
+    """The v2 files for cgroupspy, which defines only those of v1."""
 
     memory_max = TextFile("memory.max")
     memory_current = IntegerFile("memory.current", readonly=True)
@@ -64,7 +64,7 @@ class Files(Controller):
     freeze = TextFile("cgroup.freeze")  # 5.2
 
     def has(self, name: str) -> bool:
-        """Whether this kernel, and this group, has the file."""
+        """Whether this kernel and this group have the file."""
         return os.path.exists(os.fsencode(self.node.full_path) + b"/" + name.encode())
 
 
@@ -79,19 +79,19 @@ class Group2(cgroup_common.RunGroup):
         self.limit_hit: LimitHit = ""
         self.oom_events = 0
         self.ooms = self.rises = 0
-        """How often our own limit was hit, as last read; polls in a row that saw more of that."""
+        """How often our own limit was hit, as last read; polls in a row that saw this rise."""
         self.limits = limits
         self.lock = -1
         self.files = Files(cgroup_files.Node(path))
         self.main = f"{path}/{cgroup_common.MAIN}"
         self.took: dict[str, str] = {}
-        """The limits that were set, by file."""
+        """The limits that the kernel accepted, by file."""
         self.sampler = sampler.Sampler(limits.memory if limits else 0)
         self.highest = 0
 
     def create(self) -> None:
-        """Make both groups and set the limits, if any; each is read back, one that did not take is
-        an error. Raises Unusable or OSError, and leaves nothing behind then."""
+        """Make both groups and set the limits, if any. Each limit is read back and must be
+        accepted. Raises Unusable or OSError, and then leaves nothing behind."""
         self.lock = cgroup_common.make(self.token)
         try:
             os.mkdir(self.main)
@@ -123,7 +123,7 @@ class Group2(cgroup_common.RunGroup):
             self._set_io(limits)
         if limits.io_weight > 0:
             self._weigh(limits.io_weight)
-        # Whichever limit strikes first, its victims are to be named.
+        # The victims of whichever limit is hit first must be named.
         self.sampler.limit = cgroup_files.lowest(self.token, "memory.max")
 
     def _set_io(self, limits: Limits) -> None:
@@ -136,8 +136,8 @@ class Group2(cgroup_common.RunGroup):
             raise Unusable(f"io.max took {took!r} for {device} {wanted}")
 
     def _weigh(self, weight: int) -> None:
-        """To iocost and to BFQ: which of them a disk has, if any, is the host's affair. BFQ takes
-        1 to 1000, and 100 is everybody's there as well."""
+        """Set the weight for iocost and for BFQ; the host decides which of them a disk uses, if
+        any. BFQ accepts 1 to 1000, with the same default of 100."""
         values = {"io.weight": weight, "io.bfq.weight": min(1000, weight)}
         found = [name for name in values if self.files.has(name)]
         for name in found:
@@ -146,7 +146,8 @@ class Group2(cgroup_common.RunGroup):
             raise Unusable(f"no io.weight in {self.token}: this kernel has neither iocost nor BFQ")
 
     def _set_if(self, key: str, attribute: str, name: str, value: str, wanted: bool) -> bool:
-        """Set what is `wanted`, if it can be; whether it was. Raises Unusable if the user asked."""
+        """Set a `wanted` limit if possible; return whether it was set. Raises Unusable if the user
+        set it and it is not possible."""
         assert self.limits
         if wanted and self.files.has(name):
             self._set(attribute, name, value)
@@ -167,8 +168,8 @@ class Group2(cgroup_common.RunGroup):
         self.took[name] = value
 
     def _repeat_limits(self) -> None:
-        """Set what holds for `main/` there as well, for those who read no other group: the lowest
-        limits of the run and all around it. No promise rests on it: the run's own group enforces.
+        """Write the effective limits, the lowest of the run and its enclosing groups, to `main/` as
+        well, for programs that read no other group. The run's own group enforces them.
         """
         wanted = {"memory.max": str(self.sampler.limit)}
         if swap := self.took.get("memory.swap.max"):
@@ -195,7 +196,7 @@ class Group2(cgroup_common.RunGroup):
         caller: spawn.CallerState,
         enter: "Callable[[], None]" = lambda: None,
     ) -> int:
-        """`enter`: what else the child must do before exec (a hybrid host's v1 groups)."""
+        """`enter` is called in the child before exec (for the v1 groups of a hybrid host)."""
         cgroup_common.adopt()
         try:
             return spawn.fork(argv, env, caller, enter, self._clone)
@@ -225,14 +226,14 @@ class Group2(cgroup_common.RunGroup):
             held = self.sampler.measure(current, _cache(stat))
             if held > self.sampler.limit // 2:
                 self.sampler.note(held, _kinds(stat))
-        seen = self.sampler.look(held, lambda: cgroup_common.few(self.token))
-        undecided = self._look_for_oom()
+        seen = self.sampler.sample(held, lambda: cgroup_common.few(self.token))
+        undecided = self._check_oom()
         self.sampler.keep(seen, bool(self.limit_hit))
         due = self.sampler.due(held)
-        self.look_outside()
+        self.poll_escaped()
         return _UNDECIDED if undecided else due
 
-    def _look_for_oom(self) -> bool:
+    def _check_oom(self) -> bool:
         """Find out whether a limit was hit, and whose; True: the next poll will know.
 
         `oom` is counted where the limit was, `oom_kill` where the victim was: a kill without an
@@ -244,7 +245,7 @@ class Group2(cgroup_common.RunGroup):
         if not below.get("oom_kill") and not below.get("oom"):
             return False
         inner = Files(cgroup_files.Node(self.main))
-        # The `oom` is read last: the kernel counts it first, so that of a kill is not missed.
+        # `oom` is read last: the kernel counts it before the kill.
         kills, before = self._own("oom_kill", inner, True), self.ooms
         self.ooms = self._own("oom", inner, self._is_repeated())
         self.oom_events = self.ooms + kills
@@ -259,8 +260,8 @@ class Group2(cgroup_common.RunGroup):
         return not self.limit_hit and self.rises > 0
 
     def _own(self, key: str, inner: Files, both: bool) -> int:
-        """How often that event was in the run's own groups, which nested runs are not: in its
-        outer one and, of `both`, in `main/`. Before 5.2 the kernel tells of all below."""
+        """The count of an event in the run's own groups, without nested runs: in its outer group
+        and, if `both`, in `main/`. Before Linux 5.2 the count includes all groups below."""
         if not self.files.has("memory.events.local"):
             return int(self.files.memory_events.get(key, 0))
         count = self.files.memory_events_local.get(key, 0)
@@ -269,7 +270,7 @@ class Group2(cgroup_common.RunGroup):
         return int(count)
 
     def _is_repeated(self) -> bool:
-        """Whether the limit on memory of `main/` is the run's, not a lower one from around us."""
+        """Whether the memory limit of `main/` is the run's own, not a lower enclosing one."""
         return bool(self.limits and self.sampler.limit >= cgroup_files.pages(self.limits.memory))
 
     def usage(self) -> Usage:
@@ -288,14 +289,15 @@ class Group2(cgroup_common.RunGroup):
             return Usage()
 
     def cpu(self) -> "float | None":
-        """CPU time in seconds, counted with or without the controller; None: the group is gone."""
+        """CPU time in seconds, which the kernel counts without the controller as well; None: the
+        group is gone."""
         try:
             return int(self.files.cpu_stat.get("usage_usec", 0)) / 1e6
         except OSError:
             return None
 
     def _stalled(self) -> "float | None":
-        """`full` of PSI, which is the last line; None: this kernel has none, or it is off."""
+        """Seconds stalled on memory, from the last line (`full`) of PSI; None: there is no PSI."""
         try:
             return int(str(self.files.memory_pressure).rpartition("total=")[2]) / 1e6
         except OSError:
@@ -317,7 +319,7 @@ class Group2(cgroup_common.RunGroup):
         try:
             self.files.kill = "1"
         except OSError:
-            # Before 5.14: frozen tasks cannot fork away from the signals, and v2 lets them die.
+            # Before 5.14: frozen tasks cannot fork, and SIGKILL ends them on v2.
             try:
                 self.files.freeze = "1"
             except OSError:
@@ -327,9 +329,9 @@ class Group2(cgroup_common.RunGroup):
         self._wait_empty()
 
     def _wait_empty(self) -> None:
-        """Return when the killed group is empty. cgroup.kill signals the first thread of each
-        process; where that one has exited already, the others never hear of it (__cgroup_kill in
-        kernel/cgroup/cgroup.c, send_sig). So whatever is still there is killed by its number."""
+        """Return when the killed group is empty. cgroup.kill signals only the first thread of each
+        process, and the other threads do not die if that one has exited (__cgroup_kill in
+        kernel/cgroup/cgroup.c, send_sig). So the remaining processes are killed by pid."""
         import select
 
         deadline = time.monotonic() + cgroup_common.KILL_SECONDS
@@ -344,7 +346,7 @@ class Group2(cgroup_common.RunGroup):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     raise TimeoutError(cgroup_common.live_pids(self.token))
-                # Not only the event: a read between two changes may have missed one.
+                # Do not rely on the event: a read between two changes may miss one.
                 if not waiter.poll(min(left * 1000, _SOON)):
                     cgroup_common.kill_members(self.token)
         except OSError as error:
@@ -373,17 +375,16 @@ class Group2(cgroup_common.RunGroup):
 
 
 _KERNEL = ("slab", "kernel_stack", "pagetables", "percpu", "vmalloc")
-"""Most of what `kernel` in memory.stat (5.18) counts, for older kernels."""
+"""Most parts of `kernel` in memory.stat (5.18), for older kernels."""
 
 
 def _cache(stat: "dict[str, int]") -> int:
-    """The page cache that can be dropped, by memory.stat: shared and locked pages are in other
-    lists."""
+    """The reclaimable page cache by memory.stat: shared and locked pages are on other lists."""
     return stat.get("inactive_file", 0) + stat.get("active_file", 0)
 
 
 def _kinds(stat: "dict[str, int]") -> "dict[str, int]":
-    """Each byte of a group once: `file` includes `shmem`, and `kernel` no buffers of sockets."""
+    """The memory by kind, each byte once: `file` includes `shmem`, `kernel` no socket buffers."""
     anon, file, shmem = (stat.get(name, 0) for name in ("anon", "file", "shmem"))
     own = stat.get("kernel") or sum(stat.get(name, 0) for name in _KERNEL)
     own += stat.get("sock", 0)

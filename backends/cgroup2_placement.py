@@ -1,12 +1,12 @@
-"""cgroup v2 where a subtree is ours to use: the kernel enforces every limit on the whole tree.
+"""The backend `cgroup2`, and where in the v2 hierarchy a run's group may be made.
 
-Finds the place for the run's group, below our own group so that every limit around us holds too:
-- beside the processes of an outer run, or beside a leaf that we made before;
-- in our own group if only we live in it (we move to a leaf), or if it is the root of a container's
-  cgroup namespace (all its processes move to a leaf: no group may hold processes and hand out
-  controllers, EBUSY both ways);
-- on a host without systemd, in the nearest group above that has no limits of its own.
-A group of systemd's with other processes in it is not ours: the backend `systemd` asks for one.
+The run's group must stay subject to every enclosing limit. It is made
+- beside the processes of an enclosing run, or beside a leaf that we made before;
+- in our own group, if we are its only process and move to a leaf, or if it is the root of a
+  container's cgroup namespace, whose processes all move to a leaf (a group cannot both hold
+  processes and enable controllers for its children: EBUSY);
+- on a host without systemd, in the nearest group above with no limit in between.
+A group of systemd's with other processes is not ours: the backend `systemd` requests a scope.
 """
 
 import errno
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from sandrun.types import BackendName
 
 LEAF = "sandrun.leaf"
-"""The group that takes the processes of a group that we use; not a run's name: never collected."""
+"""The leaf for the processes of a group that we use. It has no run's name: `collect` ignores it."""
 _DELEGATE = (
     "as root: systemctl edit user@.service, add [Service] Delegate=cpu cpuset io memory pids, "
     "then log in again"
 )
-"""The hint for controllers that systemd has but does not hand on."""
+"""The hint for controllers that systemd has but does not delegate."""
 _DRAIN_SECONDS = 1.0
 
 
 def find_parent(needed: "dict[str, bool]") -> str:
-    """The group in which to make the run's group, its controllers enabled. Raises Unusable."""
+    """The group in which to make the run's group, with controllers enabled. Raises Unusable."""
     own = cgroup_common.own_group("")
     _check_ours(own)
     if is_ours(own):
@@ -57,7 +57,7 @@ def find_parent(needed: "dict[str, bool]") -> str:
         return own
     if not os.path.isdir("/run/systemd/system"):
         return _above(own, needed)
-    why = "is not delegated to us" if alone else "holds other processes as well"
+    why = "is not delegated to us" if alone else "also holds other processes"
     raise Unusable(
         f"our own group {own} {why}, and systemd manages it",
         "give the run a scope: systemd-run --user --scope -p Delegate=yes sandrun ...",
@@ -65,7 +65,7 @@ def find_parent(needed: "dict[str, bool]") -> str:
 
 
 def is_ours(own: str) -> bool:
-    """Whether a group is one of those that we make for processes: a run's, or a leaf."""
+    """Whether we made a group for processes: a run's `main`, or a leaf."""
     parent, name = os.path.split(own)
     in_run = name == cgroup_common.MAIN and os.path.basename(parent).startswith(
         cgroup_common.PREFIX
@@ -80,12 +80,12 @@ _DEFAULTS = {
     **dict.fromkeys(("cpu.idle", "memory.low", "memory.min"), "0"),
     "cpuset.cpus.partition": "member",
 }
-"""What is in the files that restrict or favour a group where nobody wrote to them, besides `*.max`
+"""The default values of the files that restrict or favour a group, besides `*.max`
 (Documentation/admin-guide/cgroup-v2.rst)."""
 
 
 def limits_of(group: str) -> "dict[str, str]":
-    """Every limit and share that a group has of its own, by the name of its file."""
+    """Every limit and weight set on the group itself, by file name."""
     found = {}
     for name in sorted(os.listdir(group)):
         if name in _DEFAULTS or name.endswith(".max"):
@@ -101,17 +101,17 @@ def limits_of(group: str) -> "dict[str, str]":
 def _is_set(name: str, value: str) -> bool:
     if name in _DEFAULTS:
         return value.removeprefix("default ") != _DEFAULTS[name]
-    # `max`, `res_a max`, `hca_handle=max`; of cpu.max `max 100000` the second is no limit.
+    # `max`, `res_a max`, `hca_handle=max`. The second word of cpu.max, `max 100000`, is no limit.
     words = value.replace("=", " ").split()[: 1 if name == "cpu.max" else None]
     return any(word[0].isdigit() for word in words)
 
 
 def limits_around(own: str) -> str:
-    """A limit of our own group or of one between it and its slice: what a run placed elsewhere in
-    that slice would escape; '' if there is none."""
+    """A limit of our own group, or of a group between it and its slice, that a run elsewhere in
+    that slice would escape; '' for none."""
     while not (own.endswith(".slice") or os.path.ismount(own)):
         for name, value in limits_of(own).items():
-            # systemd gives every unit a pids.max of its own by default (TasksMax=15%).
+            # systemd sets a pids.max on every unit by default (TasksMax=15%).
             if name != "pids.max":
                 return f"{name} = {value} of {own}"
         own = os.path.dirname(own)
@@ -119,12 +119,12 @@ def limits_around(own: str) -> str:
 
 
 def _is_delegated(own: str) -> bool:
-    """Whether the group's manager leaves what is below it to us (CGROUP_DELEGATION.md): systemd
-    takes controllers back from a group that it did not delegate whenever it reloads."""
+    """Whether the group's manager delegates it to us (systemd's CGROUP_DELEGATION.md): when systemd
+    reloads, it disables controllers in groups that it did not delegate."""
     if not os.path.isdir("/run/systemd/system"):
-        return True  # nobody manages it
+        return True  # no manager
     if os.path.basename(own).startswith(cgroup_common.PREFIX):
-        return True  # a scope that the backend systemd asked for
+        return True  # a scope that the backend systemd requested
     for name in ("trusted.delegate", "user.delegate"):
         try:
             return os.getxattr(own, name) == b"1"
@@ -143,7 +143,7 @@ def _check_ours(own: str) -> None:
     except OSError as error:
         raise Unusable(f"{own}: {error.strerror}") from None
     if kind not in ("domain", "domain threaded"):
-        raise Unusable(f"our own group {own} is {kind}: a memory limit cannot hold there")
+        raise Unusable(f"our own group {own} is {kind}: it cannot have a memory limit")
 
 
 def _check_writable(group: str) -> None:
@@ -160,7 +160,7 @@ def _check_writable(group: str) -> None:
 
 
 def _drain(own: str, needed: "dict[str, bool]") -> None:
-    """Move every process of `own` into a leaf, so that it may hand out its controllers."""
+    """Move every process of `own` into a leaf, so that `own` can enable controllers."""
     available = processes.read(own + "/cgroup.controllers").split()
     if b"memory" not in available:
         raise Unusable(f"the memory controller is not available in {own}", delegation_hint())
@@ -174,7 +174,7 @@ def _drain(own: str, needed: "dict[str, bool]") -> None:
 
     messages.detail(f"moving the processes of {own} to {leaf}")
     guarded(move_all, f"move the processes of {own} to a leaf")
-    # A process that a runtime adds to `own` meanwhile makes the kernel answer EBUSY.
+    # The kernel answers EBUSY if a runtime adds a process to `own` meanwhile.
     enable(own, needed, _DRAIN_SECONDS)
 
 
@@ -189,7 +189,7 @@ def _move(pid: bytes, group: str) -> None:
 
 
 def _above(own: str, needed: "dict[str, bool]") -> str:
-    """The nearest group above `own` that can take a run, without leaving a limit around us."""
+    """The nearest group above `own` that can hold a run without escaping an enclosing limit."""
     here = own
     while not os.path.ismount(here):
         limit = limits_around(here)
@@ -205,9 +205,10 @@ def _above(own: str, needed: "dict[str, bool]") -> str:
 
 
 def enable(parent: str, needed: "dict[str, bool]", patience: float = 0.0) -> None:
-    """Enable the controllers for the children of `parent`; the values tell which are a must.
+    """Enable controllers for the children of `parent`; the values of `needed` say which are
+    required.
 
-    Raises Unusable. `patience`: seconds for which EBUSY is tried again.
+    Raises Unusable. EBUSY is retried for `patience` seconds.
     """
     available = processes.read(parent + "/cgroup.controllers").decode().split()
     enabled = processes.read(parent + "/cgroup.subtree_control").decode().split()
@@ -247,12 +248,12 @@ def _enable_one(parent: str, name: str, must: bool, deadline: float) -> None:
 
 
 def delegation_hint() -> str:
-    """How to get controllers from systemd; '' where it is not the one that has them."""
+    """The hint how to get controllers from systemd; '' on a host without it."""
     return _DELEGATE if os.path.isdir("/run/systemd/system") else ""
 
 
 def guarded(work: "Callable[[], None]", what: str) -> None:
-    """Do what writes to a group; an OSError means that the backend is unusable."""
+    """Call `work`, which writes to a group; raise Unusable for an OSError."""
     try:
         work()
     except OSError as error:
@@ -260,8 +261,8 @@ def guarded(work: "Callable[[], None]", what: str) -> None:
 
 
 def stay_in(own: str, run_id: str, limits: Limits, delegated: bool) -> "Group2 | None":
-    """A container in our own group, where it is ours to divide (its unit is `delegated` to us, or
-    nobody else is in it): all that is in it moves to a leaf. None: it is not ours."""
+    """A container in our own group, whose processes all move to a leaf. None: the group is not
+    ours, because its unit is not `delegated` to us and it holds other processes."""
     members = processes.read(own + "/cgroup.procs").split()
     if not delegated and members != [str(os.getpid()).encode()]:
         return None
@@ -275,7 +276,7 @@ def stay_in(own: str, run_id: str, limits: Limits, delegated: bool) -> "Group2 |
 
 def open_below(parent: str, run_id: str, limits: Limits) -> "Group2":
     """A container in a group whose controllers are enabled. Raises Unusable."""
-    # Not before: on a v1 host `auto` tries us first, and cgroupspy costs 2 ms.
+    # Not at the top: on a v1 host `auto` tries this backend first, and cgroupspy costs 2 ms.
     from sandrun.backends import cgroup2
 
     cgroup_common.collect(parent, cgroup2.end_stale)

@@ -1,16 +1,15 @@
-"""What cgroup v1 and v2 share: where we are, what lives in a group, and groups of dead runs.
+"""What cgroup v1 and v2 share: our own group, the processes of a group, the groups of dead runs.
 
-Invariant: a run's group is locked (flock on its directory) by its supervisor and keeper while
-either lives, so a group of ours that is not locked belongs to a dead run and may be ended. Nobody
-but our own user and root can open the directory, hence lock it; no lock is waited for.
+Invariant: the supervisor and the keeper hold a lock on their run's group (flock on its directory),
+so a group of ours without a lock belongs to a dead run and may be removed with its processes. Only
+our user and root can open the directory and lock it. No lock is waited for.
 
-What proves that a process may be killed
-- Its group is ours: named `sandrun-<run id>`, below the mount of its hierarchy, made by our own
-  user, and either that of the run in question (`check_ours`) or one that nobody has locked
-  (`collect`). A group of another name or owner is never touched, nor is anything outside of one.
-- The process is a member: a number is only signalled while a pidfd holds on to the process and
-  the group, read again after that was opened, still lists the number (`kill_members`). So a number
-  that was given to somebody else meanwhile is never hit.
+Proof before a kill
+- The group is ours: it is named `sandrun-<run id>`, lies below the mount of its hierarchy, and our
+  user made it. It is the group of the run in question (`check_ours`), or nobody holds its lock
+  (`collect`). No other group and no process outside such a group is touched.
+- The process is a member: it is signalled only while a pidfd refers to it and the group, read after
+  the pidfd was opened, still lists its pid (`kill_members`). So a reused pid is never signalled.
 """
 
 import errno
@@ -34,24 +33,24 @@ PREFIX = "sandrun-"
 _BATCH = 64
 """Processes pinned by a pidfd at a time: RLIMIT_NOFILE may be low."""
 MAIN = "main"
-"""The group inside a v2 run's group that holds its processes; nested runs are made beside it."""
+"""The group inside a v2 run's group that holds the processes. Nested runs are made beside it."""
 KILL_SECONDS = 10.0
 _INSTANT = 0.02
-"""Seconds that a run lasts before it is looked for what left it."""
+"""Seconds after its start from which a run is searched for processes that left it."""
 _SLICE = 0.002
-"""Seconds that such a look may take while a limit is to be watched."""
+"""Seconds that one step of that search may take while a limit must be watched."""
 _MAKE_SECONDS = 1.0
-"""Seconds for which a new group is made again when a `collect` removes it before it is locked."""
-CROWD = 2000
-"""So many processes are no build: they are killed, not told to end."""
+"""Seconds during which a new group is made again if a `collect` removes it before it is locked."""
+TOO_LARGE = 2000
+"""A build has fewer processes. A larger run is killed without a SIGTERM to each process."""
 
 
 class RunGroup:
-    """What the containers of v1 and v2 share: the run's processes, those included that have left
-    its group (`sandrun.backends.escapes`).
+    """What the containers of v1 and v2 share: the run's processes, including those that left its
+    group (`sandrun.backends.escapes`).
 
-    Nothing is paid for those by a run that ends within an instant and leaves nothing: no number of
-    a process was given after its command's.
+    A short run that leaves nothing behind pays nothing for the search: no pid was assigned after
+    that of its command.
     """
 
     own: "set[int]"
@@ -59,20 +58,20 @@ class RunGroup:
     _escapes: "Escapes | None" = None
     _command = _supervisor = 0
     _since = 0.0
-    _look_at = 0.0
+    _search_at = 0.0
 
     def home(self) -> "tuple[str, str]":
-        """The group that has the limit on memory, and its v1 controller ('': v2)."""
+        """The group with the memory limit, and its v1 controller ('' for v2)."""
         raise NotImplementedError
 
     def start(
         self, argv: "list[str]", env: "Mapping[str, str]", caller: "spawn.CallerState"
     ) -> int:
-        """`spawn`, in the version's own way."""
+        """Start the command in the group, as `spawn` promises; return its pid."""
         raise NotImplementedError
 
     def end(self) -> None:
-        """`kill`, of what is inside."""
+        """Kill the processes in the group, as `kill` promises."""
         raise NotImplementedError
 
     def spawn(
@@ -81,7 +80,7 @@ class RunGroup:
         self._command = self.start(argv, env, caller)
         self._supervisor = os.getpid()
         self._since = time.monotonic()
-        self._look_at = self._since + _INSTANT
+        self._search_at = self._since + _INSTANT
         return self._command
 
     @property
@@ -90,19 +89,19 @@ class RunGroup:
 
     def live_pids(self) -> "list[int]":
         found = live_pids(self.home()[0])
-        # Without a mark it is a dead run's, or a group beside another.
-        if self.mark and (not found or time.monotonic() >= self._look_at):
+        # A container without a mark is that of a dead run, or a v2 group beside a v1 group.
+        if self.mark and (not found or time.monotonic() >= self._search_at):
             command = self._command
             if command and not self._escapes and not processes.born_since(command, self.own):
                 return found
-            self._look_at = time.monotonic() + self._escaped().look_at_all()
+            self._search_at = time.monotonic() + self._escaped().search_all()
         return found + (self._escapes.live() if self._escapes else [])
 
-    def look_outside(self) -> None:
-        """Look for processes that left, for a moment, if that is due."""
-        if time.monotonic() >= self._look_at:
-            due = self._escaped().look(_SLICE)
-            self._look_at = time.monotonic() + (due or 0.0)
+    def poll_escaped(self) -> None:
+        """Search briefly for processes that left the group, if that is due."""
+        if time.monotonic() >= self._search_at:
+            due = self._escaped().search(_SLICE)
+            self._search_at = time.monotonic() + (due or 0.0)
 
     def kill(self) -> None:
         stay: list[int] = []
@@ -118,14 +117,14 @@ class RunGroup:
         if not self._escapes:
             from sandrun.backends import escapes
 
-            # A keeper that was started later has a copy of us, and other children.
+            # A keeper that was forked later has a copy of this object and other children.
             command = self._command if os.getpid() == self._supervisor else 0
             self._escapes = escapes.Escapes(*self.home(), self.mark, command, self._since)
         return self._escapes
 
 
 def _lines(path: str) -> "list[str]":
-    """The lines of a file about ourselves. Raises Unusable where no /proc knows us."""
+    """The lines of a file in /proc/self. Raises Unusable if /proc does not show this process."""
     try:
         return processes.read(path).decode("utf-8", "surrogateescape").split("\n")
     except FileNotFoundError:
@@ -136,8 +135,8 @@ _mounts: "list[tuple[str, list[str], str, str]]" = []
 
 
 def _mount(controller: str) -> "tuple[str, str]":
-    """Which part of the v1 controller, or of the v2 hierarchy (''), is mounted, and where."""
-    if not _mounts:  # read once: a run asks for every controller
+    """The mounted subtree of a v1 controller, or of the v2 hierarchy (''), and its mount point."""
+    if not _mounts:  # read once: a run needs every controller
         for line in _lines("/proc/self/mountinfo"):
             fields, _, more = line.partition(" - cgroup")
             if more:
@@ -160,16 +159,16 @@ def own_mount(controller: str) -> str:
 
 
 def own_group(controller: str) -> str:
-    """The directory of our own group: of a v1 controller, or of the v2 hierarchy (''); Unusable.
+    """The directory of our own group in a v1 controller or in the v2 hierarchy ('').
 
-    Where only a subtree is mounted (a container), /proc/self/cgroup still tells the whole path;
-    mountinfo tells which part of it the mount shows (proc(5), cgroups(7)).
+    Raises Unusable. Where only a subtree is mounted (in a container), /proc/self/cgroup still has
+    the whole path; mountinfo has the part that the mount shows (proc(5), cgroups(7)).
     """
     root, mount = _mount(controller)
     path = _named(_lines("/proc/self/cgroup"), controller)
     if not path:
         raise Unusable(f"we are in no group of the {_what(controller)}")
-    # A mount from outside our cgroup namespace shows a tree in which our path means nothing.
+    # Our path has no meaning in a mount from outside our cgroup namespace.
     if root.startswith("/..") or path.startswith("/.."):
         raise Unusable(
             f"{mount} shows the host's groups, not ours",
@@ -180,7 +179,7 @@ def own_group(controller: str) -> str:
 
 
 def _named(lines: "list[str]", controller: str) -> str:
-    """The group in a controller's hierarchy, by the lines of a /proc/PID/cgroup; '': in none."""
+    """The group in a controller's hierarchy, from the lines of /proc/PID/cgroup; '' for none."""
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if path and controller in controllers.split(","):
@@ -189,24 +188,24 @@ def _named(lines: "list[str]", controller: str) -> str:
 
 
 def group_of(pid: int, controller: str) -> str:
-    """The group of a process as /proc tells it, not its directory. Raises OSError: it is gone."""
+    """The group of a process as in /proc/PID/cgroup. Raises OSError if the process is gone."""
     text = processes.read(f"{processes.PROC}/{pid}/cgroup").decode("utf-8", "surrogateescape")
     return _named(text.split("\n"), controller)
 
 
 def in_hierarchy(path: str, controller: str) -> str:
-    """The group with that directory as /proc tells it (see `own_group`)."""
+    """The group with that directory as in /proc/PID/cgroup (see `own_group`)."""
     root, mount = _mount(controller)
     return root.rstrip("/") + path.removeprefix(mount.rstrip("/"))
 
 
 def is_run(name: str) -> bool:
-    """Whether a group's name is one that we give: somebody's own `sandrun-builds` is not."""
+    """Whether we give groups such a name; a user's own `sandrun-builds` does not match."""
     return name.startswith(PREFIX) and is_run_id(name.removeprefix(PREFIX))
 
 
 def check_ours(path: str, run_id: str, controller: str) -> None:
-    """Raise Unusable unless `path` can only be the group that our user made for that run."""
+    """Raise Unusable unless `path` is the group that our user made for that run."""
     mount = own_mount(controller)
     named = is_run(os.path.basename(path)) and path.endswith(f"/{PREFIX}{run_id}")
     if not named or os.path.normpath(path) != path or not path.startswith(mount + "/"):
@@ -222,20 +221,20 @@ def check_ours(path: str, run_id: str, controller: str) -> None:
 
 
 def listed(path: str) -> "list[int]":
-    """The processes in a group and all below it, dead ones too, as far as we can see them."""
+    """The processes in a group and all groups below it, zombies included, as far as visible."""
     found: list[int] = []
     for directory, _, _ in os.walk(path):
         try:
             found.extend(map(int, processes.read(directory + "/cgroup.procs").split()))
         except OSError:
             continue
-    return [pid for pid in found if pid]  # 0: outside of our pid namespace
+    return [pid for pid in found if pid]  # 0: outside our pid namespace
 
 
 def live_pids(path: str) -> "list[int]":
-    """The live processes in a group and all below it; zombies left out."""
-    # One that was listed and is dead by now may have forked in between: look again, until all that
-    # are listed were dead before.
+    """The live processes in a group and all groups below it, without zombies."""
+    # A process that was listed and has died since may have forked in between, so read again until
+    # all listed processes were dead before.
     dead: set[int] = set()
     for _ in range(100):
         found = listed(path)
@@ -247,24 +246,24 @@ def live_pids(path: str) -> "list[int]":
 
 
 def is_too_large_to_signal(path: str) -> bool:
-    """Whether there are so many processes, dead ones too, that a look at each would take too long:
-    where all of a fork bomb want to run, we get one part in as many of a processor."""
+    """Whether there are too many processes, zombies included, to examine each one: a fork bomb
+    leaves us one part in as many of a processor."""
     count = 0
     for directory, _, _ in os.walk(path):
         try:
             count += processes.read(directory + "/cgroup.procs").count(b"\n")
         except OSError:
             continue
-    return count > CROWD
+    return count > TOO_LARGE
 
 
 def few(path: str) -> "list[int]":
-    """The live processes, for a look at each; none if they are a crowd."""
+    """The live processes, to examine each one; none if there are too many."""
     return [] if is_too_large_to_signal(path) else live_pids(path)
 
 
 def move_out(path: str, file: str) -> None:
-    """Move every process in a group, and below it, to where we are by writing it to `file`."""
+    """Move every process of a group, and of all groups below it, by writing its pid to `file`."""
     deadline = time.monotonic() + KILL_SECONDS
     while (found := live_pids(path)) and time.monotonic() < deadline:
         for pid in found:
@@ -276,7 +275,7 @@ def move_out(path: str, file: str) -> None:
 
 
 def kill_members(path: str) -> None:
-    """SIGKILL what is in a group and below it now, and nobody else (see above)."""
+    """SIGKILL the current processes of a group and of all groups below it (proof: see above)."""
     found = listed(path)
     for start in range(0, len(found), _BATCH):
         pinned = {pid: processes.pin(pid) for pid in found[start : start + _BATCH]}
@@ -289,7 +288,7 @@ def kill_members(path: str) -> None:
 
 
 def kill_each(path: str, done: "Callable[[], bool]") -> None:
-    """SIGKILL what is in the group until `done`. Raises TimeoutError with the pids that stay."""
+    """SIGKILL the members of a group until `done`. Raises TimeoutError with the remaining pids."""
     deadline = time.monotonic() + KILL_SECONDS
     pause = 0.001
     while True:
@@ -303,14 +302,14 @@ def kill_each(path: str, done: "Callable[[], bool]") -> None:
 
 
 def remove(path: str) -> None:
-    """Remove an empty group and all below it; what does not go in two seconds stays."""
+    """Remove an empty group and all groups below it; one that stays busy for 2 s is left."""
     deadline = time.monotonic() + 2
     for directory, _, _ in os.walk(path, topdown=False):
         while True:
             try:
                 os.rmdir(directory)
             except OSError as error:
-                # Dying tasks keep a group busy for an instant after the last one was killed.
+                # Exiting tasks keep a group busy for a moment after the last one was killed.
                 if error.errno == errno.EBUSY and time.monotonic() < deadline:
                     time.sleep(0.002)
                     continue
@@ -318,7 +317,7 @@ def remove(path: str) -> None:
 
 
 def enter(file: str) -> None:
-    """Move the calling process (`cgroup.procs`) or thread (`tasks`) into the file's group."""
+    """Move the calling process (`cgroup.procs`) or thread (`tasks`) into the group of `file`."""
     fd = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, b"0")
@@ -329,30 +328,30 @@ def enter(file: str) -> None:
 
 
 def adopt() -> None:
-    """Before the command starts: where nobody reaps orphans at once, have them become ours, or all
-    that the command leaves behind would stay as zombies. No container's work rests on it."""
+    """Become a subreaper where PID 1 is not known to reap orphans; called before the command
+    starts. Otherwise the run's orphans would stay as zombies. Containers do not depend on it."""
     if os.getpid() != 1 and not processes.orphans_are_reaped():
         processes.become_subreaper()
 
 
 def make(path: str) -> int:
-    """Make a group of ours and lock it; the descriptor whose lock says that it lives.
+    """Make a group and lock it; return the descriptor that holds the lock.
 
-    Raises OSError; TimeoutError when others keep it locked.
+    Raises OSError, and TimeoutError if another process keeps it locked.
     """
     deadline = time.monotonic() + _MAKE_SECONDS
     fd = -1
     first = True
     while fd < 0:
         try:
-            # Mode 711: flock(2) needs a descriptor, and opening a directory needs the right to
-            # read it. Its files can still be opened by name: a command that became another user
-            # reads its own limits there, as a JVM does.
+            # Mode 711: other users cannot open the directory for reading, which flock(2) needs, but
+            # they can open its files: a command that changed its user reads its own limits there,
+            # as a JVM does.
             os.mkdir(path, 0o711)
         except FileExistsError:
             if first:
                 raise
-        if not first:  # somebody's `collect` took it for a dead run's, and removes it
+        if not first:  # another process's `collect` removes it as a dead run's
             time.sleep(0.001)
         fd, first = _lock(path), False
         if fd < 0 and time.monotonic() > deadline:
@@ -361,7 +360,7 @@ def make(path: str) -> int:
 
 
 def _lock(path: str) -> int:
-    """Lock a group without blocking; -1 if it is gone or its lock is held."""
+    """Lock a group without blocking; -1 if it is gone or locked."""
     fd = -1
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -376,7 +375,7 @@ def _lock(path: str) -> int:
 
 
 def collect(parent: str, end: "Callable[[str], None]") -> None:
-    """End the groups of dead runs below `parent` by `end(path)`, each under its lock."""
+    """Call `end(path)` for each group of a dead run below `parent`, while holding its lock."""
     try:
         names = [name for name in os.listdir(parent) if is_run(name)]
     except OSError:

@@ -1,9 +1,9 @@
-"""What we use of cgroupspy, imported for a third of its price.
+"""Control files of cgroups: cgroupspy, imported at a third of its cost, and values read from them.
 
-Of `collections` it wants `collections.abc` alone, which is `_collections_abc`: every interpreter
-has loaded it, while the rest of the package is a sixth of the whole start (1.7 ms). So the module
-is lent under that name for the time of the import, and taken back: it is no part of a package
-that was not imported.
+cgroupspy needs only `collections.abc` of `collections`. Every interpreter has loaded that as
+`_collections_abc`, while the package costs 1.7 ms, a sixth of the whole start. So the loaded module
+is registered under that name during the import, and removed afterwards, because it would be a
+submodule of a package that was not imported.
 """
 
 import _collections_abc
@@ -27,8 +27,8 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Controller(controllers.Controller):  # type: ignore[misc]  # cgroupspy has no types
-    """cgroupspy's, but a control file is read and written by one system call each: its own way
-    through text streams is four times as dear, and may split a write."""
+    """cgroupspy's controller, but it reads and writes a control file with one system call. Its text
+    streams cost four times as much and may split a write."""
 
     def get_property(self, filename: bytes) -> str:
         return processes.read(self.filepath(filename)).decode().strip()
@@ -57,17 +57,17 @@ class MemoryController(Controller, controllers.MemoryController):  # type: ignor
 
 
 class Node:
-    """What cgroupspy's controllers need to know of a group: where it is."""
+    """A group as cgroupspy's controllers expect it: its path."""
 
     def __init__(self, path: str) -> None:
         self.full_path = os.fsencode(path)
 
 
 def refused(path: str, inner: str = "") -> "tuple[int, int]":
-    """How many forks a limit on processes refused in a group, and the lowest limit around there.
+    """How many forks were refused in a group by a limit on processes, and the lowest such limit.
 
-    Since 6.11 pids.events.local tells of the group's own limit alone; before, pids.events tells
-    whatever limit it was, of the group that the process was in: this one, or `inner`.
+    Since Linux 6.11, pids.events.local counts the group's own limit only. Before, pids.events
+    counts every limit, in the group of the process that forked: this group or `inner`.
     """
     count = _events(f"{path}/pids.events.local")
     if count is None:
@@ -84,28 +84,28 @@ def _events(file: str) -> "int | None":
 
 
 def pages(size: int) -> int:
-    """What the kernel makes of a limit in bytes: whole pages."""
+    """A limit in bytes as the kernel stores it: rounded down to whole pages."""
     return size // _PAGE * _PAGE
 
 
 def lowest(group: str, name: str) -> int:
-    """The lowest value of a limit's file in a group and all above it that we can see; a very
-    large number where there is none. A cgroup namespace hides what lies above its root."""
+    """The lowest value of a limit in a group and all visible groups above it; 1 << 62 for none.
+    A cgroup namespace hides the groups above its root."""
     found = 1 << 62
     while True:
         try:
             value = processes.read(f"{group}/{name}").strip()
             found = min(found, found if value == b"max" else int(value))
         except OSError:
-            pass  # the hierarchy's root has no limits
+            pass  # the root of the hierarchy has no limits
         if os.path.ismount(group) or group == "/":
             return found
         group = os.path.dirname(group)
 
 
 def lowest_quota(group: str) -> str:
-    """The lowest cpu.max (`<quota> <period>`) of a group and all above it that we can see; '' if
-    nothing limits the processors."""
+    """The lowest cpu.max (`<quota> <period>`) of a group and all visible groups above it; '' for
+    none."""
     found, share = "", 0.0
     while True:
         try:
@@ -120,9 +120,9 @@ def lowest_quota(group: str) -> str:
 
 
 def disk_of(directory: str) -> str:
-    """The whole disk under a directory as `major:minor`, which is what io.max takes.
+    """The whole disk below a directory as `major:minor`, the form of io.max.
 
-    Raises Unusable where the file system has no disk of its own (tmpfs, overlay, btrfs).
+    Raises Unusable if the file system has no single disk (tmpfs, overlay, btrfs).
     """
     number = os.stat(directory).st_dev
     name = f"{os.major(number)}:{os.minor(number)}"

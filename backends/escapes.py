@@ -1,23 +1,23 @@
-"""Processes of a run that have left its group for another one, where none of its limits holds.
+"""Processes of a run that moved to another group, where none of its limits applies.
 
-su(1), `sudo -i` (PAM has systemd-logind make a session), `systemd-run --scope`, panes of tmux, snap
-and container engines move what they start into a group elsewhere. It is found here, named, and
-ended with the run. What a daemon starts on request (run0, `systemd-run` without `--scope`, docker)
-is nobody's descendant and has no mark: it is never found.
+su(1), `sudo -i` (PAM has systemd-logind open a session), `systemd-run --scope`, panes of tmux, snap
+and container engines move the processes that they start to another group. This module finds them,
+names them and ends them with the run. A process started by a daemon on request (run0, `systemd-run`
+without `--scope`, docker) is no descendant and has no mark, so it is never found.
 
-What proves that a process is the run's
-- descent: its chain of live parents leads to the command, to what is in the run's group, or to one
-  of which this was proved before (its number and its start), or
-- the run's mark, a whole entry of SANDRUN_RUNS in its environment, and that it was orphaned: its
-  parent is the one process to whom orphans go here (PR_SET_CHILD_SUBREAPER in prctl(2)). The mark
-  alone is no proof: editors, terminals and tmux have servers, maybe ancestors of ours, that give
-  the environment of a client to what they start for it, and a service manager may have imported it.
-A process in the group of another run, or below that, is that run's affair, and what a tool keeps
-for all of a user's calls (`_SHARED`) is no run's. Before a signal its group is read again, and a
-pidfd holds it while its start is compared.
+Proof that a process belongs to the run
+- Descent: its chain of live parents leads to the command, to a process in the run's group, or to a
+  process proved before (by pid and start time). Or
+- the run's mark, a complete entry of SANDRUN_RUNS in its environment, if it was orphaned: its
+  parent is the process that adopts orphans here (PR_SET_CHILD_SUBREAPER in prctl(2)). The mark
+  alone is no proof: editors, terminals and tmux have servers, maybe our ancestors, that pass a
+  client's environment to new processes, and a service manager may have imported it. A process in
+  the group of another run belongs to that run, and a process that a tool keeps for all calls of a
+  user (`_SHARED`) belongs to no run. Before a signal the group is read again, and a pidfd refers to
+  the process while its start time is compared.
 
-A look is bounded: processes older than the command are known by their numbers and never read, a
-supervisor that watches a limit looks for 2 ms at a time, and rests for a hundred times that.
+The search is bounded. Processes older than the command are excluded by their pids and never read. A
+supervisor that watches a limit searches for 2 ms at a time, then rests a hundred times as long.
 """
 
 import os
@@ -32,30 +32,29 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _REST = 100
-"""A look at all processes may take one part in so many of a processor's time."""
+"""A search of all processes may use one part in so many of a core's time."""
 _OFTEN = 0.25
-"""Seconds between two of them at least."""
+"""Minimum seconds between two searches."""
 _NUMBERS_LAST = 3.0
-"""Seconds in which the numbers of processes do not come round unseen (32,768 on some hosts)."""
+"""Seconds in which pids do not wrap around unnoticed (after 32,768 on some hosts)."""
 _EXECS = (0.001, 0.002, 0.004, 0.008, 0.016)
-"""Seconds after which to look again at what has no environment: it may be in the midst of an exec,
-where there is none (proc(5))."""
+"""Seconds after which to read a process without an environment again: it has none during an exec
+(proc(5))."""
 _SHARED = "podman-pause-"
-"""How the scope starts in which rootless podman keeps the user namespace of all containers of the
-user; without it each podman fails until `podman system migrate` (seen with 5.4)."""
+"""The prefix of the scope in which rootless podman keeps the user namespace of all containers of a
+user. Without it each podman fails until `podman system migrate` (seen with 5.4)."""
 _REFUSED_SECONDS = 1.0
-"""Seconds until what we may not signal is given up."""
+"""Seconds until a process that we may not signal is given up."""
 
 
 class Escapes:
-    """Those of one run, all by pid in `found`."""
+    """The escaped processes of one run, by pid in `found`."""
 
     def __init__(
         self, path: str, controller: str, mark: str, command: int = 0, since: float = 0.0
     ) -> None:
-        """`path` is the run's group in the hierarchy of `controller` ('': v2), `command` the
-        process that it was started with at `since` (time.monotonic()); 0: that of a supervisor that
-        is dead."""
+        """`path` is the run's group in the hierarchy of `controller` ('' for v2). `command` is the
+        pid of the command, started at `since` (time.monotonic()); 0 if its supervisor is dead."""
         self.found: dict[int, Escape] = {}
         self._path = path
         self._controller = controller
@@ -64,22 +63,22 @@ class Escapes:
         self._command = command
         self._oldest = processes.start(os.getpid()) if command else 0
         self._first = self._newest = command
-        """Numbers: the least that a process of the run may have, the last that was given."""
+        """The lowest pid that a process of the run may have, and the pid assigned last."""
         self._seen_at = since
         self._others: set[int] = set()
-        """Numbers of processes that are none of the run's."""
+        """Pids of processes that do not belong to the run."""
         self._adopters: set[int] = set()
-        """Whose children orphans of the run may become."""
+        """Processes that may adopt orphans of the run."""
         self._adopter = 0
-        """Whose children they become; 0: not known yet."""
+        """The process that adopts them; 0: not known yet."""
         self._todo: list[int] = []
         self._blank: list[int] = []
-        """Of those seen at this look: they have no environment, or are about to get one."""
+        """Processes of the current search without an environment, perhaps during an exec."""
         self._took = 0.0
 
-    def look(self, seconds: float) -> "float | None":
-        """Examine processes for so many seconds at most; in how many the next look is due, None:
-        this one is not over."""
+    def search(self, seconds: float) -> "float | None":
+        """Examine processes for so many seconds at most. Return the seconds until the next search
+        is due; None: this one is not complete."""
         began = time.thread_time()
         if not self._todo:
             self._took = 0.0
@@ -91,10 +90,10 @@ class Escapes:
         self._took += time.thread_time() - began
         return None if self._todo else max(_OFTEN, self._took * _REST)
 
-    def look_at_all(self) -> float:
-        """Examine all that live now; in how many seconds that is due again."""
+    def search_all(self) -> float:
+        """Examine all live processes; return the seconds until that is due again."""
         self._todo = []
-        due = self.look(float("inf")) or 0.0
+        due = self.search(float("inf")) or 0.0
         for pause in _EXECS:
             if not self._blank:
                 break
@@ -106,14 +105,14 @@ class Escapes:
         return due
 
     def live(self) -> "list[int]":
-        """Those that live outside at this instant."""
+        """The pids of those that currently live outside."""
         return [pid for pid, escape in self.found.items() if self._lives(pid, escape.start)]
 
     def kill(self) -> None:
-        """SIGKILL them until there is none. Raises TimeoutError with those that stay."""
+        """SIGKILL them until none is left. Raises TimeoutError with the remaining pids."""
         began = time.monotonic()
         while True:
-            self.look_at_all()
+            self.search_all()
             live = self.live()
             refused = [pid for pid in live if not processes.kill_same(pid, self.found[pid].start)]
             if not live:
@@ -134,11 +133,11 @@ class Escapes:
             return False
 
     def _candidates(self) -> "list[int]":
-        """The processes that may have left; `look` takes the last one first, parents before
-        children as a rule."""
+        """The processes that may have left. `search` begins with the last one, so that parents
+        usually come before children."""
         newest, now = processes.newest(), time.monotonic()
         if newest < self._newest or now > self._seen_at + _NUMBERS_LAST:
-            # A number may be another process's by now, a low one that of a young process.
+            # Pids may have been reused, and a low pid may belong to a young process.
             self._others.clear()
             self._first = 0
         self._newest, self._seen_at = newest, now
@@ -149,7 +148,7 @@ class Escapes:
         return sorted(pids, reverse=True)
 
     def _since_first(self, newest: int) -> "Iterable[int]":
-        """Numbers that processes may have which are no older than the command."""
+        """The possible pids of processes that are not older than the command."""
         if self._first and newest - self._first < processes.FEW:
             return range(self._first, newest + 1)
         try:
@@ -162,7 +161,7 @@ class Escapes:
         try:
             group = self._left_for(pid)
             stat = processes.Stat(pid)
-            if not group:  # inside, or in a run of its own by now, or no run's
+            if not group:  # inside, or in another run, or in no run
                 self.found.pop(pid, None)
             elif (stat.state in "ZX" and stat.threads <= 1) or self._is_known(pid, stat.start):
                 pass
@@ -175,12 +174,12 @@ class Escapes:
             pass  # it is gone
 
     def _origin(self, parent: int) -> "tuple[Process | None, bool]":
-        """Who started a process, if that stayed in the run; whether its parent did not leave."""
+        """The parent of a process if it is in the run's group; whether the parent did not leave."""
         starter = processes.describe(parent) if self._is_inside(parent) else None
         return starter, parent not in self.found
 
     def _is_ours(self, pid: int, stat: processes.Stat) -> bool:
-        """The proof (see above). Raises OSError: one of the chain is gone."""
+        """The proof (see above). Raises OSError if a process of the chain is gone."""
         while not self._is_known(pid, stat.start):
             parent = stat.parent
             if pid == self._command and parent == os.getpid():
@@ -201,7 +200,7 @@ class Escapes:
         return processes.has_mark(environ, self._mark)
 
     def _adopts(self, pid: int) -> bool:
-        """Whether orphans go to that process, or went, where the run's supervisor is dead."""
+        """Whether that process adopts orphans, or did before the run's supervisor died."""
         self._adopter = self._adopter or processes.adopter()
         return pid == self._adopter or (pid == 1 and not self._command)
 
@@ -216,7 +215,8 @@ class Escapes:
         return f"{group}/".startswith(self._group + "/")
 
     def _left_for(self, pid: int) -> str:
-        """The group where it is; '' if that is no matter. Raises OSError: it is gone."""
+        """The group that a process moved to; '' if it is inside, or in another run's or a shared
+        group. Raises OSError if it is gone."""
         group = cgroup_common.group_of(pid, self._controller)
         if f"{group}/".startswith(self._group + "/"):
             return ""
@@ -229,13 +229,13 @@ class Escapes:
         return group
 
     def _is_served(self, pid: int) -> bool:
-        """Whether a service manager started it: it is in the unit of a service, not of ours."""
+        """Whether a service manager started it: it is in the unit of a service that is not ours."""
         names = reversed(cgroup_common.group_of(pid, self._controller).split("/"))
         unit = next((name for name in names if name.endswith((".service", ".scope"))), "")
         return unit.endswith(".service") and unit not in self._group.split("/")
 
 
 def _is_process(pid: int) -> bool:
-    """Whether it is the number of a process: /proc has those of other threads, unlisted."""
+    """Whether the number is a pid: /proc also answers for the ids of other threads."""
     status = processes.read(f"{processes.PROC}/{pid}/status")
     return status.partition(b"\nTgid:")[2].split()[0] == b"%d" % pid

@@ -1,27 +1,26 @@
 """Windows: one Job Object for each run.
 
 Promises
-- The command is created suspended inside the job and resumed only when it is proved to be there,
-  so no instruction of it runs outside; nothing can break away.
-- The job dies with its last handle, which only the supervisor has: however that ends, the kernel
-  ends the tree.
-- CPU time is limited by `sandrun.supervise.timeouts`, which ask the job; should no sandrun be able
-  to look (one that is suspended), the kernel ends the tree a grace later. It counts user time only.
-- Each limit is read back. Memory is a commit limit of the whole tree: an allocation beyond it
-  fails. Nothing is killed by that, so the message about it sets `limit_hit` to `own`, and whoever
-  supervises ends the run, as it would have ended on Linux.
+- The command is created suspended inside the job and resumed only after a check that it is there.
+  So no instruction runs outside, and no process can break away.
+- The job ends with its last handle, which only the supervisor has. However the supervisor ends, the
+  kernel ends the tree.
+- `sandrun.supervise.timeouts` limits CPU time and queries the job. If no sandrun can (it may be
+  suspended), the kernel ends the tree one grace period later. It counts user time only.
+- Each limit is read back. Memory is a commit limit of the whole tree: an allocation beyond it fails
+  and nothing is killed. The message about it sets `limit_hit` to `own`, and the supervisor ends the
+  run as on Linux.
 - `kill` returns when the job is empty by its completion port AND by its list of processes: until
-  then files of the dead may still be open. `close` waits for the port's word too, where a run ended
-  by itself and nothing was left alone.
+  then files of terminated processes may still be open. `close` also waits for the port's message if
+  the run ended by itself and no process was left.
 
-Messages are no proof (the system may lose some, and sends those of a job inside ours as well): each
-makes `poll` look, and whose limit was hit is found out there. Births, ends and peaks are polled
-besides; of an allocation that failed only the message tells: should it be lost, the run ends as the
-command makes of its failure.
+Messages are no proof: the system may lose some, and it also sends those of nested jobs. A message
+makes `poll` find out whose limit was hit. Births, exits and peaks are polled as well. Only a
+message reports a failed allocation: if it is lost, the run ends by the command's own failure.
 
-Left to others: what a name on the command line means (`sandrun.platform.windows_spawn`). No job
-limits io (any more), or gives weights of a processor that a share may stand beside. Source: "Job
-Objects" and "Nested Jobs" of Microsoft's documentation.
+Leaves to others what a name on the command line means (`sandrun.platform.windows_spawn`). A job no
+longer limits I/O, and a CPU weight cannot be combined with a CPU rate. Source: "Job Objects" and
+"Nested Jobs" in Microsoft's documentation.
 """
 
 import ctypes
@@ -44,14 +43,14 @@ if TYPE_CHECKING:
     from sandrun.types import BackendName, LimitHit
 
 KILL_SECONDS = 5.0
-"""Seconds after which a process that was terminated is taken for one that does not end."""
+"""Seconds after which a terminated process is considered unkillable."""
 _LOST_SECONDS = 0.1
-"""Seconds to wait for a message before the job itself is asked."""
+"""Seconds to wait for a message before the job is queried."""
 _KILLED = 128 + 9
 _STOP = 0xFFFFFFFF
-"""Tells the reader of a port to end; no message of a job has that number."""
+"""Stops the reader of a port; no message of a job has this number."""
 _TICK = 1e-7
-"""Seconds in a unit of the kernel's times."""
+"""Seconds per unit of the kernel's times."""
 _PAGE = 4096
 _ATTACH = (
     windows_api.JOB_OBJECT_QUERY
@@ -61,7 +60,7 @@ _ATTACH = (
 _BEYOND = frozenset(
     ("cpu_weight", "io_weight", "io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
 )
-"""Settings that no job limits."""
+"""Settings that a job cannot limit."""
 _MEMORY = (
     windows_api.JOB_OBJECT_MSG_JOB_MEMORY_LIMIT,
     windows_api.JOB_OBJECT_MSG_PROCESS_MEMORY_LIMIT,
@@ -69,12 +68,12 @@ _MEMORY = (
 
 
 def name_of(run_id: str) -> str:
-    """The name of a run's job: one for all sessions, so that every sandrun finds it."""
+    """The name of a run's job. It is global, so that sandrun finds it from every session."""
     return f"Global\\sandrun-{run_id}"
 
 
 def contains(run_id: str, process: int) -> bool:
-    """Whether the job of a run contains the process of that handle, directly or by a job inside."""
+    """Whether the job of a run contains the process of that handle, directly or in a nested job."""
     inside = windows_api.BOOL()
     try:
         job = calls.OpenJobObjectW(windows_api.JOB_OBJECT_QUERY, False, name_of(run_id))
@@ -96,7 +95,7 @@ def _set(job: int, kind: int, what: ctypes.Structure) -> None:
 
 
 class Port:
-    """A job's completion port, read by one thread. `event` is set when messages came."""
+    """A job's completion port, read by one thread. `event` is set when messages arrive."""
 
     def __init__(self, job: int) -> None:
         self.handle = calls.CreateIoCompletionPort(windows_calling.INVALID_HANDLE, None, 0, 1)
@@ -126,13 +125,13 @@ class Port:
             calls.SetEvent(self.event)
 
     def take(self) -> "list[tuple[int, int]]":
-        """The messages that came since the last call: number, and the process that is meant."""
+        """The messages since the last call: each a number and the pid that it is about."""
         with self._new:
             taken, self._messages = self._messages, []
         return taken
 
     def wait_empty(self, seconds: float) -> bool:
-        """Wait for the message that a job has become empty: ours, or one inside."""
+        """Wait for the message that a job is empty, our own or a nested one."""
         with self._new:
             seen = self._empty or self._new.wait_for(lambda: self._empty, seconds)
             self._empty = False
@@ -146,7 +145,7 @@ class Port:
 
 
 class JobContainer:
-    """See `sandrun.backends.protocol.Container`. `port` is None in a container that was attached.
+    """See `sandrun.backends.protocol.Container`. `port` is None in an attached container.
 
     `events` holds an event's handle instead of a descriptor; `process` is the command's handle.
     """
@@ -191,25 +190,26 @@ class JobContainer:
         if self.limits.cpu_time and not self.limit_hit and self._is_over():
             self.limit_hit = "cpu-time"
         peak, limit = self._peak(), self.limits.memory
-        # Nobody was killed: who holds how much can be seen even now. Before, only while it grows.
+        # No process was killed, so usage can be read even now; before, only while it grows.
         memory = self.limit_hit == "own"
         if limit and (memory or peak > max(limit // 2, self.sampled + limit // 50)):
             self.sampled = peak
             self.current = sum(_commit(pid) for pid in self.live_pids())
-            seen = self.sampler.look(limit if memory else self.current, self.live_pids)
+            seen = self.sampler.sample(limit if memory else self.current, self.live_pids)
             self.sampler.keep(seen, False)
         return self.sampler.due(peak)
 
     def _is_ours(self, pid: int) -> bool:
-        """Whether it is this job's limit that `pid` ran into, not that of a run inside, whose own
-        sandrun deals with it: of several limits the one with the least room was certainly passed.
-        The environment of `pid` names the runs that it is in."""
+        """Whether `pid` hit this job's limit, and not that of a nested run, whose own sandrun
+        handles it. Of several limits, the one with the least room left was hit. The environment of
+        `pid` names the runs that it is in."""
         import psutil
 
         try:
             runs = psutil.Process(pid).environ().get("SANDRUN_RUNS", "").split(";")
         except psutil.Error:
-            # Gone already. A guess, then; to end a run for nothing would be worse than not to.
+            # It is gone, so estimate. Ending a run without reason would be worse than not ending
+            # it.
             return self._peak() > self.limits.memory // 2
         ids = [run.rpartition("/")[2] for run in runs]
         inside = ids[ids.index(self.run_id) + 1 :] if self.run_id in ids else []
@@ -217,12 +217,12 @@ class JobContainer:
         return all(own <= _room_of(run_id) for run_id in inside)
 
     def _is_over(self) -> bool:
-        """Whether the kernel has ended the tree at its limit of CPU time, or is about to: it looks
-        now and then only, and no message tells."""
+        """Whether the tree has used its limit of CPU time. The kernel checks it only now and then,
+        and sends no message."""
         return bool(self._times().TotalUserTime * _TICK >= self.limits.cpu_time)
 
     def _room(self) -> float:
-        """What may still be committed below this job's limit, in bytes."""
+        """The bytes that may still be committed below this job's limit."""
         limits = windows_api.JobLimits()
         if self.job:
             _query(self.job, windows_api.JobObjectExtendedLimitInformation, limits)
@@ -262,14 +262,14 @@ class JobContainer:
         return []
 
     def is_too_large_to_signal(self) -> bool:
-        return False  # nobody here is told one by one
+        return False  # a job is ended as a whole
 
     def kill(self) -> None:
         if not self.job:
             return
         deadline = time.monotonic() + KILL_SECONDS
         if self.port:
-            self.port.wait_empty(0.0)  # an earlier one would tell nothing
+            self.port.wait_empty(0.0)  # forget an earlier message
         told = not self.port or not self.live_pids()
         calls.TerminateJobObject(self.job, _KILLED)
         while (pids := self.live_pids()) or not told:
@@ -288,7 +288,7 @@ class JobContainer:
 
     def close(self) -> None:
         if self.port:
-            # The message is mostly here by now; one that was lost costs this moment.
+            # The message has usually arrived; a lost one costs this wait.
             if self.process and not self.settled and not self.live_pids():
                 self.port.wait_empty(_LOST_SECONDS)
             self.port.close()
@@ -300,7 +300,7 @@ class JobContainer:
 
 
 def _commit(pid: int) -> int:
-    """The commit charge of one process in bytes; 0 when it is gone."""
+    """The commit charge of one process in bytes; 0: it is gone."""
     import psutil
 
     try:
@@ -317,9 +317,6 @@ def _room_of(run_id: str) -> float:
         found.close()
 
 
-# --- the backend -------------------------------------------------------------------------------
-
-
 def _limit(job: int, limits: Limits) -> None:
     """Set the limits and read them back. Raises OSError, Unusable."""
     wanted, found = windows_api.JobLimits(), windows_api.JobLimits()
@@ -328,11 +325,11 @@ def _limit(job: int, limits: Limits) -> None:
     if limits.memory:
         basic.LimitFlags |= windows_api.JOB_OBJECT_LIMIT_JOB_MEMORY
         commit = limits.memory + max(0, limits.swap)
-        wanted.JobMemoryLimit = commit - commit % _PAGE  # what the kernel would make of it
+        wanted.JobMemoryLimit = commit - commit % _PAGE  # as the kernel rounds it
     if limits.pids > 0:
         basic.LimitFlags |= windows_api.JOB_OBJECT_LIMIT_ACTIVE_PROCESS
         basic.ActiveProcessLimit = limits.pids
-    if limits.cpu_time:  # JOB_OBJECT_TERMINATE_AT_END_OF_JOB is what happens then, unless one says
+    if limits.cpu_time:  # JOB_OBJECT_TERMINATE_AT_END_OF_JOB is the default action
         basic.LimitFlags |= windows_api.JOB_OBJECT_LIMIT_JOB_TIME
         basic.PerJobUserTimeLimit = round(limits.cpu_time / _TICK)
     _set(job, windows_api.JobObjectExtendedLimitInformation, wanted)
@@ -342,12 +339,12 @@ def _limit(job: int, limits: Limits) -> None:
         took &= _share(job, limits.cpus)
     if not took:
         if not windows_api.wine_version():
-            raise Unusable("the job did not take its limits")
-        messages.warn("Wine takes the limits of a job and enforces none of them")
+            raise Unusable("the job did not accept its limits")
+        messages.warn("Wine accepts the limits of a job and enforces none of them")
 
 
 def _share(job: int, cpus: float) -> bool:
-    """Set the job's part of the processors; whether it took it. Raises OSError (Wine refuses)."""
+    """Set the job's CPU rate; return whether it was accepted. Raises OSError (Wine refuses it)."""
     flags = (
         windows_api.JOB_OBJECT_CPU_RATE_CONTROL_ENABLE
         | windows_api.JOB_OBJECT_CPU_RATE_CONTROL_HARD_CAP
@@ -360,7 +357,7 @@ def _share(job: int, cpus: float) -> bool:
 
 
 def _holds(wanted: windows_api.JobLimits, found: windows_api.JobLimits) -> bool:
-    """Whether the job has the limits that were wanted; of others it may tell anything."""
+    """Whether the job has the wanted limits; other values are ignored."""
     basic, told = wanted.BasicLimitInformation, found.BasicLimitInformation
     return bool(
         told.LimitFlags & basic.LimitFlags == basic.LimitFlags
@@ -385,7 +382,7 @@ class JobBackend:
         job = calls.CreateJobObjectW(None, name_of(run_id))
         try:
             if calls.last_error() == windows_api.ERROR_ALREADY_EXISTS:
-                raise Unusable(f"somebody else has a job named {name_of(run_id)}")
+                raise Unusable(f"another process has a job named {name_of(run_id)}")
             _limit(job, limits)
             return JobContainer(run_id, job, limits, Port(job))
         except BaseException:

@@ -1,22 +1,22 @@
-"""The memory of a process tree, polled: what a kernel's container would know by itself.
+"""The memory of a process tree, by polling: what a kernel container counts by itself.
 
-- The tree is found from its root down (/proc/PID/task/*/children), so a look costs what the tree
-  is, whatever else lives on the host.
-- Between two looks the host's own sum is read, which costs a hundredth of a look and shows
-  whatever grows, shared memory and tmpfs included: when a quarter of the head room is gone there,
-  a look is due at once. So looks can be rare while nothing happens. (Not MemAvailable: free pages
-  that a processor keeps for itself are missing there, up to 60 MiB of them.)
-- What a file on a disk backs is page cache, which the kernel takes back, and not the tree's
-  memory, as in a kernel's container; what was swapped out is.
-- What one process holds is a lower bound of the tree's memory, the sum of all an upper one, and
-  both are nearly free; PSS, which walks page tables (20 ms a GiB), is asked for only where those
-  leave it open, and not again for a process that holds the same and had no page fault (a copy on
-  write changes nothing else). From then on the lower bound is that sum and whatever those who were
-  there took since: nobody who takes fast is walked.
-- Processes in one address space (CLONE_VM, or vfork for an instant) count once, as long as the
-  one that made the other lives and kcmp(2) may be asked.
-- Shared memory counts once: mapped, or only open (memfd, files on a tmpfs), or a System V segment
-  made by the tree. Not seen: files on a tmpfs that no process holds open.
+- The tree is read from its root down (/proc/PID/task/*/children), so the cost of a sample depends
+  on the tree and not on the host.
+- Between two samples the host's memory is read. That costs a hundredth of a sample and includes
+  everything that grows, shared memory and tmpfs too. When a quarter of the remaining room is gone,
+  a sample is due at once, so samples can be rare while nothing grows. (MemAvailable is not used: it
+  leaves out the free pages on per-CPU lists, up to 60 MiB.)
+- Pages backed by a file on a disk are reclaimable page cache and do not count, as in a kernel
+  container. Swapped memory counts.
+- The memory of the largest process is a lower bound and the sum of all is an upper bound; both are
+  nearly free. PSS walks page tables (20 ms a GiB), so it is read only if the bounds leave the
+  answer open, and not again for a process with the same size and no new page fault (a copy on write
+  changes nothing else). From then on the lower bound is that sum plus the growth of known
+  processes, so fast growth needs no walk.
+- Processes that share an address space (CLONE_VM, or vfork for a moment) count once, as long as the
+  parent lives and kcmp(2) is permitted.
+- Shared memory counts once, whether mapped, only open (memfd, files on a tmpfs), or a System V
+  segment made by the tree. Files on a tmpfs that no process has open are not counted.
 """
 
 import os
@@ -31,34 +31,35 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 SHORTEST = 0.01
-"""Seconds between two readings at the least."""
+"""Minimum seconds between two readings of the host's memory."""
 SHORTEST_TICK, LONGEST_TICK = 0.02, 0.05
-"""The same while nothing grows on the host."""
+"""The same while nothing grows on the host, in seconds."""
 FASTEST = 4 << 30
-"""Bytes per second that may take a quarter of the head room between two readings; the first that
-sees less memory makes the next ones follow at once, so that what is faster is caught as well."""
+"""Bytes per second of growth that may use a quarter of the remaining room between two readings.
+Faster growth is caught as well, because the first reading that sees it makes the next ones follow
+at once."""
 _LEAST_SLACK = 2 << 20
 _PAGE = os.sysconf("SC_PAGESIZE")
 _SHARE_URGENT = 4
-"""The share of looks while the limit is near."""
+"""Samples may use one part in so many of a core's time while the limit is near."""
 _SOON = 0.2
 _PSS_KEPT = 5.0
-"""Seconds for which a process's PSS holds if its RSS does not change, though others in the tree
-do: they may share its pages no more."""
+"""Seconds for which a PSS is valid if the process's RSS does not change. Other processes may stop
+sharing its pages meanwhile."""
 
 
 def walk(root: int, without: "Mapping[int, int] | None" = None) -> "dict[int, processes.Stat]":
-    """The live descendants of `root`, parents before children; zombies left out, and `without`
-    those (their starts by pid) and what is below them.
+    """The live descendants of `root`, parents before children, without zombies and `without` the
+    given processes (start times by pid) and their descendants.
 
-    Orphans are among them only if `root` is a subreaper. Who dies after its parent was read and
-    before it was read itself hides its children from this look.
+    Orphans are included only if `root` is a subreaper. A process that dies after its parent was
+    read and before it is read itself hides its children from this walk.
     """
     return tree(_children(root, 1), without or {})
 
 
 def tree(frontier: "list[int]", without: "Mapping[int, int]") -> "dict[int, processes.Stat]":
-    """The same of these processes and all their descendants."""
+    """The same for these processes and all their descendants."""
     found: dict[int, processes.Stat] = {}
     for pid in frontier:
         try:
@@ -74,8 +75,8 @@ def tree(frontier: "list[int]", without: "Mapping[int, int]") -> "dict[int, proc
 
 
 def is_too_large_to_signal(root: int, most: int) -> bool:
-    """Whether `root` has more than `most` descendants, counted by the lists of children alone and
-    no further than that: of a fork bomb a look at each would take too long."""
+    """Whether `root` has more than `most` descendants. Reads only the lists of children and stops
+    counting there, because examining each process of a fork bomb would take too long."""
     frontier = _children(root, 1)
     for pid in frontier:
         if len(frontier) > most:
@@ -85,7 +86,7 @@ def is_too_large_to_signal(root: int, most: int) -> bool:
 
 
 def _children(pid: int, threads: int) -> "list[int]":
-    """The children that each thread has (CONFIG_PROC_CHILDREN)."""
+    """The children of all threads of a process (CONFIG_PROC_CHILDREN)."""
     if DARWIN:
         return processes.children(pid)
     found: list[int] = []
@@ -101,13 +102,13 @@ def _children(pid: int, threads: int) -> "list[int]":
 
 
 class Monitor:
-    """Looks at a tree as often as its growth and head room demand, and no oftener."""
+    """Samples a tree as often as its growth and the remaining room require."""
 
     expected = 256 << 20
-    """Bytes per second against which head room is held while nothing grows: the readings of the
-    host's memory see what is faster, unless somebody else frees as much at the same time."""
+    """Bytes per second of growth that samples must catch while nothing grows. Readings of the
+    host's memory catch faster growth, unless another process frees as much at the same time."""
     share = 500
-    """A look may take one part in so many of a core's time."""
+    """Samples may use one part in so many of a core's time."""
 
     def __init__(self, limit: int, longest: float) -> None:
         self.limit = limit
@@ -118,22 +119,22 @@ class Monitor:
         self.shmem_before = self.host.shmem
         self.level = self.host.used
         self.slack = limit // 4
-        self.looked = time.monotonic()
-        self.look_at = self.earliest = 0.0
+        self.sampled_at = time.monotonic()
+        self.sample_at = self.earliest = 0.0
         self.tick = SHORTEST
         self.grows = False
         self.known: set[int] = set()
-        """Every process seen, for the segments that outlive those who made them."""
+        """Every process seen, for segments that outlive their creator."""
         self._sizes: dict[int, tuple[int, int]] = {}
         self._held: dict[int, tuple[tuple[int, int, int], tuple[int, int]]] = {}
         self._kept: dict[int, tuple[tuple[int, int], tuple[int, int], int, int, float]] = {}
         self._least = 0
-        """Private memory that the tree has at the least, by `_seen` (pid and start)."""
+        """A lower bound of the tree's private memory, by the processes in `_seen`."""
         self._seen: dict[tuple[int, int], int] = {}
 
     def is_due(self, now: float) -> bool:
-        """Whether it is time for a look, or the host's memory says that something grows."""
-        if now >= self.look_at:
+        """Whether a sample is due, by time or because the host's memory shrinks."""
+        if now >= self.sample_at:
             return True
         before = self.host.used
         self.host.read()
@@ -142,17 +143,17 @@ class Monitor:
         return now >= self.earliest and self.host.used - self.level > self.slack
 
     def due(self, now: float) -> float:
-        """Seconds until `is_due` is to be asked again."""
-        return max(0.0, min(self.look_at - now, SHORTEST if self.grows else self.tick))
+        """Seconds until `is_due` must be called again."""
+        return max(0.0, min(self.sample_at - now, SHORTEST if self.grows else self.tick))
 
-    def look(self, members: "dict[int, processes.Stat]", now: float) -> int:
-        """Measure the tree, and settle when to look again."""
+    def sample(self, members: "dict[int, processes.Stat]", now: float) -> int:
+        """Measure the tree and plan the next sample; return its memory in bytes."""
         began = time.thread_time()
         self.host.read()
         self.known.update(members)
         memory = self._measure(members, now)
-        growth = (memory - self.current) / max(now - self.looked, SHORTEST)
-        self.current, self.looked = memory, now
+        growth = (memory - self.current) / max(now - self.sampled_at, SHORTEST)
+        self.current, self.sampled_at = memory, now
         self.peak = max(self.peak, memory)
         self._plan(now, growth, time.thread_time() - began)
         return memory
@@ -160,10 +161,10 @@ class Monitor:
     def _plan(self, now: float, growth: float, cost: float) -> None:
         room = max(0, self.limit - self.current)
         wait = room / max(2 * growth, self.expected) / 2
-        self.look_at = now + min(max(wait, SHORTEST, cost * self.share), self.longest)
+        self.sample_at = now + min(max(wait, SHORTEST, cost * self.share), self.longest)
         self.earliest = now + cost * _SHARE_URGENT
         if growth * _SOON > room:
-            self.look_at = now + max(SHORTEST, cost * _SHARE_URGENT)
+            self.sample_at = now + max(SHORTEST, cost * _SHARE_URGENT)
         half = self.limit // 2 - self.current
         slack = min(room // 4, half) if half > 0 else room // 4
         self.slack = max(slack, _LEAST_SLACK)
@@ -172,7 +173,7 @@ class Monitor:
         self.level = self.host.used
 
     def largest(self, most: int) -> "list[int]":
-        """Those of the last look that hold most."""
+        """The processes of the last sample that hold most memory, largest first."""
         return sorted(self._sizes, key=lambda pid: -sum(self._sizes[pid]))[:most]
 
     def _measure(self, members: "dict[int, processes.Stat]", now: float) -> int:
@@ -196,26 +197,26 @@ class Monitor:
             if same and self._copied(members) <= self.limit // 50:
                 return self.current
         if self._kept.keys() != sizes.keys():
-            self._kept.clear()  # who is new shares pages of those whose PSS we know
+            self._kept.clear()  # new processes may share pages of those with a known PSS
         memory = self._exact(members, sizes, grown, now)
-        if memory > self.limit and self._kept:  # no verdict on what was measured earlier
+        if memory > self.limit and self._kept:  # do not decide by an earlier measurement
             self._kept.clear()
             memory = self._exact(members, sizes, grown, now)
         return memory
 
     def _copied(self, members: "dict[int, processes.Stat]") -> int:
-        """How much was copied on write at the most since PSS was asked for: a page a fault."""
+        """An upper bound of the bytes copied on write since PSS was read: one page a fault."""
         before = {pid: kept[0][1] for pid, kept in self._kept.items() if pid in members}
         return sum(members[pid].faults - faults for pid, faults in before.items()) * _PAGE
 
     def _holds(
         self, pid: int, info: processes.Stat
     ) -> "tuple[tuple[int, int, int], tuple[int, int]]":
-        """What tells that it holds the same, and what it holds, private and shared
-        (`processes.held`); of a leader that is dead while its threads live, through one of them.
+        """A key that changes with the memory of a process, and its private and shared bytes
+        (`processes.held`), read through a live thread if the thread group leader is dead.
 
-        A copy on write changes no RSS: a file's page goes, or a parent's, and its own comes. But it
-        is a page fault.
+        A copy on write does not change the RSS, because the copied page replaces a shared one, but
+        it is a page fault.
         """
         held = self._held.get(pid)
         now = info.start, info.rss, info.faults
@@ -226,11 +227,11 @@ class Monitor:
             size = processes.held(processes.told_at(pid) if dead else f"{processes.PROC}/{pid}")
         except OSError:
             size = 0, 0  # it is gone
-        return (info.start, -1, 0) if dead else now, size  # a dead leader's RSS is not told
+        return (info.start, -1, 0) if dead else now, size  # a dead leader has no RSS
 
     def _follow(self, sizes: "dict[tuple[int, int], int]") -> None:
-        """Whoever is known and holds more has taken pages that nobody else has; whoever is new may
-        share all of its own, and with whoever is gone all of its may be gone."""
+        """Update the lower bound: growth of a known process is new memory. A new process may share
+        all its pages, and all pages of an exited process may be gone."""
         known = self._seen
         taken = sum(size - known[key] for key, size in sizes.items() if key in known)
         gone = sum(size for key, size in known.items() if key not in sizes)
@@ -253,14 +254,14 @@ class Monitor:
         if grown <= 0:
             return own + mapped
         held = mapped + open_shared_memory(sizes) + segments(self.known)
-        # What is both mapped and held was counted twice, but not above what the host has more.
+        # Memory both mapped and open was counted twice, but the host's growth is an upper bound.
         return own + max(mapped, min(held, grown))
 
     def _pss(
         self, pid: int, size: "tuple[int, int]", born: "tuple[int, int]", now: float
     ) -> "tuple[int, int]":
-        """Its part of what it holds, private and shared; `born`: its start, which tells a process
-        from its pid's next, and its page faults."""
+        """The proportional private and shared bytes of a process. `born` is its start time, which
+        distinguishes it from a later process with its pid, and its page faults."""
         kept = self._kept.get(pid)
         if kept and kept[:2] == (born, size) and now - kept[4] < _PSS_KEPT:
             return kept[2], kept[3]
@@ -273,13 +274,13 @@ class Monitor:
             else:
                 private = min(private, processes.kilobytes(rollup, b"\nPss:") - shared)
             private += processes.kilobytes(rollup, b"\nSwapPss:")
-            # Read later than the sizes: what it took meanwhile is in both from now on.
+            # Read after the sizes: from now on both include what it allocated meanwhile.
             self._seen[pid, born[0]] = sum(
                 processes.kilobytes(rollup, name) for name in (b"\nAnonymous:", b"\nSwap:")
             )
         except PermissionError:
             pass  # another user's process
-        except OSError:  # gone, or its first thread alone, which others do not stand for here
+        except OSError:  # gone, or only its first thread; others have no smaps_rollup
             if processes.told_at(pid) == f"{processes.PROC}/{pid}":
                 private = shared = 0
         self._kept[pid] = (born, size, private, shared, now)
@@ -287,7 +288,7 @@ class Monitor:
 
 
 def _in_one_memory(members: "dict[int, processes.Stat]") -> "list[int]":
-    """Those that live in the address space of their parent, which is a member too."""
+    """The processes that share the address space of their parent, a member too."""
     from sandrun.platform import linux_syscalls
 
     return [
@@ -300,7 +301,7 @@ def _in_one_memory(members: "dict[int, processes.Stat]") -> "list[int]":
 
 
 class Host:
-    """What /proc/meminfo says of the whole host, in bytes; constant zeros where there is none."""
+    """The host's memory by /proc/meminfo, in bytes; zeros where there is none."""
 
     def __init__(self) -> None:
         self.used = 0
@@ -319,7 +320,7 @@ class Host:
 
 
 def open_shared_memory(pids: "Iterable[int]") -> int:
-    """The memory of the files without a disk that the processes hold open, each counted once."""
+    """The memory of open files without a disk (memfd, tmpfs), each counted once."""
     devices = _memory_devices()
     seen: dict[tuple[int, int], int] = {}
     for pid in pids:
@@ -335,7 +336,7 @@ def open_shared_memory(pids: "Iterable[int]") -> int:
 
 
 def _memory_devices() -> "set[int]":
-    """The devices of every tmpfs, and the kernel's own for memfds and segments."""
+    """The devices of every tmpfs, and the kernel's internal one for memfds and segments."""
     fd = os.memfd_create("sandrun")
     found = {os.fstat(fd).st_dev}
     os.close(fd)
@@ -348,7 +349,7 @@ def _memory_devices() -> "set[int]":
 
 
 def segments(pids: "set[int]") -> int:
-    """The resident memory of the System V segments that these processes made (proc(5))."""
+    """The resident memory of the System V segments that these processes created (proc(5))."""
     try:
         _, *rows = processes.read("/proc/sysvipc/shm").strip().split(b"\n")
     except OSError:

@@ -1,7 +1,7 @@
-"""No containment, because the user said so: the command runs as from a shell.
+"""No container, because the user chose so: the command runs as from a shell.
 
-Promises nothing but faithfulness and the least cost. What the command leaves behind lives on. A
-limit that the user asked for as clearly is refused, as by every backend that cannot enforce it.
+Promises faithful execution at the lowest cost. Processes that the command leaves behind live on. A
+limit that the user set is refused, as by every backend that cannot enforce it.
 """
 
 from sandrun.model import Limits, Process, Unusable, Usage

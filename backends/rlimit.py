@@ -1,20 +1,20 @@
-"""The fallback where no kernel container can be had: a polling monitor.
+"""The fallback where no kernel container is available: a polling monitor.
 
-Promises less than the others, and says so: a tree may pass the limit between two looks
-(`sandrun.backends.memory_monitor`). No rlimit bounds its memory: those count what is reserved, and
-sanitizers, JVMs, browsers and the stacks of threads reserve many times what they use. RLIMIT_NPROC
-is a backstop, so that a fork bomb of a plain user's (root has no such limit) leaves the host its
-process numbers.
+Promises less than the others, and reports that: a tree may exceed the limit between two samples
+(`sandrun.backends.memory_monitor`). No rlimit bounds its memory, because rlimits count reserved
+memory, and sanitizers, JVMs, browsers and thread stacks reserve many times what they use.
+RLIMIT_NPROC is a backstop: a plain user's fork bomb cannot exhaust the pids of the host (root has
+no such limit).
 
-Processes are the supervisor's descendants (it becomes a subreaper). Once the supervisor is dead
-they are those that carry the run's mark, and all below them: its name in the environment, or its
-own RLIMIT_DATA, more than any address space has, whose odd last bytes no other run has. A daemon
-by the book that clears its environment and closes every descriptor still has that one, and
-everybody may read it.
+The run's processes are the descendants of the supervisor, which becomes a subreaper. After the
+supervisor has died they are the processes with the run's mark, and their descendants. The mark is
+the run's entry in SANDRUN_RUNS, or an RLIMIT_DATA larger than any address space whose low bytes
+belong to this run alone. A daemon that clears its environment and closes all descriptors keeps that
+rlimit, and everybody may read it.
 
-What proves that a process may be killed: it is a descendant of ours, or it was one of those when it
-was looked at, and is the same process still (its start), held by a pidfd while it is signalled. The
-name is a whole entry of SANDRUN_RUNS, the limit one that only this run's id gives.
+Proof before a kill: the process is our descendant, or it was when it was sampled and is still the
+same process (by its start time); a pidfd refers to it while it is signalled. The mark must be a
+complete entry of SANDRUN_RUNS, or the RLIMIT_DATA that only this run's id gives.
 """
 
 import os
@@ -35,34 +35,34 @@ if TYPE_CHECKING:
     from sandrun.types import BackendName, LimitHit
 
 KILL_SECONDS = 5.0
-"""Seconds without progress after which a tree is taken for one that does not die."""
+"""Seconds without progress after which a tree is considered unkillable."""
 _REFUSED_SECONDS = 1.0
 _CHASE_SECONDS = 60.0
-"""Seconds for which new processes count as progress."""
+"""Seconds during which new processes count as progress."""
 _NEAR = 0.8
-"""The part of a backstop from which on a failure may be due to it."""
+"""The fraction of a backstop above which a failure may be due to it."""
 _LARGEST = 3
-"""Processes whose data is read at a look."""
+"""Processes whose data size is read per sample."""
 _MARK_BYTES = 1 << 24
 _ADDRESSES = 1 << 56
-"""No process has more bytes: Documentation/arch/x86/x86_64/5level-paging.rst."""
+"""No address space is larger (Documentation/arch/x86/x86_64/5level-paging.rst)."""
 _LOWEST = 1 << 30
-"""From a user's own RLIMIT_DATA that is lower than this none is taken for a mark."""
+"""A user's own RLIMIT_DATA below this leaves no room for a mark."""
 _NEWBORN_SECONDS = 0.05
-"""Seconds in which no process of the run is born, if it is over."""
+"""If no process of the run is born in so many seconds, the run is over."""
 _BEYOND = frozenset(
     ("cpus", "cpu_weight", "pids", "io_weight", "swap")
     + ("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
 )
-"""Settings that no rlimit stands for (RLIMIT_NPROC counts all tasks of the user, so it is set to
-what there are on the whole host and the run's own on top), and no monitor either: what was swapped
-out counts as memory."""
+"""Settings that neither an rlimit nor the monitor can enforce. (RLIMIT_NPROC counts all tasks of
+the user, so it is set to the tasks of the whole host plus the run's own. Swapped memory counts as
+memory.)"""
 
 
 class RlimitContainer:
-    """See `sandrun.backends.protocol.Container`. `limits` is None in a container that was attached;
-    `data`: the RLIMIT_DATA that marks the run's processes; 0: none does. There is no group that a
-    process could leave: nothing is `escaped`."""
+    """See `sandrun.backends.protocol.Container`. `limits` is None in an attached container. `data`
+    is the RLIMIT_DATA that marks the run's processes; 0: no mark. No process can leave, so
+    `escaped` is empty."""
 
     def __init__(self, run_id: str, limits: "Limits | None" = None, data: int = 0) -> None:
         self.run_id = run_id
@@ -76,9 +76,9 @@ class RlimitContainer:
         self.oom_events = 0
         self.escaped: dict[int, Escape] = {}
         self.starts: dict[int, int] = {}
-        """Of the processes last seen, by pid."""
+        """The start times of the processes last seen, by pid."""
         self.over = False
-        """Whether no process was left of the run when that was last asked."""
+        """Whether the last call of `live_pids` found no process of the run."""
         self.near: dict[str, tuple[int, int]] = {}
         self.owner = os.getpid() if limits else 0
         self.strangers: dict[int, int] = {}
@@ -93,14 +93,14 @@ class RlimitContainer:
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", caller: spawn.CallerState) -> int:
         if not processes.become_subreaper():
             messages.decision("no subreaper here: a daemon of the command may escape")
-        # Whoever became us by exec may have had children already.
+        # The program that became sandrun by exec may have had children.
         self.strangers = {pid: info.start for pid, info in memory_monitor.walk(self.owner).items()}
         child = spawn.direct(argv, env, caller, self._enter, self._leave)
         self.monitor.known.add(child)
         return child
 
     def _enter(self) -> None:
-        # The soft ones only, so that we can take ours back after the spawn.
+        # Soft limits only, so that ours can be restored after the spawn.
         soft, hard = self.tasks_before
         most = self.tasks + self.limits.pids if self.limits and self.tasks else soft
         if soft == resource.RLIM_INFINITY or most < soft:
@@ -117,8 +117,8 @@ class RlimitContainer:
         now = time.monotonic()
         if self.monitor.is_due(now):
             members = self._members()
-            current = self.monitor.look(members, now)
-            seen = self.sampler.look(current, lambda: self.monitor.largest(2 * sampler.TOP))
+            current = self.monitor.sample(members, now)
+            seen = self.sampler.sample(current, lambda: self.monitor.largest(2 * sampler.TOP))
             self.sampler.keep(seen, bool(self.limit_hit))
             if current > self.limits.memory:
                 self.limit_hit = "own"
@@ -127,18 +127,18 @@ class RlimitContainer:
         return self.monitor.due(now)
 
     def _members(self) -> "dict[int, processes.Stat]":
-        """What lives of the run, parents before children."""
+        """The live processes of the run, parents before children."""
         members = memory_monitor.walk(self.owner, self.strangers)
         return {pid: info for pid, info in members.items() if pid not in self.own}
 
     def _is_other(self, pid: int) -> bool:
-        """Whether a child of ours is no process of the run."""
+        """Whether a child of ours does not belong to the run."""
         if pid in self.strangers:
             return self.strangers[pid] == processes.start(pid)
         return pid in self.own
 
     def _note_near(self, members: "dict[int, processes.Stat]") -> None:
-        """Note what comes near a backstop: the kernel tells nobody when one strikes."""
+        """Record processes near a backstop: the kernel does not report when one is hit."""
         assert self.limits
         tasks = sum(info.threads for info in members.values())
         if self.limits.pids > 0 and os.geteuid():  # root has no such limit
@@ -163,9 +163,9 @@ class RlimitContainer:
         return self.sampler.top_consumers()
 
     def live_pids(self) -> "list[int]":
-        # A chain of forks and exits runs ahead of a walk. But a live descendant of a dead child
-        # is our own child: so if all our children were dead, and are the same as before we
-        # looked at them, then nothing lives. (Nobody reaps meanwhile.)
+        # A chain of forks and exits can outrun a walk. But a live descendant of a dead child is
+        # our own child. So if all our children are dead, and are the same as before they were
+        # read, then nothing lives. (Nobody reaps meanwhile.)
         while True:
             if os.getpid() != self.owner:
                 return self._marked()
@@ -174,7 +174,7 @@ class RlimitContainer:
             if found:
                 return list(found)
             children = processes.children(self.owner)
-            # Another user's, where /proc hides those (hidepid, proc(5)).
+            # Another user's processes, if /proc hides them (hidepid, proc(5)).
             living = (pid for pid in children if not processes.is_zombie(pid))
             hidden = [pid for pid in living if not processes.start(pid)]
             if hidden:
@@ -186,16 +186,16 @@ class RlimitContainer:
                 return []
 
     def is_too_large_to_signal(self) -> bool:
-        # The host's count costs nothing, and says no as long as nobody on it has made so many.
-        many = processes.tasks() - self.tasks > cgroup_common.CROWD
-        return many and memory_monitor.is_too_large_to_signal(self.owner, cgroup_common.CROWD)
+        # The host's count costs nothing, and is a lower bound of the answer.
+        many = processes.tasks() - self.tasks > cgroup_common.TOO_LARGE
+        return many and memory_monitor.is_too_large_to_signal(self.owner, cgroup_common.TOO_LARGE)
 
     def _marked(self) -> "list[int]":
         limit = f"Max data size {self.data} " if self.data else ""
         found = processes.marked(self.mark, limit)
-        # One in a chain of forks and exits is born after the scan has passed its number.
+        # A process in a chain of forks may be born after the scan has passed its pid.
         found = found or processes.newborn(self.mark, limit, _NEWBORN_SECONDS)
-        # A scan takes its time, in which a number may get another owner.
+        # A scan takes long enough for a pid to be reused.
         before = {pid: processes.start(pid) for pid in found}
         still = processes.marked(self.mark, limit, found) if found else []
         roots = [pid for pid in still if processes.start(pid) == before[pid]]
@@ -204,15 +204,15 @@ class RlimitContainer:
         return list(below)
 
     def _sweep(self) -> None:
-        """SIGKILL our children, without a look at any: what those leave behind becomes ours, and
-        so on. Of a fork bomb that is most, for a tenth of what a walk costs."""
+        """SIGKILL our children without examining them: their orphans become our children, and so
+        on. That ends most of a fork bomb at a tenth of the cost of a walk."""
         before: list[int] = []
         while (found := processes.children(self.owner)) != before:
             for pid in found:
                 if not self._is_other(pid):
-                    processes.kill(pid, -1)  # our child, and not reaped: the number is its own
+                    processes.kill(pid, -1)  # an unreaped child: its pid is not reused
             before = found
-            time.sleep(0.001)  # whoever has slept runs before those who did not
+            time.sleep(0.001)  # after a sleep we are scheduled before processes that did not
 
     def kill(self) -> None:
         if os.getpid() == self.owner and self.is_too_large_to_signal():
@@ -224,11 +224,11 @@ class RlimitContainer:
             refused = [
                 pid for pid in reversed(pids) if not processes.kill_same(pid, self.starts[pid])
             ]
-            if refused == pids[::-1]:  # nobody is left whom we may signal
+            if refused == pids[::-1]:  # none is left that we may signal
                 deadline = min(deadline, time.monotonic() + _REFUSED_SECONDS)
             if time.monotonic() > deadline:
                 raise TimeoutError(pids)
-            if set(pids) <= set(before):  # else they fork: be faster
+            if set(pids) <= set(before):  # else they fork: do not wait
                 time.sleep(0.002)
             if pids != before and refused != pids[::-1]:
                 deadline = min(time.monotonic(), began + _CHASE_SECONDS) + KILL_SECONDS
@@ -247,15 +247,15 @@ class RlimitContainer:
 
 
 def _odd(run_id: str) -> int:
-    """What a run's RLIMIT_DATA has in its last bytes."""
+    """The low bytes of a run's RLIMIT_DATA."""
     return int.from_bytes(run_id.encode(), "big") % (_MARK_BYTES - 3)  # a prime: every byte counts
 
 
 def _data_limit(run_id: str) -> int:
-    """The soft RLIMIT_DATA that marks a run's processes; 0: the user's own leaves no room for one.
+    """The soft RLIMIT_DATA that marks a run's processes; 0: the user's own limit leaves no room.
 
-    More than an address space of 64 bits has; of 32 bits nearly 2 GiB. Below a limit of the user's,
-    or of a run around this one, it is by some 16 MiB the lower one.
+    It is larger than a 64-bit address space (nearly 2 GiB with 32 bits), or some 16 MiB below a
+    limit of the user or of an enclosing run.
     """
     limits = [v for v in resource.getrlimit(resource.RLIMIT_DATA) if v != resource.RLIM_INFINITY]
     lowest = min([sys.maxsize, *limits])
@@ -263,12 +263,12 @@ def _data_limit(run_id: str) -> int:
 
 
 def _check_proc() -> None:
-    """Raise Unusable where processes could not be told from those of another pid namespace."""
+    """Raise Unusable if /proc does not show our pid namespace."""
     if DARWIN or processes.PROC != processes.NOWHERE:
         return
     text = "there is no /proc to find processes in"
     if os.path.exists("/proc/loadavg"):
-        text = "/proc shows another pid namespace than ours, so no process can be told from others"
+        text = "/proc shows another pid namespace than ours, so its pids are not ours"
     raise Unusable(text, processes.MOUNT_PROC)
 
 
@@ -282,10 +282,10 @@ class RlimitBackend:
     def open(self, run_id: str, limits: Limits) -> RlimitContainer:
         beyond = sorted(limits.set_by_user & _BEYOND)
         if beyond:
-            raise Unusable(f"only a kernel's container limits {', '.join(beyond)}")
+            raise Unusable(f"only a kernel container limits {', '.join(beyond)}")
         _check_proc()
         if not DARWIN:
-            messages.decision("swap is not forbidden: what is swapped out counts as memory")
+            messages.decision("swap is not forbidden: swapped memory counts as memory")
         return self.container(run_id, limits, 0 if DARWIN else _data_limit(run_id))
 
     def attach(self, run_id: str, token: str) -> RlimitContainer:

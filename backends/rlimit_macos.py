@@ -1,24 +1,24 @@
-"""The `rlimit` backend on macOS: footprints, polled, and descendants that are remembered.
+"""The backend `rlimit` on macOS: polled footprints and remembered descendants.
 
-Memory is the sum of the processes' physical footprints (`sandrun.platform.macos_processes`):
-compressed pages count, shared ones count in each process that touched them. The host's own sum is
-not to be had, so the looks are as frequent as a fast leak demands. There is no rlimit beside:
-RLIMIT_AS counts what is reserved, as RLIMIT_DATA does on Linux, and nobody can read another's here,
-so none is a mark.
+Memory is the sum of the processes' physical footprints (`sandrun.platform.macos_processes`).
+Compressed pages count; shared pages count in each process that touched them. The host's total is
+not available, so samples are as frequent as a fast leak requires. No rlimit is set: RLIMIT_AS
+counts reserved memory, as RLIMIT_DATA does on Linux, and macOS does not show another process's
+rlimits, so they cannot be a mark.
 
-There is no subreaper: an orphan becomes a child of pid 1. Invariants
-- A process of the tree is remembered from its first look on by pid and start, so it stays ours
-  wherever it goes, and its pid's next owner never is.
-- An orphan that came since the command started is ours if it has the run's mark in its
-  environment, or is in our process group and we lead that one (an interactive shell's job).
-- What is remembered lies in memory shared with the keeper, which ends it all when we are killed.
+macOS has no subreaper: an orphan becomes a child of pid 1. Invariants
+- A process of the tree is remembered by pid and start time from its first sample on. It stays ours
+  wherever it goes, and a later process with its pid is not ours.
+- A new orphan is ours if it has the run's mark in its environment, or if it is in our process group
+  and we lead that group (the job of an interactive shell).
+- The remembered processes are in memory shared with the keeper, which ends them if we are killed.
 
-No session or process group of the run's own, and so no killpg(2): the command shares ours, or the
-terminal's Ctrl-C and Ctrl-Z would come to it through us only, and job control would stop the wrong
-group. Whoever leaves the group would escape a killpg, but is remembered like all others.
+The run has no session or process group of its own, and there is no killpg(2). Otherwise the
+terminal's Ctrl-C and Ctrl-Z would reach the command only through us, and job control would stop the
+wrong group. A process that leaves the group would escape a killpg, but it is remembered.
 
-The gap: a process that leaves its parent between two looks, in a group that is not ours alone,
-and with its environment cleared or hidden (Apple's own programs hide theirs).
+The gap: a process that leaves its parent between two samples, in a group that is not ours alone,
+with its environment cleared or hidden (Apple's own programs hide theirs).
 """
 
 import itertools
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from sandrun.platform import spawn
 
 _REMEMBERED = 4096
-"""Processes that the keeper is told of; those beyond it finds by their mark."""
+"""Processes shared with the keeper; it finds others by their mark."""
 
 
 class FootprintMonitor(memory_monitor.Monitor):
-    """The same pace, but a look is all there is: between two nothing can be seen."""
+    """The same pace, but nothing can be read between two samples."""
 
     expected = 1 << 30
     share = 50
     walked = 0.0
-    """What the last walk down the tree cost, in seconds of a core."""
+    """The cost of the last walk of the tree, in seconds of CPU time."""
 
     def due(self, now: float) -> float:
-        return max(0.0, self.look_at - now)
+        return max(0.0, self.sample_at - now)
 
     def _plan(self, now: float, growth: float, cost: float) -> None:
         super()._plan(now, growth, cost + self.walked)
@@ -67,13 +67,13 @@ class DarwinContainer(RlimitContainer):
         super().__init__(run_id, limits, data)
         self.monitor: FootprintMonitor = FootprintMonitor(self.monitor.limit, self.monitor.longest)
         self.known: dict[int, int] = {}
-        """The starts of those remembered, by pid; parents before children."""
+        """The start times of the remembered processes, by pid; parents before children."""
         self.orphans = set(processes.children(1) if limits else ())
-        """Children of pid 1 that are not ours: at first all (taken before the keeper is forked)."""
+        """Children of pid 1 that are not ours: at first all (read before the keeper is forked)."""
         self.shared = memoryview(mmap.mmap(-1, 16 * _REMEMBERED)).cast("Q")
-        """The same as `known` for the keeper: pid and start in turns, up to the first 0."""
+        """`known`, for the keeper: alternating pids and start times, up to the first 0."""
         self.cpu = 0.0
-        """Seconds at the last look: whom nobody waits for takes its own along."""
+        """CPU seconds at the last sample: those of a process that nobody waits for are lost."""
 
     def spawn(
         self, argv: "list[str]", env: "Mapping[str, str]", caller: "spawn.CallerState"
@@ -83,7 +83,7 @@ class DarwinContainer(RlimitContainer):
         return child
 
     def _members(self) -> "dict[int, processes.Stat]":
-        """What lives of the run, parents before children; remembers it."""
+        """The live processes of the run, parents before children; remembers them."""
         began = time.thread_time()
         if os.getpid() == self.owner:
             frontier = processes.children(self.owner)
@@ -91,7 +91,7 @@ class DarwinContainer(RlimitContainer):
             pairs = zip(self.shared[::2], self.shared[1::2], strict=True)
             self.known |= dict(itertools.takewhile(lambda pair: pair[0], pairs))
             frontier = processes.marked(self.mark, "")
-        # Another user's process does not tell its start: that one is known by its parent alone.
+        # Another user's process does not show its start time: only its parent proves it.
         known = [p for p, start in self.known.items() if start and processes.start(p) == start]
         frontier += known + self._orphans(known)
         found = memory_monitor.tree(
@@ -106,12 +106,12 @@ class DarwinContainer(RlimitContainer):
 
     def usage(self) -> Usage:
         usage = super().usage()
-        if not self.known:  # while something lives, who wants to know looks itself
+        if not self.known:  # the caller samples live processes itself
             usage.cpu = self.cpu
         return usage
 
     def _orphans(self, known: "list[int]") -> "list[int]":
-        """Those of the run that came since the last look, beside the `known` ones."""
+        """New orphans of the run since the last sample, besides the `known` processes."""
         orphans = set(processes.children(1)).difference(known, self.own)
         ours = [pid for pid in orphans - self.orphans if self._is_ours(pid)]
         self.orphans = orphans.difference(ours)
@@ -133,13 +133,13 @@ class DarwinContainer(RlimitContainer):
                 self.shared[at] = number
 
     def live_pids(self) -> "list[int]":
-        # Twice: one that was about to be an orphan may hide from one look.
+        # Twice: a process that is becoming an orphan may be missed once.
         found = self._members() or self._members()
         self.starts = {pid: info.start for pid, info in found.items()}
         return list(found)
 
     def release_processes(self) -> None:
-        """Nothing to lift: nobody can change another's limits here."""
+        """Nothing to lift: macOS cannot change another process's limits."""
 
 
 class DarwinBackend(RlimitBackend):

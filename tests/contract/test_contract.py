@@ -247,7 +247,7 @@ def test_swap_that_was_asked_for_is_limited_or_refused(place: Box, backend: str)
     done = place.run("--swap", "8M", "--", "echo", "ran")
     if backend == "rlimit":
         assert (done.returncode, done.stdout) == (125, "")
-        assert "only a kernel's container limits swap" in done.stderr
+        assert "only a kernel container limits swap" in done.stderr
         told = place.run("-v", "--", "true").stderr
         assert ("swap is not forbidden" in told) != ON_MACOS  # where footprints count it
     else:

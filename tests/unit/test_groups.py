@@ -167,7 +167,7 @@ def test_swap_that_was_asked_for_is_refused_where_v1_does_not_account_for_it(
 
 def test_what_only_a_kernel_limits_the_monitor_refuses() -> None:
     for key in ("swap", "pids", "cpus", "io_weight"):
-        with pytest.raises(Unusable, match=f"only a kernel's container limits {key}"):
+        with pytest.raises(Unusable, match=f"only a kernel container limits {key}"):
             rlimit.RlimitBackend().open("0", wanted(key))
 
 

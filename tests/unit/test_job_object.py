@@ -361,7 +361,7 @@ def test_the_kernel_ends_a_tree_whose_time_is_long_over(fake: Fake, opened: Open
 def test_limits_that_were_not_taken_are_refused(fake: Fake, name: str) -> None:
     fake.forgetful = (name,)
     assert job_object.JobBackend().kernel
-    with pytest.raises(Unusable, match="did not take"):
+    with pytest.raises(Unusable, match="did not accept"):
         job_object.JobBackend().open("r", _limits(64 * MIB, pids=9, cpu_time=9.0, cpus=0.01))
 
 
@@ -375,12 +375,12 @@ def test_wine_is_not_taken_for_a_kernel_that_enforces(
     monkeypatch.setattr(windows_api, "wine_version", lambda: "10.0")
     assert not job_object.JobBackend().kernel
     opened()
-    assert "Wine takes the limits of a job and enforces none" in capfd.readouterr().err
+    assert "Wine accepts the limits of a job and enforces none" in capfd.readouterr().err
 
 
 def test_a_job_of_that_name_is_refused(opened: Opener) -> None:
     opened("r")
-    with pytest.raises(Unusable, match="somebody else"):
+    with pytest.raises(Unusable, match="another process"):
         job_object.JobBackend().open("r", _limits())
 
 

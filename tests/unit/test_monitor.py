@@ -29,12 +29,12 @@ def tree() -> "Iterator[int]":
     process.wait()
 
 
-def test_no_interval_of_the_users_makes_it_look_without_a_pause() -> None:
-    looks = memory_monitor.Monitor(1 << 30, 1e-9)
+def test_no_interval_makes_it_sample_without_a_pause() -> None:
+    samples = memory_monitor.Monitor(1 << 30, 1e-9)
     now = time.monotonic()
-    looks.look({}, now)
+    samples.sample({}, now)
     assert (
-        looks.look_at >= now + memory_monitor.SHORTEST
+        samples.sample_at >= now + memory_monitor.SHORTEST
     )  # a difference is rounded as the uptime wants
 
 
@@ -59,7 +59,7 @@ def opened_by_a_walk(root: int) -> list[str]:
         _opened = None
 
 
-def test_a_look_costs_what_the_tree_is_whatever_else_lives(tree: int) -> None:
+def test_a_samples_cost_depends_on_the_tree_alone(tree: int) -> None:
     alone = opened_by_a_walk(tree)
     others = [subprocess.Popen(SLEEP) for _ in range(100)]
     try:
@@ -104,23 +104,23 @@ def reckoner(limit: int, memory: int, growth: float = 0.0) -> memory_monitor.Mon
     return reckoned
 
 
-def until_look(reckoned: memory_monitor.Monitor) -> float:
-    return reckoned.look_at - time.monotonic()
+def until_sample(reckoned: memory_monitor.Monitor) -> float:
+    return reckoned.sample_at - time.monotonic()
 
 
 def test_the_interval_follows_head_room_and_growth() -> None:
     limit = 2048 * MIB
-    calm = until_look(reckoner(limit, 50 * MIB))
-    half = until_look(reckoner(limit, limit // 2))
-    close = until_look(reckoner(limit, limit - 20 * MIB))
+    calm = until_sample(reckoner(limit, 50 * MIB))
+    half = until_sample(reckoner(limit, limit // 2))
+    close = until_sample(reckoner(limit, limit - 20 * MIB))
     assert calm > half > close
     assert close < 0.1
-    assert until_look(reckoner(limit, limit // 2, growth=1 << 30)) < half
-    assert until_look(reckoner(limit, limit, growth=1 << 30)) <= memory_monitor.SHORTEST
-    assert until_look(reckoner(100 << 30, 0)) == pytest.approx(5.0, abs=0.1)  # CHECK_INTERVAL
+    assert until_sample(reckoner(limit, limit // 2, growth=1 << 30)) < half
+    assert until_sample(reckoner(limit, limit, growth=1 << 30)) <= memory_monitor.SHORTEST
+    assert until_sample(reckoner(100 << 30, 0)) == pytest.approx(5.0, abs=0.1)  # CHECK_INTERVAL
 
 
-def test_between_looks_the_hosts_memory_calls_for_one() -> None:
+def test_between_samples_the_hosts_memory_calls_for_one() -> None:
     reckoned = reckoner(2048 * MIB, 1500 * MIB)
     now = time.monotonic() + 0.01
     host = reckoned.host
@@ -135,10 +135,10 @@ def test_between_looks_the_hosts_memory_calls_for_one() -> None:
     assert reckoned.due(now) <= memory_monitor.SHORTEST  # it grows: no more waiting
 
 
-def test_a_dear_look_is_rarer() -> None:
+def test_an_expensive_sample_is_rarer() -> None:
     reckoned = reckoner(2048 * MIB, 2000 * MIB)
     reckoned._plan(time.monotonic(), 0.0, 0.02)
-    assert until_look(reckoned) > 2
+    assert until_sample(reckoned) > 2
 
 
 def test_pss_is_not_asked_again_for_what_did_not_change() -> None:
@@ -173,7 +173,7 @@ def test_stat_reads_any_name() -> None:
     process.communicate()
 
 
-def test_a_leader_that_vanishes_under_a_look_weighs_nothing() -> None:
+def test_a_leader_that_vanishes_during_a_sample_counts_nothing() -> None:
     """A dead leader whose threads lived when the tree was listed, reaped before its own look."""
     program = (
         "import ctypes, os, threading, time; threading.Thread(target=time.sleep, args=(1000,))."
@@ -185,7 +185,7 @@ def test_a_leader_that_vanishes_under_a_look_weighs_nothing() -> None:
     assert info.threads == 2
     process.kill()
     process.wait()
-    assert memory_monitor.Monitor(MIB, 5.0).look({process.pid: info}, time.monotonic()) == 0
+    assert memory_monitor.Monitor(MIB, 5.0).sample({process.pid: info}, time.monotonic()) == 0
 
 
 FORKER = """
@@ -216,7 +216,7 @@ def test_new_sharers_of_what_was_measured_are_counted_once() -> None:
             process.stdin.flush()
             process.stdout.readline()
             members = {process.pid: processes.Stat(process.pid), **memory_monitor.walk(process.pid)}
-            memory = reckoned.look(members, time.monotonic())
+            memory = reckoned.sample(members, time.monotonic())
             assert 60 * MIB < memory < 85 * MIB
     finally:
         os.killpg(process.pid, 9)
@@ -232,11 +232,11 @@ def test_a_copy_on_write_is_seen_though_the_rss_stays() -> None:
         with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as view:
             sum(view[at] for at in range(0, size, mmap.PAGESIZE))
             info = processes.Stat(pid)
-            reckoned.look({pid: info}, 1.0)
+            reckoned.sample({pid: info}, 1.0)
             before = reckoned._sizes[pid][0]
             for at in range(0, size, mmap.PAGESIZE):
                 view[at] = 1
             after = processes.Stat(pid)
             after.rss = info.rss  # whatever else happens here
-            reckoned.look({pid: after}, 2.0)
+            reckoned.sample({pid: after}, 2.0)
             assert reckoned._sizes[pid][0] - before > size - MIB

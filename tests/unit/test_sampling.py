@@ -29,7 +29,7 @@ def test_cache_is_no_part_of_the_peak() -> None:
 
 def seen(sampler: Sampler, held: int, sizes: "dict[int, int]", hit: bool = False) -> "list[int]":
     """Who is named after a look that sees processes of those sizes."""
-    found = sampler.look(held * MIB, lambda: [os.getpid()])
+    found = sampler.sample(held * MIB, lambda: [os.getpid()])
     if found:
         found = [Process(pid, size * MIB, "") for pid, size in sizes.items()]
     sampler.keep(found, hit)
@@ -74,12 +74,12 @@ def test_whom_a_limit_killed_is_named_still() -> None:
 def test_a_crowd_is_not_looked_at() -> None:
     sampler = Sampler(100 * MIB)
     assert seen(sampler, 60, {1: 50}) == [1]
-    assert sampler.look(80 * MIB, list) is None
+    assert sampler.sample(80 * MIB, list) is None
 
 
 def test_the_gone_are_no_processes() -> None:
     child = subprocess.Popen(["true"])
     child.wait()
     sampler = Sampler(100 * MIB)
-    (one,) = sampler.look(80 * MIB, lambda: [child.pid, os.getpid()]) or []
+    (one,) = sampler.sample(80 * MIB, lambda: [child.pid, os.getpid()]) or []
     assert one.pid == os.getpid()

@@ -58,10 +58,10 @@ def test_whose_limit_was_hit(
         _Files.when, _Files.tick = (oom if hit else never, *kills), 0
         container = cgroup2.Group2("/sys/fs/cgroup/sandrun-0", Limits(64 * MIB))
         container.sampler.limit = lowest * MIB
-        container._look_for_oom()
+        container._check_oom()
         assert container.limit_hit in ("", whose), _Files.when
         _Files.tick = READS
-        container._look_for_oom()
+        container._check_oom()
         assert container.limit_hit == whose, _Files.when
 
 
@@ -100,5 +100,5 @@ def test_a_limit_at_which_nobody_dies(
     monkeypatch.setattr(_Spinning, "events", 0)
     container = cgroup2.Group2("/sys/fs/cgroup/sandrun-0", Limits(64 * MIB))
     for _ in range(10):
-        container._look_for_oom()
+        container._check_oom()
     assert container.limit_hit == whose
