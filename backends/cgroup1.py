@@ -15,6 +15,7 @@ again.
 """
 
 import os
+import sys
 
 from sandrun import messages
 from sandrun.backends import cgroup_common, cgroup_files, sampler
@@ -27,6 +28,8 @@ from sandrun.backends.cgroup_files import (
 )
 from sandrun.model import Limits, Process, Unusable, Usage, error_text
 from sandrun.platform import spawn
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ available (old kernels, seccomp profiles).
 
 import errno
 import os
+import sys
 import time
 
 from sandrun import messages
@@ -21,6 +22,8 @@ from sandrun.backends import cgroup_common, cgroup_files, sampler
 from sandrun.backends.cgroup_files import BaseFileInterface, Controller, DictFile, IntegerFile
 from sandrun.model import Limits, Process, Unusable, Usage, error_text
 from sandrun.platform import processes, spawn
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,12 +11,15 @@ A group of systemd's with other processes is not ours: the backend `systemd` req
 
 import errno
 import os
+import sys
 import time
 
 from sandrun import messages
 from sandrun.backends import cgroup_common
 from sandrun.model import Limits, Unusable, error_text
 from sandrun.platform import processes
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

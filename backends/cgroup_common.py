@@ -15,10 +15,13 @@ Proof before a kill
 import errno
 import fcntl
 import os
+import sys
 import time
 
 from sandrun.model import Unusable, is_run_id
 from sandrun.platform import processes
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,11 +21,14 @@ supervisor that watches a limit searches for 2 ms at a time, then rests a hundre
 """
 
 import os
+import sys
 import time
 
 from sandrun.backends import cgroup_common
 from sandrun.model import Escape, Process
 from sandrun.platform import processes
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -21,10 +21,13 @@
 
 import os
 import stat
+import sys
 import time
 
 from sandrun.model import DARWIN
 from sandrun.platform import processes
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -27,6 +27,8 @@ from sandrun.backends import cgroup_common, memory_monitor, sampler
 from sandrun.model import DARWIN, Limits, Process, Unusable, Usage
 from sandrun.platform import processes, spawn
 
+assert sys.platform != "win32"
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -24,7 +24,10 @@ with its environment cleared or hidden (Apple's own programs hide theirs).
 import itertools
 import mmap
 import os
+import sys
 import time
+
+assert sys.platform != "win32"
 
 from sandrun.backends import memory_monitor
 from sandrun.backends.rlimit import RlimitBackend, RlimitContainer

@@ -26,6 +26,8 @@ from sandrun.queue import Queue, RunLock
 from sandrun.queue.state import SHARED_QUEUES, shared_queue, state_path
 from sandrun.supervise import daemons, outside
 
+assert sys.platform != "win32"
+
 _PROBE_LIMIT = 32 * MIB
 _PROBE = "import time; b = bytearray(b'x') * (96 << 20); time.sleep(20)"
 _V2_FEATURES = (

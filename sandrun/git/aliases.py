@@ -6,8 +6,11 @@ per step, at most ten steps. A shell alias that is nothing but gits is their sum
 """
 
 import os
+import sys
 
 from sandrun.git import classify
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,8 +7,11 @@ tell it is its own program, which another user may have put there for root to ru
 """
 
 import os
+import sys
 
 from sandrun.platform import processes
+
+assert sys.platform != "win32"
 
 _SOCKET = "/fsmonitor--daemon.ipc"
 """In the git directory (compat/fsmonitor/fsm-ipc-unix.c); on a network file system it is elsewhere,

@@ -6,10 +6,13 @@ robbed, so doubt says yes there too. Both therefore treat what cannot be read as
 """
 
 import os
+import sys
 
 from sandrun.git import classify, lock_paths, repository
 from sandrun.model import DARWIN
 from sandrun.platform import processes
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,7 +6,10 @@ so no wake-up is lost.
 
 import os
 import select
+import sys
 import time
+
+assert sys.platform != "win32"
 
 _EVENTS = 0x40 | 0x80 | 0x200 | 0x400 | 0x800  # MOVED_FROM, MOVED_TO, DELETE, DELETE/MOVE_SELF
 _CLOEXEC_NONBLOCK = os.O_CLOEXEC | os.O_NONBLOCK

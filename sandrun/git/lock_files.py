@@ -7,12 +7,15 @@ whether it is alive (`sandrun.git.stale` has what does).
 """
 
 import os
+import sys
 import time
 
 from sandrun import messages
 from sandrun.git import classify, git_processes
 from sandrun.git.repository import Repository, head_ref
 from sandrun.model import span_text
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

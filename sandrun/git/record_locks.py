@@ -31,6 +31,8 @@ import sys
 from sandrun import messages
 from sandrun.git import classify
 
+assert sys.platform != "win32"
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable

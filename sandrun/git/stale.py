@@ -15,6 +15,7 @@ while it does. Whoever changes the clock by hand while git runs still has a live
 """
 
 import os
+import sys
 import time
 
 from sandrun import messages
@@ -22,6 +23,8 @@ from sandrun.git import git_processes, lock_files, lock_paths
 from sandrun.git.repository import Repository
 from sandrun.model import SandrunError
 from sandrun.platform import folders, processes
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

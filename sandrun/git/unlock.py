@@ -5,11 +5,14 @@ speaks for owners that could not be seen from here at all. Exit 0: no lock is le
 """
 
 import os
+import sys
 
 from sandrun import messages
 from sandrun.git import classify, git_processes, lock_paths, record_locks, stale
 from sandrun.git.repository import Repository
 from sandrun.model import SandrunError, UsageError
+
+assert sys.platform != "win32"
 
 USAGE = "sandrun git [-C DIR] unlock [--dry-run] [--force] | unlock --restore [NAME]"
 _HELP = f"""usage: {USAGE}

@@ -7,6 +7,7 @@ run has things to give back first: there they end the wait (`Interruptible`).
 
 import fcntl
 import os
+import sys
 import time
 
 from sandrun import messages
@@ -15,6 +16,8 @@ from sandrun.git import classify, git_processes, lock_files, record_locks, stale
 from sandrun.git.repository import Repository
 from sandrun.model import span_text
 from sandrun.platform import processes
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

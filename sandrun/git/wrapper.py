@@ -4,12 +4,15 @@ command line -> which locks -> (none: exec) -> repository -> turn -> git's locks
 """
 
 import os
+import sys
 
 from sandrun import messages
 from sandrun.bare import signal as _signal
 from sandrun.git import classify, git_processes, record_locks, repository
 from sandrun.model import EXIT_NOT_FOUND, SandrunError
 from sandrun.platform import spawn
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

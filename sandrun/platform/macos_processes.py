@@ -11,9 +11,12 @@ Apple's own programs, which System Integrity Protection guards, hide their envir
 import ctypes
 import errno
 import os
+import sys
 
 from sandrun.bare import signal as _signal
 from sandrun.model import RUNS_VARIABLE, Process
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,8 +14,12 @@ timer runs only within such a wait, so no command ever inherits it. Invariants
   `kill -INT` of sandrun alone from elsewhere while it is in the foreground.
 """
 
+import sys
+
 from sandrun.bare import signal as _signal
 from sandrun.platform import posix_terminal
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

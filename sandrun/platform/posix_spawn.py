@@ -15,9 +15,12 @@ for any other parent the command gets the default, as those that ignore SIGPIPE 
 
 import errno
 import os
+import sys
 
 from sandrun.bare import signal as _signal
 from sandrun.model import SandrunError, error_text
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

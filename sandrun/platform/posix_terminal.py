@@ -1,6 +1,9 @@
 """Which process group has the terminal, and in which modes the terminal is. Never raises."""
 
 import os
+import sys
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

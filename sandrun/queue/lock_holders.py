@@ -5,6 +5,7 @@ waited for, but has no ticket that could be shown.
 """
 
 import os
+import sys
 import time
 
 from sandrun.config import project
@@ -13,6 +14,8 @@ from sandrun.platform import processes
 from sandrun.queue import Queue, nesting
 from sandrun.queue.queue import slot_file
 from sandrun.queue.state import shared_queue
+
+assert sys.platform != "win32"
 
 
 def foreign(queue: "Queue | None", root: str, name: str) -> "list[dict[str, object]]":

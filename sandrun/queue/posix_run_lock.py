@@ -29,6 +29,9 @@ Invariants
 import errno
 import fcntl
 import os
+import sys
+
+assert sys.platform != "win32"
 
 from sandrun import messages
 from sandrun.config import project

@@ -15,14 +15,14 @@ import os
 import select
 import sys
 
+assert sys.platform != "win32"
+
 from sandrun.bare import signal as _signal
 from sandrun.errors import Interrupted, cancelled
 from sandrun.model import DARWIN
 from sandrun.queue.posix_queue import CANCEL, WAKEUP_SIGNAL
 from sandrun.queue.posix_run_lock import RunLock
 from sandrun.queue.queue import Ticket
-
-assert sys.platform != "win32"
 
 _WATCHED = 8
 """On macOS, the number of tickets ahead that a waiter watches, each by a child: the foremost, which

@@ -17,7 +17,10 @@ Invariants
 """
 
 import os
+import sys
 import time
+
+assert sys.platform != "win32"
 
 from sandrun.model import SandrunError
 from sandrun.queue import Queue, read_holder_line

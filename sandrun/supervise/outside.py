@@ -8,11 +8,14 @@ another. One that does without variables that the run sets (`Daemon.variable`) i
 """
 
 import os
+import sys
 import time
 
 from sandrun.model import RUNS_VARIABLE
 from sandrun.platform import processes
 from sandrun.supervise import daemons
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -34,6 +34,9 @@ survives that is the one who cleans up.
 """
 
 import os
+import sys
+
+assert sys.platform != "win32"
 
 from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN

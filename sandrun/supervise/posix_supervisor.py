@@ -25,11 +25,14 @@ the command left behind (`sandrun.supervise.leftovers`), what is said about the 
 """
 
 import os
+import sys
 import time
 
 from sandrun.bare import signal as _signal
 from sandrun.model import EXIT_CODES, Outcome
 from sandrun.platform import spawn
+
+assert sys.platform != "win32"
 
 try:
     sigtimedwait, sigwaitinfo = _signal.sigtimedwait, _signal.sigwaitinfo

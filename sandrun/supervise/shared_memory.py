@@ -8,9 +8,12 @@ seen in the run, it was made since the run began, and nobody is attached. Files 
 """
 
 import os
+import sys
 
 from sandrun.model import command_text, size_text
 from sandrun.platform import processes
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -30,11 +30,14 @@ cannot name its group, and macOS has none, where a process cannot change its nam
 """
 
 import os
+import sys
 import time
 
 from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN
 from sandrun.platform import spawn
+
+assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
