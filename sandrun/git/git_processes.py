@@ -178,7 +178,7 @@ def _runs_git(pid: int) -> bool:
         return False
 
 
-def keeps_house(pid: int) -> bool:
+def is_housekeeping(pid: int) -> bool:
     """Whether the process is the housekeeping that a git has put in the background at its end:
     `gc --auto`, `maintenance run --auto`. It is finite, and done by nobody else."""
     try:

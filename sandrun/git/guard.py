@@ -1,22 +1,23 @@
-"""The git guard: git operations of one repository wait for each other instead of failing.
+"""The git guard: git commands of one repository wait for each other instead of failing.
 
-Two parts. Before a run, `wait_quiet` lets a git that is at work finish, so that the run does not
-see half a checkout. Around a git command, `sandrun git ARGS` (`command`) gives it a turn among
-the guarded ones (`turn`), waits for git's own locks (`locks`), and then becomes the real git.
+It has two parts. Before a run, `wait_for_git` lets an active git finish, so that the run does not
+see half a checkout. Around a git command, `sandrun git ARGS` (`wrapper`) acquires a turn among the
+guarded commands (`record_locks`), waits for git's own locks (`lock_files`), and then becomes the
+real git.
 
 Promises
-- git is always run, exactly once, at the latest when `git_wait` is over; its exit code, output,
-  terminal and signals are its own, because nothing stays around it.
-- A live lock is never touched (`stale`). A git around us (a hook in `git commit`) never blocks.
-- Where nothing is in the way, nothing is said.
-- Reading never waits (but `describe --dirty`, which locks the index whatever it is told, while the
-  turns move on), and refreshes the index only where no guarded writer can meet the lock for that.
-  So a reader can still meet a change half way, as without us: a `git stash list` beside the drop of
-  the last stash fails.
+- git runs exactly once, at the latest when `git_wait` has passed. Its exit code, output, terminal
+  and signals are its own, because no process of ours stays around it.
+- A live lock is never touched (`stale`). An enclosing git (a hook of `git commit`) never blocks.
+- If nothing has to be waited for, nothing is printed.
+- Commands that only read never wait, except `describe --dirty`, which always locks the index. They
+  refresh the index only if no guarded writer can meet the lock for that. So a reader can still see
+  a half-finished change, as without sandrun: `git stash list` fails while the last stash is
+  dropped.
 
-Left to others: which real git a shim calls, and that hooks reach the shim at all. git puts its
-own directory first in the PATH of what it starts, so most hooks call the real git: they are
-inside a turn already.
+Leaves to others which real git a shim calls, and whether hooks reach the shim. git puts its own
+directory first in the PATH of its children, so most hooks call the real git: they are inside a
+turn.
 """
 
 import os
@@ -46,9 +47,10 @@ LOCAL_VARIABLES = (
     "GIT_COMMON_DIR",
     "GIT_QUARANTINE_PATH",
 )
-"""What hooks leak and what else ties a process to one repository: `git rev-parse --local-env-vars`
-and the quarantine of a pre-receive hook. But not GIT_CONFIG_COUNT, which is no git's but the
-user's: a CI's proxy, credentials, safe.directory. (What `git -c` sets is GIT_CONFIG_PARAMETERS.)"""
+"""The variables that bind a process to one repository, often leaked by hooks: those of `git
+rev-parse --local-env-vars`, and the quarantine of a pre-receive hook. GIT_CONFIG_COUNT is not among
+them, because the user sets it (proxy, credentials, safe.directory of a CI); `git -c` sets
+GIT_CONFIG_PARAMETERS."""
 
 _PLACES = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE")
 _GUARDED = ("index", "HEAD")
@@ -59,7 +61,7 @@ _DANGEROUS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTOR
 def around(
     project: str, env: "Mapping[str, str]" = os.environ, here: str = os.curdir
 ) -> "Repository | None":
-    """The repository that the gits of a run in `project` act on, with the variables of `env`; a
+    """The repository that git commands of a run in `project` use, with the variables of `env`; a
     relative GIT_DIR counts from `here`."""
     from sandrun.git.repository import find
 
@@ -67,11 +69,11 @@ def around(
 
 
 def is_quiet(project: str) -> bool:
-    """Whether certainly no git is at work in `project`: what nearly every run finds, for the
-    price of four system calls. False: `wait_quiet` must look. There is no guard on Windows."""
+    """Whether it is certain that no git is active in `project`. Nearly every run finds that with
+    four system calls; otherwise `wait_for_git` must examine it. There is no guard on Windows."""
     if sys.platform == "win32":
         return True
-    import fcntl  # the queue has loaded it
+    import fcntl  # loaded by the queue
 
     git = os.path.join(project, ".git")
     if any(name in os.environ for name in _PLACES):
@@ -84,7 +86,7 @@ def is_quiet(project: str) -> bool:
     except OSError:
         return True
     try:
-        # Shared and for an instant: a git that comes just now waits for that instant.
+        # Shared, and only for a moment, for which a git that starts now must wait.
         fcntl.lockf(fd, fcntl.LOCK_SH | fcntl.LOCK_NB, 1, 0)
         return True
     except OSError:
@@ -93,10 +95,10 @@ def is_quiet(project: str) -> bool:
         os.close(fd)
 
 
-def wait_quiet(project: str, patience: float, mask: "set[int]") -> None:
-    """Wait up to `patience` seconds for the git at work in `project`; warn if it goes on.
+def wait_for_git(project: str, patience: float, mask: "set[int]") -> None:
+    """Wait up to `patience` seconds for the git active in `project`; warn if it continues.
 
-    `mask` is the caller's signal mask. Raises errors.Interrupted when a signal told us to go.
+    `mask` is the caller's signal mask. Raises errors.Interrupted on a signal that ends the wait.
     """
     repo = around(project)
     if repo is None:
@@ -118,7 +120,7 @@ def heal_after(
     env: "Mapping[str, str]" = os.environ,
     here: str = os.curdir,
 ) -> None:
-    """Move aside the locks that a run's dead processes left (`stale.after_run`)."""
+    """Move aside the locks of a run whose processes are all dead (`stale.after_run`)."""
     if sys.platform == "win32":
         return
     repo = around(project, env, here)
@@ -129,16 +131,16 @@ def heal_after(
 
 
 def housekeepers(pids: "list[int]") -> "list[int]":
-    """Those of the processes that are git's own housekeeping in the background."""
+    """The processes among `pids` that are git's background housekeeping."""
     if sys.platform == "win32":
         return []
     from sandrun.git import git_processes
 
-    return [pid for pid in pids if git_processes.keeps_house(pid)]
+    return [pid for pid in pids if git_processes.is_housekeeping(pid)]
 
 
 def stop_fsmonitor(pid: int) -> None:
-    """Have a file system monitor of git's end by git's own command."""
+    """Stop a file system monitor of git by git's own command."""
     from sandrun.git import fsmonitor
 
     fsmonitor.stop(pid)
@@ -150,18 +152,18 @@ _MANY = 1 << 16
 
 
 def keep_housekeeping(env: "dict[str, str]", project: str) -> None:
-    """Have every git of a run in `project` end its housekeeping before itself instead of leaving it
-    in the background: by GIT_CONFIG_COUNT (git-config(1), 2.31), appended to what is there.
+    """Make every git of a run in `project` finish its housekeeping before it exits, instead of in
+    the background, by entries appended to GIT_CONFIG_COUNT (git-config(1), 2.31).
 
-    What git takes from there overrides its files, so nothing is set where the user has set one of
-    the two: in the environment, or in a file that git reads, included ones too, whatever their
-    condition. (A system file elsewhere than in /etc does not count.)
+    These override git's files. So nothing is set if the user has set one of the two keys, in the
+    environment or in a file that git reads; an included file counts whatever its condition. (A
+    system file outside /etc does not count.)
     """
-    if sys.platform == "win32":  # git leaves nothing in the background there
+    if sys.platform == "win32":  # git leaves nothing in the background on Windows
         return
     count = env.get("GIT_CONFIG_COUNT") or "0"
     if not (count.isascii() and count.isdecimal()) or len(count) > 4:
-        return  # git itself refuses it, or nobody can mean it
+        return  # git refuses it, or it is not plausible
     said = [env.get("GIT_CONFIG_PARAMETERS", "")]
     if count != "0":
         said += [text for name, text in env.items() if name.startswith("GIT_CONFIG_KEY_")]
@@ -174,8 +176,8 @@ def keep_housekeeping(env: "dict[str, str]", project: str) -> None:
 
 
 def _is_detach_set(env: "Mapping[str, str]", project: str) -> bool:
-    """Whether a configuration file speaks of one of `_DETACH`: nearly always four small reads, of
-    five files."""
+    """Whether a configuration file mentions one of `_DETACH`. Nearly always four small reads of
+    five possible files."""
     home = env.get("HOME", "")
     config = env.get("XDG_CONFIG_HOME") or f"{home}/.config"
     files = [f"{project}/.git/config", f"{project}/.git/config.worktree"]
@@ -184,7 +186,10 @@ def _is_detach_set(env: "Mapping[str, str]", project: str) -> bool:
         files.append(f"{config}/git/config")
     if not env.get("GIT_CONFIG_NOSYSTEM"):
         files.append(env.get("GIT_CONFIG_SYSTEM") or "/etc/gitconfig")
-    places = (f"{project}/.git", f"{project}/HEAD")  # a worktree or submodule; a bare repository
+    places = (
+        f"{project}/.git",
+        f"{project}/HEAD",
+    )  # a linked worktree or submodule; a bare repository
     if env.get("GIT_DIR") or any(map(os.path.isfile, places)):
         repo = around(project, env)
         files[:2] = [f"{repo.common_dir}/config", f"{repo.git_dir}/config.worktree"] if repo else []
@@ -201,7 +206,7 @@ def _is_detach_set(env: "Mapping[str, str]", project: str) -> bool:
 
 
 def _head(path: str) -> bytes:
-    """What a file starts with, for the price of three system calls; b'': nothing to be read."""
+    """The beginning of a file, by three system calls; b'' if it cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
@@ -213,24 +218,24 @@ def _head(path: str) -> bytes:
 
 
 HOOK_MARK = "SANDRUN_HOOK"
-"""Set by the line that `sandrun init` puts into a hook: the hook, as git has called it."""
+"""Set by the line that `sandrun init` adds to a hook: the path of the hook, as git called it."""
 
 
 def is_hook(command: "list[str]") -> bool:
-    """Whether a command is that very hook, which needs what git tells it, such as the index of a
-    `commit -a`. What the hook starts has the mark too, but is another command.
+    """Whether a command is the hook that git called, as `HOOK` or, by husky, as `sh -e HOOK`.
 
-    The hook itself, or `sh -e HOOK`, as husky starts it.
+    The hook needs git's variables, such as the index of a `commit -a`. Its children inherit the
+    mark but are other commands.
     """
     mark = os.environ.get(HOOK_MARK)
     return bool(mark) and mark in (command[0], *command[2:3])
 
 
 def clean(env: "dict[str, str]", hook: bool) -> None:
-    """Take out of `env` what makes every git below act on one repository.
+    """Remove from `env` the variables that bind every git of the run to one repository.
 
-    A hook keeps its index, and all of it where its git would not be found without: the git dir
-    of `git --git-dir=~/.dotfiles commit` is nowhere above the hook.
+    A hook keeps its index. It keeps all of them if its repository would not be found without: the
+    git directory of `git --git-dir=~/.dotfiles commit` is not above the hook.
     """
     if hook:
         from sandrun.git.repository import find
@@ -244,11 +249,11 @@ def clean(env: "dict[str, str]", hook: bool) -> None:
 
 
 def leaked(hook: bool = False) -> "list[str]":
-    """The variables around us that make every git below act on one repository.
+    """The variables of our environment that bind every git of the run to one repository.
 
-    A hook gets a relative GIT_INDEX_FILE from every commit: harmless, it counts from the top of
-    whatever repository a git is in. In a linked worktree it gets a GIT_DIR too, and so do the
-    tests that it starts; a `hook` itself needs whatever index it has got.
+    Every commit gives its hooks a relative GIT_INDEX_FILE. That is harmless: it counts from the top
+    of the repository that a git is in. In a linked worktree hooks and the tests that they start
+    also get a GIT_DIR. The `hook` itself needs its index.
     """
     found = [name for name in _DANGEROUS if os.environ.get(name)]
     if not hook and os.path.isabs(os.environ.get("GIT_INDEX_FILE", "")):
@@ -263,7 +268,7 @@ LEAK_HINT = (
 
 
 def leak_check() -> "tuple[bool, str, str]":
-    """For `sandrun doctor`: whether all is well, the evidence, what mends it."""
+    """For `sandrun doctor`: whether the check passes, the evidence, and the remedy."""
     found = leaked()
     if not found:
         return True, "no GIT_DIR or the like in the environment", ""

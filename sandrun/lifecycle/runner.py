@@ -151,7 +151,7 @@ class Run:
 
         if number := command_lookup.refusal(request.command[0], request.project, time.time()):
             return report.not_started("X", number, request.command)
-        guard.wait_quiet(request.project, settings.git_wait, request.caller.mask)
+        guard.wait_for_git(request.project, settings.git_wait, request.caller.mask)
         return None
 
     def _parent(self) -> int:
