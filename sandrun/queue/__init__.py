@@ -1,8 +1,8 @@
-"""The queue of a project: tickets in order, the run lock that excludes, the wait for a turn, the
-pool.
+"""The queue of a project: tickets in order, the run lock, the wait for a turn, the memory pool.
 
-Promises that one run at a time holds a slot, first in first out, and that no killed run leaves a
-lock behind. Knows nothing of what runs. Imports config, messages, platform and model.
+Promises that each slot of a queue runs one command at a time, in order of arrival, and that a
+killed run leaves no lock behind. Leaves the run itself to others. Imports config, history,
+messages, errors, platform and model.
 """
 
 import sys
@@ -15,6 +15,77 @@ if sys.platform == "win32":
 else:
     from sandrun.queue.posix_queue import CANCEL, Queue
     from sandrun.queue.posix_run_lock import RunLock, read_holder_line
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import os
+    from typing import Protocol
+
+    class RunLockContract(Protocol):
+        """The run lock of each system; one slot of a queue, once acquired.
+
+        At most one process tree holds a slot, whatever the order of the tickets. The lock's file
+        holds the holder's line (`sandrun.queue.holder`) while a run is on, and nothing after a
+        clean end.
+        """
+
+        queue: Queue
+        first: int
+        """The number of the first slot that may be acquired."""
+        slots: int
+        """The number of the last slot that may be acquired."""
+        slot: int
+        """The slot that we hold; 0: none."""
+        note: str
+        """Why there is no second lock file; '' if there is one or none is needed."""
+        blocked: list[int]
+        """After a failed try, one open file for each slot: the lock that somebody else holds."""
+
+        @property
+        def fd(self) -> int:
+            """The open file that holds the holder's line."""
+
+        def prepare(self) -> None:
+            """Open the files of the first slot, so that `try_acquire` is quicker."""
+
+        def try_acquire(self) -> bool:
+            """Acquire a free slot. False: all are held, see `blocked`.
+
+            Raises SandrunError if a lock file is not what it should be; StateGone.
+            """
+
+        def unlock(self) -> None:
+            """Unlock what was acquired while we waited; the files stay open."""
+
+        def second_path(self) -> str:
+            """The path of the second lock file; '' if there is none."""
+
+        def held_second(self) -> "tuple[str, os.stat_result] | None":
+            """The second lock file if the last failed try found only that one held."""
+
+        def skip_second(self) -> None:
+            """Go on without the second lock file: the run that holds it encloses us."""
+
+        def descriptors(self) -> list[int]:
+            """The locked files that the command inherits, so that its tree keeps the lock."""
+
+        def read_holder(self) -> bytes:
+            """The holder's line; empty after a clean end."""
+
+        def write_holder(self, line: bytes) -> None:
+            """Write the holder's line. On a full disk nothing is written: then nobody can clean up
+            after a SIGKILL."""
+
+        def written_at(self) -> float:
+            """When the holder's line was written, by the clock of its file system."""
+
+        def release(self) -> None:
+            """Empty the file and free the lock, also for children that inherited it."""
+
+        def drop(self) -> None:
+            """Free the lock and leave the line, by which the next holder cleans up."""
+
+    _IS_IMPLEMENTED: type[RunLockContract] = RunLock
 
 __all__ = [
     "CANCEL", "BaseQueue", "Queue", "RunLock", "StateGone", "Ticket", "is_stopped", "new_key",

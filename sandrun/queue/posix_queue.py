@@ -37,12 +37,12 @@ import os
 import sys
 import time
 
+assert sys.platform != "win32"
+
 from sandrun.bare import signal as _signal
 from sandrun.model import DARWIN, SandrunError, command_text
 from sandrun.queue.queue import STARTED, BaseQueue, StateGone, Ticket, escape, new_key
 from sandrun.queue.state import open_state
-
-assert sys.platform != "win32"
 
 CANCEL = b"c"
 """What is written into a ticket that has to leave the queue; any other byte: look again."""
