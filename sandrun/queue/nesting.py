@@ -16,10 +16,13 @@ close one, so nobody else looks.
 import os
 import sys
 
-from sandrun.model import DARWIN, SandrunError
+from sandrun.model import SandrunError
 from sandrun.platform import processes
 from sandrun.queue import Queue, Ticket
 from sandrun.queue.state import all_states, pool_path, states_below
+
+if sys.platform != "win32":
+    from sandrun.platform.linux_locks import is_inherited_lock, lock_holder
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,7 +61,7 @@ def _contains(queue: Queue, ticket: Ticket) -> bool:
     # A job is asked first: it is the better proof, and there the ancestors cost more.
     return (
         (sys.platform == "win32" and _in_group(ticket.id))
-        or is_ancestor(ticket_holder(queue, ticket))
+        or _is_ancestor(ticket_holder(queue, ticket))
         or _in_group(ticket.id)
     )
 
@@ -128,40 +131,13 @@ def _locks_of_ours(queue: Queue) -> "list[str]":
     return ids
 
 
-def is_inherited_lock(file: os.stat_result) -> bool:
-    """Whether this file is locked by flock(2) through an open file that we inherited.
-
-    Where the holder is out of sight, one that an ancestor inherited will do: Python and node close
-    what they have for those that they start. Only the open file that holds a lock shows it
-    (proc(5), fdinfo; Linux 4.1): a daemon of an ended run has the file open too.
-    """
-    hidden = () if lock_holder(file) else processes.ancestors(os.getpid())
-    return any(_shows_lock(str(pid), file) for pid in ("self", *hidden))
-
-
-def _shows_lock(pid: str, file: os.stat_result) -> bool:
-    try:
-        names = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return False
-    for name in names:
-        try:
-            here = os.stat(f"/proc/{pid}/fd/{name}")
-            if (here.st_ino, here.st_dev) != (file.st_ino, file.st_dev):
-                continue
-            # Our own descriptors are close-on-exec.
-            inherited = pid != "self" or os.get_inheritable(int(name))
-            if inherited and b"FLOCK" in processes.read(f"/proc/{pid}/fdinfo/{name}"):
-                return True
-        except OSError:  # closed: it was the listing's own
-            continue
-    return False
-
-
-def is_held_around_us(file: os.stat_result) -> bool:
-    """Whether the run that has locked this file is around us."""
+def outside_holder(file: os.stat_result) -> "int | None":
+    """The process that locked the second lock file of a run lock (0: not visible); None: it is a
+    run that encloses us."""
+    assert sys.platform != "win32"
     holder = lock_holder(file)
-    return bool(holder and is_ancestor(holder)) or is_inherited_lock(file)
+    encloses = bool(holder and _is_ancestor(holder)) or is_inherited_lock(file)
+    return None if encloses else holder
 
 
 def ticket_holder(queue: Queue, ticket: Ticket) -> int:
@@ -175,7 +151,7 @@ def ticket_holder(queue: Queue, ticket: Ticket) -> int:
     return lock_holder(file, ticket.pid)
 
 
-def is_ancestor(pid: int) -> bool:
+def _is_ancestor(pid: int) -> bool:
     """Whether the live process `pid` is one of our ancestors."""
     return pid in processes.ancestors(os.getpid())
 
@@ -190,31 +166,6 @@ def _in_group(run_id: str) -> bool:
         return f"sandrun-{run_id}".encode() in processes.read("/proc/self/cgroup")
     except OSError:
         return False
-
-
-def lock_holder(file: os.stat_result, told: int = 0) -> int:
-    """The process that locked a file with flock(2); 0: nobody that we can see.
-
-    From /proc/locks (proc(5)), which tells pids as our namespace has them: the pid that was `told`
-    in a ticket's name may be another container's. It must agree where the device does not (btrfs
-    and overlays show another one to stat(2)), and is believed on macOS only.
-    """
-    try:
-        lines = processes.read(f"{processes.PROC}/locks").split(b"\n")
-    except OSError:
-        return told if DARWIN else 0
-    device = b"%02x:%02x" % (os.major(file.st_dev), os.minor(file.st_dev))
-    found = 0
-    for line in lines:
-        words = line.split()
-        if len(words) > 5 and words[1:4:2] == [b"FLOCK", b"WRITE"]:
-            where, _, inode = words[5].rpartition(b":")
-            if int(inode) == file.st_ino:
-                if where == device:
-                    return int(words[4])
-                if told in (0, int(words[4])):
-                    found = int(words[4])
-    return found
 
 
 def _runs(around: str) -> "Iterator[tuple[str, str]]":

@@ -146,10 +146,11 @@ class Waiter:
             from sandrun.queue import nesting
 
             path, file = second
-            if nesting.is_held_around_us(file):
+            outside = nesting.outside_holder(file)
+            if outside is None:
                 lock.skip_second()
                 return False
-            self.progress.report_outside_holder(path, nesting.lock_holder(file))
+            self.progress.report_outside_holder(path, outside)
         else:
             from sandrun.queue import holder
 

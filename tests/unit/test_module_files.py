@@ -71,7 +71,7 @@ def ours(names: "Iterable[str]") -> "Iterator[str]":
 
 # A waiter has loaded them, or what it is started by.
 LOADED = {
-    *(f"sandrun.{name}" for name in ("errors", "git.guard")),
+    *(f"sandrun.{name}" for name in ("errors", "git.guard", "platform.linux_locks")),
     *(f"sandrun.queue.{name}" for name in ("nesting", "progress", "waiter", "posix_waiter")),
 }
 

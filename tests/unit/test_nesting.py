@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.platform import processes
-from sandrun.queue import nesting
+from sandrun.platform import linux_locks, processes
 
 
 def test_the_holder_is_told_by_the_kernel(tmp_path: Path) -> None:
     with open(tmp_path / "file", "w") as file:
-        assert nesting.lock_holder(os.fstat(file.fileno())) == 0
+        assert linux_locks.lock_holder(os.fstat(file.fileno())) == 0
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert nesting.lock_holder(os.fstat(file.fileno())) == os.getpid()
+        assert linux_locks.lock_holder(os.fstat(file.fileno())) == os.getpid()
 
 
 @pytest.mark.parametrize(
@@ -40,7 +39,7 @@ def test_an_inode_number_alone_is_no_proof(
         f"3: FLOCK  ADVISORY  WRITE 55 {where}0 0 EOF\n"
     )
     monkeypatch.setattr(processes, "read", lambda path: lines.encode())
-    assert nesting.lock_holder(info, told) == holder
+    assert linux_locks.lock_holder(info, told) == holder
 
 
 @pytest.mark.parametrize(("macos", "holder"), [(True, 77), (False, 0)])
@@ -53,8 +52,8 @@ def test_without_the_list_the_name_is_believed_on_macos(
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(processes, "read", missing)
-    monkeypatch.setattr(nesting, "DARWIN", macos)
-    assert nesting.lock_holder(os.stat(os.curdir), 77) == holder
+    monkeypatch.setattr(linux_locks, "DARWIN", macos)
+    assert linux_locks.lock_holder(os.stat(os.curdir), 77) == holder
 
 
 def test_only_the_open_file_that_holds_the_lock_proves_it(tmp_path: Path) -> None:
@@ -64,11 +63,11 @@ def test_only_the_open_file_that_holds_the_lock_proves_it(tmp_path: Path) -> Non
         for each in (file, other):
             os.set_inheritable(each.fileno(), True)
         info = os.fstat(file.fileno())
-        assert not nesting.is_inherited_lock(info)
+        assert not linux_locks.is_inherited_lock(info)
         fcntl.flock(file, fcntl.LOCK_EX)
-        assert nesting.is_inherited_lock(info)
+        assert linux_locks.is_inherited_lock(info)
         os.set_inheritable(file.fileno(), False)
-        assert not nesting.is_inherited_lock(info)
+        assert not linux_locks.is_inherited_lock(info)
         os.set_inheritable(file.fileno(), True)
         fcntl.flock(file, fcntl.LOCK_UN)
-        assert not nesting.is_inherited_lock(info)
+        assert not linux_locks.is_inherited_lock(info)

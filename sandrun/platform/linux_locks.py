@@ -1,0 +1,65 @@
+"""Which process holds a lock of flock(2), as the kernel reports it. macOS reports nothing."""
+
+import os
+import sys
+
+from sandrun.model import DARWIN
+from sandrun.platform import processes
+
+assert sys.platform != "win32"
+
+
+def lock_holder(file: os.stat_result, claimed: int = 0) -> int:
+    """The process that holds an exclusive flock(2) of a file; 0: none that we can see.
+
+    From /proc/locks (proc(5)), whose pids are those of our pid namespace. `claimed` is the pid that
+    the file itself names, which may be of another namespace. It must agree if the device does not
+    (btrfs and overlayfs report another one to stat(2)). Without /proc/locks it is believed on macOS
+    only, where there are no pid namespaces.
+    """
+    try:
+        lines = processes.read(f"{processes.PROC}/locks").split(b"\n")
+    except OSError:
+        return claimed if DARWIN else 0
+    device = b"%02x:%02x" % (os.major(file.st_dev), os.minor(file.st_dev))
+    found = 0
+    for line in lines:
+        words = line.split()
+        if len(words) > 5 and words[1:4:2] == [b"FLOCK", b"WRITE"]:
+            where, _, inode = words[5].rpartition(b":")
+            if int(inode) == file.st_ino:
+                if where == device:
+                    return int(words[4])
+                if claimed in (0, int(words[4])):
+                    found = int(words[4])
+    return found
+
+
+def is_inherited_lock(file: os.stat_result) -> bool:
+    """Whether a file is locked by flock(2) through an open file that we inherited.
+
+    If we cannot see the holder, an open file that an ancestor inherited counts too: Python and node
+    close descriptors for the processes that they start. Only the open file that holds a lock lists
+    it (proc(5), fdinfo; Linux 4.1); a daemon of an exited run may have the same file open without.
+    """
+    ancestors = () if lock_holder(file) else processes.ancestors(os.getpid())
+    return any(_lists_lock(str(pid), file) for pid in ("self", *ancestors))
+
+
+def _lists_lock(pid: str, file: os.stat_result) -> bool:
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False
+    for name in names:
+        try:
+            here = os.stat(f"/proc/{pid}/fd/{name}")
+            if (here.st_ino, here.st_dev) != (file.st_ino, file.st_dev):
+                continue
+            # Our own descriptors are close-on-exec.
+            inherited = pid != "self" or os.get_inheritable(int(name))
+            if inherited and b"FLOCK" in processes.read(f"/proc/{pid}/fdinfo/{name}"):
+                return True
+        except OSError:  # closed: it belonged to the listing itself
+            continue
+    return False
