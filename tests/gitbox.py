@@ -21,7 +21,7 @@ from sandrun.git import shim as shims
 from sandrun.git import stale
 from sandrun.platform import processes
 from tests import harness
-from tests.harness import ROOT, SCALE, pretending
+from tests.harness import PACKAGE, SCALE, installed_env
 
 CONFIG = """[user]
 name = Test
@@ -78,11 +78,11 @@ class GitBox:
         for name in ("home", "state", "shims"):
             (root / name).mkdir()
         shim = self.shims / "git"
-        shim.write_text(shims.text(shims.launch(sys.executable, str(ROOT))))
+        shim.write_text(shims.text(shims.launch(sys.executable, str(PACKAGE))))
         shim.chmod(0o755)
         (self.shims / shims.DIRECTORY_MARK).touch()
         (root / "gitconfig").write_text(CONFIG)
-        self.env = pretending({
+        self.env = installed_env({
             "PATH": os.environ.get("PATH", os.defpath),
             "HOME": str(root / "home"),
             "XDG_CONFIG_HOME": str(root / "home/config"),
@@ -95,7 +95,6 @@ class GitBox:
             "SANDRUN_STATE_DIR": str(root / "state"),
             "SANDRUN_BACKEND": "none",
             "SANDRUN_GIT_WAIT": str(60 * SCALE),
-            "PYTHONPATH": str(ROOT),
             "LC_ALL": "C",
             "TERM": "dumb",
         })  # fmt: skip

@@ -31,7 +31,7 @@ ON_MACOS = PROFILE == "darwin" or DARWIN
 ROOT = Path(__file__).resolve().parents[2]
 INJECT = ROOT / "tests/harness/inject"
 """To be put on PYTHONPATH; see its header."""
-_KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "COVERAGE_PROCESS_START")
+_KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
 
 T = TypeVar("T")
@@ -90,9 +90,13 @@ def without_note(said: str) -> str:
     return "".join(line for line in lines if not line.startswith("sandrun: a monitor polls "))
 
 
+PACKAGE = Path(processes.__file__).resolve().parents[2]
+"""Where the tested package is: an installed one, or the checkout."""
+
+
 def installed_env(env: dict[str, str]) -> dict[str, str]:
     """`env` in which the tested package is found: the installed one, or the checkout's."""
-    if ROOT in Path(processes.__file__).parents:
+    if PACKAGE == ROOT:
         env = {**env, "PYTHONPATH": str(ROOT)}
     return pretending(env)
 

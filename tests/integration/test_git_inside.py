@@ -34,7 +34,7 @@ def test_a_hook_goes_straight_through(box: GitBox, inner: str, outer: str) -> No
     text = HOOKS[inner].format(
         sandrun=box.sandrun_text(),
         path=box.env["PATH"],
-        root=box.env["PYTHONPATH"],
+        root=box.env.get("PYTHONPATH", ""),
         shims=box.shims,
     )
     box.hook("pre-commit", text)
@@ -51,7 +51,7 @@ def test_a_hook_goes_straight_through(box: GitBox, inner: str, outer: str) -> No
 @pytest.mark.parametrize("outer", ["guarded", "bare"])
 def test_the_lock_of_an_ancestor_is_not_waited_for(box: GitBox, outer: str) -> None:
     """A hook that forgets the commit's index: git refuses at once, as it does without us."""
-    clean = f"env -i PATH={box.env['PATH']} PYTHONPATH={box.env['PYTHONPATH']}"
+    clean = f"env -i PATH={box.env['PATH']} PYTHONPATH={box.env.get('PYTHONPATH', '')}"
     inner = f"{clean} {box.sandrun_text()} git add a >{box.root}/said 2>&1"
     box.hook("pre-commit", f"test -e .git/index.lock || exit 3; {inner}; test $? = 128")
     (box.repo / "a").write_text("two\n")

@@ -18,7 +18,7 @@ import pytest
 from sandrun.git import shim
 from tests.entering import need
 from tests.gitbox import GIT, GitBox, git_version, heard, is_queued, wait_for, watches
-from tests.harness import ROOT
+from tests.harness import PACKAGE, ROOT
 
 STAND_IN = """#!/bin/sh
 case $1 in version|--help) exit ;; esac
@@ -42,7 +42,7 @@ def stand_before(box: GitBox, name: str, python: str = sys.executable) -> None:
     """Put our shim for a tool on the PATH."""
     path = box.shims / name
     text = shim.text if name == "git" else lambda sandrun: shim.other(name, sandrun)
-    path.write_text(text(shim.launch(python, str(ROOT))))
+    path.write_text(text(shim.launch(python, str(PACKAGE))))
     path.chmod(0o755)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from sandrun.git import guard
 from tests.gitbox import GIT, GitBox, heard, is_queued, wait_for, watches
+from tests.harness import PACKAGE
 
 
 @pytest.fixture
@@ -330,6 +331,14 @@ def test_leak_check(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "clean_git_env" in fix
 
 
+def test_the_tested_sandrun_is_the_one_that_guards_git(box: GitBox) -> None:
+    """Not the checkout that the tests are in, where a wheel of it was installed."""
+    show = "import sandrun; print(sandrun.__file__)"
+    said = box.end(box.start(sys.executable, "-c", show))[1]
+    assert said == f"{PACKAGE / 'sandrun/__init__.py'}\n"
+    assert str(PACKAGE / "sandrun") in (box.shims / "git").read_text()
+
+
 def test_the_path_of_a_guarded_git_is_light(box: GitBox) -> None:
     """What costs more than all the rest must not be imported: compared by name, not by time."""
     heavy = "click psutil typing dataclasses re json subprocess pathlib ctypes tomllib threading"
@@ -342,7 +351,7 @@ def test_the_path_of_a_guarded_git_is_light(box: GitBox) -> None:
     for args in (["status"], ["commit", "-m", "x"]):
         out = subprocess.run(
             [sys.executable, "-S", "-c", script, "git", *args],
-            env=box.env,
+            env={**box.env, "PYTHONPATH": str(PACKAGE)},
             cwd=box.repo,
             stdout=subprocess.PIPE,
             text=True,
