@@ -114,6 +114,9 @@ def mistakes(words: "list[str]", document: Path) -> "list[str]":
         wrong += [] if good else [word]
     if words[0] == "sandrun" and len(words) > 1:
         options.parse(words[1:])  # raises UsageError
+    if words[:2] == ["nox", "-s"]:
+        task = words[2].partition("-")[0]
+        wrong += [] if f"def {task}(" in (ROOT / "noxfile.py").read_text() else [words[2]]
     if words[0] == "tests/setup" and len(words) > 1:
         modes = re.findall(r"^(\w+)\) ", (ROOT / "tests/setup").read_text(), re.MULTILINE)
         wrong += [] if words[1] in modes else [" ".join(words[:2])]
@@ -145,7 +148,7 @@ def test_a_name_that_does_not_exist_is_found() -> None:
         "sandrun.config.options.gone",
         "test_gone",
     )
-    for name in (*gone, "tests/setup gone", "tests/setup bench gone"):
+    for name in (*gone, "tests/setup gone", "tests/setup bench gone", "nox -s gone"):
         assert mistakes(name.split(), MAP), name
     assert is_in_package("sandrun.config.options.parse")
 
