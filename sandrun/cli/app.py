@@ -331,11 +331,12 @@ def doctor(obj: "tuple[str, settings.Settings]", as_json: bool) -> None:
 
     Exit 1 when the kernel enforces nothing.
     """
-    if sys.platform == "win32":
-        from sandrun.doctor import windows as examiner
-    else:
-        from sandrun.doctor import posix as examiner
-    raise SystemExit(examiner.main(page, as_json, obj[1]))
+    from sandrun.doctor import CAUTION, Check, examine, show
+    from sandrun.integrations import hooks
+
+    missing = hooks.missing(project.find(project.working_directory()))
+    checks = [Check("hooks", CAUTION, text, hooks.MAKE_THEM) for text in missing]
+    raise SystemExit(show([*examine(obj[1]), *checks], page, as_json))
 
 
 @cli.command(

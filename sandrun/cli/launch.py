@@ -29,6 +29,6 @@ if __name__ == "__main__":
         os.execv(place, sys.argv[2:])
     if sys.argv[1] == "--guard":
         sys.argv[1:3] = ["git"]
-    if name:
+    if name and sys.platform != "win32":
         spawn.names[place] = name
     main()

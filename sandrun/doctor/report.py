@@ -1,4 +1,4 @@
-"""The checks of `sandrun doctor`, a line each, and how they are shown: on every system."""
+"""What `sandrun doctor` checks on every system, and how it shows the checks."""
 
 import json
 import os
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 PASS, CAUTION, FAIL, UNUSED = "PASS", "CAUTION", "FAIL", "-"
 
 
-class Line:
-    """One check: `status` is PASS, CAUTION, FAIL or `-`; `fix` a command or ''."""
+class Check:
+    """The result of a check. `status` is PASS, CAUTION, FAIL, or `-` where it is not needed. `fix`
+    is a command, or ''."""
 
     def __init__(self, name: str, status: str, evidence: str, fix: str = "") -> None:
         self.name = name
@@ -28,8 +29,8 @@ class Line:
         self.fix = fix
 
 
-def state() -> Line:
-    """Whether the project's queue can be used."""
+def state() -> Check:
+    """Whether the project's queue can be used, and where it is."""
     try:
         path = state_path(project.find(project.working_directory()))
         queue = Queue(path)
@@ -37,49 +38,41 @@ def state() -> Line:
         queue.close()
         wanted = os.path.join(state_root(), os.path.basename(path))
     except SandrunError as error:
-        return Line("state", FAIL, error.text, error.hint)
+        return Check("state", FAIL, error.text, error.hint)
     if kept:
         evidence = f"{path} is kept for what could not be ended: {report.unkillable(kept[0])}"
-        return Line("state", CAUTION, evidence, report.way_to_end(kept[0]).partition(": ")[2])
+        return Check("state", CAUTION, evidence, report.way_to_end(kept[0]).partition(": ")[2])
     if path == wanted:
-        return Line("state", PASS, path)
+        return Check("state", PASS, path)
     evidence = f"{path}, because another user has taken {wanted}"
-    return Line("state", CAUTION, evidence, f"have it removed: ls -ld {wanted}")
+    return Check("state", CAUTION, evidence, f"have it removed: ls -ld {wanted}")
 
 
-def trusted(chosen: "Settings") -> Line:
-    """Which settings of the project's files wait for the user's trust."""
+def trusted(chosen: "Settings") -> Check:
+    """Which settings in the project's files the user has not trusted yet."""
     if not chosen.waiting:
-        return Line("settings", PASS, "nothing in the project's files waits for trust")
-    held = "; ".join(trust.held_text(file, keys) for file, keys in chosen.waiting.items())
-    return Line("settings", CAUTION, held, "if you trust them: sandrun trust")
+        return Check("settings", PASS, "no setting in the project's files waits for trust")
+    untrusted = "; ".join(trust.held_text(file, keys) for file, keys in chosen.waiting.items())
+    return Check("settings", CAUTION, untrusted, "if you trust them: sandrun trust")
 
 
-def worktrees() -> "list[Line]":
-    """The worktrees of this repository in which git runs no hooks."""
-    from sandrun.integrations import hooks
-
-    found = hooks.missing(project.find(project.working_directory()))
-    return [Line("hooks", CAUTION, text, hooks.MAKE_THEM) for text in found]
-
-
-def show(lines: "list[Line]", out: "Callable[[str], None]", as_json: bool) -> int:
-    """Print the checks; exit code 0, or 1 when no kernel backend works here."""
-    works = [x.name for x in lines if x.name in backends.ORDER and x.status in (PASS, CAUTION)]
+def show(checks: "list[Check]", out: "Callable[[str], None]", as_json: bool) -> int:
+    """Print the checks and return the exit code: 0, or 1 when no kernel backend works here."""
+    works = [x.name for x in checks if x.name in backends.ORDER and x.status in (PASS, CAUTION)]
     in_force = works[0] if works else "none"
     enforced = bool(works) and backends.named(in_force).kernel
     if as_json:
-        rows = [vars(line) for line in lines]
+        rows = [vars(check) for check in checks]
         out(json.dumps({"v": 1, "backend": in_force, "kernel": enforced, "checks": rows}))
         return 0 if enforced else 1
     colors = {PASS: "32", CAUTION: "33", FAIL: "31", UNUSED: "2"} if messages.colored() else {}
-    width = max(len(line.name) for line in lines)
-    for line in lines:
-        start = f"\x1b[{colors[line.status]}m" if colors else ""
-        status = f"{start}{line.status:7}{start and chr(27) + '[0m'}"
-        out(f"{status}  {line.name:{width}}  {plain(line.evidence)}")
-        if line.fix and line.status in (CAUTION, FAIL):
-            out(f"         fix: {plain(line.fix)}")
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        start = f"\x1b[{colors[check.status]}m" if colors else ""
+        status = f"{start}{check.status:7}{start and chr(27) + '[0m'}"
+        out(f"{status}  {check.name:{width}}  {plain(check.evidence)}")
+        if check.fix and check.status in (CAUTION, FAIL):
+            out(f"         fix: {plain(check.fix)}")
     how = "the kernel enforces the limits" if enforced else "no kernel enforces the limits here"
     out(f"in force: {in_force} ({how})")
     return 0 if enforced else 1

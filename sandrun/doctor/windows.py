@@ -1,7 +1,7 @@
-"""`sandrun doctor` on Windows: what can enforce limits here, found out by really running over one.
+"""`sandrun doctor` on Windows. A backend passes when it ended a process that exceeds its limit.
 
-One check per line, as in `sandrun.doctor.posix`. The probe is a sandrun of its own, in a state
-directory and a home of its own: it joins no queue and leaves no record.
+The probe is another sandrun with its own state directory and home, so that it joins no queue and
+leaves no record.
 """
 
 import json
@@ -9,30 +9,28 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 
 from sandrun import __version__, backends
 from sandrun.config import settings
-from sandrun.doctor import report
-from sandrun.doctor.report import CAUTION, FAIL, PASS, Line, state, trusted
+from sandrun.doctor.report import CAUTION, FAIL, PASS, Check, state, trusted
 from sandrun.git import guard
 from sandrun.model import MIB, size_text
 
 _LIMIT = 32 * MIB
-# Says on its standard output that it got all it asked for, which a limit would have refused.
+# Prints `all` if it got all its memory, which a limit would have refused.
 _PROBE = "b = bytearray(b'x') * (96 << 20); print('all')"
 _SECONDS = 60
 
 
 def launcher() -> "list[str]":
-    """This very sandrun: no other in the current directory or in PYTHONPATH."""
+    """The command that starts this sandrun, and none from the current directory or PYTHONPATH."""
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     code = f"import sys; sys.path.insert(0, {library!r}); "
     return [sys.executable, "-P", "-c", code + "from sandrun.__main__ import start; start()"]
 
 
-def probe(name: str) -> Line:
-    """Run a process that takes three times its limit on a backend."""
+def probe(name: str) -> Check:
+    """Run a process that takes three times its limit in a backend."""
     with tempfile.TemporaryDirectory(prefix="sandrun-doctor-") as scratch:
         env = {**os.environ, "SANDRUN_STATE_DIR": scratch, "XDG_STATE_HOME": scratch}
         env |= {"XDG_CONFIG_HOME": scratch, "SANDRUN_POOL": "off"}
@@ -43,23 +41,23 @@ def probe(name: str) -> Line:
                 command, cwd=scratch, env=env, capture_output=True, timeout=_SECONDS, check=False
             )
         except subprocess.TimeoutExpired:
-            return Line(name, FAIL, f"the probe did not end within {_SECONDS} s")
+            return Check(name, FAIL, f"the probe did not end within {_SECONDS} s")
         said = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
         try:
             with open(os.path.join(scratch, "sandrun", "history.jsonl"), encoding="utf-8") as file:
                 record = json.loads(file.read())
         except (OSError, ValueError):
-            return Line(name, FAIL, said or f"the probe ended with {done.returncode}")
+            return Check(name, FAIL, said or f"the probe ended with {done.returncode}")
     if record["reason"] != "memory":
         got = "got all it asked for" if b"all" in done.stdout else f"exit {record['exit']}"
-        return Line(name, FAIL, f"a probe of 96 MiB was not ended at 32 MiB ({got})")
+        return Check(name, FAIL, f"a probe of 96 MiB was not ended at 32 MiB ({got})")
     peak = size_text(record.get("peak"))
-    return Line(name, PASS, f"ended a probe of 96 MiB at 32 MiB, by the kernel (peak {peak})")
+    return Check(name, PASS, f"ended a probe of 96 MiB at 32 MiB, by the kernel (peak {peak})")
 
 
-def _git() -> Line:
-    well, evidence, fix = guard.leak_check()
-    return Line("git", PASS if well else CAUTION, f"{evidence}; no guard on Windows", fix)
+def _git() -> Check:
+    passed, evidence, fix = guard.leak_check()
+    return Check("git", PASS if passed else CAUTION, f"{evidence}; no guard on Windows", fix)
 
 
 def _system() -> str:
@@ -68,14 +66,9 @@ def _system() -> str:
     return f"Windows {platform.version()}"
 
 
-def examine(chosen: settings.Settings) -> "list[Line]":
-    """All checks in order; with the settings that were `chosen` here."""
+def examine(chosen: settings.Settings) -> "list[Check]":
+    """Run all checks, in order, with the settings `chosen` here."""
     versions = f"Python {sys.version.split()[0]}, sandrun {__version__}, {_system()}"
     probes = [probe(name) for name in backends.ORDER]
-    own = [state(), trusted(chosen), _git(), *report.worktrees()]
-    return [Line("versions", PASS, versions), *probes, *own]
-
-
-def main(out: "Callable[[str], None]", as_json: bool, chosen: settings.Settings) -> int:
-    """Print the checks; exit code 0, or 1 when no kernel backend works here."""
-    return report.show(examine(chosen), out, as_json)
+    own = [state(), trusted(chosen), _git()]
+    return [Check("versions", PASS, versions), *probes, *own]

@@ -91,10 +91,11 @@ def _summarise(cells: "list[str]") -> None:
         return
     row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
     try:
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        flags = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | flags, 0o644)
         try:
-            mine = _HEADER.strip().encode() in os.pread(fd, 1 << 20, 0)
-            os.write(fd, (row if mine else _HEADER + row).encode())
+            has_header = _HEADER.strip().encode() in os.read(fd, 1 << 20)
+            os.write(fd, (row if has_header else _HEADER + row).encode())
         finally:
             os.close(fd)
     except OSError as error:

@@ -92,7 +92,9 @@ def _replace(name: str, prefix: str, at: "int | None", edit: "Callable[[str], st
 
 
 def _attributes(fd: int) -> "dict[str, bytes]":
-    """Access lists, labels and what else there is (xattr(7))."""
+    """Access lists, labels and other extended attributes (xattr(7))."""
+    if sys.platform != "linux":
+        return {}
     try:
         return {name: os.getxattr(fd, name) for name in os.listxattr(fd)}
     except (OSError, AttributeError):
@@ -107,8 +109,9 @@ def _make_alike(fd: int, info: os.stat_result, attributes: "dict[str, bytes]") -
     try:
         if (new.st_uid, new.st_gid) != (info.st_uid, info.st_gid):
             os.fchown(fd, info.st_uid, info.st_gid)
-        for name, value in attributes.items():
-            os.setxattr(fd, name, value)
+        if sys.platform == "linux":
+            for name, value in attributes.items():
+                os.setxattr(fd, name, value)
         os.fchmod(fd, stat.S_IMODE(info.st_mode))
         return True
     except OSError:

@@ -10,6 +10,7 @@ for a file that is generated, and for one that is not of this project alone.
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 
 from sandrun.integrations import files, hooks, shims
@@ -95,7 +96,7 @@ def check(root: str) -> None:
 
 
 def _home_of_owner(root: str) -> str:
-    if not hasattr(os, "geteuid"):
+    if sys.platform == "win32":
         return ""
     import pwd
 

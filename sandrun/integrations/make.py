@@ -17,6 +17,7 @@ A make that we started, in the directory where we started it, never comes here a
 import contextlib
 import os
 import stat
+import sys
 
 from sandrun.config import project, settings
 from sandrun.model import SandrunError, UsageError
@@ -117,7 +118,7 @@ def _account(pid: int) -> "tuple[list[str], dict[str, str]]":
 
 
 def _program(name: str, pid: int) -> str:
-    if "/" not in name or name[0] == "/":
+    if "/" not in name or name[0] == "/" or sys.platform == "win32":
         return name
     try:
         # Its name was relative to where it was before -C.

@@ -109,6 +109,8 @@ class _Finder:
         """As it is usual."""
 
     def exec_module(self, module: "ModuleType") -> None:
+        if sys.platform == "win32":
+            return  # nothing is held there
         fd, path = _held[module.__name__]
         data = os.pread(fd, os.fstat(fd).st_size, 0)
         compiled = path.endswith(".pyc")

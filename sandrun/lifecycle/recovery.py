@@ -20,6 +20,7 @@ and only those made since the line was written (`git.stale`).
 """
 
 import os
+import sys
 import time
 
 from sandrun import history, messages
@@ -46,6 +47,8 @@ def outlast(container: "Container", known: "dict[int, int]") -> None:
 
     They may fork and exit, and be another user's: so they are looked at each second, and the whole
     container, which on the fallback is a scan of the host, only when none of them is left."""
+    if sys.platform == "win32":
+        return  # no process of ours waits there
     import select
 
     from sandrun.platform import processes

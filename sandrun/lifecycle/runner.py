@@ -4,8 +4,8 @@
              -> backend opens container -> child enters it, then exec -> supervise
              -> outcome -> kill what is left -> close container -> record -> release
 
-Only this room knows both queues and backends. A run inside a run of the same queue takes no ticket:
-it starts at once, in a container inside the outer one (`sandrun.queue.nesting`).
+A run inside a run of the same queue takes no ticket: it starts at once, in a container inside the
+outer one (`sandrun.queue.nesting`).
 """
 
 import os
@@ -18,7 +18,7 @@ from sandrun.config import settings as settled
 from sandrun.git import guard
 from sandrun.lifecycle import Request, module_files
 from sandrun.lifecycle.admission import Admission, Refused
-from sandrun.model import EXIT_HANGUP, EXIT_SANDRUN, Outcome
+from sandrun.model import DARWIN, EXIT_HANGUP, EXIT_SANDRUN, Outcome, SandrunError
 from sandrun.platform import spawn
 from sandrun.queue.state import is_state_name
 from sandrun.supervise import Supervisor
@@ -54,10 +54,20 @@ def run(
     if settings.backend == "none":  # refused before the wait
         backends.choose("none", request.id, settled.limits(settings, project), False)
     if settings.private_tmp or settings.private_ipc:
-        from sandrun.lifecycle import namespaces
-
-        namespaces.check(request)
+        _check_isolation(request)
     return Run(request).execute()
+
+
+def _check_isolation(request: Request) -> None:
+    """Raise SandrunError unless the run can have its own /tmp or IPC."""
+    if sys.platform != "linux" or DARWIN:
+        raise SandrunError(
+            "--private-tmp and --private-ipc need Linux: this system has no namespaces",
+            "leave them out: private_tmp, private_ipc, SANDRUN_PRIVATE_TMP, SANDRUN_PRIVATE_IPC",
+        )
+    from sandrun.lifecycle import isolation
+
+    isolation.check(request)
 
 
 class Run:
@@ -74,8 +84,7 @@ class Run:
         }
         self._log: history.Log | None = None
         self._keeper: Keeper | None = None
-        self._line = b""
-        """The holder's line (`sandrun.queue.holder`), once there is a container."""
+        self._line = b""  # the holder's line (`sandrun.queue.holder`), once there is a container
         self._unkillable: list[int] = []
 
     @property
@@ -97,18 +106,15 @@ class Run:
             self.admission.acquire()
         except Refused as refused:
             return self._refuse(refused.number, began)
-        since = time.time()
-        memory = self.request.settings.memory
-        self.record |= {"limit": memory, "since": since, "wait": since - began}
+        request, since = self.request, time.time()
+        self.record |= {"limit": request.settings.memory, "since": since, "wait": since - began}
         outcome = Outcome("failed", EXIT_SANDRUN)
         try:
             outcome = self._guard_git() or self._run_if_wanted()
             if outcome.reason in _KILLED and not outcome.unkillable and self._is_all_dead():
-                request = self.request
                 _guarded(lambda: guard.heal_after(request.project, since, request.id))
         except BaseException as error:
-            signum = getattr(error, "signum", 0)
-            if signum:
+            if signum := getattr(error, "signum", 0):
                 outcome = Outcome("left", 128 + signum)
             raise
         finally:
@@ -119,7 +125,10 @@ class Run:
     def _release(self) -> None:
         keeper, lock = self._keeper, self.admission.lock
         if keeper and self._unkillable:
-            self._note_unkillable()
+            if sys.platform != "win32" and lock:
+                from sandrun.queue import holder
+
+                holder.note_unkillable(lock, self._line, self._unkillable)
             keeper.outlast()  # it keeps the run lock, which our release then does not free
         self.admission.release()
         if keeper:
@@ -140,11 +149,8 @@ class Run:
         request, settings = self.request, self.request.settings
         undecided = settings.source["clean_git_env"] == "default"
         if undecided and (leak := guard.leaked(guard.is_hook(request.command))):
-            messages.warn(
-                f"{', '.join(leak)} from the environment: every git in this run acts on one "
-                "repository",
-                guard.LEAK_HINT,
-            )
+            text = "from the environment: every git in this run acts on one repository"
+            messages.warn(f"{', '.join(leak)} {text}", guard.LEAK_HINT)
         if not settings.git_wait or guard.is_quiet(request.project):
             return None
         from sandrun.supervise import command_lookup, report
@@ -178,9 +184,8 @@ class Run:
         backend, container, refused = backends.choose(
             settings.backend, request.id, limits, settings.require == "kernel"
         )
-        messages.decision(
-            f"backend {backend.name}" + (f" (not {'; not '.join(refused)})" if refused else "")
-        )
+        others = f" (not {'; not '.join(refused)})" if refused else ""
+        messages.decision(f"backend {backend.name}{others}")
         if refused and not backend.kernel and not request.enclosing:
             self._report_fallback()
         container.mark = request.mark
@@ -237,13 +242,6 @@ class Run:
         private = self.admission.private_descriptors()
         return Keeper(container, private, lock, finish, self._parent(), backend.kernel)
 
-    def _note_unkillable(self) -> None:
-        lock = self.admission.lock
-        if sys.platform != "win32" and lock:
-            from sandrun.queue import holder
-
-            holder.note_unkillable(lock, self._line, self._unkillable)
-
     def _report_fallback(self) -> None:
         """Report that no kernel enforces the limits: once per boot and project, or with -v."""
         from sandrun.platform import processes
@@ -272,29 +270,29 @@ class Run:
             raise Interrupted(signum, waited=False)
         modes = _terminal_modes()
         env = request.environment(backend.name)
-        apart = [request.project, request.cwd]
-        if settings.private_tmp or settings.private_ipc:
-            from sandrun.lifecycle import namespaces
+        not_searched = [request.project, request.cwd]
+        if sys.platform == "linux" and (settings.private_tmp or settings.private_ipc):
+            from sandrun.lifecycle import isolation
 
-            planned = namespaces.plan(request, env)
+            planned = isolation.plan(request, env)
             caller.isolate = planned.enter
-            apart += [step[0] for step in planned.steps]
+            not_searched += [step[0] for step in planned.steps]
         try:
             child = container.spawn(request.command, env, caller)
         except OSError as error:
             return _report_not_started("X", error.errno or 0, request.command)
         # Nothing may come before this: what the terminal sends now reaches the command without us.
         supervisor = Supervisor(child, container, settings, backend.kernel, keeper)
-        supervisor.apart = tuple(apart)
         supervisor.git = guard
-        # An outer run watches for daemons itself, and `none` contains nothing.
-        contains = settings.daemons == "contain" and container.token and not request.enclosing
         if sys.platform == "win32":
             from sandrun.queue import windows_queue
 
             supervisor.end_event = windows_queue.end_event(self.admission.ticket)
-        elif contains:
-            supervisor.served = request.project, env
+        else:
+            supervisor.apart = tuple(not_searched)
+            # An outer run watches for daemons itself, and `none` contains nothing.
+            if settings.daemons == "contain" and container.token and not request.enclosing:
+                supervisor.served = request.project, env
         self.admission.publish_queue_file()
         outcome = _call_in_root(request.cwd, supervisor.run)
         if modes and outcome.reason != "exit":
@@ -325,8 +323,7 @@ class Run:
             subscriber.ended(self.record)
 
 
-_NOTED = "fallback-noted"
-"""The note that holds the boot in which a project was told; two runs at once may both report it."""
+_NOTED = "fallback-noted"  # this note names the boot in which the fallback was reported
 
 
 def _guarded(step: "Callable[[], None]") -> None:
@@ -360,7 +357,7 @@ def _report_end(outcome: Outcome, settings: "Settings", backend: "Backend") -> N
 
 def _report_not_started(stage: str, number: int, command: "list[str]", what: str = "") -> Outcome:
     """Report why the command was not started. `stage` N: `what` of its namespaces failed."""
-    if stage == "N":
+    if sys.platform == "linux" and stage == "N":
         from sandrun.lifecycle import namespaces
 
         refused = namespaces.refusal(number, what)
@@ -380,12 +377,9 @@ def _terminal_modes() -> "list[Any] | None":
 
 
 def _call_in_root(directory: str, call: "Callable[[], Outcome]") -> Outcome:
-    """Call `call` in `/` and return its result: the caller's `directory` can then be unmounted or
-    removed as soon as the command has left it.
-
-    Afterwards we go back, because the environment may name files by a relative path (GIT_DIR),
-    unless `directory` is another directory by then.
-    """
+    """Call `call` in `/`, so that the caller's `directory` can be unmounted or removed once the
+    command has left it. Then go back, unless the path leads to another directory by now: the
+    environment may name files by a relative path (GIT_DIR)."""
     if sys.platform == "win32":
         return call()
     try:

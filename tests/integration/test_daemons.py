@@ -205,7 +205,7 @@ def test_one_that_the_run_does_without_is_not_named(make_box: "Callable[[str], B
 
 
 def test_doctor_lists_the_daemons_outside(box: Box) -> None:
-    assert "none outside works for runs here" in box.run("doctor").stdout
+    assert "none outside of runs does their work here" in box.run("doctor").stdout
     worker = Worker(box, DMYPY)
     said = box.run("doctor").stdout
     assert f"CAUTION  daemons   dmypy (pid {worker.process.pid}): " in said

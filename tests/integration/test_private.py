@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.lifecycle import namespaces
+from sandrun.lifecycle import isolation, namespaces
 from sandrun.queue.state import state_path
 from tests.harness import ON_MACOS, Box, alive, launcher, pretending, wait_for, without_note
 
@@ -193,8 +193,8 @@ def test_what_the_command_needs_is_there(own: Box, monkeypatch: pytest.MonkeyPat
 
 def test_a_socket_of_the_display_is_seen() -> None:
     for display in (":7", "unix:7.1"):
-        assert "/tmp/.X11-unix/X7" in namespaces.named({"DISPLAY": display})
-    assert list(namespaces.named({"DISPLAY": "host:7"})) == []
+        assert "/tmp/.X11-unix/X7" in isolation.named({"DISPLAY": display})
+    assert list(isolation.named({"DISPLAY": "host:7"})) == []
 
 
 def test_a_directory_that_would_hide_the_project_is_refused(own: Box) -> None:

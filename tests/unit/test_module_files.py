@@ -28,8 +28,8 @@ SUPERVISING = KEEPER | {"sandrun.supervise", "sandrun.supervise.posix_supervisor
 # Only while a git is waited for, before the command; only on other systems; only for a taken name;
 # loaded before the wait where it is needed at all; what asks for escapes is that one itself.
 ELSEWHERE = {
-    *("sandrun.lifecycle.namespaces", "sandrun.backends.cgroup_common"),
-    *("sandrun.git.inotify", "sandrun.git.waiter"),
+    *("sandrun.lifecycle.isolation", "sandrun.lifecycle.namespaces"),
+    *("sandrun.backends.cgroup_common", "sandrun.git.inotify", "sandrun.git.waiter"),
 }
 OTHER_SYSTEMS = ("windows", "macos", "job_object")
 
