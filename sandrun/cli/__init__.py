@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT)
+_BY_FLAG = {flag: option for option in options.OPTIONS for flag in option.flags}
+_HELP_FLAGS = ("-h", "--help", "--version")
+_VERBATIM = ("git", "make-again")
+"""Subcommands that parse all words after them themselves."""
+_REDEFINED = {"queue": ("-p", "--priority")}
+"""Flags of a run that have another meaning after a subcommand: the new priority of a waiter."""
 
 
 def main() -> "NoReturn":
@@ -58,7 +64,7 @@ def _listen(env: "Mapping[str, str]") -> None:
 
 
 def _main(argv: "list[str]", caller: spawn.CallerState) -> int:
-    parsed = options.parse(argv)
+    parsed = parse(argv)
     if parsed.subcommand == "git":
         if sys.platform == "win32":
             from sandrun.git import windows as wrapper
@@ -78,7 +84,7 @@ def _main(argv: "list[str]", caller: spawn.CallerState) -> int:
         raise UsageError("no command given", "sandrun -- make test, or sandrun --help")
 
     def settle() -> "tuple[str, settings.Settings]":
-        start = project.start(parsed.flags.get("project"))
+        start = project.start_directory(parsed.flags.get("project"))
         root = project.find(start)
         return root, settings.resolve(parsed.flags, root, start)
 
@@ -121,3 +127,122 @@ def _surprise(error: BaseException) -> int:
         "this is a bug; SANDRUN_DEBUG=1 shows where",
     )
     return EXIT_SANDRUN
+
+
+class Parsed:
+    """A parsed command line: `flags` by key, and either a `command` or a `subcommand`.
+
+    `subcommand` is '' for a run, else its name or `--help` / `--version`. `arguments` are the words
+    after it without the options of a run, which may stand among them. `ordered` is the whole line
+    with these options in front of the subcommand, where click expects them.
+    """
+
+    __slots__ = ("arguments", "command", "flags", "ordered", "subcommand")
+
+    def __init__(self, argv: "list[str]") -> None:
+        self.ordered = argv
+        self.flags: dict[str, object] = {}
+        self.command: list[str] = []
+        self.subcommand = ""
+        self.arguments: list[str] = []
+
+
+def parse(argv: "list[str]") -> Parsed:
+    """Parse `argv` (without the program's name). Raises UsageError.
+
+    Options end at `--` or at the first word that is no option. That word starts the command,
+    unless it is a subcommand without `--` before it. Options may also follow a subcommand.
+
+    This parser exists because importing click costs more than all else that `sandrun -- true` does.
+    A test runs one corpus of command lines through both.
+    """
+    parsed = Parsed(argv)
+    at = 0
+    while at < len(argv):
+        word = argv[at]
+        at += 1
+        if word == "--":
+            parsed.command = argv[at:]
+            break
+        if word in _HELP_FLAGS:
+            parsed.subcommand = "--help" if word == "-h" else word
+            break
+        if word[:1] != "-" or word == "-":
+            if word in options.SUBCOMMANDS:
+                parsed.subcommand = word
+                parsed.arguments = argv[at:]
+                if word not in _VERBATIM:
+                    _separate_options(parsed, argv[: at - 1])
+            else:
+                parsed.command = argv[at - 1 :]
+            break
+        at = _parse_option(parsed.flags, word, argv, at)
+    return parsed
+
+
+def _separate_options(parsed: Parsed, before: "list[str]") -> None:
+    """Separate the options of a run from a subcommand's words; `before` are the words before it."""
+    words = parsed.arguments
+    later: list[str] = []
+    rest: list[str] = []
+    own = _REDEFINED.get(parsed.subcommand, ())
+    at = 0
+    while at < len(words) and words[at] != "--":
+        names, has_value, _ = _names(words[at]) if words[at][:1] == "-" else ([], "", "")
+        last = _BY_FLAG.get(names[-1]) if names else None
+        end = at + (2 if last and last.kind != "count" and not has_value else 1)
+        if not names or names[0] not in _BY_FLAG or names[0] in own:
+            rest += words[at:end]
+        else:
+            _parse_option(parsed.flags, words[at], words, at + 1)
+            later += words[at:end]
+        at = end
+    parsed.arguments = rest + words[at:]
+    parsed.ordered = [*before, *later, parsed.subcommand, *parsed.arguments]
+
+
+def _parse_option(flags: "dict[str, object]", word: str, argv: "list[str]", at: int) -> int:
+    """Parse one word of options, and its value in `argv[at]` if it needs one; the new `at`."""
+    names, has_value, text = _names(word)
+    for name in names:
+        option = _BY_FLAG.get(name)
+        if option is None:
+            raise UsageError(
+                f"no such option: {name}",
+                options.did_you_mean(name, [*_BY_FLAG, *_HELP_FLAGS])
+                or "options of the command itself go after it, or after --; see sandrun --help",
+            )
+        if option.kind == "count":
+            if has_value and name == names[-1]:  # a value belongs to the last letter of a bundle
+                raise UsageError(f"option {name} takes no value")
+            flags[option.key] = int(str(flags.get(option.key, 0))) + 1
+            continue
+        if not has_value:
+            if at >= len(argv):
+                raise UsageError(f"option {name} needs a value: {option.expected()}")
+            text = argv[at]
+            at += 1
+        try:
+            flags[option.key] = option.convert(text)
+        except ValueError as error:
+            raise UsageError(f"{name} {text!r}: expected {error}") from None
+    return at
+
+
+def _names(word: str) -> "tuple[list[str], str, str]":
+    """The flags of a word that starts with a dash, `=` if it contains a value, and that value."""
+    if word.startswith("--"):
+        name, has_value, text = word.partition("=")
+        return [name], has_value, text
+    return _unbundle(word)
+
+
+def _unbundle(word: str) -> "tuple[list[str], str, str]":
+    """`-vv` is two flags, `-m4G` a flag with its value, `-vm4G` both."""
+    names = []
+    for index, letter in enumerate(word[1:], 2):
+        names.append("-" + letter)
+        option = _BY_FLAG.get("-" + letter)
+        if option is None or option.kind != "count":
+            return names, word[index:] and "=", word[index:]
+    return names, "", ""

@@ -14,10 +14,11 @@ from typing import Any
 import click
 
 from sandrun import __version__, messages
-from sandrun.cli import entries
+from sandrun.cli import entries, parse
 from sandrun.cli.answer import out, page
 from sandrun.cli.mistakes import Group, explained
 from sandrun.config import options, project, settings
+from sandrun.config.values import Option
 from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
 from sandrun.platform import spawn
 from sandrun.queue.state import all_states, foreign_states, state_path
@@ -47,7 +48,7 @@ the queues instead of /tmp."""
 class _Value(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
     """An option's own converter as a click type."""
 
-    def __init__(self, option: options.Option) -> None:
+    def __init__(self, option: Option) -> None:
         self.option = option
         self.name = option.kind
 
@@ -81,7 +82,7 @@ def run_options() -> "list[click.Parameter]":
     ]
 
 
-def _help(option: options.Option) -> str:
+def _help(option: Option) -> str:
     default = option.default
     if option.choices:
         text = f"{option.help} One of {', '.join(option.choices)}; default {default}."
@@ -101,7 +102,7 @@ class _Root(Group):
 
     def parse_args(self, ctx: click.Context, args: "list[str]") -> "list[str]":
         try:
-            args = options.parse(args).ordered
+            args = parse(args).ordered
         except SandrunError:
             pass  # click says it too
         return super().parse_args(ctx, args)
@@ -135,7 +136,7 @@ def cli(ctx: click.Context, /, **flags: object) -> None:
     sandrun -m 4G -t 10m make test  more memory; ten minutes at the most
     sandrun status                  who runs, who waits
     """
-    start = project.start(flags.get("project"))
+    start = project.start_directory(flags.get("project"))
     root = project.find(start)
     counts = {option.key for option in options.OPTIONS if option.kind == "count"}
     given = {k: v for k, v in flags.items() if v is not None and (v or k not in counts)}
@@ -152,17 +153,17 @@ def config(obj: "tuple[str, settings.Settings]") -> None:
     for option in options.OPTIONS:
         shown = _shown(option, getattr(chosen, option.key))
         out(f"{option.key:15} {shown:12} {chosen.source[option.key]}")
-    if chosen.waiting:
+    if chosen.untrusted:
         from sandrun.config import trust
 
-        for file, keys in chosen.waiting.items():
-            out(f"# {trust.held_text(file, keys)} (sandrun trust)")
+        for file, keys in chosen.untrusted.items():
+            out(f"# {trust.describe_ignored(file, keys)} (sandrun trust)")
 
 
 _NONE = ("name", "rate", "share", "span", "text", "weight")
 
 
-def _shown(option: options.Option, value: "Any") -> str:
+def _shown(option: Option, value: "Any") -> str:
     """A value as one would write it; `none` for what limits nothing or names nothing."""
     if value == option.default and value in ("", -1, 0.0) and option.kind in _NONE:
         return "none"

@@ -50,7 +50,7 @@ def trust(
     """
     from sandrun.config import trust as trusted
 
-    read = {found.path: found for found in obj[1].files if not found.unread}
+    read = {found.path: found for found in obj[1].files if not found.is_unread}
     if listing:
         for path in trusted.paths():
             found = read.get(path) or _settings_at(path)

@@ -33,13 +33,13 @@ def explained(error: click.ClickException) -> "tuple[str, str]":
         return error.format_message(), "sandrun --help"
     text, meant = error.message, ""
     if isinstance(error, NoSuchSubcommand) and isinstance(ctx.command, click.Group):
-        meant = options.nearest(error.name, ctx.command.commands)
+        meant = options.did_you_mean(error.name, ctx.command.commands)
         meant = meant.replace(": ", f": {ctx.command_path} ", 1)
     elif isinstance(error, click.NoSuchOption):
         text = f"no such option: {error.option_name}"
         known = [name for param in ctx.command.get_params(ctx) for name in param.opts]
         flags = [name for option in options.OPTIONS for name in option.flags]
-        meant = options.nearest(error.option_name, [*known, *flags])
+        meant = options.did_you_mean(error.option_name, [*known, *flags])
     else:
         text = " ".join(error.format_message().split())  # some have lines of choices
     return text[:1].lower() + text[1:].rstrip("."), meant or f"{ctx.command_path} --help"

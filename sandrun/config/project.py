@@ -26,7 +26,7 @@ def find(start: str) -> str:
     here = top
     marked = ""
     while True:
-        if _is_worktree(here) and counts(here, ".git"):
+        if _is_worktree(here) and is_trusted_marker(here, ".git"):
             return marked if marked and here == os.path.realpath(folders.home()) else here
         if not marked and _is_marked(here):
             marked = here
@@ -51,10 +51,10 @@ def _is_worktree(directory: str) -> bool:
 
 def _is_marked(directory: str) -> bool:
     if os.path.isfile(os.path.join(directory, "sandrun.toml")):
-        return counts(directory, "sandrun.toml")
+        return is_trusted_marker(directory, "sandrun.toml")
     path = os.path.join(directory, "pyproject.toml")
     try:
-        if not os.path.lexists(path) or not counts(directory, "pyproject.toml"):
+        if not os.path.lexists(path) or not is_trusted_marker(directory, "pyproject.toml"):
             return False
         from sandrun.platform.small_files import has_table, read_small
 
@@ -63,7 +63,7 @@ def _is_marked(directory: str) -> bool:
         return False
 
 
-def speaks_for_us(uid: int) -> bool:
+def is_trusted_uid(uid: int) -> bool:
     """Whether what belongs to `uid` speaks for us: ourselves, root, and for root the user who
     became root by sudo. (git's own rule, without root: setup.c, safe.directory in git-config(1).)
     """
@@ -73,11 +73,11 @@ def speaks_for_us(uid: int) -> bool:
     return uid in (0, me) or (me == 0 and str(uid) == os.environ.get("SUDO_UID"))
 
 
-def counts(directory: str, name: str) -> bool:
+def is_trusted_marker(directory: str, name: str) -> bool:
     """Whether the mark `name` may speak for `directory` and all below it (see above)."""
     try:
         owner = os.lstat(os.path.join(directory, name)).st_uid
-        return speaks_for_us(owner) or owner == os.stat(directory).st_uid
+        return is_trusted_uid(owner) or owner == os.stat(directory).st_uid
     except OSError:
         return False
 
@@ -93,7 +93,7 @@ def working_directory() -> str:
             return os.environ.get("PWD") or "/"
 
 
-def start(wish: object) -> str:
+def start_directory(wish: object) -> str:
     """Where to look for the project: the directory that the user named with --project, or where
     we are. Raises SandrunError."""
     directory = str(wish) if wish else working_directory()
@@ -102,13 +102,13 @@ def start(wish: object) -> str:
     return directory
 
 
-def owner(root: str) -> int:
+def foreign_owner(root: str) -> int:
     """The other user whose checkout the project `root` is; -1: it is ours, or no checkout."""
     try:
         uid = os.lstat(os.path.join(root, ".git")).st_uid
     except OSError:
         return -1
-    return -1 if speaks_for_us(uid) else uid
+    return -1 if is_trusted_uid(uid) else uid
 
 
 def git_directory(root: str) -> str:
@@ -117,7 +117,7 @@ def git_directory(root: str) -> str:
     `.git` is that directory, or a file that names it (a linked worktree, a submodule).
     """
     path = os.path.join(root, ".git")
-    if not counts(root, ".git"):
+    if not is_trusted_marker(root, ".git"):
         return ""
     if os.path.isdir(path):
         git = path if os.path.exists(os.path.join(path, "HEAD")) else ""
@@ -143,7 +143,7 @@ def _may_lock(root: str, git: str) -> bool:
     """
     try:
         owner = os.stat(git).st_uid
-        if speaks_for_us(owner):
+        if is_trusted_uid(owner):
             return True
         return owner == os.stat(root).st_uid and os.access(git, os.W_OK)
     except OSError:

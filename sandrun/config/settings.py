@@ -10,13 +10,13 @@ Invariant: what the user set is never loosened by a file that came with the proj
 user has said `sandrun trust` (`sandrun.config.trust`), of a project's file only limits count, and
 of those none that is looser than what the user's file or a trusted one says; of a file that is
 another user's, nothing. For all that is no limit the user's own file comes first
-(`options.Option.limit`).
+(`options.Option.is_limit`).
 """
 
 import os
 
 from sandrun import messages
-from sandrun.config.options import OPTIONS, Option
+from sandrun.config.options import OPTIONS
 from sandrun.model import Limits
 from sandrun.platform import folders
 
@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from typing import Literal
 
     from sandrun.config.settings_files import File
+    from sandrun.config.values import Option
     from sandrun.types import BackendName, Leftovers
+
+
+_IO_KEYS = {
+    "io_read_bps": "rbps",
+    "io_write_bps": "wbps",
+    "io_read_iops": "riops",
+    "io_write_iops": "wiops",
+}
 
 
 class Settings:
@@ -38,7 +47,7 @@ class Settings:
 
     source: "Mapping[str, str]"
     files: "Sequence[File]"
-    waiting: "Mapping[File, list[str]]"
+    untrusted: "Mapping[File, list[str]]"
 
     memory: int
     timeout: float
@@ -86,12 +95,41 @@ class Settings:
         """These settings with other limits on memory and swap, in bytes."""
         return Settings({**self.__dict__, "memory": memory, "swap": swap})
 
-    def is_the_users(self, key: str) -> bool:
+    def is_user_choice(self, key: str) -> bool:
         """Whether the user chose the value: set it, or trusts the file that does."""
         source = self.source[key]
         return source != "default" and all(
             file.is_trusted() for file in self.files if file.path == source
         )
+
+    def limits(self, directory: str) -> Limits:
+        """The limits that the settings ask for; io limits are for the disk under `directory`."""
+        wanted = Limits(self.memory, self.check_interval)
+        for key in ("swap", "pids", "cpus", "cpu_weight", "io_weight"):
+            setattr(wanted, key, getattr(self, key))
+        wanted.io = {
+            name: getattr(self, key) for key, name in _IO_KEYS.items() if getattr(self, key) > 0
+        }
+        if self.cpu_time:
+            wanted.cpu_time = self.cpu_time + self.grace * (os.cpu_count() or 1)
+        wanted.directory = directory
+        wanted.detached = bool(self.detach)
+        # `none` cancels the limits that were set less directly than itself. As a variable it
+        # applies to an environment without limits, whatever the command lines there set.
+        least = self._rank("backend") if self.backend == "none" else 1
+        least = 5 if self.backend == "none" and least == 3 else least
+        wanted.set_by_user = frozenset(key for key in self.source if self._rank(key) >= least)
+        return wanted
+
+    def _rank(self, key: str) -> int:
+        """How directly a value was set: default 0, project's file 1, user's file 2, variable 3,
+        flag 4."""
+        source = self.source[key]
+        if source == "default":
+            return 0
+        if os.path.isabs(source):
+            return 1 if any(file.path == source for file in self.files) else 2
+        return 4 if source[:1] == "-" else 3
 
 
 def resolve(flags: "Mapping[str, object]", project_root: str, start: str = "") -> Settings:
@@ -103,64 +141,25 @@ def resolve(flags: "Mapping[str, object]", project_root: str, start: str = "") -
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
     of_project = project_files(project_root, start, complaints)
-    waiting: dict[File, list[str]] = {file: [] for file in of_project if file.unread}
+    untrusted: dict[File, list[str]] = {file: [] for file in of_project if file.is_unread}
     files = [*of_project, *_own_file(complaints)]
     if files:
         from sandrun.config.settings_files import value_of
     for option in OPTIONS:
         value, source = _value(option, flags, complaints) or (option.default, "default")
         if files and source == "default" and option.scope != "flag":
-            value, source = value_of(option, files, waiting, complaints)
+            value, source = value_of(option, files, untrusted, complaints)
         values[option.key] = value
         sources[option.key] = source
-    settings = Settings({**values, "source": sources, "files": of_project, "waiting": waiting})
+    settings = Settings({**values, "source": sources, "files": of_project, "untrusted": untrusted})
     messages.setup(settings.verbose, settings.quiet, settings.color)
     for complaint in complaints:
         messages.warn(complaint)
     return settings
 
 
-_IO_KEYS = {
-    "io_read_bps": "rbps",
-    "io_write_bps": "wbps",
-    "io_read_iops": "riops",
-    "io_write_iops": "wiops",
-}
-
-
-def limits(settings: Settings, directory: str) -> Limits:
-    """The limits that the settings ask for; io limits are for the disk under `directory`."""
-    wanted = Limits(settings.memory, settings.check_interval)
-    for key in ("swap", "pids", "cpus", "cpu_weight", "io_weight"):
-        setattr(wanted, key, getattr(settings, key))
-    wanted.io = {
-        name: getattr(settings, key) for key, name in _IO_KEYS.items() if getattr(settings, key) > 0
-    }
-    if settings.cpu_time:
-        wanted.cpu_time = settings.cpu_time + settings.grace * (os.cpu_count() or 1)
-    wanted.directory = directory
-    wanted.detached = bool(settings.detach)
-    # A `none` speaks of all limits that stand further off than it does; as a variable it is for
-    # an environment in which nothing is to be limited, whatever the command lines there ask for.
-    least = _rank(settings, "backend") if settings.backend == "none" else 1
-    least = 5 if settings.backend == "none" and least == 3 else least
-    wanted.set_by_user = frozenset(key for key in settings.source if _rank(settings, key) >= least)
-    return wanted
-
-
-def _rank(settings: Settings, key: str) -> int:
-    """How near to the command line a value was given: default 0, project's file 1, user's file 2,
-    variable 3, flag 4."""
-    source = settings.source[key]
-    if source == "default":
-        return 0
-    if os.path.isabs(source):
-        return 1 if any(file.path == source for file in settings.files) else 2
-    return 4 if source[:1] == "-" else 3
-
-
 def _value(
-    option: Option, flags: "Mapping[str, object]", complaints: "list[str]"
+    option: "Option", flags: "Mapping[str, object]", complaints: "list[str]"
 ) -> "tuple[object, str] | None":
     """What the user says for this very run, by flag or variable, and by which."""
     if option.key in flags:

@@ -7,8 +7,9 @@ Imported only where there is one.
 import os
 import sys
 
-from sandrun.config.options import OPTIONS, Option, nearest
-from sandrun.config.project import speaks_for_us
+from sandrun.config.options import OPTIONS, did_you_mean
+from sandrun.config.project import is_trusted_uid
+from sandrun.config.values import Option
 from sandrun.platform.small_files import has_table, read_small
 
 TYPE_CHECKING = False
@@ -20,15 +21,15 @@ class File:
     """A file of settings: `table` as it was read, `mine` the user's own file; `foreign`: another
     user's, and then `unread` unless the user has trusted what is at its path."""
 
-    __slots__ = ("_trusted", "foreign", "mine", "owner", "path", "table", "unread")
+    __slots__ = ("_trusted", "is_foreign", "is_own", "is_unread", "owner", "path", "table")
 
     def __init__(self, path: str, owner: int = -1) -> None:
         self.path = path
         self.owner = owner
-        self.mine = owner == -1
-        self.foreign = not self.mine and not speaks_for_us(owner)
+        self.is_own = owner == -1
+        self.is_foreign = not self.is_own and not is_trusted_uid(owner)
         self.table: dict[str, object] = {}
-        self.unread = False
+        self.is_unread = False
         self._trusted: bool | None = None
 
     def is_trusted(self) -> bool:
@@ -36,7 +37,7 @@ class File:
         if self._trusted is None:
             from sandrun.config import trust
 
-            self._trusted = self.mine or trust.is_trusted(self)
+            self._trusted = self.is_own or trust.is_trusted(self)
         return self._trusted
 
     def get(self, option: Option, complaints: "list[str]") -> object:
@@ -71,13 +72,13 @@ def value_of(
     complaints: "list[str]",
 ) -> "tuple[object, str]":
     """The value that the files give, and which file; else the default (see the header)."""
-    order = files if option.limit else sorted(files, key=lambda file: not file.mine)
+    order = files if option.is_limit else sorted(files, key=lambda file: not file.is_own)
     given = [(v, file) for file in order if (v := file.get(option, complaints)) is not None]
     wish: File | None = None
     wished: object = None
     value, source = option.default, "default"
     for at, (found, file) in enumerate(given):
-        at_once = option.limit and not file.mine and not file.foreign
+        at_once = option.is_limit and not file.is_own and not file.is_foreign
         # Whether it is trusted is not asked where nothing depends on it.
         if (not at_once or wish or at + 1 < len(given)) and file.is_trusted():
             value, source = found, file.path
@@ -114,11 +115,11 @@ def load(path: str, top: str, complaints: "list[str]", foreign: bool = False) ->
         return None
     if data is None or (path.endswith("pyproject.toml") and not has_table(data)):
         return None
-    if file.foreign and not foreign:
+    if file.is_foreign and not foreign:
         from sandrun.config import trust
 
-        file.unread = not trust.is_known(path)
-    if not file.unread:
+        file.is_unread = not trust.is_known(path)
+    if not file.is_unread:
         _fill(file, data, complaints)
     return file
 
@@ -155,7 +156,7 @@ def _fill(file: File, data: bytes, complaints: "list[str]") -> None:
     unknown = [key for key in table if key not in keys]
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        if len(unknown) == 1 and (meant := nearest(unknown[0], keys)):
+        if len(unknown) == 1 and (meant := did_you_mean(unknown[0], keys)):
             more = f" ({meant})"
         complaints.append(f"{file.path}: no such setting: {', '.join(unknown[:3])}{more}; ignored")
     file.table = {key: value for key, value in table.items() if key in keys}

@@ -1,16 +1,17 @@
-"""`sandrun trust`: which files of projects may decide over more than limits.
+"""`sandrun trust`: the project files whose settings other than limits are in force.
 
-A project's file comes with a clone, so what it says about the user's protection, other runs or
-terminal counts only after the user has said so (`sandrun.config.settings`; git's protected
-configuration and `direnv allow` are of the same kind). Trust is kept per path and content in the
-user's state folder: `trusted/<SHA-256 of the path>` has the SHA-256 of the settings, then the path.
-Per path too, because a line such as `backend = "none"` is easily guessed: trusting it once must not
-let every clone have it. An edited file waits for trust anew. An entry counts only if it is ours.
+A project's file comes with a clone. So its settings about the user's protection, other runs or
+terminal need the user's consent (`sandrun.config.settings`); git's protected configuration and
+`direnv allow` have the same purpose. Trust is kept per path and content in the user's state
+directory: `trusted/<SHA-256 of the path>` holds the SHA-256 of the settings and the path. The path
+is part of it because a line such as `backend = "none"` is easily guessed: trusting it once must not
+enable it in every clone. An edited file needs trust again. An entry counts only if it is ours.
 
-Imported only where a project's file says something that needs it.
+Imported only where a project's file has settings that need trust.
 """
 
 import os
+import sys
 
 from sandrun import messages
 from sandrun.config import project
@@ -20,14 +21,20 @@ from sandrun.platform.small_files import read_small
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
+    from typing import Protocol
 
-    from sandrun.config.settings_files import File
+    class SettingsFile(Protocol):
+        """A file of settings (`settings_files.File`)."""
+
+        path: str
+        owner: int
+        is_foreign: bool
+
+        def texts(self) -> "dict[str, str]": ...
 
 
 def _sha256(text: str) -> str:
-    import sys
-
     # The interpreter's own: hashlib would load OpenSSL (3 ms).
     name = "_sha2" if sys.version_info >= (3, 12) else "_sha256"
     try:
@@ -41,8 +48,8 @@ def _entry(path: str) -> str:
     return os.path.join(folders.state_home(), "trusted", _sha256(path))
 
 
-def _put(path: str, text: str) -> None:
-    """Write a file of the user's in one step. Raises OSError."""
+def _write(path: str, text: str) -> None:
+    """Replace a file of the user's atomically. Raises OSError."""
     private = f"{path}.{os.getpid()}"
     folders.make_folders(os.path.dirname(path), 0o700)
     fd = folders.create(private, most=0o600)
@@ -54,9 +61,9 @@ def _put(path: str, text: str) -> None:
 
 
 def _read(entry: str) -> "tuple[str, str]":
-    """The settings' hash and the path in an entry; ('', '') where there is none of ours."""
+    """The hash of the settings and the path in an entry; ('', '') if the entry is not ours."""
     try:
-        if not project.speaks_for_us(os.lstat(entry).st_uid):
+        if not project.is_trusted_uid(os.lstat(entry).st_uid):
             return "", ""
         data = read_small(entry, os.path.dirname(entry)) or b""
     except OSError:
@@ -65,28 +72,28 @@ def _read(entry: str) -> "tuple[str, str]":
     return digest, path.removesuffix("\n")
 
 
-def _digest(file: "File") -> str:
+def _digest(file: "SettingsFile") -> str:
     texts = file.texts()
     return _sha256("\n".join(f"{key} = {texts[key]!r}" for key in sorted(texts)))
 
 
 def is_known(path: str) -> bool:
-    """Whether the user has trusted what was at that path at any time."""
+    """Whether the user has ever trusted the file at that path."""
     return bool(folders.state_home()) and _read(_entry(path))[1] == path
 
 
-def is_trusted(file: "File") -> bool:
-    """Whether the user has trusted the file with just these settings."""
+def is_trusted(file: "SettingsFile") -> bool:
+    """Whether the user has trusted the file with exactly these settings."""
     return is_known(file.path) and _read(_entry(file.path))[0] == _digest(file)
 
 
-def add(file: "File") -> None:
-    """Trust a file as it is. Raises SandrunError."""
+def add(file: "SettingsFile") -> None:
+    """Trust a file with its present settings. Raises SandrunError."""
     if not folders.state_home():
         raise SandrunError("there is no home directory to keep trust in", "set HOME")
     entry = _entry(file.path)
     try:
-        _put(entry, f"{_digest(file)} {file.path}\n")
+        _write(entry, f"{_digest(file)} {file.path}\n")
     except OSError as error:
         raise SandrunError(
             f"cannot keep trust in {entry}: {error.strerror}", f"ls -ld {os.path.dirname(entry)}"
@@ -94,7 +101,7 @@ def add(file: "File") -> None:
 
 
 def revoke(path: str) -> bool:
-    """Trust what is at that path no more; False: it was not trusted. Raises OSError."""
+    """Stop trusting the file at that path. False: it was not trusted. Raises OSError."""
     known = is_known(path)
     if known:
         os.unlink(_entry(path))
@@ -102,7 +109,7 @@ def revoke(path: str) -> bool:
 
 
 def paths() -> "list[str]":
-    """The paths of all files that were trusted."""
+    """The paths of all trusted files."""
     folder = os.path.join(folders.state_home(), "trusted")
     try:
         names = os.listdir(folder)
@@ -114,34 +121,37 @@ def paths() -> "list[str]":
 
 def _user_text(uid: int) -> str:
     """A user for people: `uid 1000 (anna)`."""
-    try:
-        import pwd
+    if sys.platform == "win32":
+        return f"uid {uid}"
+    import pwd
 
+    try:
         return f"uid {uid} ({pwd.getpwuid(uid).pw_name})"
-    except (ImportError, KeyError):
+    except KeyError:
         return f"uid {uid}"
 
 
-def held_text(file: "File", keys: "list[str]") -> str:
-    """What of a file is not in force, and why."""
-    whose = f"belongs to {_user_text(file.owner)} and " if file.foreign else ""
+def describe_ignored(file: "SettingsFile", keys: "list[str]") -> str:
+    """The settings of a file that are not in force, and why."""
+    whose = f"belongs to {_user_text(file.owner)} and " if file.is_foreign else ""
     texts = file.texts()
-    said = ", ".join(f"{key} = {texts[key][:40]}" for key in keys)
-    return f"{file.path} {whose}is not trusted; not in force: {said or 'all of it'}"
+    ignored = ", ".join(f"{key} = {texts[key][:40]}" for key in keys)
+    return f"{file.path} {whose}is not trusted; not in force: {ignored or 'all of it'}"
 
 
-def notify(waiting: "Mapping[File, list[str]]", root: str, owner: int) -> None:
-    """Report, once per boot and content, or with -v: what is not in force, and how to change that;
-    and that the project `root` is the checkout of another user, `owner` (-1: it is not)."""
-    for file, keys in waiting.items():
+def notify(untrusted: "Iterable[tuple[SettingsFile, list[str]]]", root: str, owner: int) -> None:
+    """Report the settings that are not in force, and how to change that; and that the project
+    `root` is the checkout of another user, `owner` (-1: it is not). Each is reported once per boot
+    and content; with -v always."""
+    for file, keys in untrusted:
         how = f"sandrun trust {command_text([file.path])}"
-        _once(f"{held_text(file, keys)}; to allow it: {how}")
+        _once(f"{describe_ignored(file, keys)}; to allow it: {how}")
     if owner < 0:
         return
     whose = f"the project {root} is a checkout of {_user_text(owner)}"
     if not project.git_directory(root):
         messages.decision(f"{whose}: you may not write it, so your runs wait only for each other")
-    elif os.geteuid() == 0:  # anybody else may write it because its users share it
+    elif sys.platform != "win32" and os.geteuid() == 0:  # any other user knows that it is shared
         _once(f"{whose}: your runs and theirs take turns")
 
 
@@ -159,7 +169,7 @@ def _boot() -> str:
 
 
 def _is_news(mark: str) -> bool:
-    """Whether `mark` was not noted since the boot; it is from now on, where that can be written."""
+    """Whether `mark` was not noted since the boot. It is noted now, if the file can be written."""
     folder, boot = folders.state_home(), _boot()
     if not folder:
         return True
@@ -168,7 +178,7 @@ def _is_news(mark: str) -> bool:
         noted = (read_small(path, folder) or b"").decode("ascii", "replace").split()
         if noted[:1] == [boot] and mark in noted:
             return False
-        _put(path, "\n".join([*(noted if noted[:1] == [boot] else [boot]), mark, ""]))
+        _write(path, "\n".join([*(noted if noted[:1] == [boot] else [boot]), mark, ""]))
     except OSError:
         pass
     return True

@@ -1,7 +1,7 @@
-"""The values of settings as people write them: sizes, times, rates, priorities.
+"""Settings and their values as people write them: sizes, times, rates, priorities.
 
-Each parser returns the value or raises ValueError; only a message that starts with `at least` or
-`more than` is advice for people. `RIGHT` says what would have been right.
+Each parser returns the value or raises ValueError; its message is advice for people only if it
+starts with `at least` or `more than`.
 """
 
 import os
@@ -9,9 +9,9 @@ import os
 from sandrun.model import MIB
 
 MEMORY_FLOOR = MIB
-"""Below this the kernel kills a command before its first instruction (64 KiB killed `true`)."""
+"""With less, the kernel kills a command before its first instruction (64 KiB killed `true`)."""
 _CEILING = 1 << 60
-"""No quantity is larger: kernels take them as signed 64-bit numbers, and some add a few up."""
+"""The largest quantity. Kernels use signed 64-bit numbers, and some add a few of them up."""
 _LONGEST = 10 * 365 * 86400.0
 
 
@@ -37,12 +37,12 @@ def parse_size(text: str) -> int:
 
 
 def parse_bytes(text: str) -> int:
-    """A size that may be nothing: `0`, `512M`. Raises ValueError."""
+    """A size that may be zero: `0`, `512M`. Raises ValueError."""
     return 0 if text.strip() in ("0", "0M") else parse_size(text)
 
 
 def parse_rate(text: str) -> int:
-    """Bytes or operations a second: `1000`, `500K`, `20M`. Raises ValueError."""
+    """Bytes or operations per second: `1000`, `500K`, `20M`. Raises ValueError."""
     word = text.strip().upper()
     scale = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(word[-1:], 1)
     rate = int(_number(word[:-1] if scale > 1 else word) * scale)
@@ -60,7 +60,7 @@ def parse_share(text: str) -> float:
 
 
 def parse_weight(text: str) -> int:
-    """A weight as cgroup v2 has it: 1 to 10000, where 100 is everybody's. Raises ValueError."""
+    """A weight of cgroup v2: 1 to 10000; the default is 100. Raises ValueError."""
     value = int(text)
     if not 1 <= value <= 10000:
         raise ValueError("at least 1 and at most 10000")
@@ -76,8 +76,8 @@ def parse_tasks(text: str) -> int:
 
 
 def parse_span(text: str) -> float:
-    """`90`, `1.5s`, `200ms`, `10m`, `2h`, `1d` as seconds, ten years at the most (what comes later
-    is never). Raises ValueError."""
+    """`90`, `1.5s`, `200ms`, `10m`, `2h`, `1d` as seconds. A longer time than ten years becomes ten
+    years, which is never. Raises ValueError."""
     word = text.strip().lower()
     for unit, scale in (("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)):
         if word.endswith(unit):
@@ -86,7 +86,7 @@ def parse_span(text: str) -> float:
 
 
 def parse_interval(text: str) -> float:
-    """A span that is not zero. Raises ValueError."""
+    """A time span that is not zero. Raises ValueError."""
     value = parse_span(text)
     if value <= 0:
         raise ValueError("more than 0")
@@ -94,7 +94,7 @@ def parse_interval(text: str) -> float:
 
 
 _PRIORITIES = {"high": 3600, "normal": 0, "low": -3600}
-"""Head starts in seconds: a high one goes before normal ones that came up to an hour earlier."""
+"""Head starts in seconds: a high ticket precedes normal ones of up to an hour earlier."""
 _MOST_HEAD_START = 10**6
 
 
@@ -116,7 +116,7 @@ def parse_slots(text: str) -> int:
 
 
 def parse_pool(text: str) -> str:
-    """`off`, a share of the memory (`80%`), or a size, which becomes bytes. Raises ValueError."""
+    """`off`, a share of the memory (`80%`), or a size (converted to bytes). Raises ValueError."""
     word = text.strip().lower()
     if word in ("off", "no", "false", "0"):
         return "off"
@@ -128,7 +128,7 @@ def parse_pool(text: str) -> str:
 
 
 def parse_count(text: str) -> int:
-    """A level: `2`, or a word for on and off. Raises ValueError."""
+    """A level: `2`, or a word for on or off. Raises ValueError."""
     word = text.strip().lower()
     if word in ("", "no", "off", "false"):
         return 0
@@ -141,7 +141,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_signal(text: str) -> int:
-    """`TERM`, `SIGINT`, `rtmin+1` or a number. Raises ValueError."""
+    """The number of `TERM`, `SIGINT`, `rtmin+1`, `15`. Raises ValueError."""
     from sandrun.bare import signal as _signal
 
     word = text.strip().upper().removeprefix("SIG")
@@ -154,20 +154,20 @@ def parse_signal(text: str) -> int:
 
 
 def parse_text(text: str) -> str:
-    """Any text but the empty one. Raises ValueError."""
+    """A text that is not empty. Raises ValueError."""
     if not text or "\0" in text:
         raise ValueError
     return text
 
 
 def parse_name(text: str) -> str:
-    """A text as short as a file's name. Raises ValueError."""
+    """A text no longer than a file's name may be. Raises ValueError."""
     if len(os.fsencode(text)) > 255:
         raise ValueError("at most 255 bytes")
     return parse_text(text)
 
 
-PARSERS = {
+_PARSERS = {
     "size": parse_size,
     "bytes": parse_bytes,
     "rate": parse_rate,
@@ -184,10 +184,10 @@ PARSERS = {
     "text": parse_text,
     "name": parse_name,
 }
-RIGHT = {
+_EXPECTED = {
     "size": "a size such as 512M, 4G or a number of MiB",
     "bytes": "a size such as 0, 512M, 4G or a number of MiB",
-    "rate": "a rate a second such as 1000, 500K or 20M",
+    "rate": "a rate per second such as 1000, 500K or 20M",
     "share": "a number of processors such as 1 or 1.5",
     "weight": "a weight from 1 to 10000",
     "tasks": "a number of tasks",
@@ -201,3 +201,84 @@ RIGHT = {
     "text": "a text that is not empty",
     "name": "a name of 1 to 255 bytes",
 }
+
+
+class Option:
+    """One setting: its key in files, its flags, its variables, its values.
+
+    `kind` selects the parser of its values; a `count` is a flag that may be repeated. `variable` is
+    the plain environment variable (the `SANDRUN_` one follows from the key). `alias` is a second
+    key with the same meaning. `scope` says where the option may be set: `all`, or `flag` for the
+    command line only.
+
+    `is_limit` decides what a project's file may set before the user has run `sandrun trust`
+    (`sandrun.config.settings`). A limit takes effect at once, because it bounds the project's own
+    run; but it never loosens a limit of the user's own file. Every other option needs trust, and
+    the user's own file overrides it: such options affect the user's protection (backend, leftovers,
+    kill_signal, grace, check_interval, detach), the user's other runs (pool, priority, queue,
+    slots, the weights), whether there is a run at all (require, no_wait), what is reported to the
+    user (quiet, verbose, color) or what the command sees (clean_git_env, daemons, private_tmp). A
+    stricter `require` needs trust, too: it refuses runs, and the user decides whether a run without
+    a kernel's limits is better than none.
+    """
+
+    __slots__ = (
+        *("alias", "choices", "default", "flags", "help", "is_limit", "key", "kind", "metavar"),
+        *("scope", "variable"),
+    )
+
+    def __init__(
+        self,
+        key: str,
+        flags: "tuple[str, ...]",
+        kind: str,
+        default: object,
+        help: str,
+        metavar: str = "",
+        variable: str = "",
+        choices: "tuple[str, ...]" = (),
+        scope: str = "all",
+        alias: str = "",
+        limit: bool = False,
+    ) -> None:
+        self.key = key
+        self.flags = flags
+        self.kind = kind
+        self.default = default
+        self.help = help
+        self.metavar = metavar
+        self.variable = variable
+        self.choices = choices
+        self.scope = scope
+        self.alias = alias
+        self.is_limit = limit
+
+    def names(self) -> "tuple[str, ...]":
+        """Its names in files and, with `SANDRUN_`, in the environment."""
+        return (self.key, self.alias) if self.alias else (self.key,)
+
+    def expected(self) -> str:
+        """A description of its valid values: `a number of runs`."""
+        return "one of " + ", ".join(self.choices) if self.choices else _EXPECTED[self.kind]
+
+    def is_tighter(self, value: object, other: object) -> bool:
+        """Whether a limit of `value` allows less than one of `other`. For a limit whose default is
+        0.0, 0 means no limit."""
+        assert isinstance(value, int | float) and isinstance(other, int | float)
+        if self.default == 0.0 and isinstance(self.default, float):
+            return (value or float("inf")) < (other or float("inf"))
+        return value < other
+
+    def convert(self, text: str) -> object:
+        """The value that `text` stands for. Raises ValueError with a description of valid ones."""
+        if self.kind == "choice":
+            if text not in self.choices:
+                raise ValueError(self.expected())
+            return text
+        try:
+            return _PARSERS[self.kind](text)
+        except (ValueError, OverflowError) as error:
+            # Only our own parsers raise with advice for people; those of float() and int() have
+            # none.
+            advice = str(error) if str(error).startswith(("at least", "more than")) else ""
+            raise ValueError(f"{self.expected()}{', ' + advice if advice else ''}") from None

@@ -50,10 +50,12 @@ def state() -> Check:
 
 def trusted(chosen: "Settings") -> Check:
     """Which settings in the project's files the user has not trusted yet."""
-    if not chosen.waiting:
+    if not chosen.untrusted:
         return Check("settings", PASS, "no setting in the project's files waits for trust")
-    untrusted = "; ".join(trust.held_text(file, keys) for file, keys in chosen.waiting.items())
-    return Check("settings", CAUTION, untrusted, "if you trust them: sandrun trust")
+    ignored = "; ".join(
+        trust.describe_ignored(file, keys) for file, keys in chosen.untrusted.items()
+    )
+    return Check("settings", CAUTION, ignored, "if you trust them: sandrun trust")
 
 
 def show(checks: "list[Check]", out: "Callable[[str], None]", as_json: bool) -> int:

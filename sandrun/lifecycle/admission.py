@@ -179,7 +179,7 @@ class Admission:
     def _enter_pool(self) -> None:
         """Wait until the run's memory limit fits into the pool."""
         settings = self.request.settings
-        is_chosen = settings.source["memory"] == "default" or settings.is_the_users("memory")
+        is_chosen = settings.source["memory"] == "default" or settings.is_user_choice("memory")
         if settings.backend == "none" or (settings.pool == "off" and is_chosen):
             return
         from sandrun.queue import memory_pool

@@ -14,7 +14,6 @@ import time
 
 from sandrun import backends, history, messages
 from sandrun.config import project as projects
-from sandrun.config import settings as settled
 from sandrun.git import guard
 from sandrun.lifecycle import Request, module_files
 from sandrun.lifecycle.admission import Admission, Refused
@@ -45,14 +44,14 @@ def run(
     Raises SandrunError when sandrun fails before the command was started, and errors.Interrupted
     when a signal ends sandrun before that.
     """
-    owner = projects.owner(project)
-    if settings.waiting or owner >= 0:
+    owner = projects.foreign_owner(project)
+    if settings.untrusted or owner >= 0:
         from sandrun.config import trust
 
-        trust.notify(settings.waiting, project, owner)
+        trust.notify(settings.untrusted.items(), project, owner)
     request = Request(command, settings, project, caller)
     if settings.backend == "none":  # refused before the wait
-        backends.choose("none", request.id, settled.limits(settings, project), False)
+        backends.choose("none", request.id, settings.limits(project), False)
     if settings.private_tmp or settings.private_ipc:
         _check_isolation(request)
     return Run(request).execute()
@@ -179,7 +178,7 @@ class Run:
     def _run_contained(self) -> Outcome:
         """Run the command in a container, from opening the container to closing it."""
         request, settings, lock = self.request, self.request.settings, self.admission.lock
-        limits = settled.limits(settings, request.project)
+        limits = settings.limits(request.project)
         limits.outlives_caller = not request.caller.parent
         backend, container, refused = backends.choose(
             settings.backend, request.id, limits, settings.require == "kernel"

@@ -84,11 +84,11 @@ def effective_limits(settings: "Settings", ceiling: int) -> "tuple[int, int]":
     memory, swap = settings.memory, settings.swap
     if not ceiling:
         return memory, swap
-    if swap > ceiling and not settings.is_the_users("swap"):
+    if swap > ceiling and not settings.is_user_choice("swap"):
         swap = ceiling
     if memory <= ceiling:
         return memory, swap
-    if settings.is_the_users("memory"):
+    if settings.is_user_choice("memory"):
         messages.warn(
             f"the memory limit {size_text(memory)} is more than the pool of "
             f"{size_text(ceiling)}: the run takes the whole pool",

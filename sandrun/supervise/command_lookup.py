@@ -101,7 +101,7 @@ def hint(command: "list[str]") -> str:
         return f"did you mean: sandrun {_OURS[name] or line}"
     if meant := _meant(name):
         return f"did you mean: sandrun {meant}"
-    near = options.alike(name, {entry for folder in _folders() for entry in _entries(folder)})
+    near = options.closest(name, {entry for folder in _folders() for entry in _entries(folder)})
     return f"did you mean: sandrun -- {near}" if near else ""
 
 
@@ -114,7 +114,7 @@ def _is_line(name: str) -> bool:
 
 def _meant(name: str) -> str:
     """The subcommand of ours that `name` is alike."""
-    return options.alike(name, options.SUBCOMMANDS)
+    return options.closest(name, options.SUBCOMMANDS)
 
 
 def _entries(folder: str) -> "Iterator[str]":

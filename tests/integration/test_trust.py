@@ -85,7 +85,7 @@ def line(key: str, value: str) -> str:
 
 def test_every_setting_has_a_class() -> None:
     keys = {option.key for option in options.OPTIONS if option.scope == "all"}
-    assert {option.key for option in options.OPTIONS if option.limit} == set(LIMITS)
+    assert {option.key for option in options.OPTIONS if option.is_limit} == set(LIMITS)
     assert keys - set(LIMITS) == set(HELD)
 
 

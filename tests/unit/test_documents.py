@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.config import options
+from sandrun import cli
 from tests.harness import ROOT
 from tests.unit.test_rooms import LAYERS
 
@@ -113,7 +113,7 @@ def mistakes(words: "list[str]", document: Path) -> "list[str]":
             good = not _PATH.fullmatch(word) or word.startswith(_OUTSIDE) or exists(word, document)
         wrong += [] if good else [word]
     if words[0] == "sandrun" and len(words) > 1:
-        options.parse(words[1:])  # raises UsageError
+        cli.parse(words[1:])  # raises UsageError
     if words[:2] == ["nox", "-s"]:
         task = words[2].partition("-")[0]
         wrong += [] if f"def {task}(" in (ROOT / "noxfile.py").read_text() else [words[2]]
@@ -145,12 +145,12 @@ def test_a_name_that_does_not_exist_is_found() -> None:
         "queue/gone.py",
         "tests/gone",
         "sandrun.gone",
-        "sandrun.config.options.gone",
+        "sandrun.cli.gone",
         "test_gone",
     )
     for name in (*gone, "tests/setup gone", "tests/setup bench gone", "nox -s gone"):
         assert mistakes(name.split(), MAP), name
-    assert is_in_package("sandrun.config.options.parse")
+    assert is_in_package("sandrun.cli.parse")
 
 
 @pytest.mark.parametrize("name", DOCUMENTS)

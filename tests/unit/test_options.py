@@ -3,6 +3,7 @@
 import click
 import pytest
 
+from sandrun import cli
 from sandrun.cli import app
 from sandrun.config import options, values
 from sandrun.model import MIB, UsageError
@@ -91,7 +92,7 @@ CORPUS = [
 
 def ours(argv: "list[str]") -> object:
     try:
-        parsed = options.parse(argv)
+        parsed = cli.parse(argv)
     except UsageError:
         return "refused"
     own = parsed.arguments
@@ -156,7 +157,7 @@ def test_both_parsers_take_a_command_line_the_same_way(line: str) -> None:
     ],
 )
 def test_what_is_a_subcommand(line: str, subcommand: str) -> None:
-    assert options.parse(line.split()).subcommand == subcommand
+    assert cli.parse(line.split()).subcommand == subcommand
 
 
 def test_the_table_of_subcommands_is_clicks() -> None:
