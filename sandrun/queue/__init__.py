@@ -18,7 +18,6 @@ else:
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import os
     from typing import Protocol
 
     class RunLockContract(Protocol):
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
         """The number of the last slot that may be acquired."""
         slot: int
         """The slot that we hold; 0: none."""
-        note: str
-        """Why there is no second lock file; '' if there is one or none is needed."""
         blocked: list[int]
         """After a failed try, one open file for each slot: the lock that somebody else holds."""
 
@@ -56,15 +53,6 @@ if TYPE_CHECKING:
 
         def unlock(self) -> None:
             """Unlock what was acquired while we waited; the files stay open."""
-
-        def second_path(self) -> str:
-            """The path of the second lock file; '' if there is none."""
-
-        def held_second(self) -> "tuple[str, os.stat_result] | None":
-            """The second lock file if the last failed try found only that one held."""
-
-        def skip_second(self) -> None:
-            """Go on without the second lock file: the run that holds it encloses us."""
 
         def descriptors(self) -> list[int]:
             """The locked files that the command inherits, so that its tree keeps the lock."""

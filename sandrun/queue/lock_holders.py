@@ -10,8 +10,7 @@ import time
 
 from sandrun.config import project
 from sandrun.model import command_text
-from sandrun.platform import processes
-from sandrun.platform.linux_locks import lock_holder
+from sandrun.platform import linux_locks, processes
 from sandrun.queue import Queue, nesting
 from sandrun.queue.queue import slot_file
 from sandrun.queue.state import shared_queue
@@ -34,7 +33,7 @@ def foreign(queue: "Queue | None", root: str, name: str) -> "list[dict[str, obje
             file = os.stat(path, follow_symlinks=False)
         except OSError:
             break
-        holder = lock_holder(file) or (-1 if not known and _is_locked(path) else 0)
+        holder = linux_locks.lock_holder(file) or (-1 if not known and _is_locked(path) else 0)
         if holder and holder not in known:
             found.append({"path": path, **_process(holder)})
         slot += 1

@@ -21,14 +21,64 @@ from sandrun.platform import processes
 from sandrun.queue import Queue, Ticket
 from sandrun.queue.state import all_states, pool_path, states_below
 
-if sys.platform != "win32":
-    from sandrun.platform.linux_locks import is_inherited_lock, lock_holder
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _LINK = "around."
+
+
+if sys.platform == "win32":
+    from sandrun.backends import job_object
+    from sandrun.platform.windows_api import calls
+
+    def ticket_holder(queue: Queue, ticket: Ticket) -> int:
+        """The process that locked a live ticket: Windows has no pid namespaces."""
+        return ticket.pid
+
+    def _inherited_runs(queue: Queue) -> "list[str]":
+        """Locks are not inherited."""
+        return []
+
+    def _in_container(run_id: str) -> bool:
+        """Whether we are in the job of a run."""
+        return job_object.contains(run_id, calls.GetCurrentProcess())
+
+else:
+    from sandrun.platform import linux_locks
+
+    def ticket_holder(queue: Queue, ticket: Ticket) -> int:
+        """The process that locked a live ticket, as a pid of our namespace; 0: it has none here."""
+        try:
+            file = os.stat(ticket.name, dir_fd=queue.dir, follow_symlinks=False)
+        except OSError:
+            return 0
+        return linux_locks.lock_holder(file, ticket.pid)
+
+    def _inherited_runs(queue: Queue) -> "list[str]":
+        """The ids of the runs of `queue` whose run lock we inherited; '' for an unknown id."""
+        from sandrun.queue import holder
+
+        ids = []
+        for file, line in holder.lines(queue):
+            if linux_locks.is_inherited_lock(file):
+                found = holder.parse(line)
+                ids.append(found.id if found else "")  # on a full disk there is no line
+        return ids
+
+    def _in_container(run_id: str) -> bool:
+        """Whether we are in the cgroup of a run."""
+        try:
+            return f"sandrun-{run_id}".encode() in processes.read("/proc/self/cgroup")
+        except OSError:
+            return False
+
+    def outside_holder(file: os.stat_result) -> "int | None":
+        """The process that locked the second lock file of a run lock (0: not visible); None: it is
+        a run that encloses us."""
+        holder = linux_locks.lock_holder(file)
+        encloses = bool(holder and _is_ancestor(holder)) or linux_locks.is_inherited_lock(file)
+        return None if encloses else holder
 
 
 class Deadlock(SandrunError):
@@ -44,7 +94,7 @@ def is_inside(around: str, state: str) -> bool:
     queue = Queue(state)
     try:
         found = any(t.id in ids and _contains(queue, t) for t in queue.running())
-        return found or bool(_locks_of_ours(queue))
+        return found or bool(_inherited_runs(queue))
     finally:
         queue.close()
 
@@ -54,15 +104,15 @@ def contains_us(queue: Queue) -> bool:
 
     An environment that was cleared (`env -i`) must not make a run wait for itself.
     """
-    return any(_contains(queue, t) for t in queue.running()) or bool(_locks_of_ours(queue))
+    return any(_contains(queue, t) for t in queue.running()) or bool(_inherited_runs(queue))
 
 
 def _contains(queue: Queue, ticket: Ticket) -> bool:
     # A job is asked first: it is the better proof, and there the ancestors cost more.
     return (
-        (sys.platform == "win32" and _in_group(ticket.id))
+        (sys.platform == "win32" and _in_container(ticket.id))
         or _is_ancestor(ticket_holder(queue, ticket))
-        or _in_group(ticket.id)
+        or _in_container(ticket.id)
     )
 
 
@@ -82,8 +132,8 @@ def enclosing_runs(around: str) -> str:
             continue
         try:
             new = (t for t in queue.running() if t.id not in found)
-            ids = [t.id for t in new if ticket_holder(queue, t) in ours or _in_group(t.id)]
-            found.update(dict.fromkeys([*ids, *_locks_of_ours(queue)], path))
+            ids = [t.id for t in new if ticket_holder(queue, t) in ours or _in_container(t.id)]
+            found.update(dict.fromkeys([*ids, *_inherited_runs(queue)], path))
         except OSError:
             continue  # removed meanwhile
         finally:
@@ -117,55 +167,9 @@ def _roots(around: str) -> "set[str]":
     return {os.path.dirname(path) for path, _ in _runs(around)}
 
 
-def _locks_of_ours(queue: Queue) -> "list[str]":
-    """The ids of the runs whose run lock was handed down to us."""
-    if sys.platform == "win32":
-        return []
-    from sandrun.queue import holder
-
-    ids = []
-    for file, line in holder.lines(queue):
-        if is_inherited_lock(file):
-            found = holder.parse(line)
-            ids.append(found.id if found else "")  # a full disk lost the line
-    return ids
-
-
-def outside_holder(file: os.stat_result) -> "int | None":
-    """The process that locked the second lock file of a run lock (0: not visible); None: it is a
-    run that encloses us."""
-    assert sys.platform != "win32"
-    holder = lock_holder(file)
-    encloses = bool(holder and _is_ancestor(holder)) or is_inherited_lock(file)
-    return None if encloses else holder
-
-
-def ticket_holder(queue: Queue, ticket: Ticket) -> int:
-    """The process that locked a live ticket, as our pid namespace has it; 0: none of ours."""
-    if sys.platform == "win32":
-        return ticket.pid  # there is one namespace only
-    try:
-        file = os.stat(ticket.name, dir_fd=queue.dir, follow_symlinks=False)
-    except OSError:
-        return 0
-    return lock_holder(file, ticket.pid)
-
-
 def _is_ancestor(pid: int) -> bool:
     """Whether the live process `pid` is one of our ancestors."""
     return pid in processes.ancestors(os.getpid())
-
-
-def _in_group(run_id: str) -> bool:
-    if sys.platform == "win32":
-        from sandrun.backends import job_object
-        from sandrun.platform.windows_api import calls
-
-        return job_object.contains(run_id, calls.GetCurrentProcess())
-    try:
-        return f"sandrun-{run_id}".encode() in processes.read("/proc/self/cgroup")
-    except OSError:
-        return False
 
 
 def _runs(around: str) -> "Iterator[tuple[str, str]]":

@@ -141,8 +141,7 @@ class Waiter:
 
     def _wait_for_holder(self, queue: "Queue", ticket: "Ticket", lock: "RunLock") -> bool:
         """Block once on a run lock that is held although no ticket is ahead. True: it is ours."""
-        second = lock.held_second()
-        if second:
+        if sys.platform != "win32" and (second := lock.held_second()):
             from sandrun.queue import nesting
 
             path, file = second
@@ -151,19 +150,24 @@ class Waiter:
                 lock.skip_second()
                 return False
             self.progress.report_outside_holder(path, outside)
-        else:
-            from sandrun.queue import holder
-
-            held = list(map(read_holder_line, lock.blocked))
-            # The keeper of a run with unkillable processes has already tried to end them.
-            lost = [line for line in held if line and not holder.unkillable(line)]
-            ended = [self.recover(queue, line) for line in lost]
-            if any(ended) and lock.try_acquire():
-                return True
-            held = list(map(read_holder_line, lock.blocked))
-            self.progress.report_orphans([pid for line in held for pid in holder.unkillable(line)])
+        elif self._recovers(queue, lock):
+            return True
         self.blocker.block_on_run_lock(lock, ticket, self._seconds())
         self._check_deadline()
+        return False
+
+    def _recovers(self, queue: "Queue", lock: "RunLock") -> bool:
+        """End what killed runs left that hold the run lock. True: we hold it now."""
+        from sandrun.queue import holder
+
+        held = list(map(read_holder_line, lock.blocked))
+        # The keeper of a run with unkillable processes has already tried to end them.
+        lost = [line for line in held if line and not holder.unkillable(line)]
+        ended = [self.recover(queue, line) for line in lost]
+        if any(ended) and lock.try_acquire():
+            return True
+        held = list(map(read_holder_line, lock.blocked))
+        self.progress.report_orphans([pid for line in held for pid in holder.unkillable(line)])
         return False
 
     def wait_room(self, reservation: "Reservation") -> None:

@@ -31,7 +31,6 @@ class RunLock:
         self.slots = slots
         self.first = first
         self.slot = 0
-        self.note = ""
         self._handles: dict[int, int] = {}
         self.blocked: list[int] = []
         """After a failed try: an open file per slot whose lock somebody else holds."""
@@ -63,17 +62,6 @@ class RunLock:
     def prepare(self) -> None:
         """Open the first slot's file ahead of the turn, to be quicker when it comes."""
         self._open(1)
-
-    def second_path(self) -> str:
-        """There is no second home."""
-        return ""
-
-    def held_second(self) -> "tuple[str, os.stat_result] | None":
-        """There is no second lock file."""
-        return None
-
-    def skip_second(self) -> None:
-        """There is no second lock file."""
 
     def try_acquire(self) -> bool:
         """Take a free slot. False: every one is held, see `blocked`. Raises SandrunError."""
