@@ -1,8 +1,8 @@
-"""Expanding git aliases, so that `git co` is guarded as `git checkout`.
+"""Expand git aliases, so that `git co` is guarded as `git checkout`.
 
-Only for words that git itself does not know; git's own words cannot be aliased. One `git config`
-per step, at most ten steps. A shell alias that is nothing but gits is their sum; what stays unknown
-(another one, a program `git-foo`, a loop) is foreign: it waits, and holds nothing.
+Only for words that are not git's own, which cannot be aliased. Each step runs one `git config`;
+there are at most ten. A shell alias of git commands only needs the sum of their locks. What stays
+unknown (another shell alias, a program `git-foo`, a loop) is foreign: it waits and holds nothing.
 """
 
 import os
@@ -21,7 +21,7 @@ _SHELL = set("|&;<>()$`\n")
 
 
 def needs(git: str, command: classify.Invocation, env: "Mapping[str, str]") -> int:
-    """The locks that a command with an unknown word needs; `FOREIGN` if that stays open."""
+    """The locks that a command with an unknown word needs; `FOREIGN` if it stays unknown."""
     seen: set[str] = set()
     total = 0
     left = [command]
@@ -42,8 +42,8 @@ def needs(git: str, command: classify.Invocation, env: "Mapping[str, str]") -> i
 def _expand(
     git: str, command: classify.Invocation, env: "Mapping[str, str]"
 ) -> "list[classify.Invocation]":
-    """The gits that an alias stands for: one, or for the shell several, one after the other (`!git
-    add -A && git commit`). Empty: no alias, or one that does something else."""
+    """The git commands of an alias: one, or several of a shell alias (`!git add -A && git commit`).
+    Empty: it is no alias, or it runs other programs."""
     text = _value(git, command, env)
     shell = text.lstrip()[:1] == "!"
     texts = text.lstrip()[1:].replace("&&", ";").replace("||", ";").split(";") if shell else [text]
@@ -52,10 +52,10 @@ def _expand(
         words = _split(part)
         if shell and (words[:1] != ["git"] or any(set(word) & _SHELL for word in words)):
             return []
-        # What follows the alias on the command line belongs to the last.
+        # The arguments after the alias belong to its last command.
         more = command.arguments if number == len(texts) else []
         found = classify.parse(words[shell:] + more)
-        if not found.word:  # nothing, or quotes that a `;` stands in
+        if not found.word:  # empty, or the `;` was in quotes
             return []
         found.options = command.options
         meant.append(found)
@@ -63,7 +63,7 @@ def _expand(
 
 
 def _value(git: str, command: classify.Invocation, env: "Mapping[str, str]") -> str:
-    """What the alias stands for, with the command line's own -C, -c and --git-dir; '': nothing."""
+    """The text of the alias, read with the -C, -c and --git-dir of the command line; '': none."""
     word = command.word
     if not word.replace("-", "").replace("_", "").isalnum() or not word.isascii():
         return ""
@@ -71,7 +71,7 @@ def _value(git: str, command: classify.Invocation, env: "Mapping[str, str]") -> 
     pattern = f"^alias\\.{word}(\\.command)?$"
     argv = [git, *command.options, "config", "--null", "--get-regexp", pattern]
     text = _output(argv, env)
-    # The last one wins; each is a key, a newline, a value.
+    # The last one counts; each is a key, a newline and a value.
     return text.rstrip("\0").rpartition("\0")[2].partition("\n")[2]
 
 
@@ -101,7 +101,7 @@ def _output(argv: "list[str]", env: "Mapping[str, str]") -> str:
 
 
 def _split(text: str) -> "list[str]":
-    """Words as git's split_cmdline makes them; none where its quotes do not close."""
+    """The words as split by git's split_cmdline; none if a quote is not closed."""
     words: list[str] = []
     word = ""
     open_word = False

@@ -1,11 +1,11 @@
-"""What a git command line does: its global options, its subcommand, and the locks it needs.
+"""Classify a git command line: its global options, its subcommand, and the locks that it needs.
 
-Promises: what is called read-only takes none of git's locks that another command would fail on.
-Whatever is not known for sure queues with everything. Objects are named by their content and
-written without locks, so commands that write nothing else go straight through too.
+Promises that a command classified as read-only takes no lock of git's on which another command
+would fail. A command that is not certain needs all locks. Objects are named by their content and
+written without locks, so commands that write only objects need none.
 
-Two more kinds go straight through although they may write: servers and windows that live for
-hours (their children come back here one by one), and commands that make a repository.
+Two more kinds need none although they may write: servers and windows that live for hours (their
+children are classified one by one), and commands that create a repository.
 """
 
 TYPE_CHECKING = False
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 TREE, REFS, REMOTE, ALL = 1, 2, 4, 8
-"""What a command needs for itself, as bits. TREE: this worktree's index, HEAD and files. REFS: the
-config, packed-refs and refs that worktrees share. REMOTE: what follows remotes. ALL: everything,
-because it packs or prunes what others write. A commit needs the tree alone: an editor that stays
-open, or a slow fetch, keeps nobody from making a branch."""
+"""The locks of a command, as bits. TREE: this worktree's index, HEAD and files. REFS: the config,
+packed-refs and refs that worktrees share. REMOTE: the remote-tracking state. ALL: everything,
+because the command packs or prunes what others write. A commit needs only TREE, so an open editor
+or a slow fetch does not prevent anyone from creating a branch."""
 
 REFRESH, PAGED, LOCKS = 16, 32, 64
-"""A command that reads, but at its end may write what it has learned about unchanged files into
-the index: it does so only where the tree is free, and never keeps a writer from its lock. PAGED:
-on a terminal it may live as long as somebody reads. LOCKS: git has no way to tell it not to."""
+"""REFRESH: a reader that at its end may write what it learned about unchanged files to the index.
+It may do so only if the tree is free, and must not hold a lock that a writer needs. PAGED: on a
+terminal it may live as long as its pager. LOCKS: git has no option to prevent the write."""
 
 UNKNOWN = TREE | REFS | REMOTE
 FOREIGN = UNKNOWN | 128
-"""A program or a script that git does not know (`git cola`, an alias into a pager): nobody can
-tell how long it lives nor what it takes, so it waits for its turn but holds nothing."""
+"""A program or script unknown to git (`git cola`, an alias into a pager). How long it lives and
+which locks it takes is unknown, so it waits for its turn but does not hold it."""
 
 
 def _set(words: str) -> "frozenset[str]":
@@ -42,8 +42,8 @@ READ_ONLY = _set(
     "rev-list rev-parse shortlog show show-branch show-index show-ref status stripspace url-parse "
     "var verify-commit verify-pack verify-tag version whatchanged"
 )
-"""Read-only whatever their arguments, but for a refreshed index (`refreshes`); what a shim may
-start without asking us."""
+"""Read-only with any arguments, except for a refreshed index (`refreshes`). A shim starts these
+directly."""
 
 _STRAIGHT = READ_ONLY | _set(
     # Objects only.
@@ -53,7 +53,7 @@ _STRAIGHT = READ_ONLY | _set(
     "backfill citool credential credential-cache credential-cache--daemon credential-store daemon "
     "difftool fsmonitor--daemon gui hook http-backend imap-send instaweb mergetool receive-pack "
     "send-email shell upload-archive upload-pack "
-    # Other repositories than the one around us.
+    # Commands on other repositories than the current one.
     "clone for-each-repo"
 )
 
@@ -73,7 +73,7 @@ _NEEDS = {
             "update-ref",
         ),
         (REMOTE, "fetch fetch-pack push send-pack"),
-        # A fetch walks from the HEADs of all worktrees, and one that is being made has none yet.
+        # A fetch walks from the HEADs of all worktrees, and a new worktree has none at first.
         (REFS | REMOTE, "remote worktree"),
         (TREE | REMOTE, "pull"),
         (
@@ -81,7 +81,7 @@ _NEEDS = {
             "commit-graph gc maintenance multi-pack-index pack-refs prune prune-packed reflog "
             "refs repack",
         ),
-        # What others do with git's locks, some without an exit code where they got none.
+        # Other tools that take git's locks; some exit with 0 if they could not.
         (UNKNOWN, "annex bisect jj submodule"),
         (TREE | REFS, "lfs"),
     )
@@ -92,7 +92,7 @@ _MAY_REFRESH = frozenset(("status", "diff", "describe"))
 
 
 class Invocation:
-    """A git command line taken apart. `word` is the subcommand ('': git itself answers)."""
+    """A parsed git command line. `word` is the subcommand; '': git itself answers."""
 
     __slots__ = ("arguments", "bare", "directories", "options", "variables", "word")
 
@@ -113,7 +113,7 @@ ANSWERS = frozenset(("-h", "--help", "-v", "--version", "--exec-path", "--html-p
 
 
 def parse(args: "list[str]") -> Invocation:
-    """Take a git command line (without `git`) apart as git's handle_options does."""
+    """Parse a git command line (without `git`) as git's handle_options does."""
     taken = Invocation()
     at = 0
     while at < len(args) and args[at][:1] == "-":
@@ -139,9 +139,20 @@ def parse(args: "list[str]") -> Invocation:
     return taken
 
 
+def parse_other(tool: str, arguments: "list[str]") -> Invocation:
+    """The command line of one of `other_tools` as the git command line that represents it."""
+    from sandrun.git import other_tools
+
+    taken = Invocation()
+    taken.word, taken.arguments = other_tools.WORDS[tool], arguments
+    directory = other_tools.directory(tool, arguments)
+    taken.directories = [directory] if directory else []
+    return taken
+
+
 def needs(command: Invocation) -> "int | None":
-    """The locks that a command needs; 0: none. None: git does not know the word, so it may be
-    an alias or a program of somebody's. The latter is `FOREIGN` (`sandrun.git.aliases`)."""
+    """The locks that a command needs; 0: none. None: the word is no command of git's, so it may be
+    an alias or another program. The latter is `FOREIGN` (`sandrun.git.aliases`)."""
     word, arguments = command.word, command.arguments
     if not word or arguments[:1] in (["-h"], ["--help"]):
         return 0
@@ -154,8 +165,8 @@ def needs(command: Invocation) -> "int | None":
 
 
 def refreshes(word: str, arguments: "list[str]") -> int:
-    """REFRESH and its like for a command that may refresh the index (builtin/commit.c, diff.c,
-    describe.c), else 0. The shim knows the same words."""
+    """REFRESH with PAGED or LOCKS for a command that may refresh the index (builtin/commit.c,
+    diff.c, describe.c), else 0. The shim has the same words."""
     if word == "status":
         return REFRESH
     if word == "diff" and not {"--cached", "--staged", "--no-index"}.intersection(arguments):
@@ -166,7 +177,7 @@ def refreshes(word: str, arguments: "list[str]") -> int:
 
 
 def is_harmless(command: Invocation) -> bool:
-    """Whether a live process of this command line can never be the owner of a lock."""
+    """Whether a process with this command line can never own a lock."""
     word = command.word
     return (word in READ_ONLY and word not in _MAY_REFRESH) or word in (
         "fsmonitor--daemon",
@@ -175,7 +186,7 @@ def is_harmless(command: Invocation) -> bool:
 
 
 def writes_user_files(command: Invocation) -> bool:
-    """Whether it may write the user's own configuration or stored credentials; yes if unknown."""
+    """Whether it may write the user's configuration or stored credentials; yes if unknown."""
     words = ("config", "maintenance", "credential", "credential-store")
     return command.word in words or needs(command) is None
 
@@ -267,26 +278,26 @@ _VALUED = frozenset(("-o", "--push-option", "--repo", "--receive-pack", "--exec"
 
 
 def _dry(arguments: "list[str]") -> bool:
-    """Whether an argument says so; what follows an option that takes a value is none."""
+    """Whether an argument requests a dry run; the value of an option does not count."""
     before = ["", *arguments]
     dry = ("-n", "--dry-run")
     return any(w in dry and b not in _VALUED for b, w in zip(before, arguments, strict=False))
 
 
 def _or_dry(word: str, asks: "Callable[[list[str]], bool]") -> "Callable[[list[str]], bool]":
-    """As `asks` says, and `word` with --dry-run."""
+    """As `asks`, and also `word` with --dry-run."""
     return lambda arguments: asks(arguments) or (arguments[:1] == [word] and _dry(arguments))
 
 
 def _apply(arguments: "list[str]") -> bool:
-    """Whether `apply` only tells: each of these turns it off, --apply on again (git-apply(1)), and
-    so do `--app` and `--no-check` (gitcli(7))."""
+    """Whether `apply` only reports. Each of these options disables applying; --apply enables it
+    again (git-apply(1)), as do `--app` and `--no-check` (gitcli(7))."""
     writes = any(word.startswith(("--ap", "--no-")) for word in arguments)
     return not writes and _with("--check", "--numstat", "--stat", "--summary")(arguments)
 
 
 def _replace(arguments: "list[str]") -> bool:
-    """Whether `replace` lists (git-replace(1)); without arguments it does."""
+    """Whether `replace` only lists (git-replace(1)), as it does without arguments."""
     return not arguments or any(
         word in ("-l", "--list") or word[:9] == "--format=" for word in arguments
     )
@@ -297,7 +308,7 @@ def _stash(arguments: "list[str]") -> bool:
 
 
 _LFS_WRITES = frozenset(("checkout", "install", "migrate", "pull", "uninstall", "update"))
-"""git-lfs(1): those that write the index, the config or refs; the others have their own files."""
+"""git-lfs(1): commands that write the index, the config or refs; others write their own files."""
 
 
 def _other(tool: str) -> "Callable[[list[str]], bool]":
@@ -335,7 +346,7 @@ _ASKS: "Mapping[str, Callable[[list[str]], bool]]" = {
     "rerere": _first_in("status", "diff", "remaining"),
     "sparse-checkout": _first_in("list"),
     "stash": _stash,
-    # Not foreach: the gits that it starts are the real one, which no turn of their own guards.
+    # Not foreach: it starts the real git, so these commands acquire no turns of their own.
     "submodule": _first_in("", "status", "summary"),
     "symbolic-ref": _symbolic_ref,
     "tag": _tag,

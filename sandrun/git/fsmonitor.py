@@ -1,9 +1,9 @@
-"""Ending git's file system monitor as git does: by its own command.
+"""Stop git's file system monitor by git's own command.
 
-A killed one leaves its socket behind, on which the next git waits before it starts another
-(a second: git 2.55). Only a daemon of the run's is told, proved by its number, which the run's
-container gave, and by the socket that it has open. And only one of this very user: what is run to
-tell it is its own program, which another user may have put there for root to run.
+If it is killed, it leaves its socket behind, and the next git waits for that before it starts
+another monitor (one second with git 2.55). Only a daemon of the run is stopped: the run's container
+listed its pid, and it has the socket open. It must also be our own user's, because its own program
+is run to stop it, which another user could have put there for root to run.
 """
 
 import os
@@ -14,14 +14,15 @@ from sandrun.platform import processes
 assert sys.platform != "win32"
 
 _SOCKET = "/fsmonitor--daemon.ipc"
-"""In the git directory (compat/fsmonitor/fsm-ipc-unix.c); on a network file system it is elsewhere,
-under a name that does not tell the repository: such a daemon gets the signal."""
+"""In the git directory (compat/fsmonitor/fsm-ipc-unix.c). On a network file system the socket is
+elsewhere, with a name that does not identify the repository: such a daemon gets a signal
+instead."""
 _SECONDS = 2.0
 
 
 def stop(pid: int) -> None:
-    """Have the daemon end itself; returns when it has heard, or when that fails: a signal may
-    follow in any case."""
+    """Ask the daemon to exit; return when it has acknowledged, or on failure. A signal may follow
+    in any case."""
     try:
         if processes.owner(pid) != os.geteuid():
             return
@@ -50,7 +51,7 @@ def stop(pid: int) -> None:
 
 
 def _socket(pid: int) -> str:
-    """The path of the socket on which it listens; '': none. Raises OSError."""
+    """The path of the socket on which it listens, or ''. Raises OSError."""
     at = f"{processes.PROC}/{pid}/fd"
     opened = {os.readlink(f"{at}/{name}") for name in os.listdir(at)}
     for line in processes.read(f"{processes.PROC}/net/unix").splitlines():

@@ -1,8 +1,8 @@
-"""Which processes are git at work in a repository: our ancestors, and possible owners of a lock.
+"""Which processes are active git commands of a repository: enclosing ones, and owners of a lock.
 
-Two questions with opposite ways to be wrong. An ancestor that might be a git of this repository
-must never be waited for, so doubt says yes. A process that might own a lock must never be
-robbed, so doubt says yes there too. Both therefore treat what cannot be read as git's.
+Both questions are answered with yes in case of doubt. We must never wait for an enclosing git, and
+must never move the lock of a live one. So a process that cannot be read counts as a git of the
+repository.
 """
 
 import os
@@ -26,11 +26,11 @@ def is_named_git(name: str) -> bool:
     return base in ("git", "jj") or base.startswith("git-")
 
 
-def ancestor(repo: repository.Repository) -> int:
-    """The nearest ancestor that is a git at work in `repo` and may write; its pid, or 0.
+def enclosing_git(repo: repository.Repository) -> int:
+    """The pid of the nearest ancestor that is a git active in `repo` and may write; 0: none.
 
-    The proof is the chain of parents as the kernel has it, with each git's own command line,
-    directory and environment; nothing in our environment is believed.
+    The proof is the kernel's chain of parents, with the command line, directory and environment of
+    each git. Our own environment is not trusted.
     """
     pid = os.getppid()
     while pid > 1:
@@ -45,14 +45,14 @@ def ancestor(repo: repository.Repository) -> int:
 
 
 def _works_in(pid: int, repo: "repository.Repository | None", reads_count: bool) -> bool:
-    """Whether the git `pid` works in `repo` or a worktree of it (None: on the user's own files);
-    yes if it cannot be read."""
+    """Whether the git `pid` is active in `repo` or a worktree of it (None: on the user's own
+    files); yes if it cannot be read."""
     try:
         words = processes.arguments(pid)
         if not words:  # a zombie, or a kernel thread
             return False
         command = _invocation(words)
-        # What git does not know holds no turn, nor a lock: what it starts does, here below it.
+        # A command unknown to git holds no turn and no lock, but its children may.
         passive = classify.needs(command) in (0, None)
         if classify.is_harmless(command) if reads_count else passive:
             return False
@@ -73,24 +73,23 @@ def _works_in(pid: int, repo: "repository.Repository | None", reads_count: bool)
 def _invocation(words: "list[str]") -> classify.Invocation:
     tool = os.path.basename(words[0]).lstrip(".").removesuffix("-wrapped")
     if tool in ("jj", "git-annex"):
-        from sandrun.git import other_tools
-
-        return other_tools.parse(tool, words[1:])
+        return classify.parse_other(tool, words[1:])
     return classify.parse(words[1:])
 
 
 def _shares_files(pid: int, repo: repository.Repository) -> bool:
-    """The same for a git in a container, whose paths mean nothing here: by what they lead to.
+    """`_works_in` for a git in a container, whose paths mean nothing here: compare the directories
+    that they lead to.
 
-    git stands at the root of its worktree. Yes, too, where nothing there leads to a git dir.
+    git's current directory is the root of its worktree. Yes if no git directory is found there.
     """
     here = f"{processes.PROC}/{pid}/cwd"
     git_dir = here + "/.git"
     followed = repository.follow(git_dir)
-    # The kernel, not we, walks from the other's root.
+    # The kernel resolves the path from the other's root.
     git_dir = followed if followed.startswith(here) else f"{processes.PROC}/{pid}/root{followed}"
     found = [git_dir] if os.path.isdir(git_dir) else [here]
-    # The common dir of a linked worktree (`worktrees/NAME`) is two above.
+    # The common directory of a linked worktree (`worktrees/NAME`) is two levels up.
     infos = [os.stat(path) for path in (*found, found[0] + "/../..")]
     ours = [os.stat(path) for path in (repo.git_dir, repo.common_dir)]
     if any((one.st_ino, one.st_dev) == (our.st_ino, our.st_dev) for one in infos for our in ours):
@@ -100,7 +99,7 @@ def _shares_files(pid: int, repo: repository.Repository) -> bool:
 
 
 def _shares_user_files(pid: int) -> bool:
-    """Whether the git `pid` would write the same files of a user as we; another HOME has others."""
+    """Whether the git `pid` writes the same user files as we; with another HOME it does not."""
     theirs = lock_paths.user_files(processes.environ(pid))
     return not set(theirs).isdisjoint(lock_paths.user_files(os.environ))
 
@@ -112,10 +111,10 @@ def _same(found: "repository.Repository | None", repo: repository.Repository) ->
 def _repositories(
     pid: int, command: classify.Invocation
 ) -> "Iterator[repository.Repository | None]":
-    """Where a running git may be at work; None stands for a place that cannot be told.
+    """The repositories in which a running git may be active; None: one that cannot be determined.
 
-    git has gone to the worktree's root by now, while relative names in its command line and
-    first environment count from where it started: what it says of that is only PWD.
+    git has changed to the worktree's root, but relative names in its command line and initial
+    environment count from where it started, which only PWD tells.
     """
     env = processes.environ(pid)
     here = processes.directory(pid).removesuffix(" (deleted)")
@@ -131,15 +130,16 @@ def _repositories(
 
 
 def at_work(repo: "repository.Repository | None", uid: int = -1) -> "list[int]":
-    """The processes that may own a lock in `repo`: every git at work there that is not known to
-    only read, and every git that cannot be examined. None: of a lock on the user's own files.
+    """The processes that may own a lock in `repo` (None: on the user's own files): every git active
+    there that may write, and every git that cannot be examined.
 
-    `uid` is who made the lock: of the gits that cannot be examined, only that user's count."""
+    `uid` is the owner of the lock file: only that user's processes count if they cannot be
+    examined."""
     return [pid for pid in _pids() if pid != os.getpid() and _may_own(pid, repo, uid)]
 
 
 def _pids() -> "list[int]":
-    """Every process; none where there is no /proc of ours, which `stale.blind_spots` then says."""
+    """Every process; none without a /proc of ours, which `stale.blind_spots` then reports."""
     try:
         return [int(entry) for entry in os.listdir(processes.PROC) if entry.isdigit()]
     except OSError:
@@ -157,7 +157,7 @@ def _may_own(pid: int, repo: "repository.Repository | None", uid: int) -> bool:
 
 
 def _is_of_another(pid: int, uid: int) -> bool:
-    """Whether a process that we may not look into makes its files as another user than `uid`."""
+    """Whether a process that we may not examine creates files as another user than `uid`."""
     try:
         os.readlink(f"{processes.PROC}/{pid}/cwd")
         return False
@@ -171,7 +171,7 @@ def _is_of_another(pid: int, uid: int) -> bool:
 
 
 def _runs_git(pid: int) -> bool:
-    """A git under another name (`hub`, a renamed thread) still runs git's file."""
+    """Whether a process with another name (`hub`, a renamed thread) executes git's file."""
     try:
         return is_named_git(os.path.basename(os.readlink(f"{processes.PROC}/{pid}/exe")))
     except OSError:
@@ -179,8 +179,8 @@ def _runs_git(pid: int) -> bool:
 
 
 def is_housekeeping(pid: int) -> bool:
-    """Whether the process is the housekeeping that a git has put in the background at its end:
-    `gc --auto`, `maintenance run --auto`. It is finite, and done by nobody else."""
+    """Whether the process is housekeeping that a git left in the background: `gc --auto`,
+    `maintenance run --auto`. It ends by itself, and no other process does its work."""
     try:
         if not is_named_git(processes.Stat(pid).name):
             return False
@@ -192,7 +192,7 @@ def is_housekeeping(pid: int) -> bool:
 
 
 def openers(path: str) -> "list[int]":
-    """The processes that hold the file at `path` open, as far as we may look."""
+    """The processes that have the file at `path` open, as far as we may examine them."""
     try:
         wanted = os.stat(path, follow_symlinks=False)
     except OSError:
@@ -215,7 +215,7 @@ def _has_open(directory: str, wanted: os.stat_result) -> bool:
 
 
 def text(pids: "list[int]") -> str:
-    """The first of these processes for people: `git commit -a (pid 12, for 3 min 20 s)`."""
+    """The first live one of these processes, for a message: `git commit -a (pid 12, for 3 min)`."""
     for pid in pids:
         process = processes.describe(pid)
         if process:

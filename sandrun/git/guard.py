@@ -105,7 +105,7 @@ def wait_for_git(project: str, patience: float, mask: "set[int]") -> None:
         return
     from sandrun.git import git_processes
 
-    if git_processes.ancestor(repo):
+    if git_processes.enclosing_git(repo):
         return
     from sandrun.git.waiter import Interruptible, Wait
 

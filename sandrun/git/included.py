@@ -1,7 +1,7 @@
-"""Whether a configuration file of git, or one that it includes, speaks of something.
+"""Whether a git configuration file, or a file that it includes, contains a word.
 
-For rare files only: large ones, and those with an include. It reads what git would, and more: an
-`includeIf` counts whatever its condition, for that depends on where in the run a git starts.
+Only for rare files: large ones and those with an include. It reads what git would read and more: an
+`includeIf` counts whatever its condition, which depends on where in the run a git starts.
 """
 
 import os
@@ -10,11 +10,11 @@ from sandrun.platform.small_files import read_small
 
 
 def mentions(path: str, word: bytes, home: str) -> bool:
-    """Whether the lower-case `word` stands in the file, or in one that it includes at any depth.
+    """Whether the file, or a file that it includes at any depth, contains the lower-case `word`.
 
-    `home` is what `~` stands for. A file that cannot be read says nothing. Each file is read once:
-    files that include each other would be read a thousand times over before git's own limit on the
-    depth (10, config.c) ends it.
+    `home` replaces `~`. A file that cannot be read contains nothing. Each file is read once: files
+    that include each other would be read a thousand times before git's limit on the depth (10,
+    config.c).
     """
     ahead = [path]
     seen = set()

@@ -1,7 +1,7 @@
-"""Sleeping until something changes in a few directories: inotify(7), or short naps without it.
+"""Block until a few directories change: inotify(7), or short sleeps without it.
 
-Invariant: look at the files after `Watch` was made, then `sleep`: a change in between is queued,
-so no wake-up is lost.
+Invariant: check the files after making `Watch`, then `sleep`. A change in between is queued, so no
+wakeup is lost.
 """
 
 import os
@@ -17,7 +17,7 @@ _NAP = 0.05
 
 
 class Watch:
-    """Watches directories for files that go or are renamed; missing ones are left out."""
+    """Watches directories for removed and renamed files; missing directories are skipped."""
 
     def __init__(self, directories: "set[str]") -> None:
         self.fd = _start()

@@ -1,9 +1,9 @@
-"""git's own lock files: which are in the way of a command, and waiting for them to go.
+"""git's own lock files: which ones a command would fail on, and waiting until they are gone.
 
-Promises to touch none of them. A lock is in the way while its name exists; git makes it with
-O_EXCL and renames it over the file it guards, or removes it. What it does not do is keep it open:
-in the editor of `git commit -a` nobody has index.lock open, so neither that nor its age says
-whether it is alive (`sandrun.git.stale` has what does).
+Promises to change none of them. A lock is held while its file exists: git creates it with O_EXCL
+and renames it over the file that it protects, or removes it. git does not keep it open: during the
+editor of `git commit -a` no process has index.lock open. So neither that nor its age tells whether
+the owner lives (`sandrun.git.stale` proves it).
 """
 
 import os
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 _REFTABLE = "reftable/tables.list.lock"
 _PACKING = (
     "gc.pid.lock",
-    "objects/maintenance.lock",  # `maintenance run` does not fail on it: it does nothing
+    "objects/maintenance.lock",  # `maintenance run` does nothing if it exists, with exit code 0
     "objects/info/commit-graph.lock",
     "objects/info/commit-graphs/commit-graph-chain.lock",
     "objects/pack/multi-pack-index.lock",
 )
 SILENCE = 0.3
-"""A shorter wait is nobody's business."""
+"""Seconds; a shorter wait is not reported."""
 
 
 def in_the_way(repo: Repository, needs: int) -> "list[str]":
-    """The lock files on which a command with these needs would fail."""
+    """The lock files that would make a command with these needs fail."""
     paths = []
     names = [_REFTABLE]
     if needs & (classify.TREE | classify.ALL):
@@ -60,9 +60,10 @@ def first_of(paths: "list[str]") -> str:
 def wait_gone(
     repo: Repository, paths: "list[str]", deadline: float, heal: "Callable[[str], bool]"
 ) -> str:
-    """Wait until none of the lock files is there; the one that stayed, or ''.
+    """Wait until none of the lock files exists; return the one that remained, or ''.
 
-    `heal` is asked once for each whether it is stale beyond doubt, and takes it away if so.
+    `heal` is called once for each: it moves the lock aside and returns True if it is provably
+    stale.
     """
     from sandrun.git.inotify import Watch
 
@@ -90,7 +91,7 @@ def wait_gone(
 
 
 def owner_text(repo: Repository, lock: str) -> str:
-    """Who holds a lock and which, as far as can be told."""
+    """The owner of a lock and its name, for a message."""
     name = os.path.relpath(lock, repo.common_dir)
     owners = git_processes.openers(lock) or git_processes.at_work(repo)
     who = git_processes.text([pid for pid in owners if pid != os.getpid()])
@@ -98,7 +99,7 @@ def owner_text(repo: Repository, lock: str) -> str:
 
 
 def age_text(lock: str) -> str:
-    """How long a lock file exists."""
+    """The age of a lock file."""
     try:
         return span_text(max(0.0, time.time() - os.lstat(lock).st_ctime))
     except OSError:

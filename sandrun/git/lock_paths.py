@@ -1,13 +1,13 @@
-"""Where git takes its lock files: those of a repository, of all it shares with, and of its user.
+"""Where git creates lock files: in a repository, in those that share its files, and for its user.
 
-By git's own source (2.39 to 2.55): each caller of hold_lock_file_for_update() and its kin, and the
-tempfiles that refs and reftable lock with. git locks `FILE` by `FILE.lock`, from 2.54 on with
-`FILE~pid.lock` beside it. Invariant: only places and names that git uses count. No ref, and no
-folder of refs, may end in .lock (git-check-ref-format(1)); a file in a worktree may, so none is
-looked at there but `.gitmodules.lock`.
+Source: git 2.39 to 2.55, each caller of hold_lock_file_for_update() and the like, and the tempfiles
+that lock refs and reftables. git locks `FILE` by `FILE.lock`, since 2.54 with `FILE~pid.lock`
+beside it. Invariant: only paths that git uses count. No ref or directory of refs may end in .lock
+(git-check-ref-format(1)), but a file in a worktree may, so `.gitmodules.lock` is the only one
+there.
 
-Left out are locks on files that a command line names (`bundle create`, `fast-import`'s marks,
-`config --file`): nobody but the user knows where they are.
+Locks on files named on a command line (`bundle create`, marks of `fast-import`, `config --file`)
+are not included, because only the user knows where they are.
 """
 
 import os
@@ -24,8 +24,8 @@ _TOP = frozenset(
     ("config", "config.worktree", "fsmonitor--daemon.ipc", "gc.log", "gc.pid", "packed-refs",
      "shallow")
 )  # fmt: skip
-"""In a git dir, beside indexes (`index`, `next-index-1`, `index.stash.1`) and what is written in
-capitals: HEAD, MERGE_HEAD and other pseudo-refs, MERGE_RR, MERGE_MSG."""
+"""Files in a git directory, besides indexes (`index`, `next-index-1`, `index.stash.1`) and names in
+capitals (HEAD, MERGE_HEAD and other pseudo-refs, MERGE_RR, MERGE_MSG)."""
 _FLAT = (
     *("info", "objects", "objects/info", "objects/info/commit-graphs", "objects/pack"),
     *("objects/pack/multi-pack-index.d", "rebase-apply", "rebase-merge", "sequencer"),
@@ -34,8 +34,8 @@ _DEEP = ("refs", "logs", "reftable")
 
 
 def every_lock(repo: Repository, env: "Mapping[str, str]") -> "dict[str, Repository | None]":
-    """The lock files that exist, each with the repository whose gits may own it; None: any git,
-    because the file is the user's."""
+    """The existing lock files, each with the repository whose git commands may own it; None: any
+    git, because the file is the user's."""
     found: dict[str, Repository | None] = {}
     for each in _family(repo):
         for path in _in_repository(each):
@@ -44,7 +44,7 @@ def every_lock(repo: Repository, env: "Mapping[str, str]") -> "dict[str, Reposit
 
 
 def _family(repo: Repository) -> "Iterator[Repository]":
-    """The repository, its other worktrees, and what is below `modules`: submodules and theirs."""
+    """The repository, its other worktrees, and its submodules with theirs (below `modules`)."""
     yield repo
     for name in entries(os.path.join(repo.common_dir, "worktrees")):
         git_dir = os.path.join(repo.common_dir, "worktrees", name)
@@ -58,14 +58,14 @@ def _family(repo: Repository) -> "Iterator[Repository]":
 
 
 def _plain(git_dir: str, common_dir: str) -> Repository:
-    named = os.path.join(git_dir, "gitdir")  # of a linked worktree: the `.git` file that leads here
+    named = os.path.join(git_dir, "gitdir")  # in a linked worktree: the path of its `.git` file
     link = repository.first_line(named) if os.path.isfile(named) else ""
     top = os.path.dirname(link) or git_dir
     return Repository(git_dir, common_dir, top, os.path.join(git_dir, "index"))
 
 
 def _modules(folder: str) -> "Iterator[str]":
-    """The git dirs below `folder`; a submodule's name may have slashes."""
+    """The git directories below `folder`; the name of a submodule may have slashes."""
     for name in entries(folder):
         path = os.path.join(folder, name)
         if not os.path.isdir(path) or os.path.islink(path):
@@ -112,7 +112,7 @@ def _locks_in(folder: str) -> "Iterator[str]":
 
 
 def entries(folder: str) -> "list[str]":
-    """The names in a folder, sorted; none where it cannot be read."""
+    """The names in a folder, sorted; none if it cannot be read."""
     try:
         return sorted(os.listdir(folder))
     except OSError:
@@ -120,7 +120,7 @@ def entries(folder: str) -> "list[str]":
 
 
 def user_files(env: "Mapping[str, str]") -> "list[str]":
-    """The user's own files that git writes: its configuration, git-credential-store(1)'s."""
+    """The user's files that git writes: its configuration and git-credential-store(1)'s file."""
     home = env.get("HOME", "")
     config = env.get("XDG_CONFIG_HOME") or (os.path.join(home, ".config") if home else "")
     named = env.get("GIT_CONFIG_GLOBAL", "")
@@ -129,7 +129,7 @@ def user_files(env: "Mapping[str, str]") -> "list[str]":
         files += [os.path.join(home, name) for name in (".gitconfig", ".git-credentials")]
     if config:
         files += [os.path.join(config, "git", name) for name in ("config", "credentials")]
-    # git locks where a link leads: a .gitconfig may be in a folder of dotfiles.
+    # git locks the target of a link: a .gitconfig may be in a folder of dotfiles.
     return list(dict.fromkeys(map(os.path.realpath, files)))
 
 

@@ -1,26 +1,24 @@
-"""Programs other than git that take git's locks, and have a shim of the guard's: jj and git-annex.
+"""Programs other than git that take git's locks and have a shim of the guard: jj and git-annex.
 
-Both report a lock that another git holds as an error of the repository (jj 0.46: `jj log` and
-`jj status` too, because they import what git did and refresh the index), and git-annex ends with
-exit code 0 although nothing was added or committed (10.20230126: `add`, `sync`).
+Both report another git's lock as an error of the repository (jj 0.46: also `jj log` and `jj
+status`, because they import git's changes and refresh the index). git-annex exits with 0 although
+nothing was added or committed (10.20230126: `add`, `sync`).
 
-Their command lines are classified as `git jj ...` and `git annex ...` (`commands`). A command that
-is not listed here takes its turn, because the guard cannot know what it writes.
+Their command lines are classified as `git jj ...` and `git annex ...` (`classify`). A command that
+is not listed here needs a turn, because the guard does not know what it writes.
 """
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from sandrun.git.classify import Invocation
-
 WORDS = {"jj": "jj", "git-annex": "annex"}
-"""By program: the word that stands for it in a command line of git."""
+"""By program: the word that represents it in a git command line."""
 
 _HARMLESS: "Mapping[str, frozenset[str]]" = {
     "jj": frozenset(("config", "help", "util", "version")),  # jj help, 0.46
-    # git-annex(1): what only reports; transfers, which take hours; servers, whose children come
-    # here one by one; and what git itself starts.
+    # git-annex(1): reports; transfers, which take hours; servers, whose children are classified one
+    # by one; and commands that git itself starts.
     "git-annex": frozenset((
         "assistant", "benchmark", "calckey", "checkpresentkey", "contentlocation", "copy",
         "diffdriver", "drop", "examinekey", "filter-process", "find", "findkeys", "findref", "fsck",
@@ -37,19 +35,13 @@ _JJ_VALUES = ("-R", "--repository", "--at-op", "--at-operation", "--color", "--c
 _JJ_SHOWS = frozenset(("diff", "evolog", "interdiff", "log", "root", "show", "st", "status"))
 
 
-def parse(tool: str, arguments: "list[str]") -> "Invocation":
-    """The command line as the one of git that stands for it."""
-    from sandrun.git.classify import Invocation
-
-    taken = Invocation()
-    taken.word, taken.arguments = WORDS[tool], arguments
-    directory = _jj_word(arguments)[1] if tool == "jj" else ""
-    taken.directories = [directory] if directory else []
-    return taken
+def directory(tool: str, arguments: "list[str]") -> str:
+    """The directory that the command line changes to; '': none."""
+    return _jj_word(arguments)[1] if tool == "jj" else ""
 
 
 def passed_words(tool: str) -> "list[str]":
-    """The first words that need no turn, for a shim that asks nobody."""
+    """The first words that need no turn, for a shim."""
     return sorted(_HARMLESS[tool])
 
 
@@ -59,19 +51,18 @@ def is_harmless(tool: str, arguments: "list[str]") -> bool:
         return True
     word = _jj_word(arguments)[0] if tool == "jj" else "".join(arguments[:1])
     if tool == "jj" and "--ignore-working-copy" in arguments and word in _JJ_SHOWS:
-        return True  # a prompt asks so: neither imported nor refreshed
+        return True  # as in a shell prompt: it neither imports nor refreshes
     return word in _HARMLESS[tool]
 
 
 def is_paged(tool: str, arguments: "list[str]") -> bool:
-    """Whether a command shows its answer in a pager where it has a terminal, and lives as long as
-    somebody reads."""
+    """Whether a command uses a pager on a terminal, and so may live as long as it is read."""
     return tool == "jj" and _jj_word(arguments)[0] in ("", *_JJ_SHOWS)
 
 
 def _jj_word(arguments: "list[str]") -> "tuple[str, str]":
-    """The subcommand of a command line of jj ('': its default command), and the directory that -R
-    names ('': none)."""
+    """The subcommand of a jj command line ('': its default command), and the directory given by -R
+    ('': none)."""
     directory = value_of = ""
     for argument in arguments:
         name, _, value = argument.partition("=")

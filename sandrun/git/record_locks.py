@@ -1,26 +1,26 @@
-"""Taking turns: guarded git commands of one repository run one after the other.
+"""Turns: guarded git commands of one repository run one after the other.
 
-The locks are POSIX record locks on single bytes of `sandrun-guard`, an empty file in the git dir
-and one in the common dir. Such a lock belongs to the process: exec keeps it, fork does not pass
-it on, and the kernel drops it however the process ends. So the git that we become holds it for
-exactly as long as it lives, no supervisor is needed, and a daemon that git leaves behind (gc,
-fsmonitor, a hook's `&`) never holds it. The kernel also tells who holds it, and queues waiters
-in the order they came.
+A turn is a set of POSIX record locks on single bytes of `sandrun-guard`, an empty file in the git
+directory and one in the common directory. A record lock belongs to the process: exec keeps it, fork
+does not pass it on, and the kernel releases it however the process ends. So the git that we become
+holds it exactly as long as it lives, no supervisor is needed, and a daemon that git leaves behind
+(gc, fsmonitor, a hook's `&`) never holds it. The kernel also reports the holder, and queues waiters
+in the order of their arrival.
 
 Invariants
-- Order: this worktree's tree, then the common dir's bytes; hence no cycle of waits.
-- Every guarded git shares ALL_BYTE, and who needs all for itself (gc) has it alone. While that one
-  waits others may pass it; no longer than its deadline.
-- One descriptor per file: closing another one of the same file would drop the locks.
-- A git inside another git of the same repository (a hook) must not wait for what that one
-  holds. It takes its turn among its siblings instead, on bytes of their own behind `base`.
-- Who may write in the directory may read and write the file, and nobody else: whoever may only
-  read the repository cannot delay our gits.
-  Where it cannot be opened (read-only, another's repository) there is no queue, only git's own
-  locks. It is never removed; if somebody else does, the next to come makes a new one.
+- Locks are acquired in one order, this worktree's tree before the bytes of the common directory, so
+  waits cannot form a cycle.
+- Every guarded git shares ALL_BYTE; a command that needs everything (gc) locks it exclusively.
+  Others may overtake it while it waits, until its deadline.
+- Each file has one descriptor: closing a second one would release the locks.
+- A git inside another git of the same repository (in a hook) must not wait for the outer one. It
+  takes turns with its siblings instead, on bytes of their own from `base` on.
+- Users that may write the directory may read and write the file, and no others: a user that may
+  only read the repository cannot delay our git commands. If the file cannot be opened (read-only,
+  another user's repository), there are no turns, only git's own locks. The file is never removed;
+  if another process removes it, the next command makes a new one.
 
-It is a courtesy on top of git's own locks, never instead of them: when the deadline has passed,
-git runs anyway.
+Turns only avoid collisions; exclusion is by git's own locks. After the deadline git runs anyway.
 """
 
 import errno
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from sandrun.git.repository import Repository
 
     Waiter = Callable[[int, int, int], bool]
-    """Called as (fd, operation, byte) when that lock is taken; True: it is ours now."""
+    """Called with (fd, operation, byte) of a lock that another process holds; True: it is ours."""
 
 FILE = "sandrun-guard"
 TREE_BYTE, ALL_BYTE, REFS_BYTE, REMOTE_BYTE = range(4)
@@ -48,7 +48,7 @@ _WIDTH = 4
 
 
 def steps(repo: "Repository", needs: int) -> "list[tuple[str, int, int]]":
-    """The locks that `needs` asks for, in order: directory, byte, operation."""
+    """The locks for `needs`, in order; each a directory, a byte and an operation."""
     if needs == classify.REFRESH:
         return [(repo.git_dir, TREE_BYTE, fcntl.LOCK_EX)]
     wanted = []
@@ -63,38 +63,38 @@ def steps(repo: "Repository", needs: int) -> "list[tuple[str, int, int]]":
     return wanted
 
 
-def take(repo: "Repository", needs: int, base: int, wait: "Waiter") -> "list[int]":
-    """Take the locks; the descriptors that hold them, to be kept open.
+def acquire(repo: "Repository", needs: int, base: int, wait: "Waiter") -> "list[int]":
+    """Acquire the locks; return the descriptors that hold them, which must stay open.
 
-    `base` is the git around us (0: none). `wait` decides about a lock that another holds; when
-    it gives up, the command goes on without that lock.
+    `base` is the pid of the enclosing git (0: none). `wait` waits for a lock that another process
+    holds; if it gives up, the command continues without that lock.
     """
     held: dict[str, int] = {}
     for directory, byte, operation in steps(repo, needs):
         if directory not in held:
             held[directory] = open_file(directory)
         if held[directory] >= 0:
-            _take_one(held[directory], operation, base * _WIDTH + byte, wait)
+            _acquire_one(held[directory], operation, base * _WIDTH + byte, wait)
     return [fd for fd in held.values() if fd >= 0]
 
 
-def _take_one(fd: int, operation: int, byte: int, wait: "Waiter") -> None:
+def _acquire_one(fd: int, operation: int, byte: int, wait: "Waiter") -> None:
     try:
         fcntl.lockf(fd, operation | fcntl.LOCK_NB, 1, byte)
     except OSError as error:
-        # Others (ENOLCK, EOPNOTSUPP): a file system without locks, so without a queue.
+        # Other errors (ENOLCK, EOPNOTSUPP): a file system without locks, so without turns.
         if error.errno in (errno.EAGAIN, errno.EACCES):
             wait(fd, operation, byte)
 
 
 def open_file(directory: str, make: bool = True) -> int:
-    """Open the guard file of a git dir, made first if need be; -1 where that cannot be."""
+    """Open the guard file of a git directory, making it if necessary; -1 if that fails."""
     path = os.path.join(directory, FILE)
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     for _ in range(3):
         try:
             kind = os.lstat(path).st_mode & 0o170000
-            if kind != 0o100000:  # not even opened: a device may act on that
+            if kind != 0o100000:  # not opened: opening a device may have effects
                 _complain(path)
                 return -1
             fd = os.open(path, flags)
@@ -114,20 +114,20 @@ def open_file(directory: str, make: bool = True) -> int:
 
 
 def _complain(path: str) -> None:
-    messages.warn(f"{path} is no regular file: gits here take no turns", f"rm -r {path}")
+    messages.warn(f"{path} is no regular file: git commands here take no turns", f"rm -r {path}")
 
 
 def _mode(home: os.stat_result) -> int:
-    """Reading for those who may write in the git dir, and for nobody else: a lock that keeps
-    writers away (F_RDLCK) needs no more than a descriptor for reading (fcntl(2))."""
+    """The file's mode: readable only for users that may write the git directory, because a
+    descriptor for reading suffices for a lock that delays writers (F_RDLCK, fcntl(2))."""
     writers = home.st_mode & 0o222
     return 0o600 | writers | writers << 1
 
 
 def _mend(fd: int, info: os.stat_result, directory: str) -> None:
-    """Correct the mode of a file of ours, which an older version or a change of sharing left.
+    """Correct the mode of our file after an older version or a change of the directory's mode.
 
-    Not where it has a second name: that may be a link to something else of ours.
+    A file with a second name is left alone: it may be a link to another file of ours.
     """
     try:
         wanted = _mode(os.stat(directory))
@@ -139,8 +139,8 @@ def _mend(fd: int, info: os.stat_result, directory: str) -> None:
 
 
 def _make(directory: str, path: str) -> bool:
-    """Make the file with the directory's writers and, for root, its owner: a root who commits in a
-    user's repository must not shut the user out."""
+    """Make the file with the directory's write permissions and, for root, its owner: root must not
+    lock a user out of the user's repository."""
     try:
         home = os.stat(directory)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -158,7 +158,8 @@ def _make(directory: str, path: str) -> bool:
 
 
 def _high(fd: int) -> int:
-    """Out of the way of scripts' own `exec 3>file`; before any lock, as closing drops them."""
+    """Move to a high descriptor, away from a script's `exec 3>file`; before any lock, because
+    closing a descriptor releases the locks."""
     try:
         high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
     except OSError:  # a low RLIMIT_NOFILE
@@ -168,7 +169,7 @@ def _high(fd: int) -> int:
 
 
 def holder(fd: int, operation: int, byte: int) -> int:
-    """The process whose lock is in the way, as the kernel tells (F_GETLK); 0: none to be seen."""
+    """The process that holds a conflicting lock, by F_GETLK; 0: none is visible."""
     import struct
 
     if sys.platform != "linux":

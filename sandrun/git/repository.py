@@ -1,11 +1,11 @@
-"""Which repository a git command acts on, found by files alone as git finds it.
+"""The repository of a git command, found from files as git finds it.
 
-Promises the git dir, common dir and index that git itself would use, for every way of naming a
+Promises the git directory, common directory and index that git would use, for every way to name a
 repository: discovery from a directory, `.git` files (linked worktrees, submodules), bare
-repositories, and the GIT_* variables (gitrepository-layout(5), git(1), setup.c). Starting
-`git rev-parse` instead would cost as much as the guarded command; the tests compare with it.
+repositories and the GIT_* variables (gitrepository-layout(5), git(1), setup.c). Starting `git
+rev-parse` instead would cost as much as the guarded command; the tests compare with it.
 
-Left to git: whether it trusts the repository (safe.directory) and understands its format.
+Leaves to git whether it trusts the repository (safe.directory) and understands its format.
 """
 
 import os
@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 
 class Repository:
-    """A repository as one worktree sees it; all paths are real paths.
+    """A repository as seen from one worktree; all paths are real paths.
 
-    `git_dir` has the index and HEAD, `common_dir` what linked worktrees share: refs, packs,
-    config. They are the same in a main worktree. `top` is the worktree's root, else the git dir.
+    `git_dir` has the index and HEAD. `common_dir` has what linked worktrees share: refs, packs and
+    config; in a main worktree both are the same. `top` is the worktree's root, else the git
+    directory.
     """
 
     __slots__ = ("common_dir", "git_dir", "index", "top")
@@ -34,7 +35,7 @@ class Repository:
 
 
 def find(cwd: str, env: "Mapping[str, str]") -> "Repository | None":
-    """The repository of a git that starts in `cwd` with the environment `env`; None: none."""
+    """The repository of a git that starts in `cwd` with the environment `env`, or None."""
     named = env.get("GIT_DIR", "")
     if named:
         git_dir = follow(os.path.join(cwd, named))
@@ -52,7 +53,7 @@ def find(cwd: str, env: "Mapping[str, str]") -> "Repository | None":
 
 
 def _named_top(cwd: str, env: "Mapping[str, str]") -> str:
-    """The root that GIT_WORK_TREE names, where git goes if it starts inside of it."""
+    """The root named by GIT_WORK_TREE, to which git changes if it starts inside."""
     named = env.get("GIT_WORK_TREE", "")
     if not named:
         return ""
@@ -62,7 +63,7 @@ def _named_top(cwd: str, env: "Mapping[str, str]") -> str:
 
 
 def _discover(cwd: str, env: "Mapping[str, str]") -> "tuple[str, str]":
-    """Walk up from `cwd`: the git dir and the worktree's root ('', '': there is none)."""
+    """Walk up from `cwd`; return the git directory and the worktree's root, or ('', '')."""
     here = os.path.realpath(cwd)
     ceilings = {
         os.path.realpath(path) for path in env.get("GIT_CEILING_DIRECTORIES", "").split(":") if path
@@ -73,7 +74,7 @@ def _discover(cwd: str, env: "Mapping[str, str]") -> "tuple[str, str]":
         git_dir = follow(dot_git)
         if is_git_dir(git_dir, env):
             return git_dir, here
-        if git_dir != dot_git:  # git refuses a .git file that leads nowhere
+        if git_dir != dot_git:  # git refuses a .git file without a valid target
             return "", ""
         if is_git_dir(here, env):
             return here, here
@@ -93,7 +94,7 @@ def _device(path: str) -> "int | None":
 
 
 def follow(path: str) -> str:
-    """Where a `.git` file leads (`gitdir: PATH`, relative to the file); else `path` itself."""
+    """The target of a `.git` file (`gitdir: PATH`, relative to the file); else `path` itself."""
     line = first_line(path) if os.path.isfile(path) else ""
     if line.startswith("gitdir: "):
         return os.path.join(os.path.dirname(path), line[8:])
@@ -101,8 +102,8 @@ def follow(path: str) -> str:
 
 
 def first_line(path: str) -> str:
-    """The text of a small file of git's without its line ends; '' if it cannot be read. For git,
-    which is written in C, it ends at a NUL; and no path has one."""
+    """The text of a small file without line ends; '' if it cannot be read. As for git, which is
+    written in C, it ends at a NUL; no path contains one."""
     try:
         data = read_small(path) or b""
         return os.fsdecode(data.partition(b"\0")[0]).rstrip("\r\n")
@@ -119,7 +120,7 @@ def _common_dir(git_dir: str, env: "Mapping[str, str]") -> str:
 
 
 def is_git_dir(path: str, env: "Mapping[str, str]") -> bool:
-    """What git asks of a git dir: a HEAD that reads as one, objects and refs (setup.c)."""
+    """Whether git accepts a directory: a valid HEAD, objects and refs (setup.c)."""
     head = os.path.join(path, "HEAD")
     try:
         target = os.readlink(head)
@@ -127,7 +128,7 @@ def is_git_dir(path: str, env: "Mapping[str, str]") -> bool:
             return False
     except FileNotFoundError:
         return False
-    except OSError:  # a regular file, as nearly always
+    except OSError:  # a regular file, nearly always
         line = first_line(head)
         name = line[4:].lstrip() if line.startswith("ref:") else ""
         if not name.startswith("refs/") and not _is_hash(line):

@@ -1,31 +1,31 @@
-"""The text of the `git` shim: POSIX sh, because a read-only git is over before Python has started.
+"""The text of the `git` shim: POSIX sh, because a read-only git ends before Python has started.
 
-It knows the commands that never write (`commands.READ_ONLY`) and becomes the real git at once;
-everything else becomes `sandrun git`, which looks closer. Rules that both keep: the subcommand is
-the first word that is no option, a background reader takes no optional locks, and what may refresh
-the index (`commands.refreshes`) has the tree's turn.
+For commands that never write (`classify.READ_ONLY`) the shim becomes the real git at once; for all
+others it becomes `sandrun git`, which parses the command line. Both follow the same rules: the
+subcommand is the first word that is no option, a background reader takes no optional locks, and a
+command that may refresh the index (`classify.refreshes`) needs the tree's turn.
 
-A shim directory has an (empty) file `.sandrun-shims`, by which the shims know each other: reading
-every `git` on PATH for a mark would cost more in sh than git does.
+A directory of shims has an empty file `.sandrun-shims`, by which a shim skips it: reading every
+`git` on PATH for a mark would cost more in sh than git itself.
 
-`search` is how every shim, of git or of another tool, finds the program behind it.
+`search` is the text with which every shim, of git or another tool, finds the program behind it.
 """
 
 from sandrun.git import classify
 
 DIRECTORY_MARK = ".sandrun-shims"
 
-# Nothing shows whether a version manager behind a shim has come back to it by the PATH or the tool
-# has started itself by name. So the shim notes what it passed, in SANDRUN_SHIM:
+# A shim cannot see whether a version manager behind it came back to it by PATH, or whether the tool
+# started itself by name. So it records what it started, in SANDRUN_SHIM:
 #   PID:PPID:DEPTH:AGAIN:SINCE:TOOL:OWN<newline>BEFORE<newline>WORDS
-# the process that became the tool (an empty PID: the run's child, whose parent is PPID), how many
-# shims deep it is, how often only a passed place was left and since when, the places that this
-# process passed, those that the processes around it passed with the same words in the same
-# directory, and these.
-# A process that becomes the tool again came back: what lies behind is the tool. A child starts the
-# search anew. It ends: each process passes a place once, processes inside one another pass it twice
-# with the same words, and the counts limit all else (no circle: a server that becomes itself again
-# once a minute).
+# - PID and PPID of the process that became the tool (empty PID: the run's child, with parent PPID);
+# - DEPTH, the number of nested shims; AGAIN, how often only places already used were left, and
+# SINCE   when; - OWN, the places that this process used; BEFORE, those that enclosing processes
+# used with the same   words in the same directory; WORDS, that directory and words. If a process
+# becomes the tool again, it came back, so the tool is further behind. A child starts a new search.
+# The search ends, because each process uses a place once, nested processes use it twice with the
+# same words, and the counts limit the rest (a server that restarts itself once a minute is no
+# loop).
 _SEARCH = r"""line='
 '
 words="$PWD $*" depth=0 again=0 since= own= before= real= back=
@@ -83,16 +83,16 @@ export SANDRUN_SHIM="$$:$PPID:$note"
 
 
 def search(tool: str) -> str:
-    """Shell text that sets `real` to the program behind a shim for `tool`, or ends with 127.
+    """Shell text that sets `real` to the program behind a shim for `tool`, or exits with 127.
 
-    It exports SANDRUN_SHIM for a shell that becomes `real`; ":$$:$note" is right for one that
-    becomes a run of it.
+    It exports SANDRUN_SHIM for a shell that becomes `real`; a shell that becomes a run of it must
+    set it to ":$$:$note".
     """
     return _SEARCH.format(tool=tool, mark=DIRECTORY_MARK, deep=300, deepest=400)
 
 
 _TEXT = """#!/bin/sh
-# sandrun shim for git: commands that only read go straight through, others wait for their turn
+# sandrun shim for git: commands that only read start at once, others wait for their turn
 word= skip=
 for argument; do
 	if [ "$skip" ]; then skip=; continue; fi
@@ -104,7 +104,7 @@ for argument; do
 	*) word=$argument; break ;;
 	esac
 done
-# Those that may write a refreshed index ask for the tree's turn first.
+# Commands that may write a refreshed index need the tree's turn.
 case "$word ${{GIT_OPTIONAL_LOCKS-}} $* " in
 "status 0 "*|diff*" --cached "*|diff*" --staged "*|diff*" --no-index "*) ;;
 "status "*|"diff "*|describe*" --dirty"*) word=refresh ;;
@@ -121,7 +121,7 @@ exec "$real" "$@"
 """
 
 _OTHER = """#!/bin/sh
-# sandrun shim for {tool}: what may take git's locks waits for its turn among the gits
+# sandrun shim for {tool}: commands that may take git's locks wait for their turn
 {search}case ${{1-}} in
 {passed}) ;;
 *)
@@ -133,15 +133,15 @@ exec "$real" "$@"
 
 _GONE = """\
 	echo >&2 "sandrun: {tool} runs without its turn: sandrun is not where it was"
-	echo >&2 "sandrun: hint: install it and say: sandrun shims add {tool}; or remove $0"
+	echo >&2 "sandrun: hint: install it and run: sandrun shims add {tool}; or remove $0"
 """
 
 
 def launch(python: str, library: str) -> str:
     """The shell text that becomes `sandrun git`, with the package in the folder `library`; it does
-    nothing where sandrun is gone.
+    nothing if sandrun is gone.
 
-    Without `site` (-S), which takes a quarter of Python's start and is needed for nothing here.
+    It starts Python without `site` (-S), which is not needed and a quarter of Python's start.
     """
     from sandrun.model import command_text
 
@@ -160,8 +160,9 @@ def other(tool: str, sandrun: str) -> str:
 
 
 def text(sandrun: str) -> str:
-    """The shim. `sandrun` is the shell text that becomes `sandrun git` with the words after it,
-    such as `exec /usr/bin/sandrun git` or what `launch` gives; if it returns, git is run as is."""
+    """The shim for git. `sandrun` is the shell text that becomes `sandrun git` with the words after
+    it, such as `exec /usr/bin/sandrun git` or that of `launch`; if it returns, git runs
+    unguarded."""
     return _TEXT.format(
         with_value="|".join(sorted(classify.WITH_VALUE)),
         answers="|".join(sorted(classify.ANSWERS)),

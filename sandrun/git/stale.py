@@ -1,17 +1,17 @@
-"""Locks whose owner is dead: what proves it, moving them aside, putting them back.
+"""Locks whose owner is dead: the proof, moving them aside, restoring them.
 
 Promises
-- A lock of a live git is never moved. Neither its age nor that nobody has it open proves
-  anything: both are so in the editor of `git commit -a`.
-- Moved by itself (`heal`, `after_run`) only with proof that its owner cannot live: it is older
-  than this boot, or the git that core.lockfilePid names is dead, or it was born in a run whose
-  every process is dead. And only if nothing contradicts: no git is at work in the repository, no
-  process has the file open, and no owner could be out of our sight.
-- Nothing is ever deleted: the lock moves to `sandrun-unlocked/` in the common dir (one outside of
-  it gets another name), because an index.lock may be all that is left of what somebody staged.
+- A lock of a live git is never moved. Its age proves nothing, and neither does that no process has
+  it open: both are normal during the editor of `git commit -a`.
+- A lock is moved automatically (`heal`, `after_run`) only with proof that its owner is dead: it is
+  older than this boot, or the git named by core.lockfilePid is dead, or it was created in a run
+  whose processes are all dead. In addition, no git may be active in the repository, no process may
+  have the file open, and no possible owner may be invisible to us.
+- Nothing is deleted. The lock moves to `sandrun-unlocked/` in the common directory, or gets another
+  name if it is outside, because an index.lock may be the only copy of staged work.
 
-Assumptions: a program other than git that takes git's locks (JGit, libgit2) has the file open
-while it does. Whoever changes the clock by hand while git runs still has a live git to be seen.
+Assumption: a program other than git that takes git's locks (JGit, libgit2) keeps the file open. If
+the clock is changed by hand while git runs, the live git is still visible.
 """
 
 import os
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 HOME = "sandrun-unlocked"
-_BESIDE = ".sandrun-"  # what follows a lock's name where it cannot move into the git dir
+_BESIDE = ".sandrun-"  # follows the name of a lock that cannot move into the git directory
 _CLOCK_MARGIN = 5.0  # btime of /proc/stat has whole seconds and follows clock adjustments
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, <linux/proc_ns.h>
 _LOCAL = (
@@ -41,15 +41,15 @@ _LOCAL = (
 
 
 def heal(repo: Repository, lock: str) -> bool:
-    """Move a lock aside if it is stale beyond doubt; whether it was moved."""
+    """Move a lock aside if it is provably stale; return whether it was moved."""
     reason = _born_before_boot(lock) or _owner_is_dead(lock)
     return bool(reason) and _move_if_unowned(repo, lock, reason)
 
 
 def after_run(repo: Repository, since: float, run_id: str) -> None:
-    """Move aside the locks that a run left, every process of which is dead.
+    """Move aside the locks that a run left. All of its processes must be dead.
 
-    The caller knows that none of them was there at `since`, when the run began.
+    Locks older than `since`, when the run began, are left alone.
     """
     for lock, owner in lock_paths.every_lock(repo, os.environ).items():
         try:
@@ -84,7 +84,7 @@ def _born_before_boot(lock: str) -> str:
 
 
 def pid_file(lock: str) -> str:
-    """Where git 2.54 and later say who owns the lock, if core.lockfilePid is set."""
+    """The file in which git 2.54 and later name the owner of a lock, if core.lockfilePid is set."""
     return lock.removesuffix(".lock") + "~pid.lock"
 
 
@@ -104,7 +104,7 @@ def _owner_is_dead(lock: str) -> str:
         return ""
     try:
         uptime = float(processes.read("/proc/uptime").split()[0])
-    except OSError:  # macOS: whether the pid has a new owner cannot be told
+    except OSError:  # macOS: whether the pid was reused is unknown
         return ""
     return dead if time.time() - uptime + started > written + _CLOCK_MARGIN else ""
 
@@ -119,7 +119,7 @@ def owners(repo: "Repository | None", lock: str) -> "list[int]":
 
 
 def blind_spots(lock: str) -> "list[str]":
-    """Why an owner of the lock could be out of our sight; empty: it could not."""
+    """The reasons why an owner of the lock could be invisible to us; empty: none."""
     reasons = []
     try:
         if os.readlink("/proc/self/ns/pid") != INITIAL_PID_NAMESPACE:
@@ -155,12 +155,12 @@ def _mounts(path: str) -> "tuple[str, str]":
 def move_aside(
     repo: "Repository | None", lock: str, home: "Repository | None" = None
 ) -> "tuple[str, str]":
-    """Move a lock to `sandrun-unlocked/` of `home` (`repo` itself, unless given), or beside itself
-    where it is outside of that git dir: where it is now, and the stamp that restores it. Raises
-    SandrunError. `repo` is whose gits may own it; None: any.
+    """Move a lock to `sandrun-unlocked/` of `home` (default: `repo`), or rename it if it is outside
+    that git directory. Return its new path and the stamp that restores it. Raises SandrunError.
+    `repo` is the repository whose git commands may own it; None: any.
 
-    Between looking and moving, the lock may have gone and a live one have come. Then what was
-    moved is not what was looked at, or its owner is to be seen now, and it goes straight back.
+    Between the check and the move, a live lock may have replaced the stale one. Then the moved file
+    is not the checked one, or its owner is visible now, and it is moved back at once.
     """
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
     aside = _aside(home or repo, lock, stamp)
@@ -172,7 +172,7 @@ def move_aside(
         same = (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
         if not same or owners(repo, aside):
             put_back(aside, lock)
-            raise SandrunError(f"{lock} came alive while it was looked at: left alone")
+            raise SandrunError(f"{lock} was replaced by a live lock meanwhile: left alone")
         if os.path.lexists(pid_file(lock)):
             os.rename(pid_file(lock), _aside(home or repo, pid_file(lock), stamp))
     except OSError as error:
@@ -181,7 +181,7 @@ def move_aside(
 
 
 def _aside(home: "Repository | None", lock: str, stamp: str) -> str:
-    """Always on the file system of the lock: a rename is what makes moving it atomic."""
+    """The new path, always on the lock's file system, because a rename is atomic."""
     name = os.path.relpath(lock, home.common_dir) if home else ".."
     if not home or name.startswith(".."):
         return f"{lock}{_BESIDE}{stamp}"
@@ -189,20 +189,20 @@ def _aside(home: "Repository | None", lock: str, stamp: str) -> str:
 
 
 def put_back(aside: str, lock: str) -> None:
-    """Move a lock back unless there is a new one. Raises OSError."""
+    """Move a lock back unless a new one exists. Raises OSError."""
     os.link(aside, lock)
     os.unlink(aside)
     folder = os.path.dirname(aside) if f"/{HOME}/" in aside else HOME
     while os.path.basename(folder) != HOME:
         try:
             os.rmdir(folder)
-        except OSError:  # others of the same stamp are still there
+        except OSError:  # other locks of the same stamp remain
             return
         folder = os.path.dirname(folder)
 
 
 def asides(repo: Repository, env: "Mapping[str, str]", stamp: str = "") -> "list[tuple[str, str]]":
-    """What was moved aside at `stamp` (last, unless given): where it is, where it was."""
+    """The locks moved aside with a `stamp` (default: the last): their current and former paths."""
     found = [*_asides_in(repo), *_asides_beside(repo, env)]
     wanted = stamp or max((each for each, _, _ in found), default="")
     return [(aside, lock) for each, aside, lock in found if each == wanted]
@@ -227,7 +227,7 @@ def _asides_beside(repo: Repository, env: "Mapping[str, str]") -> "Iterator[tupl
 
 
 def describe(repo: Repository, lock: str) -> str:
-    """A lock for people: its name, size and age."""
+    """A lock for a message: its name, size and age."""
     try:
         size = os.lstat(lock).st_size
     except OSError:

@@ -1,7 +1,7 @@
-"""`sandrun git unlock`: examine a repository's lock files and move the stale ones aside.
+"""`sandrun git unlock`: examine a repository's lock files and move stale ones aside.
 
-Promises that a lock whose owner may live is left alone, whatever the options; `--force` only
-speaks for owners that could not be seen from here at all. Exit 0: no lock is left; 1: one is.
+Promises that a lock whose owner may live is left alone with any options; `--force` only vouches for
+owners that would be invisible from here. Exit 0: no lock is left; 1: one is.
 """
 
 import os
@@ -17,13 +17,13 @@ assert sys.platform != "win32"
 USAGE = "sandrun git [-C DIR] unlock [--dry-run] [--force] | unlock --restore [NAME]"
 _HELP = f"""usage: {USAGE}
 
-Moves stale lock files of git aside: those of the repository, its worktrees and submodules, and of
-your own git configuration. One whose owner may live is left alone, whatever the options.
+Moves git's stale lock files aside: those of the repository, its worktrees and submodules, and of
+your git configuration. A lock whose owner may live is left alone with any options.
 
   -n, --dry-run     only show what would be moved
-  --force           also where an owner could not be seen from here at all: in a container, on a
-                    network file system, as another user
-  --restore [NAME]  put back what was moved last, or under that name
+  --force           also where an owner would be invisible: in a container, on a network file
+                    system, as another user
+  --restore [NAME]  restore the locks that were moved last, or under that name
 
 Exit 0: no lock is left; 1: one is.
 """
@@ -57,10 +57,10 @@ def _unlock(repo: Repository, force: bool, dry: bool) -> int:
         busy.append(record_locks.holder(fd, operation, byte))
         return False
 
-    # Held to our end, so that no guarded git begins between our look and our move. One of each
-    # common dir: every guarded git of its worktrees shares that one's ALL_BYTE.
+    # Held until we exit, so that no guarded git starts between the check and the move. One for
+    # each common directory: all guarded git commands of its worktrees share its ALL_BYTE.
     for each in {owner.common_dir: owner for owner in found.values() if owner}.values():
-        record_locks.take(each, classify.ALL, 0, note)
+        record_locks.acquire(each, classify.ALL, 0, note)
     judged = [_unlock_one(repo, *each, busy, force, dry) for each in found.items()]
     return 0 if all(judged) else 1
 
@@ -87,20 +87,20 @@ def _unlock_one(
     blind = stale.blind_spots(lock)
     if blind and not force:
         messages.error(
-            f"{shown}: no git is at work, but {'; '.join(blind)}: left alone",
-            "if no git is at work there either: sandrun git unlock --force",
+            f"{shown}: no git is active, but {'; '.join(blind)}: left alone",
+            "if no git is active there either: sandrun git unlock --force",
         )
         return False
     if dry:
-        messages.status(f"{shown}: no git is at work; would be moved aside")
+        messages.status(f"{shown}: no git is active; would be moved aside")
         return False
     try:
         aside, stamp = stale.move_aside(owner, lock, repo)
     except SandrunError as error:
         messages.error(error.text, error.hint)
         return False
-    messages.status(f"{shown}: no git is at work; moved to {aside}")
-    messages.status(f"hint: to put it back: sandrun git unlock --restore {stamp}")
+    messages.status(f"{shown}: no git is active; moved to {aside}")
+    messages.status(f"hint: to restore it: sandrun git unlock --restore {stamp}")
     return True
 
 

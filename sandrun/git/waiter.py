@@ -1,8 +1,8 @@
-"""Waiting, with one deadline, for another's turn and then for git's own locks.
+"""Waiting, with one deadline, for a turn and then for git's own locks.
 
-Imported only when something is in the way. In `sandrun git` signals act as they would on git: it
-has no handlers of its own, so Ctrl-C ends it at once and the kernel takes it out of the queue. A
-run has things to give back first: there they end the wait (`Interruptible`).
+Imported only if a lock is held. In `sandrun git` signals act as on git: there are no handlers, so
+Ctrl-C ends it at once and the kernel removes it from the queue. A run has to clean up first: there
+signals end the wait (`Interruptible`).
 """
 
 import fcntl
@@ -28,7 +28,7 @@ _LEAVING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 
 
 class Interruptible:
-    """While a run waits: what would end a git raises errors.Interrupted, if the caller heeds it."""
+    """While a run waits, signals that would end git raise errors.Interrupted, unless ignored."""
 
     def __init__(self, mask: "set[int]") -> None:
         self.mask = mask
@@ -51,14 +51,14 @@ def _leave(signum: int, frame: "FrameType | None") -> None:
 
 
 class _Up(Exception):
-    """Time is up; raised only while blocked in fcntl(2)."""
+    """The time is over; raised only while blocked in fcntl(2)."""
 
 
 class Wait:
-    """The waits of one command: whose turn, whose lock, and until when.
+    """The waits of one command, with one deadline.
 
-    `patience` in seconds; `going_on` is what is said to happen when it is used up. A turn is also
-    given up when one process has been in its way for `still` seconds.
+    `patience` is in seconds; `going_on` says in the message what follows after it. Waiting for a
+    turn also ends if the same process holds it for `still` seconds.
     """
 
     def __init__(
@@ -72,15 +72,13 @@ class Wait:
         self.blocked = False
 
     def turn(self, fd: int, operation: int, byte: int) -> bool:
-        """Wait for a lock of the guard file; whether it is ours."""
+        """Wait for a lock of the guard file; return whether it was acquired."""
         pid = record_locks.holder(fd, operation, byte)
         if pid and pid in processes.ancestors(os.getpid()):
-            messages.decision(
-                f"{self.repo.top}: inside of {git_processes.text([pid])}: not waiting"
-            )
+            messages.decision(f"{self.repo.top}: inside {git_processes.text([pid])}: not waiting")
             return False
-        speaker = (
-            self._speak_later(fd, operation, byte) if self.patience > lock_files.SILENCE else 0
+        reporter = (
+            self._report_later(fd, operation, byte) if self.patience > lock_files.SILENCE else 0
         )
         try:
             while not self._lock(fd, operation, byte):
@@ -90,7 +88,7 @@ class Wait:
             else:
                 return True
         finally:
-            _end(speaker)
+            _end(reporter)
         if self.patience:
             messages.warn(
                 f"{self.repo.top}: waited {span_text(min(self.patience, self.still))} for "
@@ -98,9 +96,9 @@ class Wait:
             )
         return False
 
-    def _speak_later(self, fd: int, operation: int, byte: int) -> int:
-        """Have a child say whom we wait for; its pid. The wait itself must not be interrupted to
-        say it: who leaves fcntl(2) comes back as the last in the kernel's queue."""
+    def _report_later(self, fd: int, operation: int, byte: int) -> int:
+        """Fork a child that reports the holder after a while; return its pid. The wait itself must
+        not be interrupted: a process that leaves fcntl(2) loses its place in the kernel's queue."""
         waiter = os.getpid()
         pid = os.fork()
         if pid:
@@ -116,17 +114,17 @@ class Wait:
             os._exit(0)
 
     def _lock(self, fd: int, operation: int, byte: int) -> bool:
-        """Block in fcntl(2) until the lock is ours, or the deadline or `still` is over."""
+        """Block in fcntl(2) until the lock is acquired, or until the deadline or `still` passes."""
         handler = _signal.signal(_signal.SIGALRM, self._alarm)
         mask = _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGALRM})
-        # Repeats, because the first may come in the instant before fcntl(2) blocks.
+        # It repeats because the first alarm may arrive just before fcntl(2) blocks.
         seconds = min(max(self.deadline - time.monotonic(), 0.001), self.still)
         _signal.setitimer(_signal.ITIMER_REAL, seconds, 0.05)
         try:
             self.blocked = True
             fcntl.lockf(fd, operation, 1, byte)
             return True
-        except (_Up, OSError):  # EDEADLK: somebody else's order of locks crossed ours
+        except (_Up, OSError):  # EDEADLK: another process locks in another order
             return False
         finally:
             self.blocked = False
@@ -139,7 +137,7 @@ class Wait:
             raise _Up
 
     def locks(self, needs: int) -> None:
-        """Wait for git's own lock files that are in the way."""
+        """Wait for git's own lock files that these needs conflict with."""
         paths = lock_files.in_the_way(self.repo, needs)
         lock = lock_files.wait_gone(
             self.repo, paths, self.deadline, lambda path: stale.heal(self.repo, path)
@@ -148,14 +146,14 @@ class Wait:
             messages.warn(
                 f"{self.repo.top}: waited {span_text(self.patience)} for "
                 f"{lock_files.owner_text(self.repo, lock)}; {self.going_on}",
-                f"if no git is at work there: sandrun git -C {self.repo.top} unlock",
+                f"if no git is active there: sandrun git -C {self.repo.top} unlock",
             )
 
     def quiet(self) -> None:
-        """Wait until no git is at work in this worktree, without taking a turn."""
+        """Wait until no git is active in this worktree, without acquiring a turn."""
         fd = record_locks.open_file(self.repo.git_dir, make=False)
         if fd >= 0:
-            # A waiter's lock would keep gits away for an instant: only asked for if one is held.
+            # A waiter's lock would delay git commands for a moment, so only request a held one.
             if record_locks.holder(fd, fcntl.LOCK_SH, record_locks.TREE_BYTE):
                 self.turn(fd, fcntl.LOCK_SH, record_locks.TREE_BYTE)
             os.close(fd)
@@ -167,7 +165,7 @@ def _end(child: int) -> None:
         os.kill(child, _signal.SIGKILL)
         try:
             os.waitpid(child, 0)
-        except ChildProcessError:  # our caller ignores SIGCHLD, and so do we
+        except ChildProcessError:  # SIGCHLD is ignored, as by our caller
             pass
 
 

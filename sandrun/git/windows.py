@@ -1,4 +1,4 @@
-"""`sandrun git ARGS...` on Windows: just git; there is no guard here."""
+"""`sandrun git ARGS...` on Windows: plain git, without a guard."""
 
 import os
 

@@ -1,6 +1,6 @@
 """`sandrun git ARGS...`: guard one git command, then become git.
 
-command line -> which locks -> (none: exec) -> repository -> turn -> git's locks -> exec
+command line -> needed locks -> (none: exec) -> repository -> turn -> git's lock files -> exec
 """
 
 import os
@@ -25,16 +25,16 @@ _READS = classify.REFRESH | classify.PAGED | classify.LOCKS
 _STILL = 2.0  # seconds
 
 SHIM_MARK = b"sandrun shim"
-"""In the first lines of a shim, so that a search of PATH knows it from the real git."""
+"""In the first lines of a shim, so that a search of PATH can tell it from the real git."""
 SHIM_VARIABLE = "SANDRUN_SHIM"
-"""What a shim notes in the environment (`sandrun.git.shim`)."""
+"""The variable in which a shim keeps its state (`sandrun.git.shim`)."""
 
 
 def main(arguments: "list[str]", flags: "Mapping[str, object]", caller: spawn.CallerState) -> int:
-    """Become git with `arguments`, when nothing is in its way; returns only from `unlock`."""
-    # From here on a signal acts on us as it would on git: nothing needs to be undone.
+    """Become git with `arguments` when no lock is in the way; returns only from `unlock`."""
+    # From here on signals act on us as on git: there is nothing to clean up.
     spawn.restore(caller)
-    # But what we say into a closed pipe must not end us: git may have nothing to say.
+    # Our own messages to a closed pipe must not end us, since git may print nothing.
     pipe = _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
     wish = {name: int(str(flags.get(name, 0))) for name in ("verbose", "quiet")}
     messages.setup(wish["verbose"], wish["quiet"], str(flags.get("color", "auto")))
@@ -59,11 +59,11 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", caller: spawn.Ca
         _guard(_repository(command, env), needed, flags)
     elif needed:
         if not _may_refresh(_repository(command, env), needed, flags):
-            env.setdefault("GIT_OPTIONAL_LOCKS", "0")  # which only status knows
+            env.setdefault("GIT_OPTIONAL_LOCKS", "0")  # only status obeys it
             if needed & classify.PAGED:
                 arguments = ["-c", "diff.autoRefreshIndex=false", *arguments]
     elif not any(map(_is_terminal, (0, 1, 2))):
-        # Nobody is looking: what reads in the background takes no optional locks.
+        # No terminal: a reader in the background must not take optional locks.
         env.setdefault("GIT_OPTIONAL_LOCKS", "0")
     _signal.signal(_signal.SIGPIPE, pipe)
     return _become(git, ["git", *arguments], env)
@@ -72,10 +72,10 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", caller: spawn.Ca
 def _guard_other(
     tool: str, arguments: "list[str]", env: "Mapping[str, str]", flags: "Mapping[str, object]"
 ) -> None:
-    """Give a program other than git its turn for git's locks."""
+    """Acquire a turn for a program other than git that uses git's locks."""
     from sandrun.git import other_tools
 
-    command = other_tools.parse(tool, arguments)
+    command = classify.parse_other(tool, arguments)
     needed = classify.needs(command) or 0
     if other_tools.is_paged(tool, arguments) and any(map(_is_terminal, (0, 1, 2))):
         needed = needed and classify.FOREIGN
@@ -99,9 +99,9 @@ def _repository(
 def _guard(
     repo: "repository.Repository | None", needed: int, flags: "Mapping[str, object]"
 ) -> None:
-    if repo is None:  # git will say so, or make one
+    if repo is None:  # git reports it, or creates one
         return
-    around = git_processes.ancestor(repo)
+    enclosing = git_processes.enclosing_git(repo)
     wait: Wait | None = None
 
     def patient() -> "Wait":
@@ -110,11 +110,11 @@ def _guard(
             wait = _wait(repo, flags)
         return wait
 
-    held = record_locks.take(repo, needed, around, lambda *lock: patient().turn(*lock))
+    held = record_locks.acquire(repo, needed, enclosing, lambda *lock: patient().turn(*lock))
     for fd in held:
         os.set_inheritable(fd, True)
-    if around:
-        messages.decision(f"{repo.top}: inside of {git_processes.text([around])}: not waiting")
+    if enclosing:
+        messages.decision(f"{repo.top}: inside {git_processes.text([enclosing])}: not waiting")
         return
     from sandrun.git import lock_files
 
@@ -128,9 +128,9 @@ def _guard(
 def _may_refresh(
     repo: "repository.Repository | None", needed: int, flags: "Mapping[str, object]"
 ) -> bool:
-    """Whether a reader may lock the index to refresh it: it has the tree's turn then, so that no
-    guarded writer meets that lock. It does not wait for the turn (but a describe, which will lock
-    in any case, while turns move on), nor hold it where a pager may keep it alive."""
+    """Whether a reader may lock the index to refresh it: only while it holds the tree's turn, so
+    that no guarded writer meets that lock. It does not wait for the turn, except `describe`, which
+    locks the index in any case. It does not hold the turn if a pager may keep it alive."""
     if repo is None:
         return True
     if needed & classify.PAGED and any(map(_is_terminal, (0, 1, 2))):
@@ -143,7 +143,7 @@ def _may_refresh(
         refused = not (patient and _wait(repo, flags, _STILL).turn(*lock))
         return not refused
 
-    for fd in record_locks.take(repo, classify.REFRESH, git_processes.ancestor(repo), wait):
+    for fd in record_locks.acquire(repo, classify.REFRESH, git_processes.enclosing_git(repo), wait):
         os.set_inheritable(fd, True)
     return not refused
 

@@ -93,7 +93,7 @@ if [ -x {python} ] && [ -e {launch} ]; then
 	exec {python} -I {launch} {name}-- "$real" "$@"
 fi
 echo >&2 "sandrun: {tool} runs without queue and memory limit: sandrun is not where it was"
-echo >&2 "sandrun: hint: install it and say: sandrun shims add {tool}; or remove $0"
+echo >&2 "sandrun: hint: install it and run: sandrun shims add {tool}; or remove $0"
 become "$@"
 """
 

@@ -20,7 +20,7 @@ if not exist "{launch}" goto broken
 exit /b %ERRORLEVEL%
 :broken
 >&2 echo sandrun: {tool} runs without queue and memory limit: sandrun is not where it was
->&2 echo sandrun: hint: install it and say: sandrun shims add {tool}; or remove %~f0
+>&2 echo sandrun: hint: install it and run: sandrun shims add {tool}; or remove %~f0
 for %%D in ("%~dp0.") do set "here=%%~fD"
 call set "PATH=%%PATH:%here%;=%%"
 {tool} %*

@@ -124,7 +124,7 @@ def test_at_the_deadline_git_itself_speaks(box: GitBox) -> None:
     first, second, hint, _ = said.split("\n", 3)
     assert first.startswith(f"sandrun: {box.repo}: waiting for an unknown process, which holds")
     assert second.endswith("; running git anyway")
-    assert hint.endswith(f"if no git is at work there: sandrun git -C {box.repo} unlock")
+    assert hint.endswith(f"if no git is active there: sandrun git -C {box.repo} unlock")
 
 
 def test_nothing_runs_twice(box: GitBox) -> None:

@@ -151,7 +151,8 @@ AROUND = """
 import os
 from sandrun.git import git_processes, repository
 repo = repository.find(".", os.environ)
-print(git_processes.ancestor(repo) == os.getppid(), os.getppid() in git_processes.at_work(repo))
+print(git_processes.enclosing_git(repo) == os.getppid(), os.getppid() in
+git_processes.at_work(repo))
 """
 
 

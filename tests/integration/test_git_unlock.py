@@ -345,7 +345,7 @@ def test_a_lock_that_comes_alive_goes_straight_back(
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", late)
-    with pytest.raises(SandrunError, match="came alive"):
+    with pytest.raises(SandrunError, match="replaced by a live lock"):
         stale.move_aside(_repo(box), str(lock))
     assert lock.read_text() == ("new" if how == "replaced" else "old")
     assert stale.asides(_repo(box), {}) == []

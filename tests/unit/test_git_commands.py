@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.git import aliases, classify, other_tools
+from sandrun.git import aliases, classify
 from sandrun.git.classify import ALL, REFS, REMOTE, TREE
 from tests.gitbox import GIT, GitBox
 
@@ -104,7 +104,7 @@ JJ_WORKS = "| log | st | new | --no-pager log | -R help st | -Rx st | --config h
 
 def test_what_jj_does() -> None:
     def needs(line: str) -> "int | None":
-        return classify.needs(other_tools.parse("jj", line.split()))
+        return classify.needs(classify.parse_other("jj", line.split()))
 
     assert not any(map(needs, _rows(JJ_HARMLESS) + _rows(JJ_PROMPT)))
     assert {needs(line) for line in _rows(JJ_WORKS)} == {TREE | REFS | REMOTE}
@@ -114,7 +114,7 @@ def test_what_jj_does() -> None:
 @pytest.mark.parametrize("option", ["-R d", "-Rd", "-R=d", "--repository d", "--repository=d"])
 def test_the_repository_that_jj_is_told(option: str) -> None:
     line = f"--color never {option} st -R x"
-    assert other_tools.parse("jj", line.split()).directories == ["d"]
+    assert classify.parse_other("jj", line.split()).directories == ["d"]
 
 
 def test_owners_of_locks() -> None:

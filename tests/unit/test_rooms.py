@@ -97,7 +97,6 @@ def test_a_rooms_docstring_states_its_promise_and_its_imports() -> None:
 
 CYCLES: "set[frozenset[str]]" = {
     frozenset({"sandrun.backends.cgroup_common", "sandrun.backends.escapes"}),
-    frozenset({"sandrun.git.classify", "sandrun.git.other_tools"}),
 }
 
 
