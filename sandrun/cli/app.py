@@ -193,7 +193,7 @@ def status(
     root, chosen = obj
     here = state_path(root, chosen.queue)
     queues = [
-        status.look(path, root, chosen.queue) if path == here else status.look(path)
+        status.describe(path, root, chosen.queue) if path == here else status.describe(path)
         for path in (all_states() if everything else [here])
     ]
     foreign, example = foreign_states() if everything else (0, "")
@@ -227,13 +227,13 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
     answer = kill.end(state_path(root, chosen.queue), run, everything, chosen.grace)
     for line in answer.ended:
         out(line)
-    for line in answer.lives:
+    for line in answer.survived:
         messages.error(line, "sandrun status --all")
-    if not answer.ended and not answer.lives:
+    if not answer.ended and not answer.survived:
         messages.error(
             "nothing to end" + ("" if run is None else f": no run {run}"), "sandrun status --all"
         )
-    if answer.lives or not answer.ended:
+    if answer.survived or not answer.ended:
         raise SystemExit(1)
 
 

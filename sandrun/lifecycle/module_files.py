@@ -1,15 +1,16 @@
-"""Our own modules that are needed late or never, held open so that they can still be loaded then.
+"""Our own modules that are imported late or never, held open so that they can still be imported.
 
-A run may last for hours, and the package may go away meanwhile: an upgrade over it, a virtual
-environment that is made anew, by somebody else or by the command itself. Loading all that may be
-needed (1.6 ms) would cost every start; a descriptor of each file costs a twentieth of that, and an
-unlinked file can be read as long as it is open.
+A run may last for hours, and the package may go away in the meantime: an upgrade replaces it, or
+somebody, perhaps the command itself, makes the virtual environment anew. To import all of them
+would cost every start 1.6 ms. A descriptor of each file costs a twentieth of that, and an unlinked
+file can be read as long as it is open.
 
-Promise: after `hold`, the modules that it names are those of the version that is running. As long
-as the file of one is still in its place, it is imported as ever; else from the open file. That is
-asked before Python's own finders, for there may be another version's file by then, and once more
-after them, for the package may be just about to go away: the source before its compiled file, say.
-A waiter holds more, for what goes away during the run before it may be its own package.
+Promise: after `hold`, the modules that it names come from the version that is running. While a
+module's file is still in its place, Python imports it as usual; after that, it comes from the open
+file. One finder checks this before Python's own finders, because another version's file may be in
+that place. A second one comes after them, because the package may vanish in between: a source file
+before its compiled file, for example. A waiter holds more modules open, because the run ahead of it
+may replace sandrun's own package.
 """
 
 import marshal
@@ -58,17 +59,17 @@ WAITING = (
 )
 """What a run imports between its turn and the command's start."""
 _ENOUGH = 64
-"""With fewer descriptors than that none is spent on this (getrlimit(2), RLIMIT_NOFILE)."""
+"""Below this limit on descriptors (getrlimit(2), RLIMIT_NOFILE) none is used for this."""
 _HEADER = 16
 """Bytes before the code in a compiled file (PEP 552)."""
 
 _held: "dict[str, tuple[int, str]]" = {}
-"""The descriptor and the path of each module's file."""
+"""By module, the descriptor and the path of its file."""
 
 
 def hold(names: "tuple[str, ...]" = LATE) -> None:
-    """Open the files of these modules. What cannot be opened (a zip file) is imported as ever."""
-    # On Windows nobody could replace what is open.
+    """Open these modules' files. One that cannot be opened (in a zip file) is imported as usual."""
+    # On Windows, no one could replace an open file.
     if sys.platform == "win32" or os.sysconf("SC_OPEN_MAX") < _ENOUGH:
         return
     top = os.path.dirname(os.path.dirname(__file__))
@@ -90,7 +91,7 @@ def hold(names: "tuple[str, ...]" = LATE) -> None:
 
 
 class _Finder:
-    """Finds a held module: the `first` finder only one whose file is not in its place any more.
+    """Finds held modules. The `first` finder finds only those whose file has left its place.
 
     See importlib.abc.MetaPathFinder.
     """
@@ -106,7 +107,7 @@ class _Finder:
         return kind(name, self, origin=path)  # type: ignore[arg-type]
 
     def create_module(self, spec: "ModuleSpec") -> None:
-        """As it is usual."""
+        """Let Python create it as usual."""
 
     def exec_module(self, module: "ModuleType") -> None:
         if sys.platform == "win32":

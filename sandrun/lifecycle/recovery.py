@@ -1,22 +1,23 @@
 """Cleaning up after a supervisor that was killed.
 
-Whoever finds the run does it: its keeper at once, else the next run of the queue, which reads
-the holder's line in the run lock's file. Ending processes may be done by several at once and does
-no harm; the record is written only by who holds the run lock, so it is written once.
+The run's keeper does it at once. If the keeper was killed too, the next run of the queue does it:
+it reads the holder's line in the run lock's file. Several processes may end a run's processes at
+once, which is harmless. Only the holder of the run lock writes the record, so there is one record.
 
-What nobody can end (another user's process, one in uninterruptible sleep) may have closed the run
-lock that it inherited, as sudo does: so whoever finds it holds the lock until it is gone
-(`outlast`), and its line names it.
+A process that nobody can end (another user's, or one in uninterruptible sleep) may have closed the
+run lock that it inherited, as sudo does. So the process that finds it holds the lock until it is
+gone (`outlast`), and the holder's line names it.
 
-What proves that a process may be killed. The line is only text: damaged, copied, or of a version
-that knows other backends. So nothing is ended unless
-- every field has its form, and the line names the state directory that it was found in (`Holder`);
-- the supervisor is dead: we hold the run lock that it held, or no live ticket has the run's id;
-  and no process has the supervisor's number and start;
-- the backend is one of ours, and takes the token for that of this very run (`attach`);
-- the processes are those that the backend holds for the run's (`groups`, `rlimit`).
-What cannot be proved is left alone and said. Git's locks are moved only if every process is dead,
-and only those made since the line was written (`git.stale`).
+A process is killed only with proof that it is the run's. The line is only text: it may be damaged,
+copied, or written by a version that knows other backends. So nothing is ended unless
+- every field is well-formed, and the line names the state directory that it was found in
+  (`Holder`);
+- the supervisor is dead: we hold the run lock that it held, or no live ticket has the run's id; and
+  no process has the supervisor's pid and start time;
+- the backend is one of ours, and accepts the token as that of this very run (`attach`);
+- the backend proves that the processes are the run's (`cgroup_common`, `rlimit`).
+What cannot be proved is left alone and reported. Git's locks are moved only if every process is
+dead, and only those that were made after the line was written (`git.stale`).
 """
 
 import os
@@ -36,17 +37,17 @@ if TYPE_CHECKING:
     from sandrun.types import Record
 
 
-_LOOK = 1.0
-"""Seconds between two looks at what cannot be ended."""
+_POLL_SECONDS = 1.0
+"""Seconds between two polls of processes that cannot be ended."""
 _DYING = 1.0
-"""Seconds that a killed process may still be seen after its ticket."""
+"""Seconds for which a killed process may be visible after its ticket is gone."""
 
 
 def outlast(container: "Container", known: "dict[int, int]") -> None:
-    """Return when none of these processes lives, nor what they start, nor any of the container.
+    """Return when these processes, their descendants and all others of the container are dead.
 
-    They may fork and exit, and be another user's: so they are looked at each second, and the whole
-    container, which on the fallback is a scan of the host, only when none of them is left."""
+    They may fork and exit, and may be another user's, so they are polled each second. The container
+    is asked only when none of them is left, because on the fallback that scans the host."""
     if sys.platform == "win32":
         return  # no process of ours waits there
     import select
@@ -58,17 +59,18 @@ def outlast(container: "Container", known: "dict[int, int]") -> None:
         pinned = [fd for fd in map(processes.pin, known) if fd >= 0]
         for fd in pinned:
             waiter.register(fd, select.POLLIN)
-        waiter.poll(_LOOK * 1000)
+        waiter.poll(_POLL_SECONDS * 1000)
         for fd in pinned:
             os.close(fd)
-        for started in [below for pid in known for below in processes.descendants(pid)]:
-            known.setdefault(started, processes.start(started))
+        for child in [below for pid in known for below in processes.descendants(pid)]:
+            known.setdefault(child, processes.start(child))
 
 
 def end_orphans(queue: Queue, line: bytes) -> bool:
-    """End what is left of the run that `line` tells of, if its supervisor is dead.
+    """End what is left of the run that `line` describes, if its supervisor is dead.
 
-    False: it is alive, or the line does not prove what may be ended.
+    False: the supervisor is alive, some process survived, or the line does not prove which
+    processes are the run's.
     """
     holder = parse(line)
     if not holder or any(t.id == holder.id for t in queue.tickets()) or _is_alive(holder):
@@ -80,8 +82,8 @@ def end_orphans(queue: Queue, line: bytes) -> bool:
 
 
 def _is_alive(holder: Holder) -> bool:
-    """Whether the supervisor lives all the same: its ticket was removed by hand, or the line is
-    that of another queue."""
+    """Whether the supervisor is alive although its ticket is gone: the ticket was removed by hand,
+    or the line is that of another queue."""
     from sandrun.platform import processes
 
     pid = int(holder.pid)
@@ -94,11 +96,11 @@ def _is_alive(holder: Holder) -> bool:
 
 
 def _container(queue: Queue, holder: Holder) -> "Container | None":
-    """The run's container, if the line proves that there may be one of ours."""
+    """The run's container. None: the line does not prove that it is ours."""
     from sandrun import backends
 
     try:
-        # A copy of a state directory speaks of runs that are none of its own.
+        # The lines in a copy of a state directory describe runs of the original.
         if not os.path.samefile(holder.state, queue.path):
             return None
         container = backends.named(holder.backend).attach(holder.id, holder.container)
@@ -109,7 +111,7 @@ def _container(queue: Queue, holder: Holder) -> "Container | None":
 
 
 def _end(container: "Container", holder: Holder) -> "dict[int, int]":
-    """End the run's processes; those that live on, with their starts."""
+    """End the run's processes. Returns those that survive, with their start times."""
     from sandrun.platform import processes
 
     pids: list[int] = []
@@ -122,8 +124,8 @@ def _end(container: "Container", holder: Holder) -> "dict[int, int]":
 
 
 def finish(container: "Container", line: bytes, lock: "RunLock | None") -> None:
-    """End a lost run for good, whose own process we are: processes, container, record. Returns when
-    its processes are dead. The caller holds the run lock, if the run has one."""
+    """End a lost run completely: processes, container, record. Called in the run's own keeper,
+    which holds the run lock, if the run has one. Returns when the processes are dead."""
     holder = parse((lock.read_holder() if lock else b"") or line)
     if holder is None:
         return
@@ -137,7 +139,7 @@ def finish(container: "Container", line: bytes, lock: "RunLock | None") -> None:
 
 
 def _finish(container: "Container", holder: Holder, env: "Mapping[str, str]") -> None:
-    """What is to be done when all its processes are dead."""
+    """Remove the container, write the record, and heal git, after all processes have died."""
     container.close()
     _record_lost(holder)
     if not holder.leaves and holder.backend != "none" and os.path.isabs(holder.cwd):
@@ -147,7 +149,7 @@ def _finish(container: "Container", holder: Holder, env: "Mapping[str, str]") ->
 
 
 def _record_lost(holder: Holder) -> None:
-    """Record the run as lost, unless its supervisor was killed after its own record."""
+    """Record the run as lost, unless its supervisor wrote a record before it was killed."""
     wall = max(0.0, time.time() - holder.since)
     record: Record = {**holder.record, "wall": wall, "exit": 137, "reason": "lost"}
     try:
@@ -158,9 +160,11 @@ def _record_lost(holder: Holder) -> None:
 
 
 def take_over(lock: RunLock, private: "list[int]") -> bool:
-    """After taking the run lock: clean up after a holder that did not end by itself. False: some of
-    its processes cannot be ended, and the lock is held for them by a process that has none of the
-    descriptors `private`."""
+    """Clean up after the killed holder of the run lock, which we have acquired.
+
+    False: some of its processes cannot be ended, and another process, which has closed the
+    descriptors `private`, now holds the lock for them.
+    """
     line = lock.read_holder()
     if not line:
         return True
@@ -168,7 +172,7 @@ def take_over(lock: RunLock, private: "list[int]") -> bool:
     if holder is None:
         messages.warn(
             "a killed sandrun left a line that is damaged or of another version: nothing is ended",
-            f"what it had started may still run; the line is in {lock.queue.path}",
+            f"what it started may still run; the line is in {lock.queue.path}",
         )
         return True
     messages.status(
@@ -177,12 +181,12 @@ def take_over(lock: RunLock, private: "list[int]") -> bool:
     container = None if _is_alive(holder) else _container(lock.queue, holder)
     if container is None:
         messages.warn(
-            f"what is left of run {holder.id} cannot be told from others: nothing is ended",
-            "end it by hand if it still runs; a sandrun of another version started it",
+            f"nothing proves which processes are left of run {holder.id}: nothing is ended",
+            "end them by hand if they still run; a sandrun of another version started them",
         )
         _record_lost(holder)
         return True
-    # The line was written when the run began, whatever it says itself.
+    # The file's time proves when the run began; the text does not.
     holder.since = max(holder.since, lock.written_at())
     living = _end(container, holder)
     if living:
@@ -195,6 +199,6 @@ def take_over(lock: RunLock, private: "list[int]") -> bool:
             container.close()
 
         return not keeper.hold(lock, private, wait)
-    # Where this run's own git variables lead is not where the other's led.
+    # Our own git variables may lead to another repository than that run's did.
     _finish(container, holder, {})
     return True

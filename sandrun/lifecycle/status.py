@@ -1,4 +1,5 @@
-"""Who runs and who waits, for `sandrun status` and `sandrun kill`; removes dead tickets."""
+"""The runs and waiters of a queue, for `sandrun status` and `sandrun kill`. Removes dead
+tickets."""
 
 import os
 import sys
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def open_queue(path: str) -> "Queue | None":
-    """The queue in a state directory; None: nobody ever used it. Raises SandrunError."""
+    """The queue in a state directory. None: it was never used. Raises SandrunError."""
     return Queue(path) if os.path.lexists(path) else None
 
 
 def waiting_for_memory() -> "set[str]":
-    """The ids of the runs that the pool has not let in yet."""
+    """The ids of the runs that wait for memory in the pool."""
     path = pool_path()
     try:
         queue = open_queue(path)
@@ -36,9 +37,12 @@ def waiting_for_memory() -> "set[str]":
         queue.close()
 
 
-def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
-    """One queue as plain data: its path, and its tickets in order, the running one first; of the
-    project `root` or with the `name` also who is waited for without a ticket (`held`)."""
+def describe(path: str, root: str = "", name: str = "") -> "dict[str, object]":
+    """One queue as plain data: its path, and its tickets in order, running ones first.
+
+    With the project `root` or the `name` of the queue, `held` lists the holders of the run lock
+    that have no ticket here.
+    """
     rows: list[dict[str, object]] = []
     held: list[dict[str, object]] = []
     note = ""
@@ -47,11 +51,11 @@ def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
         queue = open_queue(path)
         if queue:
             queue.sweep()
-            poor = waiting_for_memory()
-            rows = [_row(queue, ticket, ticket.id in poor) for ticket in queue.tickets()]
+            waiting = waiting_for_memory()
+            rows = [_row(queue, ticket, ticket.id in waiting) for ticket in queue.tickets()]
             if queue.paused:
                 note = f"paused; go on with: {command_for('resume', name)}"
-            # Looking means locking for an instant, so only where nobody should hold it.
+            # This locks for an instant, so only where no run should hold the lock.
             elif not any(row["running"] for row in rows):
                 lost = not all(free for _, free in holder.each_slot(queue))
             if lost:
@@ -72,7 +76,7 @@ def look(path: str, root: str = "", name: str = "") -> "dict[str, object]":
     return {"path": path, "project": of, "queue": name, "runs": rows, "held": held, "note": note}
 
 
-def _row(queue: Queue, ticket: Ticket, poor: bool) -> "dict[str, object]":
+def _row(queue: Queue, ticket: Ticket, waits_for_memory: bool) -> "dict[str, object]":
     stopped = _stopped(ticket)
     return {
         "id": ticket.id,
@@ -80,7 +84,7 @@ def _row(queue: Queue, ticket: Ticket, poor: bool) -> "dict[str, object]":
         "running": ticket.running,
         "stopped": bool(stopped),
         "stopped_pid": stopped,
-        "waits_for_memory": poor,
+        "waits_for_memory": waits_for_memory,
         "since": ticket.since,
         "head_start": ticket.extra,
         "command": ticket.command,
@@ -90,22 +94,22 @@ def _row(queue: Queue, ticket: Ticket, poor: bool) -> "dict[str, object]":
 
 
 def _stopped(ticket: Ticket) -> int:
-    """The stopped process that keeps a run or a waiter from going on; 0: none does."""
+    """The stopped process that holds up a run or a waiter; 0: none."""
     if sys.platform == "win32":
         return 0
-    # A supervisor follows what the terminal stops, but not a SIGSTOP to the command alone.
+    # A supervisor stops when the terminal stops the command, but not at a SIGSTOP to it alone.
     command = processes.children(ticket.pid) if ticket.running else []
     return next((pid for pid in (ticket.pid, *command) if is_stopped(pid)), 0)
 
 
 def tree_memory(pid: int) -> int:
-    """The summed RSS of a process's descendants, in bytes; 0 where it cannot be known."""
+    """The summed RSS of a process's descendants, in bytes; 0 where it is unknown."""
     found = map(processes.describe, processes.descendants(pid))
     return sum(process.memory for process in found if process)
 
 
 def text(queues: "list[dict[str, object]]", everything: bool) -> str:
-    """The queues for people."""
+    """The queues as text for people."""
     lines: list[str] = []
     for queue in queues:
         rows, held = queue["runs"], queue["held"]
@@ -124,7 +128,7 @@ def text(queues: "list[dict[str, object]]", everything: bool) -> str:
 
 
 def ids(queues: "list[dict[str, Any]]", waiting: bool) -> "list[str]":
-    """The ids of all runs and waiters, or of those that are `waiting`, each with what it is."""
+    """The ids of all runs and waiters, or only of waiters, each with a description."""
     rows = [row for queue in queues for row in queue["runs"] if not (waiting and row["running"])]
     states = {True: "runs", False: "waits"}
     return [f"{row['id']}\t{states[row['running']]}: {plain(row['command'])}" for row in rows]
@@ -143,7 +147,7 @@ def _row_text(row: "dict[str, Any]") -> str:
 
 
 def _holder_text(row: "dict[str, Any]") -> str:
-    """Somebody without a ticket in this queue, whom it waits for."""
+    """A holder of the run lock that has no ticket in this queue."""
     if not row["user"]:
         pid = f"pid {row['pid']}" if row["pid"] else "in another container, perhaps"
         return f"{row['path']} by a process that cannot be seen from here ({pid})"

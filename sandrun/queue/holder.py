@@ -1,8 +1,8 @@
-"""The holder's line: what the run lock's file says of the run that holds it.
+"""The holder's line: a description, in the run lock's file, of the run that holds the lock.
 
-A run writes it when its command starts, so that whoever finds its supervisor dead knows what to end
-and what to record (`sandrun.lifecycle.recovery`). The line is only text: nothing of it is believed
-unless each field has its form (`parse`).
+A run writes it when its command starts. A process that finds the supervisor dead learns from it
+what to end and what to record (`sandrun.lifecycle.recovery`). The line is only text, so it is
+rejected as a whole unless each field is well-formed (`parse`).
 """
 
 import os
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Holder:
-    """The run that a holder's line tells of. Every field has been checked: texts are texts without
-    NUL, `state` is an absolute path, times lie in the past. `born` is the supervisor's start in
-    clock ticks (0: not told), `record` what is known for the run's record; `unkillable` the
-    processes that could not be ended, with their starts."""
+    """The run that a holder's line describes. Every field has been checked: texts contain no NUL,
+    `state` is an absolute path, times lie in the past. `born` is the supervisor's start time in
+    clock ticks (0: unknown). `record` holds what is known for the run's record. `unkillable` are
+    the processes that could not be ended, with their start times."""
 
     __slots__ = (
         *("backend", "born", "container", "cwd", "id", "leaves", "pid", "record", "since"),
@@ -31,7 +31,7 @@ class Holder:
     )
 
     def __init__(self, fields: "Mapping[str, object]") -> None:
-        """Raises ValueError for a field that we never write, TypeError for no fields at all."""
+        """Raises ValueError for a field that we never write, TypeError if there are no fields."""
         self.id = _text(fields, "id")
         self.pid = _number(fields, "pid", 1 << 32)
         self.backend = _text(fields, "backend")
@@ -42,19 +42,19 @@ class Holder:
         self.born = int(_number(fields, "born", 1 << 62)) if "born" in fields else 0
         self.leaves = fields.get("leftovers") == "leave"
         self.unkillable = _starts(fields.get("unkillable"))
-        known = fields.get("v", history.VERSION) == history.VERSION  # once there was no version
+        known = fields.get("v", history.VERSION) == history.VERSION  # older lines have no version
         if not known or not is_run_id(self.id) or not os.path.isabs(self.state):
             raise ValueError
         self.record = history.checked(fields)
 
 
 _AHEAD = 3600.0
-"""Seconds by which somebody may have set the clock back."""
+"""Seconds by which the clock may have been set back since the line was written."""
 
 
 def _text(fields: "Mapping[str, object]", key: str) -> str:
     value = fields.get(key)
-    # What cannot be encoded or has a NUL is the name of no file.
+    # A text that cannot be encoded or contains a NUL names no file.
     if not isinstance(value, str) or b"\0" in os.fsencode(value):
         raise ValueError
     return value
@@ -68,13 +68,13 @@ def _number(fields: "Mapping[str, object]", key: str, most: float) -> float:
 
 
 def _starts(value: object) -> "dict[int, int]":
-    """Processes by number, as `note_unkillable` writes them; they are only waited for."""
+    """Start times by pid, as `note_unkillable` writes them. We only wait for these processes."""
     pairs = value if isinstance(value, list) else []
     return {pid: start for pid, start in pairs if type(pid) is type(start) is int and pid > 1}
 
 
 def note_unkillable(lock: RunLock, line: bytes, pids: "Iterable[int]") -> None:
-    """Add to the holder's line which processes could not be ended."""
+    """Add the processes that could not be ended to the holder's line."""
     import json
 
     from sandrun.platform import processes
@@ -84,19 +84,19 @@ def note_unkillable(lock: RunLock, line: bytes, pids: "Iterable[int]") -> None:
 
 
 def unkillable(line: bytes) -> "list[int]":
-    """The processes of a run that could not be ended and live still, by its holder's line."""
+    """The live processes that the line names as impossible to end."""
     holder = parse(line) if b'"unkillable"' in line else None
     return list(alive(holder.unkillable)) if holder else []
 
 
 def kept_for(queue: Queue) -> "list[int]":
-    """The processes that could not be ended, live still, and keep run locks of a queue; no lock is
-    taken to find out."""
+    """The live processes that could not be ended and for which run locks of a queue are held. Takes
+    no lock to find out."""
     return [pid for _, line in lines(queue) for pid in unkillable(line)]
 
 
 def parse(line: bytes) -> "Holder | None":
-    """What a holder's line says; None: it is not one of ours."""
+    """The run that a line describes. None: the line is not one of ours."""
     import json
 
     try:
@@ -116,21 +116,21 @@ def alive(known: "dict[int, int]") -> "dict[int, int]":
 
 
 def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
-    """Each slot that was ever taken in a state directory, and whether it was free: it is ours
-    then, until dropped or released."""
+    """Each slot that was ever used in a state directory, and whether it was free. We then hold it
+    until it is dropped or released."""
     for slot in queue.slots():
         lock = RunLock(queue, slot, first=slot)
         try:
             is_free = lock.try_acquire()
-        except StateGone:  # nobody can hold what is not there
+        except StateGone:  # a missing lock has no holder
             return
         yield lock, is_free
         lock.drop()
 
 
 def lines(queue: Queue) -> "Iterator[tuple[os.stat_result, bytes]]":
-    """Each slot's file in a state directory and the line in it, without locking anything. None on
-    Windows, where what is locked cannot be read."""
+    """Each slot's file in a state directory and its line, without locking anything. Nothing on
+    Windows, where a locked file cannot be read."""
     if sys.platform == "win32":
         return
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -144,8 +144,8 @@ def lines(queue: Queue) -> "Iterator[tuple[os.stat_result, bytes]]":
 
 
 def directory(queue: Queue, ticket: Ticket) -> str:
-    """Where the run of a ticket was started; '' if that cannot be known. While the command runs,
-    the supervisor is not there any more (but on Windows), and its line says where it was."""
+    """The directory in which the run of a ticket was started; '' if unknown. While the command
+    runs, the supervisor is in `/` (except on Windows), so the holder's line has it."""
     from sandrun.platform import processes
 
     if ticket.running:

@@ -76,7 +76,7 @@ def test_kill_hits_nobody_and_says_why(box: Box, inside: "list[str]") -> None:
     script = f"{crowd}; {run}; {wait}; {ended}"
     place = box.start("sh", "-c", script, argv=inside)
     done = box.finish(place, 60)
-    assert "no /proc of ours shows whose that is" in done.stdout + done.stderr
+    assert "no /proc of our pid namespace shows its holder" in done.stdout + done.stderr
     assert "went on\n" in done.stdout and "code: 0" in done.stdout, done.stderr
     assert "killed: 0" not in done.stdout
     assert "hit" not in done.stdout
