@@ -18,7 +18,7 @@ import os
 import sys
 
 from sandrun import messages
-from sandrun.backends import cgroup_common, cgroup_files, sampler
+from sandrun.backends import cgroup_common, cgroup_files, run_group, sampler
 from sandrun.backends.cgroup_files import (
     BaseFileInterface,
     Controller,
@@ -60,7 +60,7 @@ class _Freezer(Controller):
     state = BaseFileInterface("freezer.state")
 
 
-class Group1(cgroup_common.RunGroup):
+class Group1(run_group.RunGroup):
     """See `sandrun.backends.protocol.Container`. `paths` has the group's directory in each v1
     hierarchy by controller, and in the v2 hierarchy (key ''). Without `limits` it was attached, not
     made."""

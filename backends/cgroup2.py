@@ -18,7 +18,7 @@ import sys
 import time
 
 from sandrun import messages
-from sandrun.backends import cgroup_common, cgroup_files, sampler
+from sandrun.backends import cgroup_common, cgroup_files, run_group, sampler
 from sandrun.backends.cgroup_files import BaseFileInterface, Controller, DictFile, IntegerFile
 from sandrun.model import Limits, Process, Unusable, Usage, error_text
 from sandrun.platform import processes, spawn
@@ -71,9 +71,8 @@ class Files(Controller):
         return os.path.exists(os.fsencode(self.node.full_path) + b"/" + name.encode())
 
 
-class Group2(cgroup_common.RunGroup):
-    """See `sandrun.backends.protocol.Container`. The group is `path`; without `limits` it was
-    attached, not made."""
+class Group2(run_group.RunGroup):
+    """See `sandrun.backends.protocol.Container`. Without `limits` the group was attached, not made."""
 
     def __init__(self, path: str, limits: "Limits | None" = None) -> None:
         self.token = path
@@ -248,7 +247,7 @@ class Group2(cgroup_common.RunGroup):
         if not below.get("oom_kill") and not below.get("oom"):
             return False
         inner = Files(cgroup_files.Node(self.main))
-        # `oom` is read last: the kernel counts it before the kill.
+        # Read last: the kernel counts `oom` before the kill.
         kills, before = self._own("oom_kill", inner, True), self.ooms
         self.ooms = self._own("oom", inner, self._is_repeated())
         self.oom_events = self.ooms + kills

@@ -25,11 +25,7 @@ assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from sandrun.backends.escapes import Escapes
-    from sandrun.model import Escape
-    from sandrun.platform import spawn
+    from collections.abc import Callable
 
 PREFIX = "sandrun-"
 """Every group of ours is `sandrun-<run id>`, below our own group and nowhere else."""
@@ -38,92 +34,10 @@ _BATCH = 64
 MAIN = "main"
 """The group inside a v2 run's group that holds the processes. Nested runs are made beside it."""
 KILL_SECONDS = 10.0
-_INSTANT = 0.02
-"""Seconds after its start from which a run is searched for processes that left it."""
-_SLICE = 0.002
-"""Seconds that one step of that search may take while a limit must be watched."""
 _MAKE_SECONDS = 1.0
 """Seconds during which a new group is made again if a `collect` removes it before it is locked."""
 TOO_LARGE = 2000
 """A build has fewer processes. A larger run is killed without a SIGTERM to each process."""
-
-
-class RunGroup:
-    """What the containers of v1 and v2 share: the run's processes, including those that left its
-    group (`sandrun.backends.escapes`).
-
-    A short run that leaves nothing behind pays nothing for the search: no pid was assigned after
-    that of its command.
-    """
-
-    own: "set[int]"
-    mark = ""
-    _escapes: "Escapes | None" = None
-    _command = _supervisor = 0
-    _since = 0.0
-    _search_at = 0.0
-
-    def home(self) -> "tuple[str, str]":
-        """The group with the memory limit, and its v1 controller ('' for v2)."""
-        raise NotImplementedError
-
-    def start(
-        self, argv: "list[str]", env: "Mapping[str, str]", caller: "spawn.CallerState"
-    ) -> int:
-        """Start the command in the group, as `spawn` promises; return its pid."""
-        raise NotImplementedError
-
-    def end(self) -> None:
-        """Kill the processes in the group, as `kill` promises."""
-        raise NotImplementedError
-
-    def spawn(
-        self, argv: "list[str]", env: "Mapping[str, str]", caller: "spawn.CallerState"
-    ) -> int:
-        self._command = self.start(argv, env, caller)
-        self._supervisor = os.getpid()
-        self._since = time.monotonic()
-        self._search_at = self._since + _INSTANT
-        return self._command
-
-    @property
-    def escaped(self) -> "Mapping[int, Escape]":
-        return self._escapes.found if self._escapes else {}
-
-    def live_pids(self) -> "list[int]":
-        found = live_pids(self.home()[0])
-        # A container without a mark is that of a dead run, or a v2 group beside a v1 group.
-        if self.mark and (not found or time.monotonic() >= self._search_at):
-            command = self._command
-            if command and not self._escapes and not processes.born_since(command, self.own):
-                return found
-            self._search_at = time.monotonic() + self._escaped().search_all()
-        return found + (self._escapes.live() if self._escapes else [])
-
-    def poll_escaped(self) -> None:
-        """Search briefly for processes that left the group, if that is due."""
-        if time.monotonic() >= self._search_at:
-            due = self._escaped().search(_SLICE)
-            self._search_at = time.monotonic() + (due or 0.0)
-
-    def kill(self) -> None:
-        stay: list[int] = []
-        for end in (self.end, self._escaped().kill) if self.mark else (self.end,):
-            try:
-                end()
-            except TimeoutError as error:
-                stay += error.args[0]
-        if stay:
-            raise TimeoutError(stay)
-
-    def _escaped(self) -> "Escapes":
-        if not self._escapes:
-            from sandrun.backends import escapes
-
-            # A keeper that was forked later has a copy of this object and other children.
-            command = self._command if os.getpid() == self._supervisor else 0
-            self._escapes = escapes.Escapes(*self.home(), self.mark, command, self._since)
-        return self._escapes
 
 
 def _lines(path: str) -> "list[str]":

@@ -47,7 +47,7 @@ WAITING = (
     ),
     *(
         f"backends/{name}"
-        for name in ["cgroup_files", "memory_monitor", "none", "rlimit", "sampler"]
+        for name in ["cgroup_files", "memory_monitor", "none", "rlimit", "run_group", "sampler"]
     ),
     *(f"backends/{name}" for name in ["systemd", "systemd_units"]),
     *(f"config/{name}" for name in ["settings_files", "trust"]),

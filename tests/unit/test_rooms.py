@@ -95,13 +95,8 @@ def test_a_rooms_docstring_states_its_promise_and_its_imports() -> None:
             assert "Promises" in words and "Imports" in words, name
 
 
-CYCLES: "set[frozenset[str]]" = {
-    frozenset({"sandrun.backends.cgroup_common", "sandrun.backends.escapes"}),
-}
-
-
 def test_no_modules_form_a_cycle() -> None:
-    assert set(cycles()) == CYCLES
+    assert not set(cycles())
 
 
 def cycles() -> "Iterator[frozenset[str]]":
