@@ -72,7 +72,7 @@ class Files(Controller):
 
 
 class Group2(run_group.RunGroup):
-    """See `sandrun.backends.protocol.Container`. Without `limits` the group was attached, not made."""
+    """See `sandrun.backends.protocol.Container`. Without `limits` it was attached, not made."""
 
     def __init__(self, path: str, limits: "Limits | None" = None) -> None:
         self.token = path
