@@ -14,6 +14,8 @@ slice's, the host's). `cpu-time`: the kernel ended them at their limit on CPU ti
 Stopped = Literal["timeout", "cpu-time", "idle", "memory", "outer-memory", "parent", "escaped"]
 Reason = Stopped | Literal["exit", "signal", "not-started", "left", "failed", "lost"]
 """Why a run ended (see `sandrun.model.Outcome`); `Stopped`: sandrun or a limit ended it."""
+StopReason = Stopped | Literal["", "signal", "leftovers"]
+"""Why a supervisor ends its run. '': it does not; `leftovers`: the command has exited before."""
 
 
 class Record(TypedDict, total=False):

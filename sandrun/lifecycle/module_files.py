@@ -37,7 +37,7 @@ LATE = (
         f"supervise/{name}"
         for name in ["command_lookup", "daemons", "leftovers", "outside", "report"]
     ),
-    *(f"supervise/{name}" for name in ["shared_memory", "timeouts", "witness"]),
+    *(f"supervise/{name}" for name in ["shared_memory", "termination", "timeouts", "witness"]),
 )
 """What the supervisor and its keepers import after the command has started."""
 WAITING = (

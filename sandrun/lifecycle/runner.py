@@ -288,10 +288,10 @@ class Run:
 
             supervisor.end_event = windows_queue.end_event(self.admission.ticket)
         else:
-            supervisor.apart = tuple(not_searched)
+            supervisor.excluded = tuple(not_searched)
             # An outer run watches for daemons itself, and `none` contains nothing.
             if settings.daemons == "contain" and container.token and not request.enclosing:
-                supervisor.served = request.project, env
+                supervisor.daemon_search = request.project, env
         self.admission.publish_queue_file()
         outcome = _call_in_root(request.cwd, supervisor.run)
         if modes and outcome.reason != "exit":

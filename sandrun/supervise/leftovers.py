@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from sandrun.backends.protocol import Container
     from sandrun.model import Outcome, Process
-    from sandrun.types import Leftovers
+    from sandrun.types import Leftovers, StopReason
 
     class Git(Protocol):
         """What is asked of git's room."""
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 
         container: Container
         leftovers: Leftovers
-        reason: str
+        reason: StopReason
         decided: bool
         killed: bool
         git: "Git | None"
         kill_at: float | None
 
         def wait(self, until: "float | None") -> None: ...
-        def stop(self, reason: str) -> None: ...
+        def stop(self, reason: StopReason) -> None: ...
         def outcome(self) -> Outcome: ...
 
 
@@ -81,7 +81,7 @@ def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
         run.container.release_processes()
         return outcome
     if not run.kill_at and run.container.live_pids():
-        run.stop("ending")
+        run.stop("leftovers")
     while not run.killed and _lasts(run, 60.0):
         pass
     return outcome

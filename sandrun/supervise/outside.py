@@ -42,7 +42,7 @@ class Outside:
         self._env = env
         self._pids = _processes()
 
-    def look(self) -> bool:
+    def search(self) -> bool:
         """Examine some of the processes; whether there are more."""
         until = time.monotonic() + _SLICE
         while self._pids and time.monotonic() < until:
@@ -55,7 +55,7 @@ class Outside:
                 continue  # it is gone
         return bool(self._pids)
 
-    def at_work(self) -> "list[Process]":
+    def active(self) -> "list[Process]":
         """Those that have worked since."""
         lasted = time.monotonic() - self.began
         found = []

@@ -33,7 +33,7 @@ _SETTLES = 0.1
 """Seconds after which what was a burst is over."""
 
 
-class Half:
+class MemoryWarning:
     """Says, once a run, that more than half of the memory limit is in use and that it grows still:
     a burst that stays there is no news, and what is soon at the limit says so itself. With -v at
     once."""
@@ -43,7 +43,7 @@ class Half:
         self.since = time.monotonic()
         self.settled = 0
 
-    def told(self, current: int, container: "Container") -> bool:
+    def report(self, current: int, container: "Container") -> bool:
         """Note that so much is in use; whether it was said."""
         if not self.settled and time.monotonic() >= self.since + _SETTLES:
             self.settled = current

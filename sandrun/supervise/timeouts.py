@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from sandrun.backends.protocol import Container
     from sandrun.config.settings import Settings
+    from sandrun.types import StopReason
 
 _SHORTEST = 0.01
 _IDLE_LOOKS = 10
@@ -24,7 +25,7 @@ _IDLE_SHARE = 0.01
 _NEVER = float("inf")
 
 
-class Clocks:
+class Timeouts:
     """The limits of one run; `due` is the monotonic time at which `check` wants to be called."""
 
     def __init__(self, settings: "Settings", container: "Container", now: float) -> None:
@@ -35,17 +36,17 @@ class Clocks:
         self.idle_limit = settings.idle_timeout
         self.idle_at = _NEVER
         if self.idle_limit:
-            self.resume(now)
+            self.restart_idle(now)
         self.due = min(self.wall_end, self.cpu_at, self.idle_at)
 
-    def resume(self, now: float) -> None:
+    def restart_idle(self, now: float) -> None:
         """The idle time starts again: something happened, or we were stopped."""
         if self.idle_limit:
             self.active_at = now
             self.seen, self.cpu_seen = self._life()
             self.idle_at = now + self.idle_limit / _IDLE_LOOKS
 
-    def check(self, now: float) -> str:
+    def check(self, now: float) -> "StopReason":
         """The reason to end the run, or ''."""
         if now >= self.wall_end:
             return "timeout"
@@ -62,7 +63,7 @@ class Clocks:
     def _is_idle(self, now: float) -> bool:
         seen, cpu = self._life()
         if seen != self.seen or cpu - self.cpu_seen > (now - self.active_at) * _IDLE_SHARE:
-            self.resume(now)
+            self.restart_idle(now)
             return False
         left = self.active_at + self.idle_limit - now
         self.idle_at = now + min(self.idle_limit / _IDLE_LOOKS, max(left, _SHORTEST))

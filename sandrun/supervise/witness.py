@@ -57,14 +57,14 @@ _END = b"\n"
 class Witness:
     """A running witness, a child of ours; `pid` is 0 if there is none (any more)."""
 
-    __slots__ = ("_answer", "_ask", "_heard", "descriptors", "later", "pid")
+    __slots__ = ("_answer", "_ask", "_heard", "deferred", "descriptors", "pid")
 
     def __init__(self) -> None:
         """Start it. There is none at a limit on processes or files."""
         self.pid, self._ask, self._answer = 0, -1, -1
         self._heard: list[tuple[int, int]] = []
         """Signal and sender of what it got and we have not taken yet."""
-        self.later: list[struct_siginfo] = []
+        self.deferred: list[struct_siginfo] = []
         """What was taken from our own queue while we waited for another of its number, and is to be
         passed on after that: at most one of a number."""
         self.descriptors: list[int] = []
@@ -86,7 +86,7 @@ class Witness:
         os.close(answer)
         self.descriptors = [self._ask, self._answer]
 
-    def had(self, signum: int, sender: int, command: int, keeper: int) -> bool:
+    def received(self, signum: int, sender: int, command: int, keeper: int) -> bool:
         """Whether the group got the signal that we have just taken from our own queue. `keeper`:
         a process in our cgroup but not in our group, if the `command` is in another cgroup; 0: it
         is not.
@@ -116,12 +116,12 @@ class Witness:
         if second is None and found:
             return True
         if second is not None:
-            self.later.append(second)
+            self.deferred.append(second)
             if by_unit:
                 time.sleep(max(0.0, end - time.monotonic()))
         found = self._was_heard(signum, sender) or found
         if found and second is not None and second.si_pid == sender:
-            self.later.remove(second)
+            self.deferred.remove(second)
         return found
 
     def _was_heard(self, signum: int, sender: int) -> bool:
@@ -149,7 +149,7 @@ class Witness:
     def _forget(self, coming: "set[int]") -> None:
         """Forget what was merged with another one in our queue, so that it can never come. Signals
         of real time are not merged."""
-        wanted = coming | _signal.sigpending() | {info.si_signo for info in self.later}
+        wanted = coming | _signal.sigpending() | {info.si_signo for info in self.deferred}
         self._heard = [(n, by) for n, by in self._heard if n in wanted or n >= _REAL_TIME]
 
     def _listen(self) -> "list[tuple[int, int]]":

@@ -123,7 +123,7 @@ def test_sigkill_at_every_point(make_box: "Callable[[str], Box]", backend: str) 
 @pytest.mark.parametrize(
     "point",
     [
-        "posix_supervisor.py:wait:sigtimedwait+1",
+        "posix_supervisor.py:_block:sigtimedwait+1",
         "linux_processes.py:kill:pidfd_send_signal",
         "history.py:append:write",
     ],

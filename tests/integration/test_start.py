@@ -24,7 +24,7 @@ OURS = {
     "sandrun.platform", "sandrun.platform.folders", "sandrun.platform.posix_spawn",
     *(f"sandrun.queue{name}" for name in ("", ".posix_queue", ".posix_run_lock")),
     *(f"sandrun.queue{name}" for name in (".queue", ".state")),
-    "sandrun.supervise", "sandrun.supervise.posix_supervisor",
+    *(f"sandrun.supervise{name}" for name in ("", ".posix_supervisor", ".supervisor")),
 }  # fmt: skip
 
 LATE = {"sandrun.supervise.witness"}

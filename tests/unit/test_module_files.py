@@ -24,7 +24,9 @@ HELD = modules(module_files.LATE)
 # Before the command starts, and in every run with a container: what may come late comes from there.
 KEEPER = {f"sandrun.supervise.{name}" for name in ("keeper", "posix_keeper")}
 STARTED = OURS | KEEPER | {"sandrun.backends.sampler"}
-SUPERVISING = KEEPER | {"sandrun.supervise", "sandrun.supervise.posix_supervisor"}
+SUPERVISING = KEEPER | {
+    f"sandrun.supervise{name}" for name in ("", ".posix_supervisor", ".supervisor")
+}
 # Only while a git is waited for, before the command; only on other systems; only for a taken name;
 # loaded before the wait where it is needed at all; what asks for escapes is that one itself.
 ELSEWHERE = {

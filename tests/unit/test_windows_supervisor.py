@@ -10,6 +10,7 @@ import pytest
 
 from sandrun.platform import windows_api, windows_console, windows_files, windows_spawn
 from sandrun.supervise import windows_supervisor
+from sandrun.types import StopReason
 from tests.windows.fake_kernel32 import Fake
 
 RUN = {1, 1000, 1004}
@@ -62,18 +63,24 @@ class _Container:
 
 @pytest.mark.parametrize("reason", ["", "timeout"])
 def test_a_tree_whose_cpu_time_is_over_is_ended_at_once(
-    monkeypatch: pytest.MonkeyPatch, reason: str
+    monkeypatch: pytest.MonkeyPatch, reason: "StopReason"
 ) -> None:
     monkeypatch.setattr(windows_spawn, "open_process", lambda pid: 0x100)
     monkeypatch.setattr(windows_spawn, "terminate", lambda pid: None)
     monkeypatch.setattr(windows_spawn, "exit_code", lambda process: 137)
     monkeypatch.setattr(windows_files, "wait_any", lambda handles, seconds: 0)
     settings: Any = SimpleNamespace(
-        grace=5.0, leftovers="kill", memory=0, timeout=0.0, cpu_time=0.0, idle_timeout=0.0
+        grace=5.0,
+        leftovers="kill",
+        memory=0,
+        timeout=0.0,
+        cpu_time=0.0,
+        idle_timeout=0.0,
+        require="",
     )
     container: Any = _Container()
     run = windows_supervisor.Supervisor(1000, container, settings, True, None)
     run.reason = reason  # whoever came first has begun to end it, and gives it the grace
-    run._look()
+    run._poll()
     assert (container.kills, run.killed) == ((0, False) if reason else (1, True))
     assert run.reason == (reason or "cpu-time")

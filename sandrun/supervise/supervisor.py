@@ -1,0 +1,196 @@
+"""Supervising one command: what is the same on every system.
+
+Promises
+- A limit on time or memory ends the run: its processes are asked to end, and are killed after the
+  grace.
+- Usage of more than half of the memory limit is reported once.
+- `run` returns when no process of the run is left, or when the user wants leftovers left, or when
+  a process survives SIGKILL: then the outcome names it, and the run lock is not given up.
+
+The systems' own supervisors add how to wait for events, how to ask processes to end, and what an
+exit status means. Left to others: the queue, the limits on time (`sandrun.supervise.timeouts`), the
+processes that the command leaves behind (`sandrun.supervise.leftovers`), the messages about the end
+(`sandrun.supervise.report`).
+"""
+
+import sys
+import time
+
+from sandrun.model import EXIT_CODES, Outcome
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from sandrun.backends.protocol import Container
+    from sandrun.config.settings import Settings
+    from sandrun.supervise.leftovers import Git
+    from sandrun.supervise.report import MemoryWarning
+    from sandrun.supervise.timeouts import Timeouts
+    from sandrun.types import StopReason
+
+MEMORY: "tuple[StopReason, StopReason]" = ("memory", "outer-memory")
+"""The reasons for an end at a memory limit."""
+_FIRST_POLL = 0.01
+"""Seconds until the first poll: most commands that exit within an instant are never polled."""
+_POLL_SHARE = 20
+"""Polling a kernel's container may use one part in so many of our CPU time; the limit does not
+depend on it. (The monitor of the fallback bounds its own cost.)"""
+
+
+class BaseSupervisor:
+    """Supervises the command `child` in `container` until no process of the run is left."""
+
+    def __init__(
+        self, child: int, container: "Container", settings: "Settings", kernel: bool
+    ) -> None:
+        """`kernel`: the kernel enforces the memory limit."""
+        self.child = child
+        self.container = container
+        self.kernel = kernel
+        self.grace = settings.grace
+        self.leftovers = settings.leftovers
+        self.limit = settings.memory
+        self.strict = settings.require == "kernel"
+        self.git: Git | None = None
+        """Knows git's own processes among those left behind."""
+        self.began = time.monotonic()
+        self.poll_at: float | None = self.began + _FIRST_POLL
+        self.kill_at: float | None = None
+        self.timeouts: Timeouts | None = None
+        if settings.timeout or settings.cpu_time or settings.idle_timeout:
+            from sandrun.supervise import timeouts
+
+            self.timeouts = timeouts.Timeouts(settings, container, self.began)
+        self.status: int | None = None
+        """The command's exit status; None: it has not exited."""
+        self.reason: StopReason = ""
+        """Why we end the run; '': we do not."""
+        self.decided = False
+        """Whether the outcome is final, and only leftovers are being ended."""
+        self.killed = False
+        self.unkillable: list[int] = []
+        self._warning: MemoryWarning | None = None
+        self._warned = False
+
+    def run(self) -> Outcome:
+        """Supervise until the end; return the outcome."""
+        while self.status is None:
+            self.wait(None)
+        self._poll()  # whose limit was hit is final now
+        outcome = self.outcome()
+        if self.leftovers == "kill" and self.container.is_too_large_to_signal():
+            self._kill()
+        if not self.killed and self.container.live_pids():
+            from sandrun.supervise import leftovers
+
+            outcome = leftovers.settle(self, outcome)
+        if self.container.escaped:
+            outcome = self._add_escaped(outcome)
+        self._complete(outcome)
+        return outcome
+
+    def _add_escaped(self, outcome: Outcome) -> Outcome:
+        """The outcome of a run of which processes left the container."""
+        left = outcome.leftovers
+        if self.strict and outcome.reason in ("exit", "signal"):
+            outcome = Outcome("escaped", EXIT_CODES["escaped"])
+        outcome.escaped = dict(self.container.escaped)
+        outcome.leftovers = [process for process in left if process.pid not in outcome.escaped]
+        for process in left:
+            if process.pid in outcome.escaped:
+                outcome.escaped[process.pid].outlived_command = True
+        return outcome
+
+    def _complete(self, outcome: Outcome) -> None:
+        """Add to the outcome what is known when no process of the run is left."""
+        outcome.usage = self.container.usage()
+        outcome.top_consumers = self.container.top_consumers()
+        outcome.unkillable = self.unkillable
+
+    def wait(self, until: "float | None") -> None:
+        """Block until something happens, the next action is due, or `until`; act on it."""
+        times = [due for due in (until, *self._dues()) if due is not None]
+        self._block(min(times) if times else None)
+        self._do_due(time.monotonic())
+
+    def _dues(self) -> "list[float | None]":
+        """The times (monotonic) of the next actions."""
+        timeout = self.timeouts.due if self.timeouts and not self.reason else None
+        return [self.poll_at, self.kill_at, timeout]
+
+    def _block(self, until: "float | None") -> None:
+        """Block until an event or that time, and handle the event."""
+        raise NotImplementedError
+
+    def _do_due(self, now: float) -> None:
+        if self.poll_at is not None and now >= self.poll_at:
+            self._poll()
+        if self.timeouts and not self.reason and now >= self.timeouts.due:
+            exceeded = self.timeouts.check(now)
+            if exceeded:
+                self.stop(exceeded)
+        if self.kill_at is not None and now >= self.kill_at:
+            self._kill()
+
+    def _poll(self) -> None:
+        """Poll the container, and act on a limit that was hit."""
+        # Windows counts a thread's time in steps of 15 ms.
+        share = _POLL_SHARE if self.kernel and sys.platform != "win32" else 0
+        began = time.thread_time()
+        due = self.container.poll()
+        cost = (time.thread_time() - began) * share
+        now = time.monotonic()
+        self.poll_at = None if due is None or self.killed else now + max(due, cost)
+        if self.container.limit_hit and (not self.decided or self.reason in MEMORY):
+            self._limit_hit(now)
+        elif self.strict and self.container.escaped and not self.reason:
+            self.stop("escaped")
+        elif not self.decided:
+            self._warn()
+
+    def _limit_hit(self, now: float) -> None:
+        """A limit was hit: whatever the command's status says, this is how the run ended."""
+        raise NotImplementedError
+
+    def _warn(self) -> None:
+        if self._warned or not self.limit or self.reason:
+            return
+        current = self.container.usage().current or 0
+        if current * 2 >= self.limit:
+            from sandrun.supervise import report
+
+            self._warning = self._warning or report.MemoryWarning(self.limit)
+            self._warned = self._warning.report(current, self.container)
+
+    def stop(self, reason: "StopReason") -> None:
+        """End the run for this reason, unless there is one already: ask its processes to end, and
+        kill them after the grace; kill them at once where they cannot be asked."""
+        self.reason = self.reason or reason
+        kill_at = time.monotonic() + self.grace
+        if self._ask_to_end(reason):
+            self.kill_at = kill_at
+        else:
+            self._kill()
+
+    def _ask_to_end(self, reason: "StopReason") -> bool:
+        """Ask every process of the run to end; whether that was possible."""
+        raise NotImplementedError
+
+    def _kill(self) -> None:
+        """Kill every process of the run, and return when they are dead."""
+        self.killed = True
+        self.kill_at = self.poll_at = None
+        try:
+            self.container.kill()
+        except TimeoutError as error:
+            self.unkillable = error.args[0]
+
+    def outcome(self) -> Outcome:
+        """How the run ended, as far as it is known now."""
+        if self.reason in EXIT_CODES:
+            return Outcome(self.reason, EXIT_CODES[self.reason])
+        assert self.status is not None
+        return self._exit_outcome(self.status)
+
+    def _exit_outcome(self, status: int) -> Outcome:
+        """The outcome of a command that was not stopped by us."""
+        raise NotImplementedError
