@@ -34,6 +34,16 @@ def named(name: str) -> "Backend":
         from sandrun.backends import none
 
         return none.NoBackend()
+    if sys.platform == "win32":
+        from sandrun.backends import job_object
+
+        return job_object.JobBackend()
+    if DARWIN:
+        if name != "rlimit":
+            raise Unusable(f"there is no {name} on this system")
+        from sandrun.backends import rlimit_macos
+
+        return rlimit_macos.DarwinBackend()
     if name == "cgroup2":
         from sandrun.backends import cgroup2_placement
 
@@ -46,16 +56,8 @@ def named(name: str) -> "Backend":
         from sandrun.backends import cgroup1
 
         return cgroup1.Cgroup1Backend()
-    if name == "job-object":
-        from sandrun.backends import job_object
-
-        return job_object.JobBackend()
     if name != "rlimit":
         raise Unusable(f"this version has no backend {name}")
-    if DARWIN:
-        from sandrun.backends import rlimit_macos
-
-        return rlimit_macos.DarwinBackend()
     from sandrun.backends import rlimit
 
     return rlimit.RlimitBackend()
@@ -98,6 +100,8 @@ def choose(
 
 def _memory_is_of_v1() -> bool:
     """Whether a v1 hierarchy has the memory controller (cgroups(7)), so that no group of v2 can."""
+    if sys.platform == "win32":
+        return False
     try:
         fd = os.open("/proc/self/cgroup", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -17,6 +17,8 @@ again.
 import os
 import sys
 
+assert sys.platform == "linux"
+
 from sandrun import messages
 from sandrun.backends import cgroup_common, cgroup_files, run_group, sampler
 from sandrun.backends.cgroup_files import (
@@ -28,8 +30,6 @@ from sandrun.backends.cgroup_files import (
 )
 from sandrun.model import Limits, Process, Unusable, Usage, error_text
 from sandrun.platform import spawn
-
-assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -4,6 +4,9 @@ Imported only by a run that asks for them.
 """
 
 import os
+import sys
+
+assert sys.platform == "linux"
 
 from sandrun import messages
 from sandrun.backends import cgroup_files

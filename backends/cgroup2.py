@@ -17,13 +17,13 @@ import os
 import sys
 import time
 
+assert sys.platform == "linux"
+
 from sandrun import messages
 from sandrun.backends import cgroup_common, cgroup_files, run_group, sampler
 from sandrun.backends.cgroup_files import BaseFileInterface, Controller, DictFile, IntegerFile
 from sandrun.model import Limits, Process, Unusable, Usage, error_text
 from sandrun.platform import processes, spawn
-
-assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ import os
 import sys
 import time
 
+assert sys.platform == "linux"
+
 from sandrun import messages
 from sandrun.backends import cgroup_common
 from sandrun.model import Limits, Unusable, error_text
 from sandrun.platform import processes
-
-assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ import os
 import sys
 import time
 
-from sandrun.model import Unusable, is_run_id
-from sandrun.platform import processes
+assert sys.platform == "linux"
 
-assert sys.platform != "win32"
+from sandrun.model import TOO_LARGE_TO_SIGNAL, Unusable, is_run_id
+from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ MAIN = "main"
 KILL_SECONDS = 10.0
 _MAKE_SECONDS = 1.0
 """Seconds during which a new group is made again if a `collect` removes it before it is locked."""
-TOO_LARGE = 2000
-"""A build has fewer processes. A larger run is killed without a SIGTERM to each process."""
 
 
 def _lines(path: str) -> "list[str]":
@@ -171,7 +169,7 @@ def is_too_large_to_signal(path: str) -> bool:
             count += processes.read(directory + "/cgroup.procs").count(b"\n")
         except OSError:
             continue
-    return count > TOO_LARGE
+    return count > TOO_LARGE_TO_SIGNAL
 
 
 def few(path: str) -> "list[int]":

@@ -14,14 +14,16 @@ _lent = "collections.abc" not in sys.modules
 if _lent:
     sys.modules["collections.abc"] = _collections_abc
 
-from cgroupspy import controllers  # noqa: E402
-from cgroupspy.interfaces import BaseFileInterface, DictFile, IntegerFile  # noqa: E402
+from cgroupspy import controllers
+from cgroupspy.interfaces import BaseFileInterface, DictFile, IntegerFile
 
 if _lent:
     del sys.modules["collections.abc"]
 
-from sandrun.model import Unusable  # noqa: E402
-from sandrun.platform import processes  # noqa: E402
+assert sys.platform == "linux"
+
+from sandrun.model import Unusable
+from sandrun.platform import processes
 
 _PAGE = os.sysconf("SC_PAGESIZE")
 

@@ -24,11 +24,11 @@ import os
 import sys
 import time
 
+assert sys.platform == "linux"
+
 from sandrun.backends import cgroup_common
 from sandrun.model import Escape, Process
 from sandrun.platform import processes
-
-assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

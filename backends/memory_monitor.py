@@ -209,6 +209,8 @@ class Monitor:
 
     def _copied(self, members: "dict[int, processes.Stat]") -> int:
         """An upper bound of the bytes copied on write since PSS was read: one page a fault."""
+        if DARWIN:
+            raise NotImplementedError
         before = {pid: kept[0][1] for pid, kept in self._kept.items() if pid in members}
         return sum(members[pid].faults - faults for pid, faults in before.items()) * _PAGE
 
@@ -221,6 +223,8 @@ class Monitor:
         A copy on write does not change the RSS, because the copied page replaces a shared one, but
         it is a page fault.
         """
+        if DARWIN:
+            raise NotImplementedError
         held = self._held.get(pid)
         now = info.start, info.rss, info.faults
         if held and held[0] == now:
@@ -248,6 +252,8 @@ class Monitor:
         grown: int,
         now: float,
     ) -> int:
+        if DARWIN:
+            raise NotImplementedError
         own = mapped = 0
         for pid, size in sizes.items():
             private, shared = self._pss(pid, size, (members[pid].start, members[pid].faults), now)
@@ -265,6 +271,8 @@ class Monitor:
     ) -> "tuple[int, int]":
         """The proportional private and shared bytes of a process. `born` is its start time, which
         distinguishes it from a later process with its pid, and its page faults."""
+        if DARWIN:
+            raise NotImplementedError
         kept = self._kept.get(pid)
         if kept and kept[:2] == (born, size) and now - kept[4] < _PSS_KEPT:
             return kept[2], kept[3]
@@ -292,6 +300,8 @@ class Monitor:
 
 def _in_one_memory(members: "dict[int, processes.Stat]") -> "list[int]":
     """The processes that share the address space of their parent, a member too."""
+    if DARWIN:
+        raise NotImplementedError
     from sandrun.platform import linux_syscalls
 
     return [
@@ -316,7 +326,7 @@ class Host:
         self.read()
 
     def read(self) -> None:
-        if self._fd >= 0:
+        if not DARWIN and self._fd >= 0:
             text = os.pread(self._fd, 4096, 0)
             self.shmem = processes.kilobytes(text, b"\nShmem:")
             self.used = processes.kilobytes(text, b"\nAnonPages:") + self.shmem
@@ -340,6 +350,8 @@ def open_shared_memory(pids: "Iterable[int]") -> int:
 
 def _memory_devices() -> "set[int]":
     """The devices of every tmpfs, and the kernel's internal one for memfds and segments."""
+    if DARWIN:
+        raise NotImplementedError
     fd = os.memfd_create("sandrun")
     found = {os.fstat(fd).st_dev}
     os.close(fd)

@@ -23,8 +23,8 @@ import sys
 import time
 
 from sandrun import messages
-from sandrun.backends import cgroup_common, memory_monitor, sampler
-from sandrun.model import DARWIN, Limits, Process, Unusable, Usage
+from sandrun.backends import memory_monitor, sampler
+from sandrun.model import DARWIN, TOO_LARGE_TO_SIGNAL, Limits, Process, Unusable, Usage
 from sandrun.platform import processes, spawn
 
 assert sys.platform != "win32"
@@ -145,7 +145,7 @@ class RlimitContainer:
         tasks = sum(info.threads for info in members.values())
         if self.limits.pids > 0 and os.geteuid():  # root has no such limit
             self._note("tasks", tasks, self.limits.pids)
-        if 0 < self.data < _ADDRESSES:
+        if not DARWIN and 0 < self.data < _ADDRESSES:
             for pid in sorted(members, key=lambda pid: -members[pid].size)[:_LARGEST]:
                 self._note("data", processes.data(pid), self.data)
 
@@ -189,8 +189,8 @@ class RlimitContainer:
 
     def is_too_large_to_signal(self) -> bool:
         # The host's count costs nothing, and is a lower bound of the answer.
-        many = processes.tasks() - self.tasks > cgroup_common.TOO_LARGE
-        return many and memory_monitor.is_too_large_to_signal(self.owner, cgroup_common.TOO_LARGE)
+        many = processes.tasks() - self.tasks > TOO_LARGE_TO_SIGNAL
+        return many and memory_monitor.is_too_large_to_signal(self.owner, TOO_LARGE_TO_SIGNAL)
 
     def _marked(self) -> "list[int]":
         limit = f"Max data size {self.data} " if self.data else ""
@@ -237,6 +237,8 @@ class RlimitContainer:
             before = pids
 
     def release_processes(self) -> None:
+        if DARWIN:
+            return  # one process cannot change the limits of another
         for pid in self.live_pids():
             try:
                 resource.prlimit(pid, resource.RLIMIT_DATA, self.before)

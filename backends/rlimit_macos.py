@@ -141,9 +141,6 @@ class DarwinContainer(RlimitContainer):
         self.starts = {pid: info.start for pid, info in found.items()}
         return list(found)
 
-    def release_processes(self) -> None:
-        """Nothing to lift: macOS cannot change another process's limits."""
-
 
 class DarwinBackend(RlimitBackend):
     """See `sandrun.backends.protocol.Backend`."""

@@ -16,12 +16,12 @@ Sources: systemd's CGROUP_DELEGATION.md, org.freedesktop.systemd1(5).
 import os
 import sys
 
+assert sys.platform == "linux"
+
 from sandrun import messages
 from sandrun.backends import cgroup2_placement, cgroup_common, systemd_units
 from sandrun.model import Limits, Unusable
 from sandrun.platform import processes
-
-assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

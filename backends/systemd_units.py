@@ -15,12 +15,12 @@ systemd.resource-control(5), systemd.kill(5), user@.service(5), logind.conf(5).
 import os
 import sys
 
+assert sys.platform == "linux"
+
 from sandrun import messages
 from sandrun.backends import cgroup2_placement, cgroup_common, cgroup_files
 from sandrun.bare import signal
 from sandrun.model import Limits, Unusable
-
-assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -42,6 +42,8 @@ EXIT_CODES: "dict[Reason, int]" = {
 """The exit codes of runs that sandrun or a limit ended, by reason."""
 
 
+TOO_LARGE_TO_SIGNAL = 2000
+"""A build has fewer processes. A larger run is killed without a SIGTERM to each process."""
 RUNS_VARIABLE = "SANDRUN_RUNS"
 """In the command's environment: `<state directory>/<run id>` of each enclosing run, outermost
 first, separated as in PATH. It helps to find them and proves nothing."""

@@ -100,6 +100,8 @@ def wait_for_git(project: str, patience: float, mask: "set[int]") -> None:
 
     `mask` is the caller's signal mask. Raises errors.Interrupted on a signal that ends the wait.
     """
+    if sys.platform == "win32":
+        return
     repo = around(project)
     if repo is None:
         return
@@ -107,10 +109,10 @@ def wait_for_git(project: str, patience: float, mask: "set[int]") -> None:
 
     if git_processes.enclosing_git(repo):
         return
-    from sandrun.git.waiter import Interruptible, Wait
+    from sandrun.git import waiter
 
-    with Interruptible(mask):
-        Wait(repo, patience, "going on without waiting").quiet()
+    with waiter.Interruptible(mask):
+        waiter.Wait(repo, patience, "going on without waiting").quiet()
 
 
 def heal_after(
@@ -141,6 +143,8 @@ def housekeepers(pids: "list[int]") -> "list[int]":
 
 def stop_fsmonitor(pid: int) -> None:
     """Stop a file system monitor of git by git's own command."""
+    if sys.platform == "win32":
+        return
     from sandrun.git import fsmonitor
 
     fsmonitor.stop(pid)
@@ -207,6 +211,8 @@ def _is_detach_set(env: "Mapping[str, str]", project: str) -> bool:
 
 def _head(path: str) -> bytes:
     """The beginning of a file, by three system calls; b'' if it cannot be read."""
+    if sys.platform == "win32":
+        return b""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:

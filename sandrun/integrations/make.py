@@ -22,7 +22,7 @@ import sys
 from sandrun.config import project, settings
 from sandrun.model import SandrunError, UsageError
 from sandrun.platform import processes, spawn
-from sandrun.queue.state import open_state, state_path
+from sandrun.queue import state
 
 MARK = "SANDRUN_MAKE"
 """In the environment of the make inside: the directory in which it need not queue again."""
@@ -53,7 +53,7 @@ def main(flags: "dict[str, object]", caller: spawn.CallerState) -> int:
     root, chosen = spawn.interruptibly(
         caller, lambda: (root := project.find(here), settings.resolve(flags, root, here))
     )
-    notes = _Notes(state_path(root, chosen.queue), make)
+    notes = _Notes(state.state_path(root, chosen.queue), make)
     if told == _ENDED:
         os.write(1, b"failed\n" if notes.read(1) else b"passed\n")
         return 0
@@ -73,14 +73,16 @@ def main(flags: "dict[str, object]", caller: spawn.CallerState) -> int:
 class _Notes:
     """How the run of a make failed, for that make only: a link in the queue's directory."""
 
-    def __init__(self, state: str, make: int) -> None:
-        self.state = state
+    def __init__(self, directory: str, make: int) -> None:
+        self.directory = directory
         self.name = _note(make)
 
     def leave(self, code: int) -> None:
         """Keep the code, in a directory made anew if somebody removed it. Raises SandrunError."""
+        if sys.platform == "win32":
+            return  # only Administrators may make links: `read` then answers `missing`
         while True:
-            directory = open_state(self.state)
+            directory = state.open_state(self.directory)
             try:
                 self._sweep(directory)
                 os.symlink(str(code), self.name, dir_fd=directory)
@@ -99,7 +101,7 @@ class _Notes:
 
     def read(self, missing: int) -> int:
         try:
-            return int(os.readlink(os.path.join(self.state, self.name)))
+            return int(os.readlink(os.path.join(self.directory, self.name)))
         except FileNotFoundError:
             return missing
 

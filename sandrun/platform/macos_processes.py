@@ -129,7 +129,7 @@ class Stat:
         usage = RusageInfoV4()
         if _libc.proc_pid_rusage(pid, _RUSAGE_V4, ctypes.byref(usage)):
             usage = RusageInfoV4()
-        self.name = info.pbsi_comm.decode("utf-8", "replace")
+        self.name: str = info.pbsi_comm.decode("utf-8", "replace")
         self.state = _STATES[info.pbsi_status] if info.pbsi_status < len(_STATES) else "?"
         self.parent = int(info.pbsi_ppid)
         self.threads = 1

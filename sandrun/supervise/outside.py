@@ -11,7 +11,7 @@ import os
 import sys
 import time
 
-from sandrun.model import RUNS_VARIABLE
+from sandrun.model import DARWIN, RUNS_VARIABLE
 from sandrun.platform import processes
 from sandrun.supervise import daemons
 
@@ -103,4 +103,6 @@ def _serves(pid: int, project: str, env: "Mapping[str, str]") -> bool:
 def _cpu(pid: int) -> float:
     """Seconds of CPU time of a process and its reaped children, own ones not in ticks of 10 ms:
     clock_getcpuclockid(3), whose macro is MAKE_PROCESS_CPUCLOCK. Raises OSError: it is gone."""
+    if DARWIN:
+        raise NotImplementedError
     return time.clock_gettime(~pid << 3 | 2) + processes.Stat(pid).reaped

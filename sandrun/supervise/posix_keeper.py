@@ -323,7 +323,4 @@ def _wake(supervisor: int) -> None:
 def _open_process(pid: int) -> int:
     """A pidfd, readable when the process dies; -1: none. Whether it was dead already the
     supervisor finds out by itself, by its parent having changed."""
-    try:
-        return os.pidfd_open(pid) if pid else -1
-    except (OSError, AttributeError):  # before Linux 5.3, or it is gone
-        return -1
+    return processes.pin(pid) if pid else -1

@@ -241,9 +241,11 @@ def unkillable(pid: int) -> str:
 
 def way_to_end(pid: int) -> str:
     """What ends such a process, as the end of a sentence; '' where nothing does but waiting."""
+    if sys.platform == "win32":
+        return ""
     try:
         foreign = os.geteuid() not in (0, processes.owner(pid))
-    except (AttributeError, OSError):  # Windows; one that /proc hides
+    except OSError:  # one that /proc hides
         foreign = False
     return f"; to end it: sudo kill {pid}" if foreign else ""
 

@@ -41,7 +41,10 @@ assert sys.platform != "win32"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from signal import struct_siginfo
+    if sys.platform == "linux":
+        from signal import struct_siginfo
+    else:
+        from sandrun.platform.macos_sigwait import Taken as struct_siginfo
 
 NAME = "run-witness"
 _PATIENCE = 2000
@@ -91,7 +94,7 @@ class Witness:
         a process in our cgroup but not in our group, if the `command` is in another cgroup; 0: it
         is not.
         """
-        if not self.pid:
+        if DARWIN or not self.pid:
             return False
         from sandrun.platform import posix_terminal, processes
 
@@ -196,11 +199,14 @@ def _is_systemd(pid: int) -> bool:
 
 def _is_in_our_unit(pid: int) -> bool:
     """Whether the process is in our unit, or in a group below that, in each of its hierarchies."""
-    from sandrun.backends.cgroup_common import group_of
+    if sys.platform != "linux":
+        return False
+    from sandrun.backends import cgroup_common
 
     try:
         return all(
-            _unit(group_of(pid, name)) == _unit(group_of(os.getpid(), name))
+            _unit(cgroup_common.group_of(pid, name))
+            == _unit(cgroup_common.group_of(os.getpid(), name))
             for name in _HIERARCHIES
         )
     except OSError:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from sandrun.backends import cgroup_common
+from sandrun.model import TOO_LARGE_TO_SIGNAL
 from sandrun.platform import processes
 from tests.harness import SCALE, Box, wait_for
 
 CROWD = f"""
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-for _ in range({cgroup_common.TOO_LARGE + 100}):
+for _ in range({TOO_LARGE_TO_SIGNAL + 100}):
     if not os.fork():
         time.sleep(1000)
 print(flush=True)
@@ -51,7 +52,7 @@ def test_a_crowd_of_somebody_elses_costs_nobody_the_grace(make_box: "Callable[[s
     threads = f"""
 import threading
 threading.stack_size(1 << 17)
-for _ in range({cgroup_common.TOO_LARGE + 100}):
+for _ in range({TOO_LARGE_TO_SIGNAL + 100}):
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 print(flush=True)
 threading.Event().wait()
@@ -60,7 +61,7 @@ threading.Event().wait()
     try:
         assert others.stdout
         others.stdout.readline()
-        assert processes.tasks() - before > cgroup_common.TOO_LARGE
+        assert processes.tasks() - before > TOO_LARGE_TO_SIGNAL
         assert run.poll() is None
         assert place.finish(run).stdout == "told\n"
     finally:
