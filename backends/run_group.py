@@ -1,7 +1,10 @@
 """What the containers of cgroup v1 and v2 share: the command, and processes that left the group."""
 
 import os
+import sys
 import time
+
+assert sys.platform == "linux"
 
 from sandrun.backends import cgroup_common
 from sandrun.platform import processes

@@ -12,16 +12,14 @@ not bound back: below a covered directory it is made anew, elsewhere it is cover
 import os
 import sys
 
+assert sys.platform == "linux"
+
 from sandrun import messages
 from sandrun.config import project
 from sandrun.lifecycle import Request
+from sandrun.lifecycle.namespaces import Plan, attempt, is_below, is_current
 from sandrun.model import SandrunError
 from sandrun.queue.state import lock_root, open_state, pool_path
-
-if sys.platform == "linux":
-    from sandrun.lifecycle.namespaces import Plan, attempt, is_below, is_current
-
-assert sys.platform == "linux"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

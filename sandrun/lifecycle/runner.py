@@ -294,7 +294,7 @@ class Run:
                 supervisor.daemon_search = request.project, env
         self.admission.publish_queue_file()
         outcome = _call_in_root(request.cwd, supervisor.run)
-        if modes and outcome.reason != "exit":
+        if sys.platform != "win32" and modes and outcome.reason != "exit":
             from sandrun.platform import posix_terminal
             from sandrun.supervise import witness
 
@@ -338,6 +338,8 @@ def _guarded(step: "Callable[[], None]") -> None:
 
 def _remove_unused(root: str) -> None:
     """After the first run of a project: remove the state of projects that are no longer used."""
+    if sys.platform == "win32":
+        return
     try:
         has_others = sum(map(is_state_name, os.listdir(root))) > 1
     except OSError:  # no right to list it
