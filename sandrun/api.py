@@ -1,15 +1,14 @@
-"""`import sandrun`: runs from Python, with everything that `sandrun --` promises.
+"""`import sandrun`: start runs from Python, with all promises of `sandrun --`.
 
     outcome = sandrun.run(["make", "test"], memory="2G", timeout="10m")
 
-Each run has a process of its own (`python -m sandrun`), because its supervisor takes all signals
-and reaps all children of the process that it lives in. What became of the run comes back over an
-inherited descriptor (`sandrun.integrations.notify`), never by reading what people read. Thus any
-thread may run and cancel anything. A program that is killed takes its runs with it, unless
-`detach`.
+Each run has its own process (`python -m sandrun`), because its supervisor handles all signals and
+reaps all children of its process. The result arrives through an inherited descriptor
+(`sandrun.integrations.notify`); messages for people are never parsed. So any thread may start and
+cancel runs. If the program is killed, its runs end, except with `detach`.
 
-Settings are those of the command line and of sandrun.toml (README, Configuration), by the same
-names and with the same texts; what is not given is settled as there.
+Settings have the names and the values of the command line and of sandrun.toml (README,
+Configuration). A setting that is not given gets its value as there.
 """
 
 import asyncio
@@ -28,12 +27,12 @@ from sandrun.types import BackendName, Leftovers, Reason, Record
 
 _File = int | IO[str] | IO[bytes] | None
 _LOST = (-9, EXIT_MEMORY)
-"""What a sandrun exits with that was killed: by SIGKILL, or on Windows by `sandrun kill`."""
+"""Exit codes of a sandrun that was killed: by SIGKILL, or on Windows by `sandrun kill`."""
 
 
 class Settings(TypedDict, total=False):
-    """The settings of a run, each with the meaning and the texts of its flag. Numbers are as in an
-    outcome: sizes in bytes, times in seconds."""
+    """The settings of a run, each with the meaning and the values of its flag. Numbers have the
+    same units as in an outcome: sizes in bytes, times in seconds."""
 
     memory: str | int
     timeout: str | float
@@ -73,10 +72,10 @@ class Settings(TypedDict, total=False):
 
 
 class Options(Settings, total=False):
-    """What `start`, `run` and `run_async` take: the settings, and subprocess.Popen's own.
+    """The options of `start`, `run` and `run_async`: the settings, and some of subprocess.Popen.
 
-    With subprocess.PIPE for `stdout` or `stderr` the text is in the outcome (stderr has sandrun's
-    own lines as well).
+    With subprocess.PIPE for `stdout` or `stderr`, the outcome has the text (with sandrun's own
+    lines in stderr).
     """
 
     cwd: str | os.PathLike[str] | None
@@ -86,23 +85,24 @@ class Options(Settings, total=False):
     stderr: _File
 
 
-_POPENS = frozenset(("cwd", "env", "stdin", "stdout", "stderr"))
+_POPEN_OPTIONS = frozenset(("cwd", "env", "stdin", "stdout", "stderr"))
 
 
 class GaveUp(SandrunError):
-    """It did not get its turn in the time that was allowed (`no_wait`, `wait_timeout`)."""
+    """The run did not get its turn in the time that was allowed (`no_wait`, `wait_timeout`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a run ended. Sizes in bytes, times in seconds; None: not known.
 
-    `code` is what `sandrun` exited with: the command's own code, 128+n for signal n, 124, 137.
-    `reason` is `exit`, `signal`, `memory`, `outer-memory`, `timeout`, `cpu-time`, `idle`, `parent`,
-    `not-started`, `escaped` (with `require="kernel"`: a process left the container), or `lost` when
-    sandrun itself was killed (`sandrun kill` does so when the grace is over). `peak`: the most
-    memory in use, in bytes, without the page cache that the kernel can take back;
-    `peak_with_cache` with it, None where no cache is counted.
+    - `code`: the exit code of `sandrun`, which is the command's own code, 128+n for signal n, 124
+      or 137.
+    - `reason`: `exit`, `signal`, `memory`, `outer-memory`, `timeout`, `cpu-time`, `idle`, `parent`,
+      `not-started`, `escaped` (with `require="kernel"`: a process left the container), or `lost`
+      when sandrun itself was killed (as `sandrun kill` does after the grace period).
+    - `peak`: the most memory in use without page cache that the kernel can reclaim.
+      `peak_with_cache` includes it; None where no cache is counted.
     """
 
     command: tuple[str, ...]
@@ -121,12 +121,12 @@ class Outcome:
 
     @property
     def ok(self) -> bool:
-        """Whether the command ended by itself, with 0."""
+        """Whether the command exited by itself with code 0."""
         return self.reason == "exit" and self.code == 0
 
 
 class Run:
-    """A run that was started. Any thread may wait for it or cancel it, any number of times."""
+    """A started run. Any thread may wait for it or cancel it, any number of times."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Run:
         process: "subprocess.Popen[str]",
         env: Mapping[str, str],
         settings: Settings,
-        ear: int,
+        events: int,
     ) -> None:
         self.command = tuple(command)
         self._env = env
@@ -148,12 +148,12 @@ class Run:
         self._output: tuple[str | None, str | None] = (None, None)
         self._queued = threading.Event()
         self._over = threading.Event()
-        self._listener = threading.Thread(target=self._listen, args=(ear,), daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(events,), daemon=True)
         self._listener.start()
 
-    def _listen(self, ear: int) -> None:
-        # Not until the end of the file: a run's keeper may hold the other end a moment longer.
-        with open(ear, encoding="utf-8", errors="replace") as lines:
+    def _listen(self, events: int) -> None:
+        # Not until the end of the file: a keeper may hold the other end a moment longer.
+        with open(events, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 facts = json.loads(line)
                 if facts["event"] == "queued":
@@ -170,8 +170,11 @@ class Run:
         self._over.set()
 
     def wait(self, timeout: float | None = None) -> Outcome:
-        """Wait for the end. Raises TimeoutError when it is not over by then (the run goes on),
-        GaveUp, and SandrunError when sandrun itself failed and the command was not started."""
+        """Wait for the end; the outcome.
+
+        Raises TimeoutError when the run is not over after `timeout` seconds (it goes on), GaveUp,
+        and SandrunError when sandrun itself failed and the command was not started.
+        """
         if not self._over.wait(timeout):
             raise TimeoutError(f"not over after {timeout} s: {self.command}")
         record, code = self._ended, self._process.returncode
@@ -187,10 +190,11 @@ class Run:
         return _outcome(self.command, record["exit"], record, self._output)
 
     def cancel(self) -> None:
-        """End it: the whole tree, with SIGTERM and after the grace with SIGKILL; or leave the
-        queue. Returns at once; `wait` tells how it ended, or raises GaveUp if it never began."""
+        """End all processes of the run, with SIGTERM and after the grace period with SIGKILL; or
+        leave the queue. Returns at once. `wait` returns the outcome, or raises GaveUp if the
+        command was not started."""
         self._cancelled = True
-        # No daemon: a program that ends now would take it along before anything was ended.
+        # Not a daemon thread: if the program exits now, the run must still be ended first.
         threading.Thread(target=self._cancel).start()
 
     def _cancel(self) -> None:
@@ -200,7 +204,7 @@ class Run:
         if self._over.is_set():
             return
         done = subprocess.run(kill, env=self._env, stdout=silent, stderr=silent, check=False)
-        if done.returncode:  # a run inside a run of the same queue has no place of its own
+        if done.returncode:  # a run inside a run of the same queue has no ticket
             self._process.terminate()
 
 
@@ -228,10 +232,10 @@ def _outcome(
 
 
 def _launcher() -> list[str]:
-    """This very sandrun: no other on PATH, in the current directory or in PYTHONPATH."""
+    """The command line of this sandrun, not of another on PATH, PYTHONPATH or in this directory."""
     library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = f"import sys; sys.path.insert(0, {library!r}); "
-    # With the user's environment, which may be what makes this Python work (PYTHONHOME).
+    # It keeps the user's environment, which this Python may need (PYTHONHOME).
     return [sys.executable, "-P", "-c", code + "from sandrun.__main__ import start; start()"]
 
 
@@ -239,7 +243,7 @@ def _flags(settings: Settings) -> list[str]:
     by_key = {option.key: option for option in options.OPTIONS}
     words: list[str] = []
     for key, value in settings.items():
-        if key in _POPENS:
+        if key in _POPEN_OPTIONS:
             continue
         option = by_key.get(key)
         if option is None:
@@ -253,8 +257,8 @@ def _flags(settings: Settings) -> list[str]:
     return words
 
 
-def _handed_down(fd: int) -> tuple[str, list[int]]:
-    """How the child finds an open file, and what subprocess has to pass on for that."""
+def _inherit(fd: int) -> tuple[str, list[int]]:
+    """The name by which the child finds an open file, and the descriptors that it must inherit."""
     if sys.platform != "win32":
         return str(fd), [fd]
     import msvcrt
@@ -265,40 +269,40 @@ def _handed_down(fd: int) -> tuple[str, list[int]]:
 
 
 def start(command: Sequence[str], **options: Unpack[Options]) -> Run:
-    """Start a run, or its wait for a turn, and return at once. Raises TypeError for a command or
-    an option that cannot be one, and OSError as subprocess.Popen does."""
+    """Start a run, which may first wait for its turn, and return at once. Raises TypeError for an
+    invalid command or option, and OSError as subprocess.Popen does."""
     if isinstance(command, str) or not command:
-        raise TypeError("a command is a list of words that is not empty")
+        raise TypeError("a command is a list of words and not empty")
     env = options.get("env")
-    around = dict(os.environ if env is None else env)
+    caller_env = dict(os.environ if env is None else env)
     words = [*_launcher(), *_flags(options), "--", *command]
-    ear, mouth = os.pipe()
-    name, handed = _handed_down(mouth)
+    events, sender = os.pipe()
+    name, inherited = _inherit(sender)
     try:
         process = subprocess.Popen(
             words,
             cwd=options.get("cwd"),
-            env={**around, "SANDRUN_TELL": name},
+            env={**caller_env, "SANDRUN_TELL": name},
             stdin=options.get("stdin"),
             stdout=options.get("stdout"),
             stderr=options.get("stderr"),
-            pass_fds=handed,
-            close_fds=bool(handed),
+            pass_fds=inherited,
+            close_fds=bool(inherited),
             text=True,
         )
     except BaseException:
-        os.close(ear)
+        os.close(events)
         raise
     finally:
-        os.close(mouth)
-    return Run(command, process, around, options, ear)
+        os.close(sender)
+    return Run(command, process, caller_env, options, events)
 
 
 def run(command: Sequence[str], **options: Unpack[Options]) -> Outcome:
-    """Run a command in its turn and inside its limits; how it ended. Raises as `start` and
+    """Run a command in its turn and inside its limits; the outcome. Raises as `start` and
     `Run.wait` do.
 
-    An exception in the waiting thread (Ctrl-C) cancels the run.
+    An exception in the waiting thread, such as Ctrl-C, cancels the run.
     """
     started = start(command, **options)
     try:
@@ -311,7 +315,7 @@ def run(command: Sequence[str], **options: Unpack[Options]) -> Outcome:
 
 
 async def run_async(command: Sequence[str], **options: Unpack[Options]) -> Outcome:
-    """`run` for asyncio; cancelling the task cancels the run."""
+    """`run` for asyncio. Cancelling the task cancels the run."""
     loop = asyncio.get_running_loop()
     started = start(command, **options)
     over = asyncio.Event()
@@ -321,9 +325,9 @@ async def run_async(command: Sequence[str], **options: Unpack[Options]) -> Outco
         try:
             loop.call_soon_threadsafe(over.set)
         except RuntimeError:
-            pass  # the loop is closed: nobody waits any more
+            pass  # the loop is closed, so nothing waits any more
 
-    # A thread of its own each: the loop's executor has few, and a queue may be long.
+    # One thread for each run: the loop's executor has few, and a queue may be long.
     threading.Thread(target=notify, daemon=True).start()
     try:
         await over.wait()

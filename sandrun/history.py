@@ -1,11 +1,11 @@
-"""The records of past runs: one JSON line each, in the user's state folder.
+"""The records of past runs: one line of JSON each, in the user's state directory.
 
-Each record is one O_APPEND write, so that runs that end together never mix. A line that a power
-cut or a full disk tore is closed by the next writer. The file is 0600: command lines can hold
-secrets, and a record holds a bounded part of one.
+Each record is one write with O_APPEND, so the records of runs that end together never mix. The next
+writer ends a line that a power cut or a full disk has torn. The file has mode 0600, because command
+lines can contain secrets; a record holds only a part of a long one.
 
-A reader never fails a run and never reads more than a bounded end of the file: a line that is torn,
-of another version or no record at all is skipped, and so is one with a field of another type.
+Readers never fail a run and read only a bounded part at the end of the file. They skip a line that
+is torn, has another version or is no record, and they leave out fields of the wrong type.
 """
 
 import errno
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 VERSION = 1
 
 _COMMAND_CHARACTERS = 4096
-"""How much of a command line a record holds: an argument list may have 2 MiB."""
+"""The most of a command line that a record holds: an argument list may have 2 MiB."""
 _SEARCHED = 1 << 20
-"""How many bytes at the end of the file are searched for a run: some 3,000 records."""
+"""Bytes at the end of the file that are searched for a run: about 3,000 records."""
 
 
 def bounded(command: "list[str]") -> "list[str]":
-    """The part of a command line that a record holds; what is cut ends with an ellipsis."""
+    """The part of a command line that a record holds; an ellipsis marks where it was cut."""
     left = _COMMAND_CHARACTERS
     words: list[str] = []
     for word in command:
@@ -42,8 +42,8 @@ def bounded(command: "list[str]") -> "list[str]":
 
 def _quote(text: str) -> str:
     if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
-        return f'"{text}"'  # nearly always; spares an import
-    try:  # the function that `json` itself uses, without the 8 ms of importing that
+        return f'"{text}"'  # nearly every text; this saves an import
+    try:  # the function that `json` uses, without the 8 ms that importing `json` takes
         from _json import encode_basestring_ascii as quote
     except ImportError:
         from json import dumps as quote
@@ -70,17 +70,17 @@ def encode(value: object) -> str:
 
 
 def path() -> str:
-    """The user's file: `history.jsonl` in `folders.state_home`; '' for who has no home."""
+    """The user's file: `history.jsonl` in `folders.state_home`; '' without a home directory."""
     folder = state_home()
     return os.path.join(folder, "history.jsonl") if folder else ""
 
 
 class Log:
-    """The file that a record goes to, opened before there is one: the next run waits until the
-    record of this one is written, but not for finding the file.
+    """The file for a record. It is opened before the run starts, because the next run waits until
+    the record is written and need not wait until the file is found as well.
 
-    The user's, or one in the directory `fallback`, if given, where that cannot be written. Raises
-    OSError when neither can.
+    It is the user's file, or one in the directory `fallback` if the user's cannot be written and
+    `fallback` is given. Raises OSError when neither can be written.
     """
 
     def __init__(self, fallback: str = "") -> None:
@@ -92,7 +92,7 @@ class Log:
             self.fd = _open(os.path.join(fallback, "history.jsonl"))
 
     def append(self, record: "Record") -> bool:
-        """Append a record and close; False: the file was removed meanwhile. Raises OSError."""
+        """Append a record and close the file. False: it was removed meanwhile. Raises OSError."""
         line = (encode({"v": VERSION, **record}) + "\n").encode()
         try:
             info = os.fstat(self.fd)
@@ -104,14 +104,14 @@ class Log:
 
 
 def _byte(fd: int, at: int) -> bytes:
-    if sys.platform == "win32":  # the file's position is of no use to anybody: writes append
+    if sys.platform == "win32":  # nobody uses the file's position: writes append
         os.lseek(fd, at, os.SEEK_SET)
         return os.read(fd, 1)
     return os.pread(fd, 1, at)
 
 
 _FLAGS = os.O_RDWR | os.O_APPEND
-for _name in ("O_CLOEXEC", "O_NONBLOCK"):  # where there is such a thing
+for _name in ("O_CLOEXEC", "O_NONBLOCK"):  # as far as the system has them
     _FLAGS |= getattr(os, _name, 0)
 
 
@@ -124,7 +124,7 @@ def _open(file: str) -> int:
             if sys.platform != "win32":
                 return create(file, _FLAGS, 0o600)
         except FileExistsError:
-            pass  # somebody was faster
+            pass  # another run has just made it
         return _open_there(file)
 
 
@@ -133,7 +133,7 @@ def _open_there(file: str) -> int:
         from sandrun.platform import windows_files
 
         return windows_files.open_log(file)
-    # Root may be at work with a user's HOME: by a link that user would choose where root writes.
+    # Root may run with a user's HOME. That user must not choose, by a link, where root writes.
     fd = os.open(file, _FLAGS | (0 if os.geteuid() else os.O_NOFOLLOW))
     if not _is_regular(fd):
         os.close(fd)
@@ -152,11 +152,11 @@ def append(record: "Record", fallback: str, log: "Log | None" = None) -> None:
 
 
 def recorded(run_id: str) -> bool:
-    """Whether the history has a record of a run that ended lately.
+    """Whether the last MiB of the history has a record of the run.
 
-    Lately: among the last MiB. A supervisor that is killed after its record and before it empties
-    its line (see `sandrun.lifecycle.recovery`) leaves it there, unless thousands of runs ended
-    meanwhile; then the run is recorded once more, as lost.
+    A supervisor may be killed after it wrote its record and before it empties the run lock's file
+    (`sandrun.lifecycle.recovery`). Its record is found here, unless thousands of runs have ended
+    meanwhile; then the run is recorded a second time, as lost.
     """
     mark = run_id.encode()
     lines = (line for line in _last_lines(_SEARCHED) if mark in line)
@@ -164,12 +164,12 @@ def recorded(run_id: str) -> bool:
 
 
 def _last_lines(size: int) -> "list[bytes]":
-    """The lines in the last `size` bytes of the file, the newest first. The oldest may be torn.
+    """The lines in the last `size` bytes of the file, newest first. The oldest may be incomplete.
 
-    Nothing is read but a regular file: a FIFO or a device would never end.
+    Only a regular file is read: a FIFO or a device might never end.
     """
     flags = os.O_RDONLY
-    for name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):  # where there is such a thing
+    for name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):  # as far as the system has them
         flags |= getattr(os, name, 0)
     try:
         fd = os.open(path(), flags)
@@ -188,7 +188,7 @@ def _last_lines(size: int) -> "list[bytes]":
 
 
 class _Context:
-    """What the C scanner of `json` asks for; using it as it is spares a waiter that import."""
+    """The settings that the C scanner of `json` reads. Used alone it saves a waiter that import."""
 
     strict = True
     object_hook = None
@@ -204,7 +204,7 @@ def _scanner() -> "Callable[[str, int], tuple[object, int]]":
         from _json import make_scanner
 
         return make_scanner(_Context())  # type: ignore[arg-type]
-    except (ImportError, AttributeError):  # a newer one wants more of its context
+    except (ImportError, AttributeError):  # a newer scanner reads more settings
         from json import JSONDecoder
 
         return JSONDecoder().raw_decode
@@ -235,7 +235,7 @@ def records(lines: "Iterable[bytes]") -> "Iterator[Record]":
         try:
             record, _ = scan(line.decode(), 0)
         except (ValueError, StopIteration, SystemError, RecursionError):
-            continue  # SystemError: the C scanner finds its exception in json.decoder only
+            continue  # SystemError: the C scanner needs json.decoder for its exception
         if isinstance(record, dict) and record.get("v") == VERSION:
             yield checked(record)
 
@@ -246,9 +246,8 @@ _LONGEST_RUN = 1e9  # seconds: 30 years
 
 
 def durations(project: str, show: "Callable[[list[str]], str]") -> "dict[str, float]":
-    """The median wall time of a project's recent runs in seconds, by their commands as `show`
-    shows them. Only of those that ended by themselves.
-    """
+    """The median wall time in seconds of a project's recent runs, for each command as `show`
+    formats it. Counts only runs whose command exited by itself."""
     walls: dict[str, list[float]] = {}
     for record in records(_last_lines(_RECENT)):
         if record.get("project") != project or record.get("reason") != "exit":

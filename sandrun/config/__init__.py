@@ -1,6 +1,5 @@
-"""What the user asked for: options, their values and sources, whom a file may speak for, the
-project.
+"""What the user asked for: options, their values and sources, trust in files, the project.
 
-Promises one precedence for all settings, and that what the user set is never loosened by a file
-that came with a project. Imports messages, platform and model; never acts on a process.
+Promises one precedence for all settings, and that a file of a project never loosens a limit that
+the user set. Never acts on a process. Imports messages, platform and model.
 """

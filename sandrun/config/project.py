@@ -16,14 +16,14 @@ from sandrun.platform import folders
 
 
 def find(start: str) -> str:
-    """The project around the directory `start`, as a real path.
+    """The real path of the project that contains the directory `start`.
 
-    The git worktree's top level, else the nearest ancestor with `sandrun.toml` or
-    `[tool.sandrun]` in its pyproject.toml, else `start` itself. Where the home directory is a
-    worktree (of dotfiles), such an ancestor below it comes first.
+    It is the top level of the git worktree, else the nearest ancestor with `sandrun.toml` or
+    `[tool.sandrun]` in its pyproject.toml, else `start` itself. If the home directory is a
+    worktree (of dotfiles), such an ancestor below it takes precedence.
     """
-    top = os.path.realpath(start)
-    here = top
+    first = os.path.realpath(start)
+    here = first
     marked = ""
     while True:
         if _is_worktree(here) and is_trusted_marker(here, ".git"):
@@ -32,12 +32,12 @@ def find(start: str) -> str:
             marked = here
         parent = os.path.dirname(here)
         if parent == here:
-            return marked or top
+            return marked or first
         here = parent
 
 
 def _is_worktree(directory: str) -> bool:
-    """Whether there is a .git directory with a HEAD, or a .git file that names one."""
+    """Whether `directory` has a .git directory with a HEAD, or a .git file that names one."""
     git = os.path.join(directory, ".git")
     try:
         if stat.S_ISDIR(os.stat(git).st_mode):
@@ -64,9 +64,8 @@ def _is_marked(directory: str) -> bool:
 
 
 def is_trusted_uid(uid: int) -> bool:
-    """Whether what belongs to `uid` speaks for us: ourselves, root, and for root the user who
-    became root by sudo. (git's own rule, without root: setup.c, safe.directory in git-config(1).)
-    """
+    """Whether files of `uid` count as ours: our own, root's, and for root those of the user who ran
+    sudo. git has the same rule without root (setup.c; safe.directory in git-config(1))."""
     if sys.platform == "win32":
         return True
     me = os.geteuid()
@@ -74,7 +73,7 @@ def is_trusted_uid(uid: int) -> bool:
 
 
 def is_trusted_marker(directory: str, name: str) -> bool:
-    """Whether the mark `name` may speak for `directory` and all below it (see above)."""
+    """Whether the marker `name` may choose the project for `directory` and all below it."""
     try:
         owner = os.lstat(os.path.join(directory, name)).st_uid
         return is_trusted_uid(owner) or owner == os.stat(directory).st_uid
@@ -83,7 +82,7 @@ def is_trusted_marker(directory: str, name: str) -> bool:
 
 
 def working_directory() -> str:
-    """Where we are. A deleted directory still has a name, and the command may run in it."""
+    """The current directory. A deleted one still has a name, and the command may run in it."""
     try:
         return os.getcwd()
     except FileNotFoundError:
@@ -94,8 +93,8 @@ def working_directory() -> str:
 
 
 def start_directory(wish: object) -> str:
-    """Where to look for the project: the directory that the user named with --project, or where
-    we are. Raises SandrunError."""
+    """The directory in which the search for the project starts: that of --project, `wish`, or the
+    current one. Raises SandrunError."""
     directory = str(wish) if wish else working_directory()
     if wish and not os.path.isdir(directory):
         raise SandrunError(f"--project {directory}: no such directory")
@@ -103,7 +102,7 @@ def start_directory(wish: object) -> str:
 
 
 def foreign_owner(root: str) -> int:
-    """The other user whose checkout the project `root` is; -1: it is ours, or no checkout."""
+    """The uid of the other user who owns the checkout `root`; -1: it is ours, or no checkout."""
     try:
         uid = os.lstat(os.path.join(root, ".git")).st_uid
     except OSError:
@@ -114,7 +113,8 @@ def foreign_owner(root: str) -> int:
 def git_directory(root: str) -> str:
     """The git directory of a worktree's top level (gitrepository-layout(5)); '' if there is none.
 
-    `.git` is that directory, or a file that names it (a linked worktree, a submodule).
+    `.git` is that directory, or a file that names it (in a linked worktree or a submodule). '' also
+    if the owner of the git directory could delay us by a lock in it but does not share it with us.
     """
     path = os.path.join(root, ".git")
     if not is_trusted_marker(root, ".git"):
@@ -125,7 +125,7 @@ def git_directory(root: str) -> str:
     from sandrun.platform.small_files import read_small
 
     try:
-        line = (read_small(path) or b"").partition(b"\0")[0]  # as C, so git, reads it
+        line = (read_small(path) or b"").partition(b"\0")[0]  # git reads it as a C string
     except OSError:
         return ""
     if not line.startswith(b"gitdir:"):
@@ -136,10 +136,10 @@ def git_directory(root: str) -> str:
 
 
 def _may_lock(root: str, git: str) -> bool:
-    """Whether a lock in the git directory `git` may hold us up; git asks the same of it.
+    """Whether a lock in the git directory `git` may delay us; git has the same rule.
 
-    Another user's only if it is the owner's of the checkout, and we may write it: who may only
-    read a repository does not share it, so its owner cannot keep him waiting.
+    Another user's git directory may only if that user also owns the checkout and we may write to
+    it. A user who may only read a repository does not share it, so its owner cannot delay them.
     """
     try:
         owner = os.stat(git).st_uid

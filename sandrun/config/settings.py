@@ -1,16 +1,18 @@
-"""What holds for this run, and where each value came from.
+"""The effective settings of a run, and the source of each value.
 
-Precedence: flag, SANDRUN_* variable, the plain variable, files, default. A wrong flag is an error
-(the user is looking); a wrong value anywhere else gets one line and the next source down, because
-a variable set for something else must not stop a build.
+Precedence: flag, SANDRUN_* variable, plain variable, files, default. A wrong flag is an error: the
+user sees it at once. A wrong value elsewhere is reported in one line and the next source is used,
+because a variable that was set for another purpose must not stop a build.
 
-Files: those of the project, `sandrun.toml` or else `[tool.sandrun]` in pyproject.toml, in each
-directory from where the run starts up to the project's top, the nearest first; then the user's own.
-Invariant: what the user set is never loosened by a file that came with the project. So before the
-user has said `sandrun trust` (`sandrun.config.trust`), of a project's file only limits count, and
-of those none that is looser than what the user's file or a trusted one says; of a file that is
-another user's, nothing. For all that is no limit the user's own file comes first
-(`options.Option.is_limit`).
+Files, in this order: those of the project (`sandrun.toml`, else `[tool.sandrun]` in pyproject.toml)
+from the directory where the run starts up to the project's top; then the user's own.
+
+Invariant: a file of the project never loosens what the user set. Without `sandrun trust`
+(`sandrun.config.trust`)
+- only limits of a project's file count, and none that is looser than in the user's file or in a
+  trusted one;
+- nothing in another user's file counts.
+For options that are no limits the user's own file comes first (`values.Option.is_limit`).
 """
 
 import os
@@ -39,10 +41,10 @@ _IO_KEYS = {
 
 
 class Settings:
-    """The value of each key of `options.OPTIONS`, and `source[key]`, where it came from. Immutable.
+    """The value of each key of `options.OPTIONS`, and its source in `source[key]`. Immutable.
 
-    `files` are the project's; `waiting` those of them that the user has not trusted, each with the
-    keys that are not in force because of that.
+    `files` are the project's files. `untrusted` has those that the user has not trusted, each with
+    the keys that are not in force for that reason.
     """
 
     source: "Mapping[str, str]"
@@ -96,14 +98,14 @@ class Settings:
         return Settings({**self.__dict__, "memory": memory, "swap": swap})
 
     def is_user_choice(self, key: str) -> bool:
-        """Whether the user chose the value: set it, or trusts the file that does."""
+        """Whether the user set the value, or trusts the file that sets it."""
         source = self.source[key]
         return source != "default" and all(
             file.is_trusted() for file in self.files if file.path == source
         )
 
     def limits(self, directory: str) -> Limits:
-        """The limits that the settings ask for; io limits are for the disk under `directory`."""
+        """The limits of these settings; io limits apply to the disk under `directory`."""
         wanted = Limits(self.memory, self.check_interval)
         for key in ("swap", "pids", "cpus", "cpu_weight", "io_weight"):
             setattr(wanted, key, getattr(self, key))
@@ -133,35 +135,35 @@ class Settings:
 
 
 def resolve(flags: "Mapping[str, object]", project_root: str, start: str = "") -> Settings:
-    """Settle every option for a run that starts in `start` (default: the project's top).
+    """The settings of a run that starts in `start` (default: the project's top).
 
-    Reads the project's files and the user's where they exist.
+    Reads the project's files and the user's own, and warns of what is wrong in them.
     """
-    complaints: list[str] = []
+    warnings: list[str] = []
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
-    of_project = project_files(project_root, start, complaints)
+    of_project = project_files(project_root, start, warnings)
     untrusted: dict[File, list[str]] = {file: [] for file in of_project if file.is_unread}
-    files = [*of_project, *_own_file(complaints)]
+    files = [*of_project, *_own_file(warnings)]
     if files:
         from sandrun.config.settings_files import value_of
     for option in OPTIONS:
-        value, source = _value(option, flags, complaints) or (option.default, "default")
+        value, source = _set_for_run(option, flags, warnings) or (option.default, "default")
         if files and source == "default" and option.scope != "flag":
-            value, source = value_of(option, files, untrusted, complaints)
+            value, source = value_of(option, files, untrusted, warnings)
         values[option.key] = value
         sources[option.key] = source
     settings = Settings({**values, "source": sources, "files": of_project, "untrusted": untrusted})
     messages.setup(settings.verbose, settings.quiet, settings.color)
-    for complaint in complaints:
-        messages.warn(complaint)
+    for warning in warnings:
+        messages.warn(warning)
     return settings
 
 
-def _value(
-    option: "Option", flags: "Mapping[str, object]", complaints: "list[str]"
+def _set_for_run(
+    option: "Option", flags: "Mapping[str, object]", warnings: "list[str]"
 ) -> "tuple[object, str] | None":
-    """What the user says for this very run, by flag or variable, and by which."""
+    """The value that a flag or a variable sets for this run, and which one; None: none does."""
     if option.key in flags:
         return flags[option.key], option.flags[-1]
     if option.scope == "flag":
@@ -172,12 +174,12 @@ def _value(
             try:
                 return option.convert(text), name
             except ValueError as error:
-                complaints.append(f"{name}={text!r} is not {error}; ignored")
+                warnings.append(f"{name}={text!r} is not {error}; ignored")
     return None
 
 
-def project_files(root: str, start: str, complaints: "list[str]") -> "list[File]":
-    """The project's files for a run that starts in `start`, the nearest first."""
+def project_files(root: str, start: str, warnings: "list[str]") -> "list[File]":
+    """The project's files for a run that starts in `start`, the nearest to it first."""
     here = os.path.realpath(start) if start else root
     if not here.startswith(root.rstrip(os.sep) + os.sep):
         here = root
@@ -185,10 +187,10 @@ def project_files(root: str, start: str, complaints: "list[str]") -> "list[File]
     while True:
         for name in ("sandrun.toml", "pyproject.toml"):
             path = os.path.join(here, name)
-            if _may_be_there(path):
+            if _may_exist(path):
                 from sandrun.config import settings_files
 
-                file = settings_files.load(path, root, complaints)
+                file = settings_files.load(path, root, warnings)
                 if file:
                     files.append(file)
                     break
@@ -197,24 +199,24 @@ def project_files(root: str, start: str, complaints: "list[str]") -> "list[File]
         here = os.path.dirname(here)
 
 
-def _may_be_there(path: str) -> bool:
+def _may_exist(path: str) -> bool:
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        pass  # reading it will report that
+        pass  # reported when it is read
     return True
 
 
-def _own_file(complaints: "list[str]") -> "list[File]":
+def _own_file(warnings: "list[str]") -> "list[File]":
     config = folders.config_home()
     if not config:
         return []
     path = os.path.join(config, "sandrun", "config.toml")
-    if not _may_be_there(path):
+    if not _may_exist(path):
         return []
     from sandrun.config import settings_files
 
-    file = settings_files.load_own(path, complaints)
+    file = settings_files.load_own(path, warnings)
     return [file] if file else []

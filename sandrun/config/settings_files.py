@@ -1,7 +1,6 @@
-"""Files of settings: reading one, and what those of a project may decide (see
-`sandrun.config.settings`).
+"""Files of settings: reading one, and which of their values are in force.
 
-Imported only where there is one.
+`sandrun.config.settings` states the rules. Imported only where such a file exists.
 """
 
 import os
@@ -18,8 +17,11 @@ if TYPE_CHECKING:
 
 
 class File:
-    """A file of settings: `table` as it was read, `mine` the user's own file; `foreign`: another
-    user's, and then `unread` unless the user has trusted what is at its path."""
+    """A file of settings. `table` has its contents.
+
+    `is_own`: it is the user's own file. `is_foreign`: another user owns it. `is_unread`: it was not
+    read, because it is foreign and the user has never trusted a file at its path.
+    """
 
     __slots__ = ("_trusted", "is_foreign", "is_own", "is_unread", "owner", "path", "table")
 
@@ -33,29 +35,29 @@ class File:
         self._trusted: bool | None = None
 
     def is_trusted(self) -> bool:
-        """Whether the user wrote it, or has said that it may decide everything."""
+        """Whether it is the user's own file, or the user trusts it."""
         if self._trusted is None:
             from sandrun.config import trust
 
             self._trusted = self.is_own or trust.is_trusted(self)
         return self._trusted
 
-    def get(self, option: Option, complaints: "list[str]") -> object:
-        """The value of an option; None: it has none."""
+    def get(self, option: Option, warnings: "list[str]") -> object:
+        """The value that the file gives an option; None: it gives none."""
         key = self.key_of(option)
         if key:
             try:
                 return option.convert(_as_text(self.table[key]))
             except ValueError as error:
-                complaints.append(f"{self.path}: {key} is not {error}; ignored")
+                warnings.append(f"{self.path}: {key} is not {error}; ignored")
         return None
 
     def key_of(self, option: Option) -> str:
-        """By which of its names the file sets an option; '' if it does not."""
+        """The name of an option under which the file sets it; '' if it does not set it."""
         return next((key for key in option.names() if key in self.table), "")
 
     def texts(self) -> "dict[str, str]":
-        """Its settings as one writes them, but for values that no setting has."""
+        """Its settings as text, without values that no setting can have."""
         found = {}
         for key, value in self.table.items():
             try:
@@ -68,29 +70,32 @@ class File:
 def value_of(
     option: Option,
     files: "list[File]",
-    waiting: "dict[File, list[str]]",
-    complaints: "list[str]",
+    untrusted: "dict[File, list[str]]",
+    warnings: "list[str]",
 ) -> "tuple[object, str]":
-    """The value that the files give, and which file; else the default (see the header)."""
+    """The value that is in force and the path of its file, or the default and `default`.
+
+    Notes in `untrusted` the keys that are not in force because a file is not trusted.
+    """
     order = files if option.is_limit else sorted(files, key=lambda file: not file.is_own)
-    given = [(v, file) for file in order if (v := file.get(option, complaints)) is not None]
-    wish: File | None = None
-    wished: object = None
+    given = [(v, file) for file in order if (v := file.get(option, warnings)) is not None]
+    limiting: File | None = None
+    limit: object = None
     value, source = option.default, "default"
     for at, (found, file) in enumerate(given):
-        at_once = option.is_limit and not file.is_own and not file.is_foreign
-        # Whether it is trusted is not asked where nothing depends on it.
-        if (not at_once or wish or at + 1 < len(given)) and file.is_trusted():
+        needs_no_trust = option.is_limit and not file.is_own and not file.is_foreign
+        # Trust is looked up only where the result depends on it.
+        if (not needs_no_trust or limiting or at + 1 < len(given)) and file.is_trusted():
             value, source = found, file.path
             break
-        if at_once and not wish:
-            wish, wished = file, found
-        elif not at_once:
-            waiting.setdefault(file, []).append(file.key_of(option))
-    if wish and (source == "default" or option.is_tighter(wished, value)):
-        return wished, wish.path
-    if wish and wished != value:
-        waiting.setdefault(wish, []).append(wish.key_of(option))
+        if needs_no_trust and not limiting:
+            limiting, limit = file, found
+        elif not needs_no_trust:
+            untrusted.setdefault(file, []).append(file.key_of(option))
+    if limiting and (source == "default" or option.is_tighter(limit, value)):
+        return limit, limiting.path
+    if limiting and limit != value:
+        untrusted.setdefault(limiting, []).append(limiting.key_of(option))
     return value, source
 
 
@@ -98,20 +103,22 @@ def _as_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1 << 63):
-        return str(value)  # Python refuses to write an int of 5,000 digits
+        return str(value)  # Python does not convert an int of 5,000 digits
     raise ValueError("a single value")
 
 
-def load(path: str, top: str, complaints: "list[str]", foreign: bool = False) -> "File | None":
-    """The settings in a file of the project with the top `top`; None: it is not there, or has
-    none."""
+def load(path: str, top: str, warnings: "list[str]", foreign: bool = False) -> "File | None":
+    """A file of the project with the top level `top`; None: it does not exist, or has no settings.
+
+    Another user's file is read only if the user has trusted a file at its path, or if `foreign`.
+    """
     try:
         file = File(path, os.lstat(path).st_uid)
         data = read_small(path, top)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        complaints.append(f"{path}: {error.strerror}; it sets nothing")
+        warnings.append(f"{path}: {error.strerror}; the file is ignored")
         return None
     if data is None or (path.endswith("pyproject.toml") and not has_table(data)):
         return None
@@ -120,63 +127,65 @@ def load(path: str, top: str, complaints: "list[str]", foreign: bool = False) ->
 
         file.is_unread = not trust.is_known(path)
     if not file.is_unread:
-        _fill(file, data, complaints)
+        _fill(file, data, warnings)
     return file
 
 
-def load_own(path: str, complaints: "list[str]") -> "File | None":
-    """The user's own file; None: it is not there."""
+def load_own(path: str, warnings: "list[str]") -> "File | None":
+    """The user's own file; None: it does not exist."""
     file = File(path)
     try:
-        data = read_small(path)  # may be a link, as into a repository of dotfiles
+        data = read_small(path)  # a link is allowed, for example into a repository of dotfiles
     except OSError as error:
-        complaints.append(f"{path}: {error.strerror}; it sets nothing")
+        warnings.append(f"{path}: {error.strerror}; the file is ignored")
         return None
     if data is None:
         return None
-    _fill(file, data, complaints)
+    _fill(file, data, warnings)
     return file
 
 
-def _fill(file: File, data: bytes, complaints: "list[str]") -> None:
-    """Read the settings; what is wrong with a file costs it one line."""
+def _fill(file: File, data: bytes, warnings: "list[str]") -> None:
+    """Parse the settings. Each kind of mistake in a file causes one line of warning."""
     text = data.decode("utf-8-sig", "replace")
     if not text.strip():
         return
     try:
         table = _parsed(text)
     except ValueError as error:
-        complaints.append(f"{file.path}: {error}; the file is ignored")
+        warnings.append(f"{file.path}: {error}; the file is ignored")
         return
     if file.path.endswith("pyproject.toml"):
         tool = table.get("tool")
-        ours = tool.get("sandrun") if isinstance(tool, dict) else None
-        table = ours if isinstance(ours, dict) else {}
+        own = tool.get("sandrun") if isinstance(tool, dict) else None
+        table = own if isinstance(own, dict) else {}
     keys = {key for option in OPTIONS if option.scope == "all" for key in option.names()}
     unknown = [key for key in table if key not in keys]
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         if len(unknown) == 1 and (meant := did_you_mean(unknown[0], keys)):
             more = f" ({meant})"
-        complaints.append(f"{file.path}: no such setting: {', '.join(unknown[:3])}{more}; ignored")
+        warnings.append(f"{file.path}: no such setting: {', '.join(unknown[:3])}{more}; ignored")
     file.table = {key: value for key, value in table.items() if key in keys}
 
 
-_LONGEST = 1.0
-"""Seconds of CPU time for one file: a megabyte of ordinary TOML takes a part of that."""
+_CPU_SECONDS = 1.0
+"""Most seconds of CPU time for one file; a megabyte of ordinary TOML takes less."""
 
 
 class _TooLong(Exception):
-    """A file took more CPU time than any needs."""
+    """Parsing a file took more CPU time than `_CPU_SECONDS`."""
 
 
 def _parsed(text: str) -> "dict[str, object]":
-    """The table of a TOML file. Raises ValueError, also for one that takes too long to read:
-    tomllib's time grows with the square of the dots in a key."""
+    """The table of a TOML file. Raises ValueError, also for a file that takes too long to parse:
+    tomllib's time grows with the square of the number of dots in a key."""
     import tomllib
 
     try:
-        return tomllib.loads(text) if sys.platform == "win32" else _in_time(tomllib.loads, text)
+        return (
+            tomllib.loads(text) if sys.platform == "win32" else _parse_in_time(tomllib.loads, text)
+        )
     except tomllib.TOMLDecodeError:
         raise
     except RecursionError:
@@ -187,7 +196,7 @@ def _parsed(text: str) -> "dict[str, object]":
         raise ValueError("a number has too many digits") from None
 
 
-def _in_time(read: "Callable[[str], dict[str, object]]", text: str) -> "dict[str, object]":
+def _parse_in_time(read: "Callable[[str], dict[str, object]]", text: str) -> "dict[str, object]":
     from sandrun.bare import signal as _signal
 
     def end(signum: int, frame: object) -> None:
@@ -195,7 +204,7 @@ def _in_time(read: "Callable[[str], dict[str, object]]", text: str) -> "dict[str
 
     handler = _signal.signal(_signal.SIGVTALRM, end)
     mask = _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGVTALRM})
-    before = _signal.setitimer(_signal.ITIMER_VIRTUAL, _LONGEST)
+    before = _signal.setitimer(_signal.ITIMER_VIRTUAL, _CPU_SECONDS)
     try:
         return read(text)
     finally:

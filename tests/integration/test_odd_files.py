@@ -75,7 +75,7 @@ def test_an_odd_file_of_a_project_costs_one_line(
     make(box.project / name)
     done = careful(box, "--", "echo", "ran")
     assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
-    assert done.stderr == f"sandrun: {box.project / name}: {ODD[make]}; it sets nothing\n"
+    assert done.stderr == f"sandrun: {box.project / name}: {ODD[make]}; the file is ignored\n"
     assert careful(box, "status").returncode == 0
     assert careful(box, "git", "--version").returncode == 0
 
@@ -87,7 +87,7 @@ def test_an_odd_file_of_the_users_costs_one_line(box: Box, make: "Callable[[Path
     done = careful(box, "--", "echo", "ran")
     assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
     assert done.stderr.startswith(f"sandrun: {file}: ")
-    assert done.stderr.endswith("; it sets nothing\n") and done.stderr.count("\n") == 1
+    assert done.stderr.endswith("; the file is ignored\n") and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("make", [fifo, endless, huge, loop])
@@ -144,7 +144,7 @@ def test_what_may_not_be_read_is_said(open_box: Box, whose: str) -> None:
     file.chmod(0)
     done = open_box.run("--", "echo", "ran", user=USER)
     assert (done.returncode, done.stdout) == (0, "ran\n")
-    assert done.stderr == f"sandrun: {file}: Permission denied; it sets nothing\n"
+    assert done.stderr == f"sandrun: {file}: Permission denied; the file is ignored\n"
 
 
 SLOW = "takes too long to read; the file is ignored|no such setting: a"
@@ -225,7 +225,7 @@ def test_what_ends_a_program_ends_sandrun_before_the_command_exists(
     words = ["-q", "--", "true"]
     box.run(*words)  # what only a first run does
     steps = points(box, words)
-    assert any(point.startswith("settings_files.py:_in_time") for point in steps)
+    assert any(point.startswith("settings_files.py:_parse_in_time") for point in steps)
     assert any(point.startswith("small_files.py:read_small:open") for point in steps)
     env = {"PYTHONPATH": f"{INJECT}:{box.env.get('PYTHONPATH', '')}"}
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
