@@ -153,7 +153,7 @@ def live_pids(path: str) -> "list[int]":
     dead: set[int] = set()
     for _ in range(100):
         found = listed(path)
-        live = [pid for pid in found if not processes.is_zombie(pid)]
+        live = [pid for pid in found if not processes.has_exited(pid)]
         if live or dead.issuperset(found):
             break
         dead = set(found)
@@ -193,11 +193,11 @@ def kill_members(path: str) -> None:
     """SIGKILL the current processes of a group and of all groups below it (proof: see above)."""
     found = listed(path)
     for start in range(0, len(found), _BATCH):
-        pinned = {pid: processes.pin(pid) for pid in found[start : start + _BATCH]}
+        pinned = {pid: processes.open_pidfd(pid) for pid in found[start : start + _BATCH]}
         still = set(listed(path))
         for pid, pidfd in pinned.items():
             if pid in still:
-                processes.kill(pid, pidfd)
+                processes.kill_process(pid, pidfd)
             if pidfd >= 0:
                 os.close(pidfd)
 

@@ -117,7 +117,9 @@ class Escapes:
         while True:
             self.search_all()
             live = self.live()
-            refused = [pid for pid in live if not processes.kill_same(pid, self.found[pid].start)]
+            refused = [
+                pid for pid in live if not processes.kill_if_same(pid, self.found[pid].start)
+            ]
             if not live:
                 return
             patience = _REFUSED_SECONDS if refused == live else cgroup_common.KILL_SECONDS
@@ -130,7 +132,7 @@ class Escapes:
             return (
                 processes.start(pid) == start
                 and bool(self._left_for(pid))
-                and not processes.is_zombie(pid)
+                and not processes.has_exited(pid)
             )
         except OSError:
             return False
@@ -138,7 +140,7 @@ class Escapes:
     def _candidates(self) -> "list[int]":
         """The processes that may have left. `search` begins with the last one, so that parents
         usually come before children."""
-        newest, now = processes.newest(), time.monotonic()
+        newest, now = processes.last_pid(), time.monotonic()
         if newest < self._newest or now > self._seen_at + _NUMBERS_LAST:
             # Pids may have been reused, and a low pid may belong to a young process.
             self._others.clear()
@@ -152,7 +154,7 @@ class Escapes:
 
     def _since_first(self, newest: int) -> "Iterable[int]":
         """The possible pids of processes that are not older than the command."""
-        if self._first and newest - self._first < processes.FEW:
+        if self._first and newest - self._first < processes.FEW_PIDS:
             return range(self._first, newest + 1)
         try:
             pids = (int(name) for name in os.listdir(processes.PROC) if name.isdigit())
@@ -197,14 +199,14 @@ class Escapes:
         return True
 
     def _is_marked(self, pid: int) -> bool:
-        environ = processes.read(f"{processes.told_at(pid)}/environ")
+        environ = processes.read(f"{processes.memory_directory(pid)}/environ")
         if not environ:
             self._blank.append(pid)
         return processes.has_mark(environ, self._mark)
 
     def _adopts(self, pid: int) -> bool:
         """Whether that process adopts orphans, or did before the run's supervisor died."""
-        self._adopter = self._adopter or processes.adopter()
+        self._adopter = self._adopter or processes.find_reaper()
         return pid == self._adopter or (pid == 1 and not self._command)
 
     def _is_known(self, pid: int, start: int) -> bool:

@@ -218,7 +218,7 @@ class Monitor:
         self, pid: int, info: processes.Stat
     ) -> "tuple[tuple[int, int, int], tuple[int, int]]":
         """A key that changes with the memory of a process, and its private and shared bytes
-        (`processes.held`), read through a live thread if the thread group leader is dead.
+        (`processes.anonymous_memory`), read through a live thread if the leader is dead.
 
         A copy on write does not change the RSS, because the copied page replaces a shared one, but
         it is a page fault.
@@ -231,7 +231,9 @@ class Monitor:
             return held
         dead = info.state in "ZX"
         try:
-            size = processes.held(processes.told_at(pid) if dead else f"{processes.PROC}/{pid}")
+            size = processes.anonymous_memory(
+                processes.memory_directory(pid) if dead else f"{processes.PROC}/{pid}"
+            )
         except OSError:
             size = 0, 0  # it is gone
         return (info.start, -1, 0) if dead else now, size  # a dead leader has no RSS
@@ -279,20 +281,20 @@ class Monitor:
         private, shared = size
         try:
             rollup = processes.read(f"{processes.PROC}/{pid}/smaps_rollup")
-            shared = processes.kilobytes(rollup, b"\nPss_Shmem:")
+            shared = processes.field_bytes(rollup, b"\nPss_Shmem:")
             if b"\nPss_Anon:" in rollup:  # 5.4
-                private = processes.kilobytes(rollup, b"\nPss_Anon:")
+                private = processes.field_bytes(rollup, b"\nPss_Anon:")
             else:
-                private = min(private, processes.kilobytes(rollup, b"\nPss:") - shared)
-            private += processes.kilobytes(rollup, b"\nSwapPss:")
+                private = min(private, processes.field_bytes(rollup, b"\nPss:") - shared)
+            private += processes.field_bytes(rollup, b"\nSwapPss:")
             # Read after the sizes: from now on both include what it allocated meanwhile.
             self._seen[pid, born[0]] = sum(
-                processes.kilobytes(rollup, name) for name in (b"\nAnonymous:", b"\nSwap:")
+                processes.field_bytes(rollup, name) for name in (b"\nAnonymous:", b"\nSwap:")
             )
         except PermissionError:
             pass  # another user's process
         except OSError:  # gone, or only its first thread; others have no smaps_rollup
-            if processes.told_at(pid) == f"{processes.PROC}/{pid}":
+            if processes.memory_directory(pid) == f"{processes.PROC}/{pid}":
                 private = shared = 0
         self._kept[pid] = (born, size, private, shared, now)
         return private, shared
@@ -328,8 +330,8 @@ class Host:
     def read(self) -> None:
         if not DARWIN and self._fd >= 0:
             text = os.pread(self._fd, 4096, 0)
-            self.shmem = processes.kilobytes(text, b"\nShmem:")
-            self.used = processes.kilobytes(text, b"\nAnonPages:") + self.shmem
+            self.shmem = processes.field_bytes(text, b"\nShmem:")
+            self.used = processes.field_bytes(text, b"\nAnonPages:") + self.shmem
 
 
 def open_shared_memory(pids: "Iterable[int]") -> int:

@@ -84,7 +84,7 @@ class RlimitContainer:
         self.near: dict[str, tuple[int, int]] = {}
         self.owner = os.getpid() if limits else 0
         self.strangers: dict[int, int] = {}
-        self.tasks = processes.tasks()
+        self.tasks = processes.thread_count()
         self.before = resource.getrlimit(resource.RLIMIT_DATA)
         self.tasks_before = resource.getrlimit(resource.RLIMIT_NPROC)
         self.monitor = memory_monitor.Monitor(
@@ -147,7 +147,7 @@ class RlimitContainer:
             self._note("tasks", tasks, self.limits.pids)
         if not DARWIN and 0 < self.data < _ADDRESSES:
             for pid in sorted(members, key=lambda pid: -members[pid].size)[:_LARGEST]:
-                self._note("data", processes.data(pid), self.data)
+                self._note("data", processes.data_size(pid), self.data)
 
     def _note(self, kind: str, had: int, most: int) -> None:
         if had > most * _NEAR and had > self.near.get(kind, (0, 0))[0]:
@@ -177,29 +177,29 @@ class RlimitContainer:
                 return list(found)
             children = processes.children(self.owner)
             # Another user's processes, if /proc hides them (hidepid, proc(5)).
-            living = (pid for pid in children if not processes.is_zombie(pid))
+            living = (pid for pid in children if not processes.has_exited(pid))
             hidden = [pid for pid in living if not processes.start(pid)]
             if hidden:
                 self.starts = dict.fromkeys(hidden, 0)
                 return hidden
-            dead = all(self._is_other(pid) or processes.is_zombie(pid) for pid in children)
+            dead = all(self._is_other(pid) or processes.has_exited(pid) for pid in children)
             if dead and processes.children(self.owner) == children:
                 self.over = True
                 return []
 
     def is_too_large_to_signal(self) -> bool:
         # The host's count costs nothing, and is a lower bound of the answer.
-        many = processes.tasks() - self.tasks > TOO_LARGE_TO_SIGNAL
+        many = processes.thread_count() - self.tasks > TOO_LARGE_TO_SIGNAL
         return many and memory_monitor.is_too_large_to_signal(self.owner, TOO_LARGE_TO_SIGNAL)
 
     def _marked(self) -> "list[int]":
         limit = f"Max data size {self.data} " if self.data else ""
-        found = processes.marked(self.mark, limit)
+        found = processes.marked_processes(self.mark, limit)
         # A process in a chain of forks may be born after the scan has passed its pid.
-        found = found or processes.newborn(self.mark, limit, _NEWBORN_SECONDS)
+        found = found or processes.wait_for_marked_process(self.mark, limit, _NEWBORN_SECONDS)
         # A scan takes long enough for a pid to be reused.
         before = {pid: processes.start(pid) for pid in found}
-        still = processes.marked(self.mark, limit, found) if found else []
+        still = processes.marked_processes(self.mark, limit, found) if found else []
         roots = [pid for pid in still if processes.start(pid) == before[pid]]
         below = memory_monitor.tree(roots, {os.getpid(): processes.start(os.getpid())})
         self.starts = {pid: info.start for pid, info in below.items()}
@@ -212,7 +212,7 @@ class RlimitContainer:
         while (found := processes.children(self.owner)) != before:
             for pid in found:
                 if not self._is_other(pid):
-                    processes.kill(pid, -1)  # an unreaped child: its pid is not reused
+                    processes.kill_process(pid, -1)  # an unreaped child: its pid is not reused
             before = found
             time.sleep(0.001)  # after a sleep we are scheduled before processes that did not
 
@@ -224,7 +224,7 @@ class RlimitContainer:
         before: list[int] = []
         while pids := self.live_pids():
             refused = [
-                pid for pid in reversed(pids) if not processes.kill_same(pid, self.starts[pid])
+                pid for pid in reversed(pids) if not processes.kill_if_same(pid, self.starts[pid])
             ]
             if refused == pids[::-1]:  # none is left that we may signal
                 deadline = min(deadline, time.monotonic() + _REFUSED_SECONDS)
@@ -268,7 +268,7 @@ def _data_limit(run_id: str) -> int:
 
 def _check_proc() -> None:
     """Raise Unusable if /proc does not show our pid namespace."""
-    if DARWIN or processes.PROC != processes.NOWHERE:
+    if DARWIN or processes.PROC != processes.NO_PROC:
         return
     text = "there is no /proc to find processes in"
     if os.path.exists("/proc/loadavg"):

@@ -93,7 +93,7 @@ class DarwinContainer(RlimitContainer):
         else:
             pairs = zip(self.shared[::2], self.shared[1::2], strict=True)
             self.known |= dict(itertools.takewhile(lambda pair: pair[0], pairs))
-            frontier = processes.marked(self.mark, "")
+            frontier = processes.marked_processes(self.mark, "")
         # Another user's process does not show its start time: only its parent proves it.
         known = [p for p, start in self.known.items() if start and processes.start(p) == start]
         frontier += known + self._orphans(known)

@@ -70,7 +70,7 @@ class RunGroup:
         # A container without a mark is that of a dead run, or a v2 group beside a v1 group.
         if self.mark and (not found or time.monotonic() >= self._search_at):
             command = self._command
-            if command and not self._escapes and not processes.born_since(command, self.own):
+            if command and not self._escapes and not processes.has_started_since(command, self.own):
                 return found
             self._search_at = time.monotonic() + self._escaped().search_all()
         return found + (self._escapes.live() if self._escapes else [])

@@ -100,7 +100,7 @@ class Sampler:
         known = self.largest
         if not limit_hit:
             earlier = [] if seen else self.top_consumers()
-            lives = {p.pid: p for p in earlier if not processes.is_zombie(p.pid)}
+            lives = {p.pid: p for p in earlier if not processes.has_exited(p.pid)}
             self.largest = lives
         for process in seen:
             before = known.get(process.pid)

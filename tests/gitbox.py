@@ -216,7 +216,7 @@ class GitBox:
 
         def ended() -> bool:
             left = set(processes.descendants(os.getpid())) - self.before
-            alive = [pid for pid in left if not processes.is_zombie(pid)]
+            alive = [pid for pid in left if not processes.has_exited(pid)]
             for pid in alive:
                 os.kill(pid, signal.SIGKILL)
             return not alive

@@ -30,5 +30,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "--guard":
         sys.argv[1:3] = ["git"]
     if name and sys.platform != "win32":
-        spawn.names[place] = name
+        spawn.argv0_names[place] = name
     main()

@@ -121,7 +121,7 @@ def _named(queue: str) -> Check:
 
 def _proc() -> "list[Check]":
     """Whether /proc shows our own processes. No check where it does, as on nearly every host."""
-    if DARWIN or processes.PROC != processes.NOWHERE:
+    if DARWIN or processes.PROC != processes.NO_PROC:
         return []
     text = "shows no processes of our pid namespace, so none can be examined or named"
     return [Check("proc", CAUTION, text, processes.MOUNT_PROC)]

@@ -117,7 +117,7 @@ def _repositories(
     environment count from where it started, which only PWD tells.
     """
     env = processes.environ(pid)
-    here = processes.directory(pid).removesuffix(" (deleted)")
+    here = processes.working_directory(pid).removesuffix(" (deleted)")
     start = os.path.join(env.get("PWD", here), *command.directories)
     env = {**env, **command.variables}
     named = env.get("GIT_DIR", "")

@@ -112,7 +112,7 @@ def _why() -> str:
         return ""
     from sandrun.platform import processes
 
-    if processes.PROC == processes.NOWHERE and not DARWIN:
+    if processes.PROC == processes.NO_PROC and not DARWIN:
         return f"; no /proc of our pid namespace shows its holder: {processes.MOUNT_PROC}"
     return ", perhaps of a container"
 

@@ -56,7 +56,7 @@ def outlast(container: "Container", known: "dict[int, int]") -> None:
 
     while known := alive(known) or {pid: processes.start(pid) for pid in container.live_pids()}:
         waiter = select.poll()
-        pinned = [fd for fd in map(processes.pin, known) if fd >= 0]
+        pinned = [fd for fd in map(processes.open_pidfd, known) if fd >= 0]
         for fd in pinned:
             waiter.register(fd, select.POLLIN)
         waiter.poll(_POLL_SECONDS * 1000)
@@ -88,7 +88,7 @@ def _is_alive(holder: Holder) -> bool:
 
     pid = int(holder.pid)
     deadline = time.monotonic() + _DYING
-    while holder.born and processes.start(pid) == holder.born and not processes.is_zombie(pid):
+    while holder.born and processes.start(pid) == holder.born and not processes.has_exited(pid):
         if time.monotonic() > deadline:
             return True
         time.sleep(0.005)

@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-NOWHERE = "/dev/null"
+NO_PROC = "/dev/null"
 """A place in which there is no file, nor ever will be."""
 MOUNT_PROC = "mount -t proc proc /proc, or unshare --mount-proc instead of unshare --pid alone"
 
@@ -52,7 +52,7 @@ def orphans_are_reaped() -> bool:
     return _try_read(f"{PROC}/1/comm").strip() in _INITS
 
 
-def tasks() -> int:
+def thread_count() -> int:
     """How many threads there are on this host (proc(5): loadavg); 0 where that is not told."""
     words = _try_read("/proc/loadavg").split()
     return int(words[3].partition(b"/")[2]) if words else 0
@@ -80,7 +80,7 @@ def _own_proc() -> str:
     status = _try_read("/proc/self/status")
     field = b"\nNSpid:" if b"\nNSpid:" in status else b"\nPid:"
     numbers = status.partition(field)[2].partition(b"\n")[0].split()
-    return "/proc" if numbers == [b"%d" % os.getpid()] else NOWHERE
+    return "/proc" if numbers == [b"%d" % os.getpid()] else NO_PROC
 
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -114,27 +114,27 @@ class Stat:
         self.stack = int(fields[25])
 
 
-def data(pid: int) -> int:
+def data_size(pid: int) -> int:
     """How much data and stack a process has, in bytes: about what RLIMIT_DATA counts (proc(5))."""
     words = _try_read(f"{PROC}/{pid}/statm").split()
     return int(words[5]) * _PAGE if words else 0
 
 
-def kilobytes(text: bytes, name: bytes) -> int:
+def field_bytes(text: bytes, name: bytes) -> int:
     """The kilobytes after `name` in a file of /proc, as bytes; 0 where it is missing."""
     words = text.partition(name)[2].split(None, 1)
     return int(words[0]) * 1024 if words else 0
 
 
-def held(at: str) -> "tuple[int, int]":
+def anonymous_memory(at: str) -> "tuple[int, int]":
     """The memory of the process or thread in that directory of /proc that no file backs, in bytes:
     private, what was swapped out of that included, and shared. Raises OSError.
 
     proc(5): status, Linux 4.5; without those lines all that is resident counts as private.
     """
     text = read(f"{at}/status")
-    private = kilobytes(text, b"\nRssAnon:" if b"\nRssAnon:" in text else b"\nVmRSS:")
-    return private + kilobytes(text, b"\nVmSwap:"), kilobytes(text, b"\nRssShmem:")
+    private = field_bytes(text, b"\nRssAnon:" if b"\nRssAnon:" in text else b"\nVmRSS:")
+    return private + field_bytes(text, b"\nVmSwap:"), field_bytes(text, b"\nRssShmem:")
 
 
 def arguments(pid: int) -> "list[str]":
@@ -149,7 +149,7 @@ def environ(pid: int) -> "dict[str, str]":
     return {name: value for name, _, value in pairs if name}
 
 
-def directory(pid: int) -> str:
+def working_directory(pid: int) -> str:
     """Where it is. Raises OSError."""
     return os.readlink(f"{PROC}/{pid}/cwd")
 
@@ -159,7 +159,7 @@ def owner(pid: int) -> int:
     return os.stat(f"{PROC}/{pid}").st_uid
 
 
-def is_zombie(pid: int) -> bool:
+def has_exited(pid: int) -> bool:
     """Whether the process is dead, reaped or not; a zombie leader with live threads is not."""
     try:
         stat = Stat(pid)
@@ -171,7 +171,7 @@ def is_zombie(pid: int) -> bool:
 def _has_ended(pid: int) -> bool:
     """The same of a process that /proc does not show: it is gone, or hidden from us (hidepid), or
     /proc is another namespace's. A pidfd is readable once no thread lives (pidfd_open(2))."""
-    pidfd = pin(pid)
+    pidfd = open_pidfd(pid)
     if pidfd < 0:
         return True
     import select
@@ -206,7 +206,7 @@ def children(pid: int) -> "list[int]":
     return found
 
 
-def pin(pid: int) -> int:
+def open_pidfd(pid: int) -> int:
     """A pidfd (pidfd_open(2)): as long as it is open, `kill` hits that process or nobody. -1: there
     is no such process, or there are none here (before Linux 5.3, macOS)."""
     try:
@@ -215,7 +215,7 @@ def pin(pid: int) -> int:
         return -1
 
 
-def kill(pid: int, pidfd: int) -> bool:
+def kill_process(pid: int, pidfd: int) -> bool:
     """SIGKILL the process that was pinned; without a pidfd whoever has the number now. False: it is
     there, and we may not."""
     if pidfd >= 0:
@@ -234,7 +234,7 @@ def kill(pid: int, pidfd: int) -> bool:
     return True
 
 
-def adopter() -> int:
+def find_reaper() -> int:
     """To whom orphans among our descendants go, seen at one that is made for this; 0: not seen. It
     is the nearest subreaper, or the first of our pid namespace (find_new_reaper, kernel/exit.c)."""
     read_end, write_end = os.pipe()
@@ -275,7 +275,7 @@ def has_mark(environ: bytes, mark: str) -> bool:
     return bool(mark) and b":%s:" % os.fsencode(mark) in b":%s:" % runs[len(start) :]
 
 
-def marked(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int]":
+def marked_processes(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int]":
     """The processes that were started in the run of that mark, or that have the line `limit` among
     their limits (blanks squeezed); ourselves left out.
 
@@ -286,34 +286,34 @@ def marked(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int
     return [pid for pid in pids if pid != os.getpid() and _is_marked(pid, mark, limit)]
 
 
-def newborn(mark: str, limit: str, seconds: float) -> "list[int]":
+def wait_for_marked_process(mark: str, limit: str, seconds: float) -> "list[int]":
     """The same among the processes that are born within so many seconds; at the first one."""
     deadline = time.monotonic() + seconds
     last = 0
     while time.monotonic() < deadline:
-        number = newest()
+        number = last_pid()
         for pid in range(number, max(number - 64, min(last, number - 1)), -1):
-            if _is_marked(pid, mark, limit) and not is_zombie(pid):
+            if _is_marked(pid, mark, limit) and not has_exited(pid):
                 return [pid]
         last = number
     return []
 
 
-def newest() -> int:
+def last_pid() -> int:
     """The number that was given last to a process or thread (proc(5): loadavg); 0: not told."""
     words = _try_read("/proc/loadavg").split()
     return int(words[4]) if words else 0
 
 
-FEW = 200
+FEW_PIDS = 200
 """So many numbers are tried one by one, for less than it takes to list all processes."""
 
 
-def born_since(pid: int, but: "Iterable[int]" = ()) -> bool:
+def has_started_since(pid: int, but: "Iterable[int]" = ()) -> bool:
     """Whether anything `but` those lives, or is a zombie, whose number was given after that one;
     True, too, when those are many, or the numbers have come round."""
-    last = newest()
-    if not 0 <= last - pid < FEW:
+    last = last_pid()
+    if not 0 <= last - pid < FEW_PIDS:
         return True
     numbers = set(range(pid + 1, last + 1)).difference(but)
     return any(os.path.exists(f"{PROC}/{number}") for number in numbers)
@@ -324,10 +324,10 @@ def _is_marked(pid: int, mark: str, limit: str) -> bool:
     # Whoever reads that limit can give it to a process of theirs; root does not.
     if limit and limit.encode() in b" ".join(limits.split()) and _user(pid) in (0, os.getuid()):
         return True
-    return has_mark(_try_read(f"{told_at(pid)}/environ"), mark)
+    return has_mark(_try_read(f"{memory_directory(pid)}/environ"), mark)
 
 
-def told_at(pid: int) -> str:
+def memory_directory(pid: int) -> str:
     """Where /proc tells of a process's memory: in its own directory, or, when its first thread has
     exited before others, in that of one of those."""
     try:
@@ -364,12 +364,12 @@ def describe(pid: int, memory: "int | None" = None) -> "Process | None":
     try:
         at = f"{PROC}/{pid}"
         if not (line := read(f"{at}/cmdline")):
-            at = told_at(pid)
+            at = memory_directory(pid)
             line = read(f"{at}/cmdline")
         words = line.replace(b"\0", b" ").decode("utf-8", "replace")
         text = "".join(c if c.isprintable() else "?" for c in words.strip())
         if memory is None:
-            memory = sum(held(at))
+            memory = sum(anonymous_memory(at))
         return Process(pid, memory, text[:200] or f"[{Stat(pid).name}]")
     except (OSError, IndexError):
-        return None if is_zombie(pid) else Process(pid, memory or 0, "[not shown by /proc]")
+        return None if has_exited(pid) else Process(pid, memory or 0, "[not shown by /proc]")

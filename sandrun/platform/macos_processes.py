@@ -101,7 +101,7 @@ def _short_info(pid: int) -> ProcBsdShortInfo:
     return info
 
 
-PROC = NOWHERE = "/dev/null"
+PROC = NO_PROC = "/dev/null"
 """There is no /proc: no file is below this path."""
 MOUNT_PROC = "macOS has no /proc"
 
@@ -182,7 +182,7 @@ def environ(pid: int) -> "dict[str, str]":
     return dict(_asked(pid, "environ"))
 
 
-def directory(pid: int) -> str:
+def working_directory(pid: int) -> str:
     """Where it is. Raises OSError."""
     return str(_asked(pid, "cwd"))
 
@@ -196,14 +196,14 @@ def is_marked(pid: int, mark: str) -> bool:
     return bool(mark) and f":{mark}:" in f":{runs}:"
 
 
-def marked(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int]":
+def marked_processes(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int]":
     """Our processes that were started in the run of that mark; ourselves left out.
     (Nobody can read another's limits here.)"""
     pids = _processes() if among is None else among
     return [pid for pid in pids if pid != os.getpid() and is_marked(pid, mark)]
 
 
-def newborn(mark: str, limit: str, seconds: float) -> "list[int]":
+def wait_for_marked_process(mark: str, limit: str, seconds: float) -> "list[int]":
     """None: numbers are not given in order here, so another scan would be no better."""
     return []
 
@@ -245,7 +245,7 @@ def orphans_are_reaped() -> bool:
     return False
 
 
-def is_zombie(pid: int) -> bool:
+def has_exited(pid: int) -> bool:
     """Whether the process is dead, reaped or not."""
     try:
         return Stat(pid).state == "Z"
@@ -253,12 +253,12 @@ def is_zombie(pid: int) -> bool:
         return True
 
 
-def pin(pid: int) -> int:
+def open_pidfd(pid: int) -> int:
     """-1: there are no pidfds here."""
     return -1
 
 
-def kill(pid: int, pidfd: int) -> bool:
+def kill_process(pid: int, pidfd: int) -> bool:
     """SIGKILL the process that has the number now. False: it is there, and we may not."""
     try:
         os.kill(pid, 9)
@@ -269,7 +269,7 @@ def kill(pid: int, pidfd: int) -> bool:
     return True
 
 
-def tasks() -> int:
+def thread_count() -> int:
     """0: the number of threads on this host is not known."""
     return 0
 

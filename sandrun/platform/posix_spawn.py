@@ -204,13 +204,13 @@ def _nothing() -> None:
     pass
 
 
-names: "dict[str, str]" = {}
+argv0_names: "dict[str, str]" = {}
 """What a command finds in argv[0], by the path that is executed, where the two differ: `make` hands
 it on as $(MAKE), and a shim executes it by its path."""
 
 
 def _named(argv: "list[str]") -> "list[str]":
-    return [names.get(argv[0], argv[0]), *argv[1:]]
+    return [argv0_names.get(argv[0], argv[0]), *argv[1:]]
 
 
 def direct(

@@ -107,10 +107,12 @@ def _is_shared(helper: str) -> bool:
 
     child = os.getpid()
     for parent in processes.ancestors(child):
-        siblings = [pid for pid in processes.children(parent) if pid != child and is_with_us(pid)]
-        if not all(processes.is_zombie(pid) or _is_named(pid, helper) for pid in siblings):
+        siblings = [
+            pid for pid in processes.children(parent) if pid != child and is_in_our_group(pid)
+        ]
+        if not all(processes.has_exited(pid) or _is_named(pid, helper) for pid in siblings):
             return True
-        if not is_with_us(parent):
+        if not is_in_our_group(parent):
             break
         child = parent
     return False
@@ -125,7 +127,7 @@ def _is_named(pid: int, name: str) -> bool:
         return True  # it is gone
 
 
-def is_with_us(pid: int) -> bool:
+def is_in_our_group(pid: int) -> bool:
     """Whether the process is in our group."""
     try:
         return os.getpgid(pid) == os.getpgrp()
@@ -133,7 +135,7 @@ def is_with_us(pid: int) -> bool:
         return False
 
 
-def hand_to(group: int) -> None:
+def give_to(group: int) -> None:
     """Give the terminal to the group that had it, if a shell has given it to us since.
 
     An interactive shell below us has a group of its own, which our shell knows nothing of.

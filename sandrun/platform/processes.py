@@ -45,11 +45,11 @@ if sys.platform != "win32":
             found += children(pid)
         return found
 
-    def kill_same(pid: int, born: int) -> bool:
+    def kill_if_same(pid: int, born: int) -> bool:
         """SIGKILL the process of that number and `start`; False: it lives, and we may not."""
-        pidfd = pin(pid)
+        pidfd = open_pidfd(pid)
         try:
-            return start(pid) != born or kill(pid, pidfd)
+            return start(pid) != born or kill_process(pid, pidfd)
         finally:
             if pidfd >= 0:
                 os.close(pidfd)

@@ -77,7 +77,7 @@ def arguments(pid: int) -> "list[str]":
     return words if isinstance(words, list) else []
 
 
-def directory(pid: int) -> str:
+def working_directory(pid: int) -> str:
     """The current directory of a process. Raises OSError."""
     return str(_ask(pid, "cwd"))
 
@@ -88,12 +88,12 @@ def environ(pid: int) -> "dict[str, str]":
     return found if isinstance(found, dict) else {}
 
 
-def pin(pid: int) -> int:
+def open_pidfd(pid: int) -> int:
     """-1: a process is not held by a descriptor here."""
     return -1
 
 
-def is_zombie(pid: int) -> bool:
+def has_exited(pid: int) -> bool:
     """Whether the process is dead."""
     try:
         return not _ask(pid, "is_running")

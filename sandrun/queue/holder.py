@@ -111,7 +111,7 @@ def alive(known: "dict[int, int]") -> "dict[int, int]":
     return {
         pid: start
         for pid, start in known.items()
-        if processes.start(pid) == start and not processes.is_zombie(pid)
+        if processes.start(pid) == start and not processes.has_exited(pid)
     }
 
 
@@ -153,6 +153,6 @@ def directory(queue: Queue, ticket: Ticket) -> str:
             if record.get("id") == ticket.id:
                 return str(record.get("cwd", ""))
     try:
-        return processes.directory(ticket.pid)
+        return processes.working_directory(ticket.pid)
     except OSError:
         return ""

@@ -94,7 +94,7 @@ def _serves(pid: int, project: str, env: "Mapping[str, str]") -> bool:
         if row.serves == "user":
             return RUNS_VARIABLE not in processes.environ(pid)  # else it is another run's own
         top = project.rstrip("/") + "/"
-        words = [processes.directory(pid), *processes.arguments(pid)]
+        words = [processes.working_directory(pid), *processes.arguments(pid)]
         return any(f"{word.rpartition('=')[2].strip('[]')}/".startswith(top) for word in words)
     except OSError:
         return False

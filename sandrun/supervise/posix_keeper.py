@@ -308,7 +308,7 @@ def _orphans_are_reaped() -> bool:
     """Whether the init of our pid namespace reaps what it adopts: it is known to, and has no dead
     child now. Elsewhere the supervisor adopts them itself (`cgroup_common.adopt`)."""
     return processes.orphans_are_reaped() and not any(
-        map(processes.is_zombie, processes.children(1))
+        map(processes.has_exited, processes.children(1))
     )
 
 
@@ -323,4 +323,4 @@ def _wake(supervisor: int) -> None:
 def _open_process(pid: int) -> int:
     """A pidfd, readable when the process dies; -1: none. Whether it was dead already the
     supervisor finds out by itself, by its parent having changed."""
-    return processes.pin(pid) if pid else -1
+    return processes.open_pidfd(pid) if pid else -1

@@ -297,7 +297,7 @@ class Supervisor(BaseSupervisor):
             return
         self._suspend(signum)
         if front:
-            posix_terminal.hand_to(front)
+            posix_terminal.give_to(front)
         if _is_stopped(self.child):
             self._send(self.child, _signal.SIGCONT)
 
@@ -389,7 +389,7 @@ def _has_default_action(pid: int, signum: int) -> bool:
 def _is_in_our_group(pid: int) -> bool:
     from sandrun.platform import posix_terminal
 
-    return posix_terminal.is_with_us(pid)
+    return posix_terminal.is_in_our_group(pid)
 
 
 def _is_stopped(pid: int) -> bool:

@@ -226,7 +226,7 @@ def unkillable(pid: int) -> str:
         stat = processes.Stat(pid)
         owner = processes.owner(pid)
     except OSError:
-        if processes.is_zombie(pid):
+        if processes.has_exited(pid):
             return f"pid {pid} in time; it is gone now"
         return f"pid {pid}: /proc does not show it, as it may hide another user's processes"
     if os.geteuid() not in (0, owner):

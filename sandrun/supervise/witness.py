@@ -99,7 +99,7 @@ class Witness:
         from sandrun.platform import posix_terminal, processes
 
         by_unit = sender > 0 and _is_systemd(sender)
-        by_member = sender > 0 and posix_terminal.is_with_us(sender)
+        by_member = sender > 0 and posix_terminal.is_in_our_group(sender)
         found = self._was_heard(signum, sender)
         if signum < _REAL_TIME and (by_unit or by_member):
             found = self._await_second(signum, sender, by_unit, found)

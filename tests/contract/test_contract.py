@@ -371,7 +371,7 @@ def test_a_killed_second_keeper_is_replaced(kernel_place: Box) -> None:
     for _ in range(3):
         second = wait_for(partial(_second, run.pid), 5, "a second keeper")
         os.kill(second, signal.SIGKILL)
-        wait_for(partial(processes.is_zombie, second), 5, "it is dead")
+        wait_for(partial(processes.has_exited, second), 5, "it is dead")
     wait_for(partial(_second, run.pid), 5, "a second keeper")
     first = [pid for pid in processes.children(run.pid) if _is_keeper(pid)]
     os.kill(first[0], signal.SIGKILL)

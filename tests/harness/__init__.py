@@ -68,7 +68,7 @@ def reap_orphans() -> None:
 
 def alive(pid: int) -> bool:
     """Whether the process runs (a zombie does not)."""
-    return not processes.is_zombie(pid)
+    return not processes.has_exited(pid)
 
 
 def is_keeper(pid: int) -> bool:

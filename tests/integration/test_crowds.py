@@ -48,7 +48,7 @@ def test_a_crowd_of_somebody_elses_costs_nobody_the_grace(make_box: "Callable[[s
     run = place.start("-t", "4", "--", "sh", "-c", script)
     assert run.stdout
     run.stdout.readline()
-    before = processes.tasks()
+    before = processes.thread_count()
     threads = f"""
 import threading
 threading.stack_size(1 << 17)
@@ -61,7 +61,7 @@ threading.Event().wait()
     try:
         assert others.stdout
         others.stdout.readline()
-        assert processes.tasks() - before > TOO_LARGE_TO_SIGNAL
+        assert processes.thread_count() - before > TOO_LARGE_TO_SIGNAL
         assert run.poll() is None
         assert place.finish(run).stdout == "told\n"
     finally:
@@ -76,13 +76,13 @@ def test_what_was_adopted_and_killed_is_reaped(make_box: "Callable[[str], Box]")
     script = f'for i in 1 2 3 4 5 6 7 8; do setsid sh -c "{deaf}" & done; sleep 0.3'
     assert place.run("--grace", "0.1", "--", "sh", "-c", script).returncode == 0
     adopted = set(processes.children(os.getpid())) - place.before
-    assert [pid for pid in adopted if processes.is_zombie(pid)] == []
+    assert [pid for pid in adopted if processes.has_exited(pid)] == []
 
 
 def test_a_group_of_dead_processes_is_seen_to_be_empty_at_once(tmp_path: Path) -> None:
     """v1 lists zombies for as long as nobody reaps them. (The file is a fake, they are real.)"""
     dead = [subprocess.Popen(["true"]) for _ in range(5)]
-    wait_for(lambda: all(processes.is_zombie(process.pid) for process in dead), 10, "all are dead")
+    wait_for(lambda: all(processes.has_exited(process.pid) for process in dead), 10, "all are dead")
     (tmp_path / "cgroup.procs").write_text("".join(f"{process.pid}\n" for process in dead))
     looks: list[str] = []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandrun.platform import processes
-from sandrun.platform.processes import is_zombie
+from sandrun.platform.processes import has_exited
 from tests.gitbox import whole_host
 from tests.harness import ON_MACOS, Box, is_keeper, wait_for
 
@@ -36,7 +36,7 @@ def holders(box: Box) -> "dict[int, str]":
     found = {}
     for pid in processes.descendants(os.getpid()):
         try:
-            found[pid] = processes.directory(pid)
+            found[pid] = processes.working_directory(pid)
         except OSError:
             continue
     return {pid: path for pid, path in found.items() if path.startswith(str(box.project))}
@@ -48,7 +48,7 @@ def test_supervisor_and_keepers_leave_it(place: Box) -> None:
     assert place.status()[0]["cwd"] == str(place.project)  # where it was started
     for keeper in filter(is_keeper, processes.children(run.pid)):  # another one does not come back
         os.kill(keeper, signal.SIGKILL)
-        wait_for(partial(is_zombie, keeper), 10, "it was reaped")
+        wait_for(partial(has_exited, keeper), 10, "it was reaped")
     wait_for(lambda: not holders(place), 10, "nobody is there")
     assert place.finish(run, input="\n").returncode == 3
 

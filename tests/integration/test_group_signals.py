@@ -249,7 +249,7 @@ def test_the_witness_holds_nothing_and_ends_with_us(place: Box) -> None:
         assert b"python" not in text
     held = {os.readlink(f"/proc/{pid}/fd/{fd}").partition(":")[0] for fd in (0, 1)}
     assert (os.listdir(f"/proc/{pid}/fd"), held) == (["0", "1"], {"pipe"})
-    assert processes.directory(pid) == "/"
+    assert processes.working_directory(pid) == "/"
     run.kill()
     wait_for(lambda: not alive(pid), 10, "it is gone")
 

@@ -124,7 +124,7 @@ def test_sigkill_at_every_point(make_box: "Callable[[str], Box]", backend: str) 
     "point",
     [
         "posix_supervisor.py:_block:sigtimedwait+1",
-        "linux_processes.py:kill:pidfd_send_signal",
+        "linux_processes.py:kill_process:pidfd_send_signal",
         "history.py:append:write",
     ],
 )

@@ -206,9 +206,9 @@ print("through")
 def _backed_by_memory(path: str) -> bool:
     """Whether the file is on a tmpfs, as its mapping's pages tell."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), MIB, prot=mmap.PROT_READ) as view:
-        before = processes.held("/proc/self")[1]
+        before = processes.anonymous_memory("/proc/self")[1]
         sum(view[at] for at in range(0, MIB, 4096))
-        return processes.held("/proc/self")[1] > before
+        return processes.anonymous_memory("/proc/self")[1] > before
 
 
 def test_warned_once_at_half(place: Box) -> None:
@@ -290,7 +290,7 @@ time.sleep(1000)
 def test_processes_are_bounded_above_what_the_host_has(place: Box) -> None:
     """By the kernel, though not for root; and our own limit comes back."""
     run = place.start("--", "sh", "-c", "grep processes /proc/self/limits; exec sleep 1000")
-    before = processes.tasks()
+    before = processes.thread_count()
     assert run.stdout
     soft = int(run.stdout.readline().split()[2])
     assert 8192 < soft < 8192 + 2 * before + 1000

@@ -90,12 +90,12 @@ def test_nobody_is_looked_at(box: Box, inside: "list[str]") -> None:
         "child = subprocess.Popen(['sleep', '1000']); every = range(1, 200); "
         "seen = [p for p in every if processes.start(p) or processes.children(p)]; "
         "named = [p for p in every if (d := processes.describe(p)) and d.command[0] != '[']; "
-        "lives = processes.is_zombie(child.pid); child.kill(); "
+        "lives = processes.has_exited(child.pid); child.kill(); "
         "os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT); "
-        "dead = processes.is_zombie(child.pid); child.wait(); "
+        "dead = processes.has_exited(child.pid); child.wait(); "
         "print(json.dumps([seen, named, processes.ancestors(os.getpid()), "
         "git_processes.at_work(None), git_processes.openers('/dev/null'), "
-        "lives, dead, processes.is_zombie(child.pid)]))"
+        "lives, dead, processes.has_exited(child.pid)]))"
     )
     done = box.run(sys.executable, "-c", ask, argv=inside)
     assert json.loads(done.stdout) == [[], [], [], [], [], False, True, True], done.stderr

@@ -32,7 +32,7 @@ def left(said: str) -> "list[str]":
 
 
 def lives(pid: str) -> bool:
-    return not processes.is_zombie(int(pid))  # an orphan is ours to reap
+    return not processes.has_exited(int(pid))  # an orphan is ours to reap
 
 
 @v2

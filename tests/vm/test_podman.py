@@ -62,7 +62,7 @@ def of_containers() -> "list[str]":
     lines = [
         p.command
         for pid in found
-        if not processes.is_zombie(pid) and (p := processes.describe(pid))
+        if not processes.has_exited(pid) and (p := processes.describe(pid))
     ]
     return [line for line in lines if re.search(r"conmon --api|^sleep 1000", line)]
 
@@ -119,7 +119,7 @@ def test_the_users_podman_works_on() -> None:
     again = podman("ps", "-a", "-q")
     assert again.returncode == 0 and not again.stderr, again
     pause = Path(f"/run/user/{os.geteuid()}/libpod/tmp/pause.pid").read_text()
-    assert not processes.is_zombie(int(pause))
+    assert not processes.has_exited(int(pause))
 
 
 def test_what_the_user_has_set_stays() -> None:

@@ -27,7 +27,7 @@ def ends() -> "Iterator[list[int]]":
     pids: list[int] = []
     yield pids
     for pid in pids:
-        if not processes.is_zombie(pid):
+        if not processes.has_exited(pid):
             subprocess.call(["sudo", "-n", "kill", "-9", str(pid)])
 
 
@@ -41,7 +41,7 @@ def test_what_root_leaves_does_not_run_beside_the_next_run(
     pid = int(done.stdout)
     ends.append(pid)
     assert f"sleep 600 (pid {pid})" in done.stderr
-    assert not processes.is_zombie(pid)
+    assert not processes.has_exited(pid)
     refused = box.run("--no-wait", "--", "true")
     assert refused.returncode == 75, refused.stderr
     waiting = box.start("--", "true")
@@ -59,5 +59,5 @@ def test_the_kernel_ends_what_root_leaves(
     assert done.returncode == 0, done.stderr
     ends.append(int(done.stdout))
     assert f"left behind: sleep 600 (pid {ends[0]})" in done.stderr
-    assert processes.is_zombie(ends[0])
+    assert processes.has_exited(ends[0])
     assert box.run("--no-wait", "--", "true").returncode == 0
