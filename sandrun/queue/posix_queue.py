@@ -1,34 +1,37 @@
-"""The queue of a project: a chain of locked tickets.
+"""The queue on POSIX: locked tickets, and the events that wake up a waiter.
 
 Promises
-- Tickets are served in the order of their keys. A ticket is alive exactly while it is locked, so
-  whatever kills a process takes it out of the queue; no pid is ever taken as proof of life.
-- Waiting costs nothing: a waiter sleeps in poll(2) on the nearest live tickets ahead of it, as
-  many as the queue has slots, so an end wakes as many processes and not the herd.
+- Tickets are served in the order of their keys. A ticket is alive exactly while its owner has it
+  locked. So every way in which a process can die removes it from the queue; a pid never proves that
+  a process is alive.
+- Waiting needs no CPU time. A waiter blocks in poll(2) on the nearest live tickets ahead of it, as
+  many as the queue has slots, so each exit wakes up as many waiters as there are slots, not all.
 
 Invariants
-- A ticket is a FIFO that its owner alone holds open for writing. The kernel hangs up those who
-  watch it when the owner ends, however it ends. A byte written into it is a ring at its owner's
-  door: look again. Neither needs a pid, so both work across pid namespaces.
-- On macOS, which refuses flock(2) on a FIFO (VNOP_ADVLOCK, XNU's bsd/vfs/kpi_vfs.c) and does not
-  tell poll(2) of its hang-up, a ticket is a regular file: those who watch it have a child blocked
-  in flock(2) on it (`sandrun.queue.waiter`), and a ring is a byte and a SIGURG, ignored by default.
-- A ticket appears under its name already locked (made under a private name, locked, then
-  renamed), hence an unlocked ticket is dead, and anybody may remove it. No lock guards the
-  registration, so no stopped process can hold one.
-- With S slots a ticket may run while fewer than S live ones are ahead. One with c ahead needs
-  c - S + 1 of them to go, so at least one of any S of them: watching the S nearest misses no turn.
-- The order of names decides only who waits for whom. Exclusion is the run lock's alone
-  (`sandrun.queue`): a listing that misses a name mid-rename costs a wake-up, never a second run.
-- A ticket that comes to stand ahead of others rings the one behind it, and a ticket that runs says
-  so in its own FIFO. So a waiter that sees the one ahead end, says-it-ran read and no ring pending,
-  is the head without another look at a long queue.
-- A priority is a head start in time and part of the key, so a ticket is overtaken only by those
-  that came within the difference of head starts after it: nobody starves.
-- Whoever renames another's ticket (`move`), pauses or resumes rings every waiter afterwards. If it
-  is killed in between, the waiters' own recheck (`waiter.RECHECK_SECONDS`) mends it.
-
-Left to others: when to wait and what to say meanwhile (`sandrun.queue.waiter`).
+- A ticket is a FIFO that only its owner holds open for writing. When the owner exits, in any way,
+  the kernel hangs up those who watch the FIFO. A byte written into it notifies the owner: re-read
+  the queue. Neither needs a pid, so both work across pid namespaces.
+- macOS refuses flock(2) on a FIFO (VNOP_ADVLOCK, XNU's bsd/vfs/kpi_vfs.c), and poll(2) does not
+  report its hang-up. There a ticket is a regular file. Whoever watches it has a child that blocks
+  in flock(2) on it (`sandrun.queue.posix_waiter`), and a notification is a byte and a SIGURG, which
+  is ignored by default.
+- A ticket gets its name when it is already locked: it is created under a private name, locked, then
+  renamed. So an unlocked ticket is dead, and anybody may remove it. No lock guards this, so no
+  stopped process can hold one.
+- With S slots a ticket may run while fewer than S live tickets are ahead. If c are ahead, it must
+  wait until c - S + 1 of them are gone, and any S of them include at least one of those. So whoever
+  watches the nearest S misses no turn.
+- The order of names decides only who waits for whom. Exclusion is the task of the run lock alone
+  (`sandrun.queue.posix_run_lock`). A listing that misses a file during its rename costs a wakeup,
+  never a second run.
+- A ticket that is placed ahead of others notifies the one behind it, and a ticket that runs writes
+  that into its own FIFO. So a waiter is the head of the queue without reading a long queue again,
+  if the only ticket ahead is dead, had started to run, and no notification is pending.
+- A priority is a head start in time and part of the key. So a ticket is overtaken only by tickets
+  that arrive within the difference of the head starts after it, and nobody starves.
+- Whoever renames another's ticket (`move`), pauses or resumes the queue notifies every waiter
+  afterwards. If it is killed in between, the waiters' own recheck makes up for it
+  (`sandrun.queue.waiter.RECHECK_SECONDS`).
 """
 
 import errno
@@ -45,16 +48,17 @@ from sandrun.queue.queue import STARTED, BaseQueue, StateGone, Ticket, escape, n
 from sandrun.queue.state import open_state
 
 CANCEL = b"c"
-"""What is written into a ticket that has to leave the queue; any other byte: look again."""
+"""The notification that makes a waiter leave the queue. Any other byte: re-read the queue."""
 WAKEUP_SIGNAL = _signal.SIGURG
+"""What a notification sends on macOS."""
 
-_NO_SUCH_FILES = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+_UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 """From mknod(2) and flock(2) on a file system without FIFOs, or without locks."""
-_MADE = os.O_CREAT | os.O_EXCL | os.O_APPEND if DARWIN else 0
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_APPEND if DARWIN else 0
 
 
 class Queue(BaseQueue):
-    """The queue whose state lives in the directory `path`; SandrunError if that is unsafe."""
+    """The queue in the state directory `path`. Raises SandrunError if that is unsafe."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -64,9 +68,9 @@ class Queue(BaseQueue):
         os.close(self.dir)
 
     def enqueue(self, run_id: str, command: "list[str]", extra: int = 0, key: int = 0) -> Ticket:
-        """Take a place: at `key`, by default behind all that came before.
+        """Add a ticket at `key`, by default behind all others.
 
-        Raises StateGone, or SandrunError when the file system refuses.
+        Raises StateGone, and SandrunError if the file system refuses.
         """
         tail = f"{os.getpid()}.{int(time.time())}.{extra}.{escape(command_text(command))}"
         name = f"w{key or new_key(0):020}.{run_id}.{tail}"
@@ -76,10 +80,10 @@ class Queue(BaseQueue):
             try:
                 if not DARWIN:
                     os.mkfifo(private, 0o600, dir_fd=self.dir)
-                flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | _MADE
+                flags = os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | _CREATE
                 fd = os.open(private, flags, 0o600, dir_fd=self.dir)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Fails if a sweep took the file for a dead one before it was locked.
+                # Fails if a sweep removed the file as dead before it was locked.
                 os.rename(private, name, src_dir_fd=self.dir, dst_dir_fd=self.dir)
                 return Ticket(name, fd)
             except (FileNotFoundError, BlockingIOError):
@@ -89,9 +93,9 @@ class Queue(BaseQueue):
                     raise StateGone from None
                 self.remove(private)
             except OSError as error:
-                full = error.errno not in _NO_SUCH_FILES
+                full = error.errno not in _UNSUPPORTED
                 raise SandrunError(
-                    f"cannot take a place in the queue {self.path}: {error.strerror}",
+                    f"cannot add a ticket to the queue {self.path}: {error.strerror}",
                     "free some space there, or set SANDRUN_STATE_DIR to another directory"
                     if full
                     else "set SANDRUN_STATE_DIR to a directory of yours on a local file system "
@@ -121,7 +125,7 @@ class Queue(BaseQueue):
         try:
             os.symlink(text, name, dir_fd=self.dir)
         except OSError:
-            pass  # too long, or a full disk
+            pass  # the text is too long, or the disk is full
 
     def read_note(self, name: str) -> str:
         try:
@@ -140,10 +144,10 @@ class Queue(BaseQueue):
         return fd is not None
 
     def _open_locked(self, name: str) -> "int | None":
-        """Open a file if its owner has it locked; else remove it.
+        """Open a file if its owner has it locked; otherwise remove it.
 
-        Opened before the lock is looked at: so the owner, alive then, was its writer at a time
-        when we already had it open, and we will be hung up (pipe_poll in Linux's fs/pipe.c).
+        It is opened before the lock is tested. So if the owner is alive at the test, it was the
+        FIFO's writer while we had it open, and we will be hung up (pipe_poll in Linux's fs/pipe.c).
         """
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -151,7 +155,7 @@ class Queue(BaseQueue):
         except OSError:
             return None
         try:
-            # Shared: several that look at once must not take each other for the owner.
+            # Shared: several processes that test at once must not mistake each other for the owner.
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return fd
@@ -165,11 +169,11 @@ class Queue(BaseQueue):
             try:
                 os.write(ticket.fd, STARTED)
             except OSError:
-                pass  # a full disk, or rings enough: it only spares a look
+                pass  # full; this byte only saves the next run a listing
         return marked
 
     def notify(self, name: str, byte: bytes = b"?") -> None:
-        """Ring at a ticket's owner: it looks again, or leaves if `byte` is CANCEL."""
+        """Notify a ticket's owner: it re-reads the queue, or leaves it if `byte` is CANCEL."""
         flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_APPEND
         try:
             fd = os.open(name, flags, dir_fd=self.dir)
@@ -177,7 +181,7 @@ class Queue(BaseQueue):
             return
         try:
             os.write(fd, byte)
-        except OSError:  # full: it has rings enough to answer
+        except OSError:  # full: enough notifications are pending
             pass
         finally:
             os.close(fd)
@@ -185,4 +189,4 @@ class Queue(BaseQueue):
             try:
                 os.kill(pid, WAKEUP_SIGNAL)
             except OSError:
-                pass  # it ended just now
+                pass  # it exited a moment ago

@@ -1,12 +1,13 @@
-"""Tickets, each told by a file name, and the chain that they make in a directory.
+"""The tickets of a queue and their order: what is the same on every system.
 
-No file is read to show a queue, and a rename changes a ticket atomically. What a ticket promises
-while it is open, and how one is made, watched and rung, stands in `sandrun.queue`.
+A ticket is a file, and its name says everything about it. So a queue is listed without reading a
+file, and a rename changes a ticket atomically. How tickets are made, locked, watched and notified
+is in `sandrun.queue.posix_queue` and `sandrun.queue.windows_queue`.
 
-Versions: these names are format 1. A name of any other form belongs to another version of sandrun:
-it is skipped, and never removed. So a version with another format takes other names (a ticket with
-another first letter, say), and then the run lock alone decides between the two: one run at a time,
-in no promised order.
+Versions: these names are format 1. A name of any other form belongs to another version of sandrun;
+it is skipped and never removed. A version with another format must use other names (for example
+another first letter). Between two such versions only the run lock decides: one run at a time, in no
+promised order.
 """
 
 import os
@@ -16,28 +17,28 @@ import time
 from sandrun.model import SandrunError, command_text, is_run_id
 
 STARTED = b"R"
-"""What a ticket's owner writes into it when its turn has come."""
+"""What the owner of a ticket writes into it when its run starts."""
 SECOND = 10**9
-# Keys are nanoseconds since the boot plus this, so that a head start taken off soon after a
-# boot still leaves a positive number of 20 digits.
+# Keys are nanoseconds since the boot plus this. So a key that a head start makes smaller soon after
+# a boot is still a positive number of 20 digits.
 _KEY_BASE = 10**19
-_COMMAND_BYTES = 120  # names end at 255 bytes
+_COMMAND_BYTES = 120  # a file name has at most 255 bytes
 _KEPT_SECONDS = 120
-"""How long the place of one that gave up waiting is kept for its coming back."""
+"""How long a place is kept for a waiter that gave up, in case it comes back."""
 _TRIES = 50
-"""How often a ticket is looked for under a new name; more moves at once are no accident."""
-_VIEW = "queue.txt"
+"""How often a ticket that was renamed is searched for. So many renames in a row are no accident."""
+_QUEUE_FILE = "queue.txt"
 _PAUSED = "paused"
 _ID_AT = 22  # where the id starts in a name: after the order, 20 digits and a dot
 
 
 class Ticket:
-    """A run's place in the queue, as its file name tells: no file is read to show a queue.
+    """A run's place in a queue, parsed from its file name:
+    `<w|r><key>.<id>.<pid>.<epoch seconds>.<extra>.<command>`.
 
-    `<w|r><key>.<id>.<pid>.<epoch seconds>.<extra>.<command>`: r (running) sorts before w
-    (waiting); the time is when it began to run or to wait; `extra` is the head start in seconds,
-    in the pool the run's memory in bytes. `pid` is for people, and for signals after the lock
-    proved it alive.
+    r (running) sorts before w (waiting). The time is when the run started to run or to wait.
+    `extra` is the head start in seconds; in the pool, the run's memory in bytes. `pid` is shown to
+    users, and signalled only after the lock has proved that the process is alive.
     """
 
     __slots__ = ("command", "extra", "fd", "id", "key", "name", "pid", "running", "since")
@@ -57,7 +58,7 @@ class Ticket:
         self.command = unescape(command)
 
     def has_run(self) -> bool:
-        """Whether its owner, which ended, had its turn; only the first who asks is told."""
+        """Whether the owner, which has exited, had started its run. Only the first call sees it."""
         try:
             return STARTED in os.read(self.fd, 4096)
         except OSError:
@@ -69,7 +70,7 @@ class Ticket:
 
 
 def slot_file(stem: str, slot: int) -> str:
-    """The name of a slot's lock file (`sandrun.queue`): `executor.lock`, `executor.2.lock`."""
+    """The name of a slot's lock file: `executor.lock`, `executor.2.lock`."""
     return f"{stem}.lock" if slot == 1 else f"{stem}.{slot}.lock"
 
 
@@ -81,21 +82,18 @@ def slot_numbers(stem: str, names: "list[str]") -> "list[int]":
 
 
 class StateGone(Exception):
-    """The state directory was removed under us; enqueue again in a new one."""
+    """The state directory was removed while we used it: enqueue again in a new one."""
 
 
 class BaseQueue:
-    """The tickets of one directory by their names: what is the same on every system.
-
-    A queue adds how its files are handled: the methods down to `ring`.
-    """
+    """The queue in one state directory. A system implements the methods down to `notify`."""
 
     path: str
     paused = False
-    """Whether the queue was paused at the last look (`names`)."""
+    """Whether the queue was paused when `names` was last called."""
 
     def listing(self) -> "list[str]":
-        """The names of all that is in the directory. Raises OSError, as the next two do."""
+        """The names of all files in the directory. Raises OSError, like the next two."""
         raise NotImplementedError
 
     def unlink(self, name: str) -> None:
@@ -103,19 +101,20 @@ class BaseQueue:
         raise NotImplementedError
 
     def replace(self, old: str, new: str) -> None:
-        """Give a file another name, atomically."""
+        """Rename a file, atomically."""
         raise NotImplementedError
 
     def write_file(self, name: str, data: bytes, new: bool = False) -> None:
-        """Write a file. Raises OSError; FileExistsError if it shall be a `new` one and is not."""
+        """Write a file. Raises OSError; FileExistsError if it must be `new` and exists."""
         raise NotImplementedError
 
     def write_note(self, name: str, text: str) -> None:
-        """Keep a short text under a name, or not: what is kept so only saves time or explains."""
+        """Store a short text under a name. A failure is ignored: notes only save time or
+        explain."""
         raise NotImplementedError
 
     def read_note(self, name: str) -> str:
-        """The text kept under a name, or ''."""
+        """The text stored under a name, or ''."""
         raise NotImplementedError
 
     def open_live(self, name: str) -> "Ticket | None":
@@ -123,15 +122,15 @@ class BaseQueue:
         raise NotImplementedError
 
     def is_live(self, name: str) -> bool:
-        """Whether what has that name is locked by its owner; removes it if it is not."""
+        """Whether a file is locked by its owner; removes it if it is not."""
         raise NotImplementedError
 
     def notify(self, name: str, byte: bytes = b"?") -> None:
-        """Have a ticket's owner look again."""
+        """Wake up the owner of a ticket, so that it re-reads the queue."""
         raise NotImplementedError
 
     def remove(self, name: str) -> bool:
-        """Remove a file; False: there is none, or somebody else did."""
+        """Remove a file. False: it does not exist (any more)."""
         try:
             self.unlink(name)
             return True
@@ -139,27 +138,27 @@ class BaseQueue:
             return False
 
     def names(self) -> "list[str]":
-        """The tickets' names in order, the running ones first; dead ones may be among them."""
+        """The names of the tickets in order, the running ones first. Some may be dead."""
         listing = self.listing()
         self.paused = _PAUSED in listing
         return sorted(filter(_is_ticket, listing))
 
     def tickets(self) -> "list[Ticket]":
-        """The live tickets in order. Removes the dead ones it meets."""
+        """The live tickets in order. Removes dead ones."""
         return [Ticket(name) for name in self.names() if self.is_live(name)]
 
     def running(self) -> "list[Ticket]":
-        """The live tickets that run: what asks only for those looks at no waiter."""
+        """The live tickets that run. Opens no waiting ticket."""
         return [Ticket(name) for name in self.names() if name[0] == "r" and self.is_live(name)]
 
     def slots(self) -> "list[int]":
-        """The numbers of the slots that were ever taken, at least the first."""
+        """The numbers of the slots that were ever acquired, and the first."""
         return sorted({1, *slot_numbers("executor", self.listing())})
 
     def find(self, ticket: Ticket, names: "list[str]") -> int:
-        """Where `ticket` stands among `names`, under whatever name it was given meanwhile.
+        """The index of `ticket` in `names`; updates the ticket if it was renamed.
 
-        Raises StateGone when it is not in the directory any more.
+        Raises StateGone if it is not among them.
         """
         for index, name in enumerate(names):
             if name.startswith(ticket.id, _ID_AT):
@@ -169,10 +168,9 @@ class BaseQueue:
         raise StateGone
 
     def ahead(self, ticket: Ticket, most: int = 1, new: bool = False) -> "list[Ticket]":
-        """The nearest live tickets ahead of `ticket`, at most `most`, opened for watching.
+        """The nearest live tickets ahead of `ticket`, at most `most`, opened to be watched.
 
-        Waiters that are stopped are passed by. A `new` one makes itself known to the one behind.
-        Raises StateGone like `find`.
+        Skips waiters that are stopped. A `new` ticket notifies the one behind it. Raises StateGone.
         """
         names = self.names()
         at = self.find(ticket, names)
@@ -183,7 +181,7 @@ class BaseQueue:
             other = self.open_live(name)
             if other is None:
                 continue
-            # Only looked at when it would hold us up; the kernel tells nobody of a stop.
+            # Checked only for tickets that we would wait for: the kernel notifies nobody of a stop.
             if not other.running and is_stopped(other.pid):
                 other.close()
                 continue
@@ -193,9 +191,9 @@ class BaseQueue:
         return found
 
     def mark(self, ticket: Ticket, running: bool) -> bool:
-        """Put the ticket of the run lock's holder before all others, also before later keys; or
-        back among the waiting (see `sandrun.queue.memory_pool`). False: the directory was removed,
-        or will not have it; the run lock, held, is what counts."""
+        """Mark the ticket of the run lock's holder as running, so that it sorts before all that
+        wait; or as waiting again (`sandrun.queue.memory_pool`). False: it cannot be renamed, or the
+        directory was removed. That is harmless, because the run lock is held."""
         order = "r" if running else "w"
         for _ in range(_TRIES):
             first, run_id, pid, _, rest = ticket.name.split(".", 4)
@@ -206,7 +204,7 @@ class BaseQueue:
                 return True
             except FileNotFoundError:
                 try:
-                    self.find(ticket, self.names())  # somebody moved it an instant ago
+                    self.find(ticket, self.names())  # it was renamed a moment ago
                 except (StateGone, OSError):
                     break
             except OSError:
@@ -214,34 +212,34 @@ class BaseQueue:
         return False
 
     def leave(self, ticket: Ticket) -> None:
-        """Give the place up; wakes whoever watches it."""
+        """Remove the ticket. That wakes up those who watch it."""
         self.remove(ticket.name)
         ticket.close()
         try:
             waiting = [name for name in self.names() if name[0] == "w"]
-            # The one that was just woken will not come, and those behind it do not know.
+            # A stopped waiter does not use its wakeup, and those behind it got none.
             if waiting and is_stopped(Ticket(waiting[0]).pid):
                 self._notify_next(waiting)
             if self.paused or not ticket.running or not waiting:
-                self.publish_queue_file()  # else the next one writes it
+                self.publish_queue_file()  # else the next run writes it
         except OSError:
             pass
 
     def _notify_next(self, names: "list[str]") -> None:
-        """Ring at the first of these waiters that is not stopped, and at those before it."""
+        """Notify the first of these waiters that is not stopped, and those before it."""
         for name in names:
             self.notify(name)
             if self.is_live(name) and not is_stopped(Ticket(name).pid):
                 return
 
     def notify_waiters(self) -> None:
-        """Have every waiter look again."""
+        """Wake up every waiter, so that it re-reads the queue."""
         for name in self.names():
             if name[0] == "w":
                 self.notify(name)
 
     def move(self, ticket: Ticket, head_start: int) -> bool:
-        """Give a waiting ticket another head start; False: it waits no more."""
+        """Give a waiting ticket another head start. False: it does not wait any more."""
         key = ticket.key + (ticket.extra - head_start) * SECOND
         _, run_id, pid, since, _, command = ticket.name.split(".", 5)
         try:
@@ -253,7 +251,7 @@ class BaseQueue:
         return True
 
     def pause(self) -> bool:
-        """Let no waiting run start until `resume`; False: it was paused already."""
+        """Let no waiting run start until `resume`. False: the queue was paused already."""
         try:
             self.write_file(_PAUSED, b"", new=True)
         except FileExistsError:
@@ -262,7 +260,7 @@ class BaseQueue:
         return True
 
     def resume(self) -> bool:
-        """Lift a pause; False: there was none."""
+        """End a pause. False: there was none."""
         try:
             self.unlink(_PAUSED)
         except FileNotFoundError:
@@ -274,31 +272,31 @@ class BaseQueue:
         return True
 
     def keep_place(self, ticket: Ticket, owner: str) -> None:
-        """Keep the place of one that gave up, for its coming back as the same `owner`."""
+        """Keep the place of a waiter that gave up, in case it comes back as the same `owner`."""
         expiry = time.perf_counter_ns() + _KEPT_SECONDS * SECOND
         self.write_note(f"kept.{owner}", f"{ticket.key}.{ticket.extra}.{expiry}")
 
     def claim_place(self, owner: str, extra: int) -> int:
-        """Claim the kept place of `owner`, if its head start is still `extra`: its key, or 0."""
+        """Claim the kept place of `owner` if its head start is still `extra`: the key, or 0."""
         try:
             key, had, expiry = map(int, self.read_note(f"kept.{owner}").split("."))
         except ValueError:
             return 0
-        claimed = self.remove(f"kept.{owner}")  # only one of several can have it
+        claimed = self.remove(f"kept.{owner}")  # of several claims at once, one succeeds
         return key if claimed and _is_fresh(expiry) and had == extra else 0
 
     def publish_queue_file(self) -> None:
-        """Rewrite queue.txt, one `PID:TIMESTAMP:COMMAND` line per ticket, the head first.
+        """Rewrite queue.txt: one `PID:TIMESTAMP:COMMAND` line for each ticket, the head first.
 
-        No lock: whoever writes looks again afterwards, so the last view written is a true one.
-        Nothing reads it back, and a full disk only leaves it old.
+        Needs no lock: each writer re-reads the queue after writing, so the file that is written
+        last is correct. sandrun itself never reads it. On a full disk it stays out of date.
         """
         private = f".view.{os.getpid()}"
         try:
             names = self.names()
             while True:
                 self.write_file(private, "".join(map(_line, names)).encode("utf-8", "replace"))
-                self.replace(private, _VIEW)
+                self.replace(private, _QUEUE_FILE)
                 written, names = names, self.names()
                 if names == written:
                     return
@@ -306,12 +304,12 @@ class BaseQueue:
             self.remove(private)
 
     def sweep(self) -> None:
-        """Remove what a SIGKILL left between two steps, and kept places that nobody came for."""
+        """Remove files that a SIGKILL left between two steps, and kept places that expired."""
         ids = {name[_ID_AT:].partition(".")[0] for name in self.names()}
         for name in self.listing():
             if _is_private(name):
                 self.is_live(name)
-            elif name.startswith("around."):  # see sandrun.queue.nesting; laid after its ticket
+            elif name.startswith("around."):  # see sandrun.queue.nesting; newer than its ticket
                 if is_run_id(name[7:]) and name[7:] not in ids:
                     self.remove(name)
             elif name.startswith("kept."):
@@ -330,12 +328,12 @@ def _is_ticket(name: str) -> bool:
 
 
 def _is_private(name: str) -> bool:
-    """Whether it is a file under way to its name: a ticket's (`.<id>`), or a view's."""
+    """Whether a file has yet to be renamed: to a ticket (`.<id>`) or to queue.txt."""
     return name[:1] == "." and (is_run_id(name[1:]) or name.startswith(".view."))
 
 
 def _is_fresh(expiry: int) -> bool:
-    # More than that ahead of us: it was kept before the last boot.
+    # An expiry further ahead is from before the last boot.
     return 0 <= expiry - time.perf_counter_ns() <= _KEPT_SECONDS * SECOND
 
 
@@ -345,7 +343,8 @@ def _line(name: str) -> str:
 
 
 _UNSAFE = b'/%\\:*?"<>|.' if sys.platform == "win32" else b"/%"
-"""What a file name cannot have, or, on Windows, must not end with; a blank is kept from its end."""
+"""What a file name must not contain or, on Windows, end with. `escape` treats a blank at the
+end."""
 
 
 def escape(text: str) -> str:
@@ -370,7 +369,7 @@ def unescape(text: str) -> str:
 
 
 def ticket_text(command: "list[str]") -> str:
-    """A command as its ticket shows it."""
+    """The text of a command in its ticket."""
     return unescape(escape(command_text(command)))
 
 
@@ -387,8 +386,8 @@ def is_stopped(pid: int) -> bool:
 
 
 def new_key(head_start: int) -> int:
-    """The key of who comes now with a head start in seconds.
+    """The key of a ticket that arrives now with a head start in seconds.
 
-    The clock is CLOCK_MONOTONIC on Linux; on Windows time.monotonic would tick 64 times a second.
+    On Linux the clock is CLOCK_MONOTONIC. On Windows time.monotonic has a resolution of 1/64 s.
     """
     return _KEY_BASE + time.perf_counter_ns() - head_start * SECOND

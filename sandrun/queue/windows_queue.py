@@ -1,21 +1,22 @@
-"""The queue on Windows: a chain of locked tickets; stands in for `sandrun.queue`.
+"""The queue on Windows: locked tickets, and the events that wake up a waiter.
 
-Promises as there: tickets are served in the order of their keys, a ticket is alive exactly while it
-is locked, and waiting costs nothing.
+Promises the same as `sandrun.queue.posix_queue`: tickets are served in the order of their keys, a
+ticket is alive exactly while it is locked, and waiting needs no CPU time.
 
 Invariants
-- A ticket is a file that its owner alone has locked (LockFileEx). The kernel unlocks it when the
-  owner ends, however it ends, and so wakes those who wait for that lock (`windows.waiting`).
-- A ticket appears under its name already locked (made under a private name, locked, then renamed),
-  hence an unlocked ticket is dead, and anybody may remove it.
-- Every handle to a ticket shares deletion, so that it can be renamed and removed while others look.
-  A removed file keeps its name until the last of them looks away; it cannot be opened any more,
-  which is to be dead as well.
-- With S slots a ticket may run while fewer than S live ones are ahead; it waits for any of the S
-  nearest. The order decides only who waits for whom: exclusion is the run lock's alone.
-- Each ticket's owner has three named events, which others set without knowing its process: look
-  again, leave the queue (`queue cancel`), end (`sandrun kill`). They are hints: whoever is told
-  looks for itself, and one that is missed costs a wait of `RECHECK_SECONDS`.
+- A ticket is a file that only its owner has locked (LockFileEx). When the owner exits, in any way,
+  the kernel unlocks it, and so wakes up those who wait for that lock
+  (`sandrun.queue.windows_waiter`).
+- A ticket gets its name when it is already locked: it is created under a private name, locked, then
+  renamed. So an unlocked ticket is dead, and anybody may remove it.
+- Every handle to a ticket shares deletion, so that it can be renamed and removed while others have
+  it open. A removed file keeps its name until the last handle is closed, but it cannot be opened,
+  and so counts as dead.
+- With S slots a ticket may run while fewer than S live tickets are ahead; it waits for any of the
+  nearest S. The order decides only who waits for whom; exclusion is the task of the run lock alone.
+- Each ticket's owner has three named events, which others can set without knowing its process:
+  re-read the queue, leave it (`queue cancel`), end (`sandrun kill`). They are hints: the owner
+  reads the queue itself, and a lost one delays it by `sandrun.queue.waiter.RECHECK_SECONDS`.
 """
 
 import os
@@ -26,20 +27,21 @@ from sandrun.platform import windows_api, windows_files
 from sandrun.queue.queue import BaseQueue, Ticket, escape, new_key
 
 CANCEL = b"c"
-"""What a ticket is told that has to leave the queue (exit 75)."""
+"""The notification that makes a waiter leave the queue (exit 75)."""
 END = b"e"
-"""What a ticket is told whose run, or wait, has to end."""
+"""The notification that ends a run, or a waiter."""
 RECHECK = b"?"
+"""The notification that makes a waiter re-read the queue."""
 
 _EVENTS = {RECHECK: "look", CANCEL: "cancel", END: "end"}
 _ACCESS = windows_api.GENERIC_READ | windows_api.GENERIC_WRITE | windows_api.DELETE
 _TRIES = 50
-"""How often something is tried that a virus scanner or an indexer may be in the way of."""
+"""How often an operation is tried that a virus scanner or an indexer may prevent."""
 _PAUSE = 0.01
 
 
 class OwnTicket(Ticket):
-    """A ticket of our own: `fd` is the handle that has it locked, `events` its owner's events."""
+    """A ticket of ours: `fd` is the handle that has it locked, `events` are our events."""
 
     __slots__ = ("events",)
 
@@ -60,12 +62,12 @@ def end_event(ticket: "Ticket | None") -> int:
 
 
 def event_name(run_id: str, byte: bytes) -> str:
-    """The event of a ticket's owner; global, because sessions (ssh, a service) share a queue."""
+    """The name of an owner's event: global, because sessions (ssh, a service) share a queue."""
     return f"Global\\sandrun-{run_id}-{_EVENTS[byte]}"
 
 
 class Queue(BaseQueue):
-    """The queue whose state lives in the directory `path`; SandrunError if that is unsafe."""
+    """The queue in the state directory `path`. Raises SandrunError if it cannot be made."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -73,24 +75,24 @@ class Queue(BaseQueue):
         _make(self.dir, path)
 
     def close(self) -> None:
-        """Nothing is held open but tickets."""
+        """Nothing but tickets is open."""
 
     def _at(self, name: str) -> str:
         return f"{self.dir}\\{name}"
 
     def enqueue(self, run_id: str, command: "list[str]", extra: int = 0, key: int = 0) -> Ticket:
-        """Take a place: at `key`, by default behind all that came before. Raises SandrunError."""
+        """Add a ticket at `key`, by default behind all others. Raises SandrunError."""
         tail = f"{os.getpid()}.{int(time.time())}.{extra}.{escape(command_text(command))}"
         name = f"w{key or new_key(0):020}.{run_id}.{tail}"
         private = f".{run_id}"
-        failure = "no place to be had"
+        failure = "another process has the file open"
         for _ in range(_TRIES):
             handle = 0
             try:
                 handle = windows_files.open_file(
                     self._at(private), _ACCESS, how=windows_api.CREATE_NEW
                 )
-                if windows_files.try_lock(handle):  # else a sweep looks at it just now
+                if windows_files.try_lock(handle):  # else a sweep is testing it
                     os.rename(self._at(private), self._at(name))
                     return OwnTicket(name, handle, _events(run_id))
             except FileNotFoundError:
@@ -102,7 +104,7 @@ class Queue(BaseQueue):
                 windows_files.close(handle)
             self.remove(private)
         raise SandrunError(
-            f"cannot take a place in the queue {self.path}: {failure}",
+            f"cannot add a ticket to the queue {self.path}: {failure}",
             "free some space there, or set SANDRUN_STATE_DIR to another directory",
         )
 
@@ -127,7 +129,7 @@ class Queue(BaseQueue):
             file.write(data)
 
     def write_note(self, name: str, text: str) -> None:
-        try:  # links are for administrators here
+        try:  # only administrators may make links
             self.write_file(name, text.encode("utf-8", "surrogatepass"))
         except OSError:
             pass
@@ -150,12 +152,12 @@ class Queue(BaseQueue):
         return bool(handle)
 
     def _open_locked(self, name: str) -> int:
-        """Open a file if its owner has it locked; else remove it: 0."""
+        """Open a file if its owner has it locked; otherwise remove it and return 0."""
         try:
             handle = windows_files.open_file(self._at(name), windows_api.GENERIC_READ)
         except OSError:
             return 0
-        # Shared: several that look at once must not take each other for the owner.
+        # Shared: several processes that test at once must not mistake each other for the owner.
         if not windows_files.try_lock(handle, exclusive=False):
             return handle
         windows_files.unlock(handle)
@@ -164,12 +166,12 @@ class Queue(BaseQueue):
         return 0
 
     def notify(self, name: str, byte: bytes = RECHECK) -> None:
-        """Have a ticket's owner look again; or leave, or end, by CANCEL and END."""
+        """Notify a ticket's owner: it re-reads the queue, leaves it (CANCEL) or ends (END)."""
         windows_files.set_named_event(event_name(Ticket(name).id, byte))
 
 
 class _OtherTicket(Ticket):
-    """Another's ticket, open; `fd` is the handle."""
+    """An open ticket of another process; `fd` is the handle."""
 
     __slots__ = ()
 
@@ -180,7 +182,7 @@ class _OtherTicket(Ticket):
 
 
 def _make(directory: str, shown: str) -> None:
-    """Make the state directory; below a user's own folder it is the user's alone."""
+    """Make the state directory. Only the user can read it, as it is in the user's own folder."""
     try:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
@@ -195,6 +197,8 @@ def _events(run_id: str) -> "dict[bytes, int]":
     for byte in _EVENTS:
         try:
             made[byte] = windows_files.make_event(event_name(run_id, byte))
-        except OSError:  # somebody else's, or no such names here: nobody can tell us then
+        except (
+            OSError
+        ):  # another process owns the name, or there are no global names: no notifications
             made[byte] = windows_files.make_event()
     return made

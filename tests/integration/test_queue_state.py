@@ -229,7 +229,7 @@ def test_a_file_system_without_fifos_is_told_as_that(box: Box) -> None:
     done = box.run(*words, argv=["unshare"], env={"SANDRUN_STATE_DIR": str(odd)})
     assert (done.returncode, done.stdout) == (125, "")
     first, second = done.stderr.splitlines()
-    assert "cannot take a place in the queue" in first
+    assert "cannot add a ticket to the queue" in first
     assert "a local file system that has FIFOs and locks" in second
 
 
