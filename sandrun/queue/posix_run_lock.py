@@ -1,29 +1,31 @@
-"""The run lock: held while a run's processes live, so exclusion never depends on ordering code.
+"""The run lock on POSIX: held while any process of a run is alive.
 
 Promises
-- At most one run holds a slot of a queue on this kernel, whoever started it.
-- Exclusion outlives the removal of the state directory, and holds between users and containers
-  that share a checkout: each slot is locked in two homes, and a run needs both.
+- At most one run holds a slot of a queue on this kernel, whoever started it. This does not depend
+  on the order of the tickets.
+- Exclusion survives the removal of the state directory, and holds between users and containers that
+  share a checkout: each slot has two lock files, and a run needs both.
 
-Homes: `executor.lock` in the state directory, and a second one that `rm -rf /tmp/seq-exec-*` does
-not reach: `sandrun.lock` in the git directory, or in the directory that the administrator made for
-a named queue; else a directory of the user's in /dev/shm. Slots after the first have a number:
-`executor.2.lock`.
+Lock files: `executor.lock` in the state directory, and a second one that `rm -rf /tmp/seq-exec-*`
+does not remove. That is `sandrun.lock` in the git directory, or in the directory that the
+administrator made for a named queue, or else in a directory of the user's in /dev/shm. The further
+slots have a number: `executor.2.lock`.
 
 Invariants
-- Locks belong to the open file (flock(2)): children that inherit it keep the lock, and an
+- A lock belongs to the open file (flock(2)). Children that inherit the file keep the lock, and an
   explicit unlock frees it for all of them.
-- A slot's homes are locked in one order, without blocking, and a failure unlocks all of them, as
-  does whatever makes a waiter sleep on something else: no two runs hold one home each while they
-  wait for the other's.
-- The state home holds one JSON line about its holder while a run is on, and nothing after a clean
-  end. What a dead run left there says what must be cleaned up (`sandrun.lifecycle.recovery`).
-- A file counts only while it is the one that others would open, so after each lock fstat is
-  compared with stat. Who has locked that one may remove it (`sandrun.queue.unused_states`).
-- Who may write a directory that is shared may lock the file in it, and nobody else: its owner (or
-  root) gives it that mode and group whenever it has another one, as after `chmod -R g+w`.
-- The second home is a net under the first: where it cannot be had, the run goes on with the one in
-  /dev/shm, or without. Where others are not excluded who should be, that is said.
+- The two files of a slot are locked in a fixed order, without blocking. A failure unlocks both, and
+  so does a waiter before it blocks on anything else. So no two runs hold one file each and wait for
+  the other's.
+- The first file holds the holder's line while a run is on, and is empty after a clean end. A line
+  that a killed run left says what must be cleaned up (`sandrun.lifecycle.recovery`).
+- A lock counts only if the locked file is the one that others would open now. So fstat is compared
+  with stat after each lock. Whoever holds the lock of that file may remove it
+  (`sandrun.queue.unused_states`).
+- Exactly the users who may write a shared directory may lock the file in it. Its owner (or root)
+  restores that mode and group whenever they differ, for example after `chmod -R g+w`.
+- The second file is an additional protection. Where it cannot be used, the run goes on with the one
+  in /dev/shm, or without. If users are not excluded who should be, a warning says so.
 """
 
 import errno
@@ -45,13 +47,13 @@ _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 _Rights = tuple[int, int, int]
-"""The mode of a lock file, its owner and its group (-1: whichever it has)."""
+"""The mode of a lock file, its owner and its group (-1: unchanged)."""
 _OWN = (0o600, -1, -1)
 _NOT_EXCLUDED = "runs of other users are not excluded"
 
 
 class LockFile:
-    """One home of one slot: a lock file below an open directory."""
+    """A lock file of one slot, in an open directory."""
 
     def __init__(self, directory: int, path: str, name: str, rights: "_Rights" = _OWN) -> None:
         self.directory = directory
@@ -60,10 +62,10 @@ class LockFile:
         self.rights = rights
         self.fd = -1
         self.is_new = False
-        """Whether we made the file."""
+        """Whether we created the file."""
 
     def try_lock(self) -> bool:
-        """Lock the file without blocking. False: it is held; `fd` is open to wait for it."""
+        """Lock the file without blocking. False: it is held; `fd` is open to wait for the lock."""
         while True:
             self.open()
             try:
@@ -82,13 +84,13 @@ class LockFile:
             fd = os.open(self.name, os.O_RDWR | _FLAGS, dir_fd=self.directory)
         except OSError as error:
             if error.errno == errno.ENOENT:
-                fd = self._make()
+                fd = self._create()
             elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-                # A lock needs no right to write: another user's file, a read-only mount.
+                # flock(2) needs no write access: another user's file, a read-only mount.
                 fd = os.open(self.name, os.O_RDONLY | _FLAGS, dir_fd=self.directory)
             else:
                 raise
-        # High, so that a script's own `exec 3>file` does not close the lock of a dead supervisor.
+        # A high number, so that `exec 3>file` in a script does not close the inherited lock.
         try:
             self.fd = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
             os.close(fd)
@@ -101,23 +103,23 @@ class LockFile:
         mode, uid, gid = self.rights
         is_right = info.st_mode & 0o777 == mode and uid in (-1, info.st_uid)
         if not (is_right and gid in (-1, info.st_gid)):
-            self._mend(info)
+            self._restore_rights(info)
 
-    def _make(self) -> int:
-        """Make the missing file; one that was there may be a link that somebody laid for us."""
+    def _create(self) -> int:
+        """Create the missing file. O_EXCL does not follow a link that another user made."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _FLAGS
         try:
             fd = os.open(self.name, flags, 0o600, dir_fd=self.directory)
             self.is_new = True
             return fd
-        except FileExistsError:  # somebody was faster
+        except FileExistsError:  # another process was faster
             return os.open(self.name, os.O_RDWR | _FLAGS, dir_fd=self.directory)
 
-    def _mend(self, info: os.stat_result) -> None:
-        """Give the file the rights that it should have, if we may.
+    def _restore_rights(self, info: os.stat_result) -> None:
+        """Set the mode, owner and group that the file should have, if we may.
 
-        Not where it has a second name: that may be a link to something else of ours. What root
-        makes in a user's checkout becomes the user's.
+        Not if it has a second name, which may be a hard link to another file of ours. A file that
+        root creates in a user's checkout becomes the user's.
         """
         mode, uid, gid = self.rights
         ours = folders.is_own(info.st_uid)
@@ -128,7 +130,7 @@ class LockFile:
                 os.fchown(self.fd, uid if ours else -1, gid)
             finally:
                 os.fchmod(self.fd, mode)
-        except OSError as error:  # a group that we are not in, an owner outside of our namespace
+        except OSError as error:  # we are not in the group; the owner is outside of our namespace
             messages.decision(f"{self.path}: cannot set mode and group: {error.strerror}")
 
     def _is_current(self) -> bool:
@@ -140,7 +142,7 @@ class LockFile:
         return (there.st_ino, there.st_dev) == (here.st_ino, here.st_dev)
 
     def unlock(self) -> None:
-        """Free the lock, also for children that inherited it; the file stays open."""
+        """Unlock the file, also for children that inherited it. It stays open."""
         if self.fd >= 0:
             fcntl.flock(self.fd, fcntl.LOCK_UN)
 
@@ -151,13 +153,13 @@ class LockFile:
 
 
 class RunLock:
-    """One slot of a queue, once taken: `fd` is its state home, `slot` its number.
+    """The run lock of a queue; see `sandrun.queue.RunLockContract`.
 
-    `root` is the project whose checkout is the second home, unless the queue has a `name` of its
-    own; '' (looking only): no second home.
+    The second lock file is in the checkout of the project `root`, or in the shared directory of the
+    queue `name`. Without a `root` there is none: such a lock only tests whether a slot is held.
 
-    The child inherits `descriptors()`, so if the supervisor dies, exclusion lasts until its tree
-    does.
+    The command inherits `descriptors()`. So if the supervisor dies, exclusion lasts until the last
+    process of the run has exited.
     """
 
     def __init__(
@@ -168,15 +170,16 @@ class RunLock:
         self.first = first
         self.slot = 0
         self.is_new = False
-        """Whether we took the first slot, and nobody had since the state directory was made."""
+        """Whether we acquired the first slot, as the first run in this state directory."""
         self.note = ""
+        """Why there is no second lock file; '' if there is one."""
         self._second: tuple[int, str, str, _Rights] | None = None
         self._shared = False
         if root:
             self._second = self._open_shared(root, name) or self._open_own()
         self._files: dict[int, list[LockFile]] = {}
         self.blocked: list[int] = []
-        """After a failed try: an open file per slot whose lock somebody else holds."""
+        """After a failed try, one open file for each slot: the lock that another run holds."""
 
     @property
     def fd(self) -> int:
@@ -184,7 +187,7 @@ class RunLock:
         return files[0].fd if files else -1
 
     def _open_shared(self, root: str, name: str) -> "tuple[int, str, str, _Rights] | None":
-        """The second home where others find it too, if there is one."""
+        """Open the directory of the second lock file that other users find too, if there is one."""
         path = shared_queue(name) if name else project.git_directory(root)
         if not path:
             return None
@@ -207,7 +210,7 @@ class RunLock:
         return fd, path, "sandrun", rights
 
     def _open_own(self) -> "tuple[int, str, str, _Rights] | None":
-        """The second home for our own runs only."""
+        """Open the directory of the second lock file for our own runs only."""
         path = lock_root()
         try:
             return open_state(path), path, os.path.basename(self.queue.path), _OWN
@@ -215,7 +218,7 @@ class RunLock:
             if out_of_descriptors(error):
                 raise
             self.note = error.text
-            messages.decision(f"no second home for the run lock: {self.note}")
+            messages.decision(f"no second lock file: {self.note}")
             return None
 
     def _slot_files(self, slot: int) -> "list[LockFile]":
@@ -231,22 +234,22 @@ class RunLock:
         return files
 
     def prepare(self) -> None:
-        """Open the first slot's files ahead of the turn, to be quicker when it comes."""
+        """Open the files of the first slot, so that `try_acquire` is quicker."""
         for file in self._slot_files(1):
             try:
                 file.open()
-            except OSError as error:  # try_acquire says it
+            except OSError as error:  # try_acquire reports it
                 self.note = f"{file.path}: {error.strerror}"
 
     def second_path(self) -> str:
-        """Where the second home is; '' if there is none."""
+        """The path of the second lock file; '' if there is none."""
         files = self._slot_files(1)
         return files[1].path if len(files) > 1 else ""
 
     def try_acquire(self) -> bool:
-        """Take a free slot. False: every one is held, see `blocked`.
+        """Acquire a free slot. False: all are held, see `blocked`.
 
-        Raises SandrunError if a file is not what it should be, StateGone.
+        Raises SandrunError if a lock file is not what it should be; StateGone.
         """
         while True:
             second, self.blocked = self._second, []
@@ -258,12 +261,12 @@ class RunLock:
                         self._drop(other)
                     return True
                 if second != self._second:
-                    break  # every slot has another second home now
+                    break  # every slot has another second file now
             else:
                 return False
 
     def _try_slot(self, slot: int) -> bool:
-        """Lock both homes of a slot; False: one is held, or the second turned out to be no file."""
+        """Lock both files of a slot. False: one is held, or the second one cannot be used."""
         files = self._slot_files(slot)
         for file in files:
             try:
@@ -274,7 +277,7 @@ class RunLock:
                 if file is files[0] or out_of_descriptors(error):
                     self._refuse(file, error)
                 self._without(file, error)
-            for each in files:  # also one that was granted while we slept
+            for each in files:  # also one that was granted while we waited
                 each.unlock()
             return False
         return True
@@ -287,9 +290,9 @@ class RunLock:
         ) from None
 
     def _without(self, file: LockFile, error: OSError) -> None:
-        """Go on without that second home: a read-only checkout, an odd thing in its place."""
+        """Go on without a second file that cannot be used: in a read-only checkout, or no file."""
         self.note = f"{file.path}: {error.strerror}"
-        messages.decision(f"no second home for the run lock: {self.note}")
+        messages.decision(f"no second lock file: {self.note}")
         shared, self._shared = self._shared, False
         if shared:
             self._warn_of(file)
@@ -298,24 +301,24 @@ class RunLock:
             self._drop(slot)
 
     def _warn_of(self, file: LockFile) -> None:
-        """Say that others are not excluded, if they could be: something is there."""
+        """Warn that other users are not excluded, if there is a file that they could lock."""
         try:
             info = os.stat(file.name, dir_fd=file.directory, follow_symlinks=False)
         except OSError:
-            return  # we cannot make one either
+            return  # no user can create one
         if info.st_mode & 0o170000 != 0o100000:
             hint = f"move it away: mv {file.path} {file.path}.odd"
         elif os.access(".", os.W_OK, dir_fd=file.directory, effective_ids=True):
             cure = f"chmod {file.rights[0]:o} {file.path}"
             if info.st_mode & 0o777 == file.rights[0]:
                 cure = f"chown --reference={os.path.dirname(file.path)} {file.path}"
-            hint = f"any run of its owner (uid {info.st_uid}) mends that, or: {cure}"
+            hint = f"any run of its owner (uid {info.st_uid}) repairs that, or: {cure}"
         else:
-            return  # who may not write in the directory is no sharer of it
+            return  # we may not write in the directory, so it is not shared with us
         messages.warn(f"{self.note}: {_NOT_EXCLUDED}", hint)
 
     def unlock(self) -> None:
-        """Free what was granted while we slept: it is not our turn any more."""
+        """Unlock what was granted while we waited: we are not the head of the queue any more."""
         for files in self._files.values():
             for file in files:
                 file.unlock()
@@ -329,7 +332,7 @@ class RunLock:
         return None
 
     def skip_second(self) -> None:
-        """Go on without the second home, because its holder is proved to be around us."""
+        """Go on without the second lock file: the run that holds it encloses us."""
         self._second = None
         for slot in list(self._files):
             self._drop(slot)
@@ -340,19 +343,20 @@ class RunLock:
             file.close()
 
     def descriptors(self) -> "list[int]":
-        """The locked files, for the child to inherit."""
+        """The locked files, which the command inherits."""
         return [file.fd for file in self._files.get(self.slot, []) if file.fd >= 0]
 
     def read_holder(self) -> bytes:
-        """What the holder wrote about itself; empty after a clean end."""
+        """The holder's line; empty after a clean end."""
         return read_holder_line(self.fd)
 
     def written_at(self) -> float:
-        """When the holder's line was written, by the clock of its file."""
+        """When the holder's line was written, by the clock of its file system."""
         return os.fstat(self.fd).st_mtime
 
     def write_holder(self, line: bytes) -> None:
-        """Write who holds the lock. A full disk only costs the cleaning up after a SIGKILL."""
+        """Write the holder's line. On a full disk it is missing: nobody can clean up after a
+        SIGKILL then."""
         try:
             os.ftruncate(self.fd, 0)
             os.pwrite(self.fd, line, 0)
@@ -360,7 +364,7 @@ class RunLock:
             pass
 
     def release(self) -> None:
-        """Empty and free the lock, also for children that inherited it."""
+        """Empty the file and free the lock, also for children that inherited it."""
         if self.slot:
             try:
                 os.ftruncate(self.fd, 0)
@@ -369,7 +373,7 @@ class RunLock:
         self.drop()
 
     def pass_on(self) -> None:
-        """Close all and free nothing: a child that inherited the lock holds it from now on."""
+        """Close all files and unlock none: a child that inherited them holds the lock."""
         for files in self._files.values():
             for file in files:
                 file.close()
@@ -377,18 +381,18 @@ class RunLock:
         self.slot = 0
 
     def drop(self) -> None:
-        """Free what is held and close all, without emptying: the next run cleans up by it."""
+        """Free the lock and close all files, and leave the line for the next holder."""
         for slot in list(self._files):
             self._drop(slot)
         self.slot = 0
 
 
 _LONGEST = 1 << 22
-"""Bytes that no holder's line reaches; a command line has two million at most (execve(2))."""
+"""More bytes than any holder's line: a command line has two million at most (execve(2))."""
 
 
 def read_holder_line(fd: int) -> bytes:
-    """The holder's line in an open state home; of something larger the beginning."""
+    """Read the holder's line from an open lock file; from a larger file only the beginning."""
     try:
         return os.pread(fd, min(os.fstat(fd).st_size, _LONGEST), 0)
     except OSError:

@@ -197,8 +197,6 @@ def _events(run_id: str) -> "dict[bytes, int]":
     for byte in _EVENTS:
         try:
             made[byte] = windows_files.make_event(event_name(run_id, byte))
-        except (
-            OSError
-        ):  # another process owns the name, or there are no global names: no notifications
+        except OSError:  # the name is another process's, or there are none: no notifications
             made[byte] = windows_files.make_event()
     return made

@@ -136,7 +136,7 @@ def test_one_removes_the_state_while_the_other_starts(
     box: Box, versions: "tuple[list[str], list[str]]"
 ) -> None:
     """The run lock's file can be removed because every version looks at it again after locking."""
-    (box.state / f"sandrun-locks-{os.geteuid()}").touch()  # no second home that would hide it
+    (box.state / f"sandrun-locks-{os.geteuid()}").touch()  # no second lock file that would hide it
     first, second = ([word for word in words if word != "-I"] for words in versions)
     late_locker(box, first, second)
     assert race(box, [first, second, second], 8) > 2

@@ -139,7 +139,7 @@ def test_an_empty_state_root_is_none(box: Box) -> None:
 
 
 def test_two_users_do_not_see_or_touch_each_others_queue(open_box: Box) -> None:
-    """In a project that neither can write: the second home is not to be had for both."""
+    """In a project that neither can write: neither can have the second lock file."""
     first = open_box.start("--", *open_box.job("one"), user=USER)
     os.chmod(open_box.log, 0o666)
     os.chmod(open_box.root / "gate-one", 0o666)
@@ -157,10 +157,11 @@ def test_two_users_do_not_see_or_touch_each_others_queue(open_box: Box) -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("sandrun-pool", "going on without the pool"), ("sandrun-locks", "no second home")],
+    [("sandrun-pool", "going on without the pool"), ("sandrun-locks", "no second lock file")],
 )
 def test_what_is_only_a_net_cannot_be_used_to_block_us(open_box: Box, name: str, said: str) -> None:
-    """Another user laid our pool, or our second home: the run goes on and says so."""
+    """Another user has our name for the pool, or for the second lock file: the run goes on and
+    reports it."""
     lay_directory(open_box.state / f"{name}-{USER}", open_box.root)
     env = {"SANDRUN_BACKEND": "rlimit"}
     done = open_box.run("-v", "--", "echo", "ran", user=USER, env=env)
@@ -281,7 +282,7 @@ def test_exclusion_survives_the_removal_of_the_state_directory(box: Box, git: bo
 
 
 def test_removal_under_a_run_whose_supervisor_dies_too(make_box: "Callable[[str], Box]") -> None:
-    """The command's tree holds the second home; without containment nobody ends it."""
+    """The command's tree holds the second lock file; without containment nobody ends it."""
     box = make_box("none")
     first = box.hold("one")
     remove(box.directories()[0])
@@ -358,7 +359,7 @@ def test_a_read_only_checkout_goes_on_without_it(box: Box) -> None:
     words = ["-v", "--", "echo", "ran"]
     done = box.run(*launcher(), *words, argv=["unshare", "-m", "sh", "-c", script, "sh"])
     assert (done.returncode, done.stdout) == (0, "ran\n")
-    assert "no second home for the run lock" in done.stderr
+    assert "no second lock file" in done.stderr
     assert "Read-only file system" in done.stderr
 
 
@@ -375,12 +376,12 @@ def test_odd_things_in_place_of_the_second_home(box: Box, kind: str) -> None:
             lock.mkdir()
     done = box.run("-v", "--", "echo", "ran", seconds=20)
     assert (done.returncode, done.stdout) == (0, "ran\n")
-    assert "no second home for the run lock" in done.stderr
+    assert "no second lock file" in done.stderr
     assert not (box.root / "made").exists()
 
 
 def test_a_run_inside_a_run_with_another_state_does_not_wait_for_itself(box: Box) -> None:
-    """The second home is held by a run around us: proved, so it is not waited for."""
+    """The second lock file is proved to be held by an enclosing run, so it is not waited for."""
     repository(box)
     inner = " ".join(launcher())
     elsewhere = box.root / "elsewhere"

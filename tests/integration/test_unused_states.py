@@ -1,7 +1,7 @@
 """The state directories of projects that nobody uses any more go, and nothing else does.
 
 Removals at once with runs: a removing process is stopped or killed before each of its system calls,
-or races with real runs, with the second home of the run lock and without it.
+or races with real runs, with and without the second file of the run lock.
 """
 
 import os
@@ -46,12 +46,12 @@ def used(box: Box, name: str = "old") -> Path:
 
 
 def second(box: Box, state: Path) -> Path:
-    """The second home of the run lock of a queue without a checkout."""
+    """The second lock file of a queue without a checkout."""
     return box.state / f"sandrun-locks-{os.geteuid()}" / f"{state.name}.lock"
 
 
 def test_it_goes_after_the_first_run_of_a_project(box: Box) -> None:
-    """With its second home; a later run of a known project looks for nothing."""
+    """With its second lock file; a later run of a known project looks for nothing."""
     assert box.run("--", "true").returncode == 0
     state = used(box)
     assert second(box, state).exists()
