@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 NO_PROC = "/dev/null"
-"""A place in which there is no file, nor ever will be."""
+"""A path below which there never is a file."""
 MOUNT_PROC = "mount -t proc proc /proc, or unshare --mount-proc instead of unshare --pid alone"
 
 
@@ -43,17 +43,17 @@ _INITS = frozenset(
     b"systemd init tini docker-init podman-init catatonit dumb-init pause bwrap s6-svscan "
     b"runit openrc-init dinit launchd".split()
 )
-"""Names of first processes that reap what they adopt, at once."""
+"""Names of init processes that reap adopted orphans at once."""
 
 
 def orphans_are_reaped() -> bool:
-    """Whether the first process of our pid namespace is known to reap orphans at once. That of many
-    a container (cat, tail, sleep, a server) does not, or only now and then."""
+    """Whether the init process of our pid namespace is known to reap orphans at once. In many
+    containers it is cat, tail, sleep or a server, which reaps late or never."""
     return _try_read(f"{PROC}/1/comm").strip() in _INITS
 
 
 def thread_count() -> int:
-    """How many threads there are on this host (proc(5): loadavg); 0 where that is not told."""
+    """How many threads exist on this host (proc(5): loadavg); 0: not known."""
     words = _try_read("/proc/loadavg").split()
     return int(words[3].partition(b"/")[2]) if words else 0
 
@@ -71,11 +71,11 @@ def read(path: "str | bytes") -> bytes:
 
 
 def _own_proc() -> str:
-    """Where /proc tells of our own pid namespace; where it tells of another's, nowhere.
+    """`/proc` if it shows our own pid namespace, else `NO_PROC`.
 
-    After `unshare --pid` without `--mount-proc`, and in many a container inside a container, each
-    number there is somebody else's. NSpid has a number for every namespace from that of the /proc
-    down to the reader's (proc(5), Linux 4.1), and a /proc that does not know us has no `self`.
+    After `unshare --pid` without `--mount-proc`, and in many nested containers, the pids in /proc
+    belong to another namespace. NSpid lists our pid in every namespace from that of the /proc down
+    to our own (proc(5), Linux 4.1), and a /proc of a namespace without us has no `self`.
     """
     status = _try_read("/proc/self/status")
     field = b"\nNSpid:" if b"\nNSpid:" in status else b"\nPid:"
@@ -88,10 +88,10 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 
 
 class Stat:
-    """What /proc/PID/stat tells (proc(5)): identity, state, parent, start in clock ticks; `cpu` in
-    seconds, that of reaped children (`reaped`) included; `size` (of its address space) and `rss` in
-    bytes; `faults`: its page faults; `stack`: the address where its stack starts, 0 for another
-    user's."""
+    """The fields of /proc/PID/stat (proc(5)). `start` is in clock ticks after boot; `cpu` is in
+    seconds and includes that of reaped children (`reaped`); `size` (of the address space) and `rss`
+    are in bytes; `faults` counts page faults; `stack` is the address at which the stack starts, 0
+    for a process of another user."""
 
     __slots__ = (
         *("cpu", "faults", "name", "parent", "reaped", "rss", "size", "stack", "start", "state"),
@@ -115,22 +115,22 @@ class Stat:
 
 
 def data_size(pid: int) -> int:
-    """How much data and stack a process has, in bytes: about what RLIMIT_DATA counts (proc(5))."""
+    """The data and stack of a process in bytes: about what RLIMIT_DATA counts (proc(5))."""
     words = _try_read(f"{PROC}/{pid}/statm").split()
     return int(words[5]) * _PAGE if words else 0
 
 
 def field_bytes(text: bytes, name: bytes) -> int:
-    """The kilobytes after `name` in a file of /proc, as bytes; 0 where it is missing."""
+    """The number of kB after `name` in the text of a /proc file, in bytes; 0 if it is missing."""
     words = text.partition(name)[2].split(None, 1)
     return int(words[0]) * 1024 if words else 0
 
 
 def anonymous_memory(at: str) -> "tuple[int, int]":
-    """The memory of the process or thread in that directory of /proc that no file backs, in bytes:
-    private, what was swapped out of that included, and shared. Raises OSError.
+    """The memory without a file behind it of the process or thread in a directory of /proc, in
+    bytes: private (swapped-out memory included), and shared. Raises OSError.
 
-    proc(5): status, Linux 4.5; without those lines all that is resident counts as private.
+    proc(5): status, Linux 4.5; without those lines all resident memory counts as private.
     """
     text = read(f"{at}/status")
     private = field_bytes(text, b"\nRssAnon:" if b"\nRssAnon:" in text else b"\nVmRSS:")
@@ -150,17 +150,17 @@ def environ(pid: int) -> "dict[str, str]":
 
 
 def working_directory(pid: int) -> str:
-    """Where it is. Raises OSError."""
+    """Its current working directory. Raises OSError."""
     return os.readlink(f"{PROC}/{pid}/cwd")
 
 
 def owner(pid: int) -> int:
-    """The uid it runs as. Raises OSError."""
+    """Its effective uid. Raises OSError."""
     return os.stat(f"{PROC}/{pid}").st_uid
 
 
 def has_exited(pid: int) -> bool:
-    """Whether the process is dead, reaped or not; a zombie leader with live threads is not."""
+    """Whether no thread of the process lives, whether or not it was reaped."""
     try:
         stat = Stat(pid)
         return stat.state in "ZX" and stat.threads <= 1
@@ -169,8 +169,8 @@ def has_exited(pid: int) -> bool:
 
 
 def _has_ended(pid: int) -> bool:
-    """The same of a process that /proc does not show: it is gone, or hidden from us (hidepid), or
-    /proc is another namespace's. A pidfd is readable once no thread lives (pidfd_open(2))."""
+    """The same for a process that /proc does not show: it is gone, or hidden (hidepid), or /proc
+    shows another namespace. A pidfd is readable once no thread lives (pidfd_open(2))."""
     pidfd = open_pidfd(pid)
     if pidfd < 0:
         return True
@@ -185,18 +185,18 @@ def _has_ended(pid: int) -> bool:
 
 
 def is_oom_protected(pid: int) -> bool:
-    """Whether the kernel's OOM killer spares the process, at any limit (proc(5): oom_score_adj)."""
+    """Whether the OOM killer never selects the process (proc(5): oom_score_adj)."""
     return _try_read(f"/proc/{pid}/oom_score_adj").strip() == b"-1000"
 
 
 def is_pending(pid: int, signum: int) -> bool:
-    """Whether the signal waits in the queue of a process that blocks it (proc(5): ShdPnd)."""
+    """Whether the signal is pending for a process that blocks it (proc(5): ShdPnd)."""
     bits = _try_read(f"{PROC}/{pid}/status").partition(b"ShdPnd:\t")[2][:16] or b"0"
     return bool(int(bits, 16) >> (signum - 1) & 1)
 
 
 def children(pid: int) -> "list[int]":
-    """The children of all threads of `pid`, dead ones too (/proc/PID/task/*/children)."""
+    """The children of all threads of `pid`, zombies included (/proc/PID/task/*/children)."""
     found: list[int] = []
     try:
         for task in os.listdir(f"{PROC}/{pid}/task"):
@@ -207,8 +207,8 @@ def children(pid: int) -> "list[int]":
 
 
 def open_pidfd(pid: int) -> int:
-    """A pidfd (pidfd_open(2)): as long as it is open, `kill` hits that process or nobody. -1: there
-    is no such process, or there are none here (before Linux 5.3, macOS)."""
+    """A pidfd (pidfd_open(2)): while it is open, `kill_process` signals that process or none. -1:
+    there is no such process, or this kernel has no pidfds (before Linux 5.3)."""
     try:
         return os.pidfd_open(pid)
     except (OSError, AttributeError):
@@ -216,8 +216,8 @@ def open_pidfd(pid: int) -> int:
 
 
 def kill_process(pid: int, pidfd: int) -> bool:
-    """SIGKILL the process that was pinned; without a pidfd whoever has the number now. False: it is
-    there, and we may not."""
+    """SIGKILL the process of that pidfd; without one (-1) the process that has the pid now. False:
+    it lives, and we are not permitted to."""
     if pidfd >= 0:
         try:
             _signal.pidfd_send_signal(pidfd, 9)
@@ -235,8 +235,9 @@ def kill_process(pid: int, pidfd: int) -> bool:
 
 
 def find_reaper() -> int:
-    """To whom orphans among our descendants go, seen at one that is made for this; 0: not seen. It
-    is the nearest subreaper, or the first of our pid namespace (find_new_reaper, kernel/exit.c)."""
+    """The process that adopts orphans among our descendants, found by making one; 0: not known. It
+    is the nearest subreaper, or the init process of our pid namespace (find_new_reaper,
+    kernel/exit.c)."""
     read_end, write_end = os.pipe()
     try:
         child = os.fork()
@@ -246,48 +247,49 @@ def find_reaper() -> int:
         return 0
     if child == 0:
         try:
-            _say_who_adopts(write_end)
+            _report_reaper(write_end)
         finally:
             os._exit(0)
     os.close(write_end)
     os.waitpid(child, 0)
-    said = os.read(read_end, 32)
+    answer = os.read(read_end, 32)
     os.close(read_end)
-    return int(said or 0)
+    return int(answer or 0)
 
 
-def _say_who_adopts(told: int) -> None:
-    """Make an orphan that writes the number of its new parent."""
+def _report_reaper(pipe: int) -> None:
+    """Make an orphan that writes the pid of its new parent."""
     parent = os.getpid()
     if os.fork():
         return
     for _ in range(1000):
         if os.getppid() != parent:
-            os.write(told, b"%d" % os.getppid())
+            os.write(pipe, b"%d" % os.getppid())
             break
         time.sleep(0.0005)
 
 
 def has_mark(environ: bytes, mark: str) -> bool:
-    """Whether `mark` is an entry of SANDRUN_RUNS, and a whole one, in an environment (proc(5))."""
+    """Whether `mark` is a whole entry of SANDRUN_RUNS in an environment (proc(5))."""
     start = f"{RUNS_VARIABLE}=".encode()
     runs = next((e for e in environ.split(b"\0") if e.startswith(start)), b"")
     return bool(mark) and b":%s:" % os.fsencode(mark) in b":%s:" % runs[len(start) :]
 
 
 def marked_processes(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int]":
-    """The processes that were started in the run of that mark, or that have the line `limit` among
-    their limits (blanks squeezed); ourselves left out.
+    """The processes, except this one, that were started in the run of that mark, or that have the
+    line `limit` among their resource limits (with single blanks).
 
-    Sees what escaped by double fork, setsid and closed descriptors; by the limit also what cleared
-    its environment, and root's processes (sudo in a run), whose environment is hidden from us.
+    A double fork, setsid(2) and closed descriptors do not hide a process from this. By the limit it
+    also finds processes that cleared their environment, and those of root (sudo in a run), whose
+    environment we cannot read.
     """
     pids = among or [int(entry) for entry in os.listdir(PROC) if entry.isdigit()]
     return [pid for pid in pids if pid != os.getpid() and _is_marked(pid, mark, limit)]
 
 
 def wait_for_marked_process(mark: str, limit: str, seconds: float) -> "list[int]":
-    """The same among the processes that are born within so many seconds; at the first one."""
+    """The first such process that is started within so many seconds; none: an empty list."""
     deadline = time.monotonic() + seconds
     last = 0
     while time.monotonic() < deadline:
@@ -300,18 +302,18 @@ def wait_for_marked_process(mark: str, limit: str, seconds: float) -> "list[int]
 
 
 def last_pid() -> int:
-    """The number that was given last to a process or thread (proc(5): loadavg); 0: not told."""
+    """The pid that was assigned last to a process or thread (proc(5): loadavg); 0: not known."""
     words = _try_read("/proc/loadavg").split()
     return int(words[4]) if words else 0
 
 
 FEW_PIDS = 200
-"""So many numbers are tried one by one, for less than it takes to list all processes."""
+"""Trying so many pids one by one costs less than listing all processes."""
 
 
 def has_started_since(pid: int, but: "Iterable[int]" = ()) -> bool:
-    """Whether anything `but` those lives, or is a zombie, whose number was given after that one;
-    True, too, when those are many, or the numbers have come round."""
+    """Whether a process or zombie, not in `but`, exists whose pid was assigned after `pid`; also
+    True if too many pids were assigned since, or pids have wrapped around."""
     last = last_pid()
     if not 0 <= last - pid < FEW_PIDS:
         return True
@@ -321,15 +323,15 @@ def has_started_since(pid: int, but: "Iterable[int]" = ()) -> bool:
 
 def _is_marked(pid: int, mark: str, limit: str) -> bool:
     limits = _try_read(f"{PROC}/{pid}/limits") if limit else b""
-    # Whoever reads that limit can give it to a process of theirs; root does not.
+    # Any user can read that limit and set it for a process of theirs; root does not.
     if limit and limit.encode() in b" ".join(limits.split()) and _user(pid) in (0, os.getuid()):
         return True
     return has_mark(_try_read(f"{memory_directory(pid)}/environ"), mark)
 
 
 def memory_directory(pid: int) -> str:
-    """Where /proc tells of a process's memory: in its own directory, or, when its first thread has
-    exited before others, in that of one of those."""
+    """The directory of /proc with the memory of a process: its own, or that of a live thread if the
+    thread group leader has exited."""
     try:
         stat = Stat(pid)
         if stat.state in "ZX" and stat.threads > 1:
@@ -355,12 +357,12 @@ def _try_read(path: str) -> bytes:
 
 
 PROC = _own_proc()
-"""What stands before every number of a process: nothing below a /proc of others is ever read."""
+"""The directory that has one directory per pid; a /proc of another namespace is never read."""
 
 
 def describe(pid: int, memory: "int | None" = None) -> "Process | None":
-    """A process as people know it; memory is what it holds unless given. None: it is gone. Of one
-    that lives and that /proc does not show us there is only the number."""
+    """A process for people; memory is its anonymous memory unless given. None: it is gone. Of a
+    live process that /proc does not show there is only the pid."""
     try:
         at = f"{PROC}/{pid}"
         if not (line := read(f"{at}/cmdline")):

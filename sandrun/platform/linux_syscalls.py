@@ -22,7 +22,7 @@ def set_child_subreaper() -> bool:
     except (ImportError, OSError):
         pass
     try:
-        import _ctypes  # what ctypes is made of costs a quarter of it
+        import _ctypes  # the module below ctypes: a quarter of the cost
 
         program = _ctypes.dlopen(None, 0)  # type: ignore[arg-type] # as dlopen(3) takes NULL
         function = _ctypes.dlsym(program, "prctl")
@@ -50,15 +50,15 @@ def _prctl(option: int, value: int) -> bool:
         return False
 
 
-_CLONE3 = 435  # the same on every architecture but alpha
+_CLONE3 = 435  # on every architecture except alpha
 _CLONE_INTO_CGROUP = 0x200000000
 
 
 def clone_into(group: int) -> int:
-    """fork(2), but the child starts in the v2 group whose directory is open as `group`.
+    """fork(2), except that the child starts in the v2 cgroup whose directory is open as `group`.
 
-    clone3(2), Linux 5.7. The caller has one thread: none of Python's fork handlers run, and the
-    child may only get ready and exec. Raises OSError (ENOSYS where a seccomp profile hides it).
+    clone3(2), Linux 5.7. The caller must have one thread, because none of Python's fork handlers
+    run, and the child may only prepare its exec. Raises OSError (ENOSYS under a seccomp profile).
     """
     import ctypes
 
@@ -68,7 +68,7 @@ def clone_into(group: int) -> int:
     arguments[flags] = _CLONE_INTO_CGROUP
     arguments[exit_signal] = 17  # SIGCHLD
     arguments[cgroup] = group
-    # PyDLL keeps the interpreter's lock, so the child owns it too.
+    # PyDLL does not release the interpreter's lock, so the child owns it, too.
     libc = ctypes.PyDLL(None, use_errno=True)
     pid = libc.syscall(_CLONE3, ctypes.byref(arguments), ctypes.sizeof(arguments))
     if pid < 0:
@@ -95,7 +95,7 @@ def share_address_space(one: int, other: int) -> bool:
 
 
 def prctl_provider() -> str:
-    """Who makes prctl calls here, for `sandrun doctor`."""
+    """The library that makes the prctl calls, for `sandrun doctor`."""
     try:
         import prctl  # noqa: F401 - only its presence matters
 

@@ -1,11 +1,11 @@
 """What the macOS kernel knows of processes, by libproc.
 
 The functions are in every process (libSystem), the structures are those of <sys/proc_info.h> and
-<sys/resource.h>; tests/layout.py compares them with the Darwin headers. Of another user's process
-only name, state and parent are told: its memory, time and start are zero then.
+<sys/resource.h>; tests/layout.py compares them with the Darwin headers. For another user's process
+libproc reports only name, state and parent: memory, CPU time and start are zero then.
 
-What libproc lacks (command lines, environments, directories: sysctl KERN_PROCARGS2) psutil knows.
-Apple's own programs, which System Integrity Protection guards, hide their environment.
+Command lines, environments and directories (sysctl KERN_PROCARGS2) come from psutil. Apple's own
+programs, which System Integrity Protection guards, hide their environment.
 """
 
 import ctypes
@@ -27,8 +27,8 @@ _SHORTBSDINFO = 13  # PROC_PIDT_SHORTBSDINFO
 _RUSAGE_V4 = 4  # RUSAGE_INFO_V4, macOS 10.13
 _STATES = "?IRSTZ"  # SIDL 1, SRUN 2, SSLEEP 3, SSTOP 4, SZOMB 5 (<sys/proc.h>)
 _ROOM = 512
-_LOOK = 5.0
-"""Seconds until a process that should die with its parent does."""
+_CHECK_SECONDS = 5.0
+"""Seconds between two checks for the death of the parent (`die_with`)."""
 
 
 class ProcBsdShortInfo(ctypes.Structure):
@@ -81,7 +81,7 @@ PROTOTYPES = {
     "proc_pid_rusage": (ctypes.c_int, ctypes.c_int, _VOID),
     "mach_timebase_info": (_VOID,),
 }
-"""The arguments of every function that is called; each returns an int."""
+"""The argument types of every function called; each function returns an int."""
 
 _libc = ctypes.CDLL(None)
 for _name, _arguments in PROTOTYPES.items():
@@ -113,14 +113,14 @@ def read(path: "str | bytes") -> bytes:
 
 
 def owner(pid: int) -> int:
-    """The uid it runs as. Raises OSError."""
+    """Its effective uid. Raises OSError."""
     return int(_short_info(pid).pbsi_uid)
 
 
 class Stat:
-    """The same facts as `processes.Stat`; `rss` is the footprint in bytes (what the tree would free
-    by its end, compressed pages included), `start` is in units of its own, and
-    `threads` and `stack` are not told."""
+    """What is known of a process. `rss` is the physical footprint in bytes (what its exit would
+    free, compressed pages included), `start` is in units of mach_absolute_time, `cpu` is in seconds
+    with that of reaped children; `threads` and `stack` are not known."""
 
     __slots__ = ("cpu", "name", "parent", "rss", "stack", "start", "state", "threads")
 
@@ -153,7 +153,7 @@ def _list(kind: int, of: int) -> "list[int]":
 
 
 def children(pid: int) -> "list[int]":
-    """The children of `pid`; of 1 all orphans too."""
+    """The children of `pid`; those of 1 include all orphans."""
     return _list(_PPID_ONLY, pid)
 
 
@@ -161,11 +161,11 @@ def _processes() -> "list[int]":
     return _list(_UID_ONLY, os.geteuid())
 
 
-def _asked(pid: int, what: str) -> "Any":
+def _ask(pid: int, method: str) -> "Any":
     import psutil
 
     try:
-        return getattr(psutil.Process(pid), what)()
+        return getattr(psutil.Process(pid), method)()
     except psutil.NoSuchProcess:
         raise ProcessLookupError(pid) from None
     except psutil.AccessDenied:
@@ -174,21 +174,22 @@ def _asked(pid: int, what: str) -> "Any":
 
 def arguments(pid: int) -> "list[str]":
     """The command line. Raises OSError."""
-    return list(_asked(pid, "cmdline"))
+    return list(_ask(pid, "cmdline"))
 
 
 def environ(pid: int) -> "dict[str, str]":
     """The environment with which its program was started. Raises OSError."""
-    return dict(_asked(pid, "environ"))
+    return dict(_ask(pid, "environ"))
 
 
 def working_directory(pid: int) -> str:
-    """Where it is. Raises OSError."""
-    return str(_asked(pid, "cwd"))
+    """Its current working directory. Raises OSError."""
+    return str(_ask(pid, "cwd"))
 
 
 def is_marked(pid: int, mark: str) -> bool:
-    """Whether the process was started in the run of that mark, as far as we may look."""
+    """Whether the process was started in the run of that mark; False if we may not read its
+    environment."""
     try:
         runs = environ(pid).get(RUNS_VARIABLE, "")
     except OSError:
@@ -197,19 +198,19 @@ def is_marked(pid: int, mark: str) -> bool:
 
 
 def marked_processes(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int]":
-    """Our processes that were started in the run of that mark; ourselves left out.
-    (Nobody can read another's limits here.)"""
+    """This user's processes, except this one, that were started in the run of that mark. `limit` is
+    not used: macOS does not report the limits of another process."""
     pids = _processes() if among is None else among
     return [pid for pid in pids if pid != os.getpid() and is_marked(pid, mark)]
 
 
 def wait_for_marked_process(mark: str, limit: str, seconds: float) -> "list[int]":
-    """None: numbers are not given in order here, so another scan would be no better."""
+    """None: macOS does not assign pids in order, so another scan would find no more."""
     return []
 
 
 def describe(pid: int, memory: "int | None" = None) -> "Process | None":
-    """A process as people know it; memory is its footprint unless given. None: it is gone."""
+    """A process for people; memory is its footprint unless given. None: it is gone."""
     try:
         stat = Stat(pid)
         try:
@@ -223,16 +224,16 @@ def describe(pid: int, memory: "int | None" = None) -> "Process | None":
 
 
 def die_with(parent: int) -> None:
-    """No such wish is heard here: look at the parent now and then."""
+    """Exit soon after the parent does. macOS has no signal for that, so a timer checks."""
 
-    def look(*_: object) -> None:
+    def check(*_: object) -> None:
         if os.getppid() != parent:
             os._exit(0)
 
-    _signal.signal(_signal.SIGALRM, look)
+    _signal.signal(_signal.SIGALRM, check)
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGALRM})
-    _signal.setitimer(_signal.ITIMER_REAL, _LOOK, _LOOK)
-    look()
+    _signal.setitimer(_signal.ITIMER_REAL, _CHECK_SECONDS, _CHECK_SECONDS)
+    check()
 
 
 def become_subreaper() -> bool:
@@ -241,12 +242,12 @@ def become_subreaper() -> bool:
 
 
 def orphans_are_reaped() -> bool:
-    """False: nothing here depends on it."""
+    """False: no caller on macOS needs the answer."""
     return False
 
 
 def has_exited(pid: int) -> bool:
-    """Whether the process is dead, reaped or not."""
+    """Whether the process is dead, whether or not it was reaped."""
     try:
         return Stat(pid).state == "Z"
     except OSError:
@@ -259,7 +260,7 @@ def open_pidfd(pid: int) -> int:
 
 
 def kill_process(pid: int, pidfd: int) -> bool:
-    """SIGKILL the process that has the number now. False: it is there, and we may not."""
+    """SIGKILL the process that has the pid now. False: it lives, and we are not permitted to."""
     try:
         os.kill(pid, 9)
     except PermissionError:

@@ -1,17 +1,17 @@
-"""Taking blocked signals one by one where sigtimedwait(2) is missing: macOS.
+"""sigwaitinfo(2) and sigtimedwait(2) for macOS, which lacks them.
 
-sigwait(2) takes them, and the process's timer (setitimer(2)) ends a wait that has a bound; the
-timer runs only within such a wait, so no command ever inherits it. Invariants
-- SIGALRM is the timer's and is not passed on: nobody can tell a late one of ours from somebody
-  else's. Nor are SIGPIPE and SIGXFSZ, which Python ignores (see below).
-- A signal stays blocked and pending until it is taken, as with sigtimedwait. XNU drops at once
-  what is ignored by default, blocked or not (psignal_internal, bsd/kern/kern_sig.c); so those get
-  a handler, which never runs, and exec makes them the default again.
-- Who sent a signal cannot be known. While our process group has the terminal, what a terminal
-  sends (Ctrl-C, Ctrl-\\, Ctrl-Z, Ctrl-T, a new window size) counts as the terminal's own, thus the
-  command has it from the kernel and gets it once; SIGTTIN and SIGTTOU, which only a terminal
-  sends, always do. All else, and all of it in the background, is passed on. So what is lost is a
-  `kill -INT` of sandrun alone from elsewhere while it is in the foreground.
+sigwait(2) accepts blocked signals, and the process's timer (setitimer(2)) ends a wait with a
+timeout. The timer runs only during such a wait, so no command inherits it. Invariants
+- SIGALRM belongs to the timer and is not passed on: a late one of ours cannot be told from one of
+  another process. SIGPIPE and SIGXFSZ, which Python ignores, are not passed on either.
+- A signal stays blocked and pending until it is accepted, as with sigtimedwait. XNU discards a
+  signal that is ignored by default even if it is blocked (psignal_internal, bsd/kern/kern_sig.c).
+  So those signals get a handler, which never runs; exec restores the default.
+- The sender of a signal is not known. While our process group has the terminal, signals that a
+  terminal sends (Ctrl-C, Ctrl-\\, Ctrl-Z, Ctrl-T, a new window size) count as the terminal's: the
+  kernel sent them to the command, too, and they are not passed on. SIGTTIN and SIGTTOU, which only
+  a terminal sends, always count as such. All other signals, and all in the background, are passed
+  on. So the only loss is a `kill -INT` of sandrun alone while it is in the foreground.
 """
 
 import sys
@@ -29,13 +29,13 @@ _NAMES = ("SIGINT", "SIGQUIT", "SIGTSTP", "SIGWINCH", "SIGINFO")
 _FROM_TERMINAL = {getattr(_signal, name) for name in _NAMES if hasattr(_signal, name)}
 _BACKGROUND = {_signal.SIGTTIN, _signal.SIGTTOU}
 _DROPPED = ("SIGCHLD", "SIGWINCH", "SIGURG", "SIGIO", "SIGINFO")
-_SI_USER, _SI_KERNEL = 0, 1  # the signs are what counts (sigaction(2) of Linux)
+_SI_USER, _SI_KERNEL = 0, 1  # only their signs matter (sigaction(2) of Linux)
 _SHORTEST = 1e-6
-"""Seconds; a timer of zero would never end."""
+"""Seconds; a timer of zero would never fire."""
 
 
-class Taken:
-    """A signal as sigwaitinfo(2) tells of it: `si_code` > 0 for the terminal's own."""
+class Accepted:
+    """An accepted signal, as sigwaitinfo(2) reports it; `si_code` > 0: the terminal sent it."""
 
     __slots__ = ("si_code", "si_pid", "si_signo")
 
@@ -50,8 +50,8 @@ _had_terminal = False
 
 
 def _has_terminal() -> bool:
-    """A Ctrl-C may also end the leader of our session, and the terminal is gone before we look:
-    then what we saw before counts."""
+    """Whether our group has the terminal. If a Ctrl-C also ended the session leader, the terminal
+    is already gone: then the previous answer counts."""
     global _had_terminal
     now = posix_terminal.is_ours()
     _had_terminal = _had_terminal if now is None else now
@@ -71,15 +71,15 @@ for _name in _DROPPED:
         _signal.signal(_signum, _never)
 
 
-def sigwaitinfo(signals: "Iterable[int]") -> Taken:
-    """The next of these blocked signals."""
+def sigwaitinfo(signals: "Iterable[int]") -> Accepted:
+    """Wait for one of these blocked signals and accept it."""
     while (signum := _signal.sigwait(signals)) == _signal.SIGALRM:
         pass
-    return Taken(signum)
+    return Accepted(signum)
 
 
-def sigtimedwait(signals: "Iterable[int]", seconds: float) -> "Taken | None":
-    """The same within so many seconds, else None."""
+def sigtimedwait(signals: "Iterable[int]", seconds: float) -> "Accepted | None":
+    """The same for at most so many seconds; None: no signal arrived."""
     wanted = set(signals)
     if not wanted & _signal.sigpending():
         if seconds <= 0:
@@ -88,4 +88,4 @@ def sigtimedwait(signals: "Iterable[int]", seconds: float) -> "Taken | None":
         _signal.setitimer(_signal.ITIMER_REAL, max(seconds, _SHORTEST))
     signum = _signal.sigwait(wanted)
     _signal.setitimer(_signal.ITIMER_REAL, 0)
-    return None if signum == _signal.SIGALRM else Taken(signum)
+    return None if signum == _signal.SIGALRM else Accepted(signum)

@@ -45,11 +45,12 @@ if sys.platform != "win32":
             found += children(pid)
         return found
 
-    def kill_if_same(pid: int, born: int) -> bool:
-        """SIGKILL the process of that number and `start`; False: it lives, and we may not."""
+    def kill_if_same(pid: int, started: int) -> bool:
+        """SIGKILL the process of that pid and start time, or none. False: it lives, and we are not
+        permitted to."""
         pidfd = open_pidfd(pid)
         try:
-            return start(pid) != born or kill_process(pid, pidfd)
+            return start(pid) != started or kill_process(pid, pidfd)
         finally:
             if pidfd >= 0:
                 os.close(pidfd)

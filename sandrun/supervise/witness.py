@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     if sys.platform == "linux":
         from signal import struct_siginfo
     else:
-        from sandrun.platform.macos_sigwait import Taken as struct_siginfo
+        from sandrun.platform.macos_sigwait import Accepted as struct_siginfo
 
 NAME = "run-witness"
 _PATIENCE = 2000
