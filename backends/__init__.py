@@ -1,9 +1,9 @@
 """The mechanisms that enforce limits on a process tree, one file each.
 
-Promises to open the first one that works here, in the order of what they can enforce. `choose`
-tries instead of asking first: an attempt costs less than a check and cannot be out of date. (One
-read of /proc/self/cgroup rules two of them out.) Imports messages, platform and model; knows no
-settings.
+Promises that `choose` opens the first one that works here, in the order of what they can enforce.
+It makes the container without checking first whether it can: a check costs more and may be out of
+date. (One read of /proc/self/cgroup rules two of them out on v1 hosts.) Imports messages, platform
+and model; knows no settings.
 """
 
 import os
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 ORDER: "tuple[str, ...]" = ("rlimit",) if DARWIN else ("cgroup2", "systemd", "cgroup1", "rlimit")
 """The candidates of `auto`, best first."""
-_OF_V2 = ("cgroup2", "systemd")
+_V2_BACKENDS = ("cgroup2", "systemd")
 if sys.platform == "win32":
     ORDER = ("job-object",)
 
 
 def named(name: str) -> "Backend":
-    """The backend of that name. Raises Unusable for one of another system, or of no version that
-    we know: what that would hold, or end, nobody here can tell."""
+    """The backend of that name. Raises Unusable for a backend of another system, and for an unknown
+    name, such as one that another version recorded."""
     if (name == "job-object") != (sys.platform == "win32") and name != "none":
         raise Unusable(f"there is no {name} on this system")
     if name == "none":
@@ -64,42 +64,42 @@ def named(name: str) -> "Backend":
 
 
 def choose(
-    wish: "BackendName", run_id: str, limits: "Limits", kernel_only: bool
+    requested: "BackendName", run_id: str, limits: "Limits", kernel_only: bool
 ) -> "tuple[Backend, Container, list[str]]":
-    """Open a container for a run; also why better backends were passed over (`name: reason`).
+    """Open a container for a run. Return also why better backends were not used (`name: reason`).
 
-    Raises SandrunError when the backend asked for, or every one, cannot be used.
+    Raises SandrunError if the requested backend, or each candidate of `auto`, cannot be used.
     """
     refused: list[tuple[str, str, str]] = []
     notable: list[tuple[str, str]] = []
-    of_v1 = wish == "auto" and _memory_is_of_v1()
-    for name in ORDER if wish == "auto" else (wish,):
+    memory_is_v1 = requested == "auto" and _is_memory_on_v1()
+    for name in ORDER if requested == "auto" else (requested,):
         try:
-            if of_v1 and name in _OF_V2:
-                raise Unusable("the memory controller is one of cgroup v1 here")
+            if memory_is_v1 and name in _V2_BACKENDS:
+                raise Unusable("the memory controller is on cgroup v1 here")
             backend = named(name)
             if kernel_only and not backend.kernel:
-                raise Unusable("not a kernel's container, and --require kernel")
+                raise Unusable("the kernel does not enforce its limits (--require kernel)")
             container = backend.open(run_id, limits)
             for text, hint in [] if backend.kernel else notable:
                 messages.warn(f"no kernel enforces the limits: {text}", hint)
             return backend, container, [f"{n}: {text}" for n, text, _ in refused]
         except (Unusable, OSError) as error:
-            lack = out_of_descriptors(error)
-            if lack:  # of descriptors: a worse backend must not be taken for that
-                raise lack from None
+            exhausted = out_of_descriptors(error)
+            if exhausted:  # no reason to use a worse backend
+                raise exhausted from None
             if isinstance(error, Unusable):
                 refused.append((name, error.text, error.hint))
                 notable += [(error.text, error.hint)] if error.notable else []
-            else:  # files that every such host has, but not this one
+            else:  # a control file is missing here that hosts with this backend usually have
                 refused.append((name, error_text(error), ""))
         except ImportError as error:
             refused.append((name, f"{error.name} is missing", f"pip install {error.name}"))
-    raise NoBackend(refused)
+    raise NoUsableBackend(refused)
 
 
-def _memory_is_of_v1() -> bool:
-    """Whether a v1 hierarchy has the memory controller (cgroups(7)), so that no group of v2 can."""
+def _is_memory_on_v1() -> bool:
+    """Whether a v1 hierarchy has the memory controller; then no v2 group has it (cgroups(7))."""
     if sys.platform == "win32":
         return False
     try:
@@ -111,8 +111,8 @@ def _memory_is_of_v1() -> bool:
     return any(b"memory" in line.split(b":")[1].split(b",") for line in lines if line)
 
 
-class NoBackend(SandrunError):
-    """No backend can contain the run. `refused`: name, reason and hint of each that was tried."""
+class NoUsableBackend(SandrunError):
+    """No backend can contain the run. `refused`: name, reason and hint of each backend tried."""
 
     def __init__(self, refused: "list[tuple[str, str, str]]") -> None:
         hints = [hint for _, _, hint in refused if hint]

@@ -68,7 +68,7 @@ class Group1(run_group.RunGroup):
     def __init__(self, paths: "dict[str, str]", limits: "Limits | None" = None) -> None:
         self.paths = paths
         self.token = "\n".join(f"{name}={path}" for name, path in paths.items())
-        self.own: set[int] = set()
+        self.helpers: set[int] = set()
         self.limit_hit: LimitHit = ""
         self.limits = limits
         self.memory = MemoryController(cgroup_files.Node(paths["memory"]))

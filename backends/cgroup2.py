@@ -76,7 +76,7 @@ class Group2(run_group.RunGroup):
 
     def __init__(self, path: str, limits: "Limits | None" = None) -> None:
         self.token = path
-        self.own: set[int] = set()
+        self.helpers: set[int] = set()
         self.events = (-1, 0)
         self.limit_hit: LimitHit = ""
         self.oom_events = 0

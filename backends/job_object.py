@@ -152,7 +152,7 @@ class JobContainer:
 
     def __init__(self, run_id: str, job: int, limits: Limits, port: "Port | None") -> None:
         self.token = self.run_id = run_id
-        self.own: set[int] = set()
+        self.helpers: set[int] = set()
         self.mark = ""
         self.job = job
         self.limits = limits

@@ -32,7 +32,7 @@ class NoContainer:
     oom_events = 0
 
     def __init__(self) -> None:
-        self.own: set[int] = set()
+        self.helpers: set[int] = set()
 
     @property
     def escaped(self) -> "Mapping[int, Escape]":

@@ -3,7 +3,7 @@
 A backend is a mechanism that enforces limits on a process tree; it knows nothing of queues. A
 container is what it opens for one run. The order of calls is fixed:
 
-    backend.open -> container.spawn -> (poll | signal)* -> kill -> close
+    backend.open -> container.spawn -> (poll | signal)* -> (kill | release_processes) -> close
 
 A process that did not open the container calls `backend.attach(run_id, token) -> kill -> close`.
 """
@@ -21,7 +21,7 @@ class Container(Protocol):
 
     token: str
     """What `attach` needs to find the container after the supervisor has died; '' for nothing."""
-    own: set[int]
+    helpers: set[int]
     """Children of the supervisor that do not belong to the run: its keeper and its witness."""
     mark: str
     """The entry of SANDRUN_RUNS in the environment of every process of the run; set by the core."""
@@ -30,10 +30,10 @@ class Container(Protocol):
     is for a control file, which must be read again after each event; POLLIN is for an eventfd,
     which `poll` reads."""
     limit_hit: LimitHit
-
+    """Whose limit was hit; '' for none. Set by `poll`, never reset."""
     oom_events: int
-    """How often memory ran out at that limit, as of the last `poll`. If the count rises after the
-    limit was hit, the processes still allocate at the limit."""
+    """How often a memory limit was hit, as of the last `poll`. If the count rises after `limit_hit`
+    was set, the processes still allocate at the limit."""
 
     @property
     def escaped(self) -> "Mapping[int, Escape]":
@@ -73,7 +73,7 @@ class Container(Protocol):
         """
 
     def release_processes(self) -> None:
-        """Move every process out to sandrun's own group, where the run's limits do not apply."""
+        """Free every process of the run's limits: move it to sandrun's own group, or lift them."""
 
     def close(self) -> None:
         """Remove what `open` made. The container must be empty. Ignores what no longer exists."""
@@ -92,6 +92,6 @@ class Backend(Protocol):
     def attach(self, run_id: str, token: str) -> Container:
         """The container of a run whose supervisor died; it may no longer exist.
 
-        `token` was read from a file and is not trusted. Raises Unusable unless this backend would
-        give it to that run and our user made what it names.
+        `token` was read from a file and is not trusted. Raises Unusable if this backend gives that
+        run no such token, or if another user made what it names.
         """

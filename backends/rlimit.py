@@ -71,7 +71,7 @@ class RlimitContainer:
         self.limits = limits
         self.data = data
         self.token = f"{run_id}:{data}"
-        self.own: set[int] = set()
+        self.helpers: set[int] = set()
         self.mark = ""
         self.events = (-1, 0)
         self.limit_hit: LimitHit = ""
@@ -131,13 +131,13 @@ class RlimitContainer:
     def _members(self) -> "dict[int, processes.Stat]":
         """The live processes of the run, parents before children."""
         members = memory_monitor.walk(self.owner, self.strangers)
-        return {pid: info for pid, info in members.items() if pid not in self.own}
+        return {pid: info for pid, info in members.items() if pid not in self.helpers}
 
     def _is_other(self, pid: int) -> bool:
         """Whether a child of ours does not belong to the run."""
         if pid in self.strangers:
             return self.strangers[pid] == processes.start(pid)
-        return pid in self.own
+        return pid in self.helpers
 
     def _note_near(self, members: "dict[int, processes.Stat]") -> None:
         """Record processes near a backstop: the kernel does not report when one is hit."""

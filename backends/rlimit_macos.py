@@ -98,7 +98,7 @@ class DarwinContainer(RlimitContainer):
         known = [p for p, start in self.known.items() if start and processes.start(p) == start]
         frontier += known + self._orphans(known)
         found = memory_monitor.tree(
-            [pid for pid in frontier if pid not in (*self.own, os.getpid())], self.strangers
+            [pid for pid in frontier if pid not in (*self.helpers, os.getpid())], self.strangers
         )
         self._remember({pid: info.start for pid, info in found.items()})
         times = os.times()
@@ -115,7 +115,7 @@ class DarwinContainer(RlimitContainer):
 
     def _orphans(self, known: "list[int]") -> "list[int]":
         """New orphans of the run since the last sample, besides the `known` processes."""
-        orphans = set(processes.children(1)).difference(known, self.own)
+        orphans = set(processes.children(1)).difference(known, self.helpers)
         ours = [pid for pid in orphans - self.orphans if self._is_ours(pid)]
         self.orphans = orphans.difference(ours)
         return ours

@@ -31,7 +31,7 @@ class RunGroup:
     that of its command.
     """
 
-    own: "set[int]"
+    helpers: "set[int]"
     mark = ""
     _escapes: "Escapes | None" = None
     _command = _supervisor = 0
@@ -69,8 +69,8 @@ class RunGroup:
         found = cgroup_common.live_pids(self.home()[0])
         # A container without a mark is that of a dead run, or a v2 group beside a v1 group.
         if self.mark and (not found or time.monotonic() >= self._search_at):
-            command = self._command
-            if command and not self._escapes and not processes.has_started_since(command, self.own):
+            first = self._command
+            if first and not self._escapes and not processes.has_started_since(first, self.helpers):
                 return found
             self._search_at = time.monotonic() + self._escaped().search_all()
         return found + (self._escapes.live() if self._escapes else [])

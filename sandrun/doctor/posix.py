@@ -37,7 +37,7 @@ def _probe(name: str) -> Check:
     command = [sys.executable, "-I", "-S", "-c", _PROBE]
     try:
         outcome = runner.run(command, chosen, root, caller)
-    except backends.NoBackend as error:
+    except backends.NoUsableBackend as error:
         _, text, hint = error.refused[-1]
         return Check(name, FAIL, text, hint)
     except SandrunError as error:

@@ -106,11 +106,11 @@ class Keeper:
                 os._exit(0)
         os.close(read_end)
         self.pids.add(self.pid)
-        self._container.own.add(self.pid)
+        self._container.helpers.add(self.pid)
 
     def replace(self) -> None:
         """It was killed and reaped: start another, which starts a second one of its own."""
-        self._container.own.discard(self.pid)
+        self._container.helpers.discard(self.pid)
         self.dismiss()
         self._start()
 

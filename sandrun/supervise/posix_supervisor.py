@@ -181,7 +181,7 @@ class Supervisor(BaseSupervisor):
 
         self.witness = Witness()
         if self.witness.pid:
-            self.container.own.add(self.witness.pid)
+            self.container.helpers.add(self.witness.pid)
         if self.keeper:
             self.keeper.close += self.witness.descriptors
 
@@ -278,7 +278,7 @@ class Supervisor(BaseSupervisor):
             elif self.keeper and pid == self.keeper.pid and not os.WIFSTOPPED(status):
                 self.keeper.replace()
             elif self.witness and pid == self.witness.pid and not os.WIFSTOPPED(status):
-                self.container.own.discard(pid)
+                self.container.helpers.discard(pid)
                 self.witness.pid = 0
 
     def _command_stopped(self, signum: int) -> None:
