@@ -1,14 +1,18 @@
-"""The queue's numbers beside its peers': `python -m tests.bench.queue [--quick] [--realtime]`.
+"""The queue's numbers beside its peers': `python -m tests.bench.queue [OPTION...]`.
 
---realtime (root) gives all contenders alike a real-time priority, for a machine that does other
-things meanwhile: a waiter is many more instructions than flock(1), thus more often interrupted.
+--quick: fewer waiters and rounds.
+--before PROGRAM: another build's `sandrun` as a contender, with the container and with none.
+--realtime (root): a real-time priority for all contenders, on a machine that does other things
+meanwhile: a waiter is many more instructions than flock(1), thus more often interrupted.
 
 Prints ratios measured in one run, the contenders interleaved, so that a noisy machine hits all of
 them. Peers that are not installed are left out and named: flock(1) (util-linux), nq, tsp (Debian's
 task-spooler), sem (GNU parallel). Nothing here is a test.
 
+- job to job: from the first act of a job that does nothing to the first of the next one, with 50
+  and 200 waiters: what a user waits for. CPU: of all processes of a job, its client's start too.
 - hand-off: from the last act of a job to the first of the next one, with 1, 50 and 500 waiters;
-  the best tenth is what remains on a noisy machine when nobody else took the processor.
+  the best tenth is what remains on a noisy machine when no other process used the processor.
 - inversions: jobs that overtook one that was queued before.
 - 200 queued `true`, from the first start to the last end.
 - CPU of 100 waiters in 20 s (longer than they look around), by the scheduler's own count and by
@@ -29,8 +33,8 @@ from pathlib import Path
 
 from tests.harness import Box, adopt_orphans, launcher, wait_for
 
-# Notes when it ran: `<name> <first act> <last act>` in nanoseconds of CLOCK_MONOTONIC. With a
-# fourth argument it blocks in between until that FIFO is opened.
+# Records when it ran: `<name> <first act> <last act>` in nanoseconds of CLOCK_MONOTONIC. With a
+# third argument it blocks in between until that FIFO is opened, or, if that is "-", does nothing.
 JOB = r"""
 #include <fcntl.h>
 #include <stdio.h>
@@ -46,16 +50,26 @@ int main(int argc, char **argv) {
     char line[128];
     struct timespec work = {0, 5000000};
     int log = open(argv[2], O_WRONLY | O_APPEND);
-    if (argc > 3) {
+    if (argc > 3 && argv[3][0] != '-') {
         snprintf(line, sizeof line, "%s.begun", argv[3]);
         close(open(line, O_WRONLY | O_CREAT, 0600));
         close(open(argv[3], O_RDONLY));
     }
-    nanosleep(&work, NULL); /* so that the end of the run before does not fall into ours */
+    if (argc < 4 || argv[3][0] != '-')
+        nanosleep(&work, NULL); /* so that the end of the run before does not fall into ours */
     int n = snprintf(line, sizeof line, "%s %lld %lld\n", argv[1], first, now());
     return write(log, line, n) != n;
 }
 """
+
+
+OURS = ("sandrun", "none", "before", "before none")
+
+
+def _before() -> str:
+    """The other build's program; '' if none was given."""
+    words = sys.argv
+    return words[words.index("--before") + 1] if "--before" in words else ""
 
 
 class Contender:
@@ -77,6 +91,9 @@ class Contender:
         lock = str(self.box.root / "lock")
         return {
             "sandrun": [*launcher(), "-q", "--"],
+            "none": [*launcher(), "-q", "--backend", "none", "--"],
+            "before": [_before(), "-q", "--"],
+            "before none": [_before(), "-q", "--backend", "none", "--"],
             "flock": ["flock", lock],
             "nq": ["nq", "-q"],
             "tsp": ["tsp"],
@@ -97,7 +114,7 @@ class Contender:
     def placed(self, count: int) -> bool:
         """Whether `count` clients are in the queue."""
         asleep = {
-            "sandrun": ("poll_schedule_timeout", "do_poll", "do_sys_poll"),
+            **dict.fromkeys(OURS, ("poll_schedule_timeout", "do_poll", "do_sys_poll")),
             "flock": ("locks_lock_inode_wait", "flock_lock_inode_wait"),
         }.get(self.name)
         if asleep:  # the holder is the first, and waits otherwise
@@ -124,6 +141,25 @@ def _sleeps_in(client: "subprocess.Popen[bytes]", where: "tuple[str, ...]") -> b
 
 def handoffs(contender: Contender, waiters: int) -> "tuple[list[float], int]":
     """The gaps in milliseconds between consecutive jobs, and how many were overtaken."""
+    rows = drain(contender, waiters)
+    gaps = [(after[1] - before[2]) / 1e6 for before, after in pairwise(rows)]
+    inversions = sum(after[0] < before[0] for before, after in pairwise(rows))
+    return gaps, inversions
+
+
+def job_to_job(contender: Contender, waiters: int) -> "tuple[list[float], float]":
+    """The milliseconds between the first acts of consecutive idle jobs, and CPU time per job."""
+    before = os.times()
+    rows = drain(contender, waiters, "-")
+    after = os.times()
+    cpu = after.children_user + after.children_system
+    cpu -= before.children_user + before.children_system
+    steps = [(then[1] - now[1]) / 1e6 for now, then in pairwise(rows[1:])]
+    return steps, cpu * 1000 / (waiters + 1)
+
+
+def drain(contender: Contender, waiters: int, *work: str) -> "list[list[int]]":
+    """Queue `waiters` jobs behind a blocking one and release it: number, first, last act of each."""
     log, gate = contender.box.root / "times", contender.box.root / "gate"
     log.write_text("")
     begun = contender.box.root / "gate.begun"
@@ -133,16 +169,13 @@ def handoffs(contender: Contender, waiters: int) -> "tuple[list[float], int]":
     contender.start(contender.job, 0, log, gate)
     wait_for(begun.exists, 60)
     for number in range(1, waiters + 1):
-        contender.start(contender.job, number, log)
+        contender.start(contender.job, number, log, *work)
         if contender.name != "sem":
             wait_for(lambda n=number: contender.placed(n + 1), 20)  # type: ignore[misc]
     os.close(os.open(gate, os.O_WRONLY))
     wait_for(lambda: log.read_text().count("\n") == waiters + 1, 600)
     contender.finish()
-    rows = [[int(word) for word in line.split()] for line in log.read_text().splitlines()]
-    gaps = [(after[1] - before[2]) / 1e6 for before, after in pairwise(rows)]
-    inversions = sum(after[0] < before[0] for before, after in pairwise(rows))
-    return gaps, inversions
+    return [[int(word) for word in line.split()] for line in log.read_text().splitlines()]
 
 
 def total(contender: Contender, count: int) -> float:
@@ -219,11 +252,11 @@ def main() -> None:
         source.write_text(JOB)
         subprocess.run(["cc", "-O2", "-o", job, source], check=True)
         contenders: list[Contender] = []
-        for name in ("sandrun", "flock", "nq", "tsp", "sem"):
-            if name != "sandrun" and not shutil.which(name):
+        for name in (*OURS[: 4 if _before() else 2], "flock", "nq", "tsp", "sem"):
+            if name not in OURS and not shutil.which(name):
                 print(f"{name} is not installed: left out")
                 continue
-            root = Path(scratch) / name
+            root = Path(scratch) / name.replace(" ", "-")
             root.mkdir()
             contenders.append(Contender(name, Box(root), job))
         try:
@@ -234,6 +267,8 @@ def main() -> None:
 
 
 def measure(contenders: "list[Contender]", quick: bool) -> None:
+    for waiters in (50,) if quick else (50, 200):
+        compare(contenders, waiters, 1 if quick else 3)
     rounds: dict[int, int] = {1: 20, 50: 1} if quick else {1: 40, 50: 2, 500: 1}
     for waiters, repeats in rounds.items():
         gaps: dict[str, list[float]] = {c.name: [] for c in contenders}
@@ -257,6 +292,23 @@ def measure(contenders: "list[Contender]", quick: bool) -> None:
                       f"{overtaken[name]} inversions of {len(values)}")  # fmt: skip
     every(contenders, 50 if quick else 200)
     idle(contenders[0], 20 if quick else 100, 20)
+
+
+def compare(contenders: "list[Contender]", waiters: int, repeats: int) -> None:
+    """Print the time from job to job, the contenders interleaved."""
+    steps: dict[str, list[float]] = {c.name: [] for c in contenders if c.name != "sem"}
+    cpu: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for contender in contenders:
+            if contender.name in steps:
+                found, used = job_to_job(contender, waiters)
+                steps[contender.name] += found
+                cpu[contender.name].append(used)
+    base = statistics.median(steps.get("flock") or [float("nan")])
+    for name, values in steps.items():
+        median = statistics.median(values)
+        print(f"job to job, {waiters:3} waiters: {name:11} median {median:8.2f} ms, "
+              f"{median / base:6.2f} x flock; CPU per job {min(cpu[name]):8.2f} ms")  # fmt: skip
 
 
 def every(contenders: "list[Contender]", count: int) -> None:
