@@ -159,7 +159,7 @@ def job_to_job(contender: Contender, waiters: int) -> "tuple[list[float], float]
 
 
 def drain(contender: Contender, waiters: int, *work: str) -> "list[list[int]]":
-    """Queue `waiters` jobs behind a blocking one and release it: number, first, last act of each."""
+    """Queue `waiters` jobs behind a blocking one and release it: number, first and last act."""
     log, gate = contender.box.root / "times", contender.box.root / "gate"
     log.write_text("")
     begun = contender.box.root / "gate.begun"
