@@ -1,16 +1,16 @@
 """Starting the command as if its caller had started it.
 
 Promises that the command gets the caller's signal mask and dispositions, descriptors, environment
-and process group. It shares the supervisor's process group, so the terminal's signals reach it
-exactly once and straight from the kernel, and job control works as without sandrun.
+and process group. It shares the supervisor's process group, so the kernel sends it the terminal's
+signals directly and once, and job control works as without sandrun.
 
-Two ways, by cost: posix_spawn(3) (a vfork: 0.6 ms) where the supervisor can enter the container
-and leave it again, and fork (1.1 ms) where the child itself must enter before exec.
+There are two ways: posix_spawn(3) (a vfork: 0.6 ms) if the supervisor can enter the container and
+leave it again, and fork (1.1 ms) if the child itself must enter it before exec.
 
-What cannot be known: Python ignores SIGPIPE and SIGXFSZ before our first line, so whether the
-caller did is lost. A shell hands on exactly what it ignores itself, so there we ask the parent;
-for any other parent the command gets the default, as those that ignore SIGPIPE for themselves
-(Python, node) hand it on.
+Python ignores SIGPIPE and SIGXFSZ before our first line, so whether the caller ignored them is not
+known. A shell passes on exactly what it ignores itself, so if the parent is a shell, /proc tells.
+For any other parent the command gets the default action, because programs that ignore SIGPIPE for
+themselves (Python, node) pass that on unintentionally.
 """
 
 import errno
@@ -41,14 +41,14 @@ class CallerState:
     def __init__(self, mask: "set[int]", ignored: "frozenset[int]" = frozenset()) -> None:
         self.mask = mask
         self.ignored = ignored
-        """Signals that the caller ignored and we (or Python) must not."""
+        """Signals that the caller ignored, but we or Python do not."""
         self.umask = 0o022
         self.parent = 0
         """The process whose death ends the run; 0: none."""
         self.errors = -1
-        """Read end of the pipe on which a forked child says why it could not exec; -1: none."""
+        """Read end of the pipe to which a forked child writes why it could not exec; -1: none."""
         self.isolate: Callable[[], None] | None = None
-        """What the child does inside of its container, before exec; raises OSError."""
+        """What the child does inside its container before exec; raises OSError."""
 
 
 def capture() -> CallerState:
@@ -56,18 +56,17 @@ def capture() -> CallerState:
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ALL_SIGNALS)
     parent = os.getppid()
     name, bits = _parent_status(parent)
-    # A shell hands on exactly what it ignores itself.
     ignored = {s for s in _PYTHONS if bits >> (s - 1) & 1 and _is_shell(parent, name)}
     if _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:
-        # It would reap our children before we learn how they ended.
+        # Else the kernel would discard the exit status of our children.
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         ignored.add(_signal.SIGCHLD)
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            # Keeps our own files off the standard descriptors; close-on-exec, so the command
-            # finds it closed as its caller left it.
+            # So no file of ours becomes a standard descriptor; close-on-exec, so the command finds
+            # it closed as its caller left it.
             os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     caller = CallerState({int(number) for number in mask}, frozenset(ignored))
     caller.umask = os.umask(0o077)
@@ -78,17 +77,17 @@ def capture() -> CallerState:
 
 
 def _is_detached(parent: bytes) -> bool:
-    """Whether the run shall outlive its starter, a process named `parent` (b'': not known).
+    """Whether the run is to outlive its caller, a process named `parent` (b'': not known).
 
-    Decided by what the starter handed down, so the answer is the same however soon it dies. If it
-    died before our first line, `parent` is who adopts orphans, and that one lives on.
+    Decided by what we inherited, so the answer does not depend on how soon the caller dies. If it
+    died before our first line, `parent` is the process that adopts orphans, which lives on.
     """
 
     def ignores(signum: int) -> bool:
         return bool(_signal.getsignal(signum) == _signal.SIG_IGN)
 
-    # nohup; or a shell without job control that started us, or what we are below, with `&`
-    # (POSIX, Shell Command Language, "Signals and Error Handling").
+    # nohup; or a shell without job control started us, or an ancestor of ours, with `&` (POSIX,
+    # Shell Command Language, "Signals and Error Handling").
     if ignores(_signal.SIGHUP) or (ignores(_signal.SIGINT) and ignores(_signal.SIGQUIT)):
         return True
     leads_session = os.getsid(0) == os.getpid()
@@ -99,19 +98,19 @@ def _is_detached(parent: bytes) -> bool:
         return False
     from sandrun.platform import posix_terminal
 
-    # setsid: whoever makes a session on a terminal watches it. A job in the foreground has it.
+    # A session without a terminal is detached (setsid), and so is a job in the background.
     return posix_terminal.is_ours() is None or (is_job and not posix_terminal.is_ours())
 
 
 ENDING = {_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM}
-"""What ends a program that does nothing about it, and asks others to end."""
+"""The signals that ask a program to terminate, and by default do it."""
 
 
 def interruptibly(caller: CallerState, call: "Callable[[], T]") -> "T":
-    """What `call` returns, while the signals that end an ordinary program end us as well: it only
-    reads, so that nothing has to be given back, and files of others may take their time.
+    """The result of `call`, during which the signals that terminate an ordinary program terminate
+    us, too: `call` only reads, possibly slow files of others, so nothing must be undone.
 
-    Not as PID 1, which the kernel spares every default action (pid_namespaces(7)).
+    Not for PID 1, to which the kernel applies no default action (pid_namespaces(7)).
     """
     if os.getpid() == 1:
         return call()
@@ -126,30 +125,28 @@ def interruptibly(caller: CallerState, call: "Callable[[], T]") -> "T":
 
 def pending_end_signal(caller: CallerState) -> int:
     """A pending signal that would have ended an ordinary program; 0: there is none."""
-    heeded = ENDING & _signal.sigpending() - caller.mask
-    return next((int(s) for s in heeded if _signal.getsignal(s) != _signal.SIG_IGN), 0)
+    pending = ENDING & _signal.sigpending() - caller.mask
+    return next((int(s) for s in pending if _signal.getsignal(s) != _signal.SIG_IGN), 0)
 
 
 def _own_umask(caller: CallerState) -> None:
-    """The caller's umask for our own files, but with all rights for their owner: what it takes
-    away from the command (umask 777), we and later runs need."""
+    """Use the caller's umask for our own files, except that their owner keeps all rights: we and
+    later runs need those even under umask 777."""
     os.umask(caller.umask & 0o077)
 
 
 _PYTHONS = (_signal.SIGPIPE, _signal.SIGXFSZ)
-"""What Python ignores at its start."""
+"""The signals that Python ignores at its start."""
 _SHELLS = (b"sh", b"dash", b"bash", b"zsh", b"ksh", b"ksh93", b"mksh", b"ash", b"busybox")
-
-
 _LOGINS = (b"sshd", b"sshd-session", b"dropbear")
-"""Who makes a session for what it starts without a terminal, and ends when its user hangs up."""
+"""Programs that start commands in a new session without a terminal, and exit at a hang-up."""
 
 
 def _parent_status(parent: int) -> "tuple[bytes, int]":
-    """The name of the process that started us and a bit for each signal that it ignores, if /proc
-    tells them (proc(5): Name, SigIgn)."""
+    """The name of our parent and a bit mask of the signals that it ignores (proc(5): Name, SigIgn);
+    b'' and 0 if /proc does not show them."""
     try:
-        # Else it shows another pid namespace (`processes.PROC`, which costs an import to ask).
+        # Else /proc shows another pid namespace (as `processes.PROC`, which costs an import).
         if os.readlink("/proc/self") != str(os.getpid()):
             return b"", 0
         fd = os.open(f"/proc/{parent}/status", os.O_RDONLY | os.O_CLOEXEC)
@@ -205,8 +202,8 @@ def _nothing() -> None:
 
 
 argv0_names: "dict[str, str]" = {}
-"""What a command finds in argv[0], by the path that is executed, where the two differ: `make` hands
-it on as $(MAKE), and a shim executes it by its path."""
+"""The argv[0] of a command by the path that is executed, if they differ: a shim executes make by
+its path, and make passes its argv[0] on as $(MAKE)."""
 
 
 def _named(argv: "list[str]") -> "list[str]":
@@ -220,43 +217,35 @@ def direct(
     enter: "Callable[[], None]" = _nothing,
     leave: "Callable[[], None]" = _nothing,
 ) -> int:
-    """Start the command by posix_spawn; its pid. The caller itself enters, spawns, and leaves.
+    """Start the command by posix_spawn; its pid. We enter the container, spawn, and leave it.
 
-    Raises OSError when the command cannot be executed, SandrunError when the caller cannot enter.
+    Raises OSError if the command cannot be executed, SandrunError if we cannot enter or leave.
     """
     try:
-        _moved(enter)
+        _move(enter)
         os.umask(caller.umask)
         # posix_spawn can reset a disposition but not ignore a signal (SIGPIPE and SIGXFSZ are
-        # ignored already); Python's refuses an empty name.
-        if _signal.SIGCHLD in caller.ignored or not argv[0] or caller.isolate:
-            return fork(argv, env, caller, _nothing)
-        try:
-            return _posix_spawn(argv[0], argv, env, caller)
-        except OSError as error:
-            if error.errno != errno.ENOEXEC:
-                raise
+        # already ignored); Python's refuses an empty name.
+        if argv[0] and not caller.isolate and _signal.SIGCHLD not in caller.ignored:
+            mask, default = caller.mask, _to_default(caller)
+            try:
+                words = _named(argv)
+                return os.posix_spawnp(argv[0], words, env, setsigmask=mask, setsigdef=default)
+            except OSError as error:
+                if error.errno != errno.ENOEXEC:
+                    raise
         return fork(argv, env, caller, _nothing)
     finally:
         _own_umask(caller)
-        _moved(leave)
+        _move(leave)
 
 
-def _moved(move: "Callable[[], None]") -> None:
+def _move(step: "Callable[[], None]") -> None:
     try:
-        move()
+        step()
     except OSError as error:
-        raise SandrunError(
-            f"cannot move between containers: {error_text(error)}",
-            "see sandrun doctor",
-        ) from None
-
-
-def _posix_spawn(
-    file: str, argv: "list[str]", env: "Mapping[str, str]", caller: CallerState
-) -> int:
-    default = _to_default(caller)
-    return os.posix_spawnp(file, _named(argv), env, setsigmask=caller.mask, setsigdef=default)
+        text = f"cannot move between containers: {error_text(error)}"
+        raise SandrunError(text, "see sandrun doctor") from None
 
 
 def fork(
@@ -299,7 +288,7 @@ def _child(
     try:
         enter()
         if os.getppid() != supervisor:
-            os._exit(127)  # killed before we were inside: whoever cleaned up cannot know of us
+            os._exit(127)  # the supervisor died before we were inside, so its cleanup missed us
         if caller.isolate:
             stage = "N"
             caller.isolate()
@@ -315,10 +304,10 @@ def _child(
 
 
 def restore(caller: CallerState) -> None:
-    """Give this process, about to become the command, the caller's signals and umask back.
+    """Restore the caller's signals and umask in this process, which is about to exec the command.
 
-    Reset before unblocking: a signal that is already pending must act on the command, not on a
-    handler of ours that exec is about to drop.
+    Resets before it unblocks: a pending signal must act on the command, not on a handler of ours
+    that exec is about to remove.
     """
     os.umask(caller.umask)
     for signum in _to_default(caller):
@@ -329,7 +318,7 @@ def restore(caller: CallerState) -> None:
 
 
 def _execute(argv: "list[str]", env: "Mapping[str, str]") -> None:
-    """execvpe(3) with execvp's own rules: a file without a format goes to the shell."""
+    """execvpe(3), which passes a file of unknown format to the shell (execvp(3))."""
     name = argv[0]
     path = env.get("PATH", os.defpath)
     candidates = [name] if "/" in name else [os.path.join(d, name) for d in path.split(":")]
@@ -371,9 +360,9 @@ def failure(caller: CallerState) -> "tuple[str, int, str]":
 
 
 def rename_process(name: bytes) -> bool:
-    """Change what ps and pkill see: the name, and the command line in our memory (proc(5)); and the
-    environment there, by whose marks a CI agent kills what it started. Ours in Python stays.
-    False: not here (not Linux, or a kernel that hides them)."""
+    """Change the name and command line that ps and pkill show (proc(5)), and clear the environment
+    in our memory, because CI agents kill processes by marks in it. `os.environ` stays. False: not
+    possible (not Linux, or the kernel hides them)."""
     try:
         with open("/proc/self/comm", "wb", buffering=0) as comm:
             comm.write(name)
@@ -391,12 +380,12 @@ def rename_process(name: bytes) -> bool:
 
 
 _MOST = 1 << 16
-"""Descriptors are closed up to this: one system call since Linux 5.9."""
+"""Descriptors below this are closed: one system call since Linux 5.9."""
 
 
 def become_helper(name: bytes, *kept: int) -> bool:
-    """Become a helper of that name, which holds nothing of ours but some descriptors: in rising
-    order they become 0, 1, ... False: all but the name (see `rename_process`)."""
+    """Become a helper process of that name in `/`, with only the descriptors `kept`, in rising
+    order, as 0, 1, ... False: it could not be renamed (`rename_process`)."""
     for number, fd in enumerate(kept):
         os.dup2(fd, number)
     os.closerange(len(kept), _MOST)
@@ -405,7 +394,7 @@ def become_helper(name: bytes, *kept: int) -> bool:
 
 
 def die_of(signum: int) -> None:
-    """Die of a signal, as the command did; returns where that cannot be (PID 1)."""
+    """Die of a signal, as the command did. Returns if that is not possible (PID 1)."""
     _signal.signal(signum, _signal.SIG_DFL)
     os.kill(os.getpid(), signum)
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (signum,))

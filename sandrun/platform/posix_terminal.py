@@ -1,4 +1,4 @@
-"""Which process group has the terminal, and in which modes the terminal is. Never raises."""
+"""The foreground process group of our terminal, and the terminal's modes. Never raises."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ def _open() -> int:
 
 
 def foreground(command: int) -> int:
-    """The foreground group of our terminal if it is ours or the command's own, else 0."""
+    """The foreground process group if it is ours or the command's own, else 0."""
     fd = _open()
     if fd < 0:
         return 0
@@ -32,7 +32,7 @@ def foreground(command: int) -> int:
 
 
 def is_ours() -> "bool | None":
-    """Whether our process group has our terminal; None: there is no terminal (any more)."""
+    """Whether our process group is in the foreground; None: there is no terminal (any more)."""
     fd = _open()
     if fd < 0:
         return None
@@ -45,8 +45,8 @@ def is_ours() -> "bool | None":
 
 
 def modes() -> "list[Any] | None":
-    """The modes (termios(3)) of the terminal that our group has, else None; None, too, if whoever
-    started us has it raw: that one sees to it by itself."""
+    """The modes (termios(3)) of the terminal if our group is in the foreground. None: it is not, or
+    our caller has made the terminal raw and will restore it."""
     fd = _open()
     if fd < 0:
         return None
@@ -54,7 +54,7 @@ def modes() -> "list[Any] | None":
 
     try:
         before = termios.tcgetattr(fd)
-        # 0: a group outside of our pid namespace, which cannot be told from others there.
+        # 0: a group outside our pid namespace; such groups cannot be told apart.
         has_it = os.tcgetpgrp(fd) == os.getpgrp() != 0
         return before if has_it and before[3] & termios.ICANON else None
     except (OSError, termios.error):
@@ -64,12 +64,12 @@ def modes() -> "list[Any] | None":
 
 
 def restore(before: "list[Any]", helper: str) -> None:
-    """Put the terminal back in those modes, if nobody has it but us or a group of the run that is
-    gone: a pager in our pipeline, which is in our group, made it raw for itself. Our own processes
-    of the name `helper` do not count.
+    """Restore these modes if no other process uses the terminal: a pager in our pipeline, for
+    example, which is in our group, may have made it raw for itself. Processes of the name `helper`,
+    which are our own, do not count.
 
-    A program that was killed cannot do it, and a shell does it only for a job that a signal ended
-    (bash, jobs.c), where we exit with a code.
+    A killed command cannot restore them, and a shell does it only for a job that a signal ended
+    (bash, jobs.c), while we exit with a code.
     """
     fd = _open()
     if fd < 0:
@@ -90,7 +90,7 @@ def restore(before: "list[Any]", helper: str) -> None:
 
 
 def _is_free(front: int) -> bool:
-    """Whether the foreground group is ours or gone, as that of an interactive shell below us."""
+    """Whether the foreground group is ours, or gone, as that of a dead interactive shell."""
     try:
         if front != os.getpgrp():
             os.killpg(front, 0)
@@ -136,9 +136,9 @@ def is_in_our_group(pid: int) -> bool:
 
 
 def give_to(group: int) -> None:
-    """Give the terminal to the group that had it, if a shell has given it to us since.
+    """Put `group` in the foreground again if a shell has put ours there since.
 
-    An interactive shell below us has a group of its own, which our shell knows nothing of.
+    An interactive shell below us has a group of its own, which our own shell does not know.
     SIGTTOU is blocked, so this cannot stop us.
     """
     fd = _open()

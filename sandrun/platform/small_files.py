@@ -1,6 +1,6 @@
-"""Reading a file that others may have made: a project's, a repository's, also the user's own.
+"""Reading small files that others may have made: of a project, a repository, the user.
 
-The one function for it: whatever is in the place of such a file, it is read at once or not at all.
+Promises that a read never blocks and is bounded, whatever kind of file has that name.
 """
 
 import errno
@@ -8,18 +8,18 @@ import os
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 SMALL = 1 << 20
-"""Bytes that no file of a project or a user that sandrun reads has a reason to exceed."""
+"""Bytes; no configuration file has a reason to be larger."""
 _FLAGS = os.O_RDONLY
-for _name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):  # where there is such a thing
+for _name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):  # where the system has it
     _FLAGS |= getattr(os, _name, 0)
 
 
 def read_small(path: str, top: str = "", most: int = SMALL) -> "bytes | None":
-    """The bytes of a regular file of at most `most` bytes; None: there is none.
+    """The content of a regular file of at most `most` bytes; None: there is no such file.
 
-    Nothing else is opened: a FIFO would block, /dev/zero never ends, a device may act on being
-    opened. A link is followed; with `top` (a real path) only to a file below that directory.
-    Raises OSError.
+    No other kind of file is opened: a FIFO would block, /dev/zero never ends, and opening a device
+    may have effects. A link is followed; with `top` (a real path) only to a file below that
+    directory. Raises OSError.
     """
     try:
         info = os.lstat(path) if top else os.stat(path)
@@ -42,15 +42,15 @@ def read_small(path: str, top: str = "", most: int = SMALL) -> "bytes | None":
             data += part
     finally:
         os.close(fd)
-    if len(data) > most:  # it grew, or is one of those whose size is told as 0
+    if len(data) > most:  # it grew, or is one whose reported size is 0, as in /proc
         raise OSError(errno.EFBIG, "too large")
     return data
 
 
 def has_table(data: bytes) -> bool:
-    """Whether a pyproject.toml may have settings of ours, in any of TOML's spellings.
+    """Whether a pyproject.toml may have a table of ours, in any of TOML's notations.
 
-    Without tomllib, which most projects need not load for this.
+    It does without tomllib, so that most projects need not load that.
     """
     bare = b"\n" + data.translate(None, b" \t\r\"'")
     in_tool = b"\n[tool]" in bare and (b"\nsandrun=" in bare or b"\nsandrun." in bare)
