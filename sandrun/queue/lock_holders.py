@@ -1,7 +1,7 @@
-"""Who holds the run lock of a shared checkout or queue without being in our queue, for status.
+"""Runs that hold the lock of a shared checkout or queue and have no ticket in our queue.
 
-That is a run of another user, of another container, or one with another SANDRUN_STATE_DIR: it is
-waited for, but has no ticket that could be shown.
+They belong to another user, run in another container, or use another SANDRUN_STATE_DIR. Our runs
+wait for them, so `sandrun status` shows them.
 """
 
 import os
@@ -20,8 +20,8 @@ assert sys.platform != "win32"
 
 def foreign(queue: "Queue | None", root: str, name: str) -> "list[dict[str, object]]":
     """The holders of the shared locks of the project `root`, or of the queue `name`, that have no
-    running ticket in `queue`. Each as plain data: `path`, and of the process `pid` (0: it cannot be
-    seen from here), `uid`, `user`, `command`, `since`.
+    running ticket in `queue`. Each is a dict: `path`, and of the process `pid` (0: it is not
+    visible from here), `uid`, `user`, `command`, `since`.
     """
     folder = shared_queue(name) if name else project.git_directory(root)
     known = _supervisors(queue) if queue else set()
@@ -45,8 +45,8 @@ def _supervisors(queue: Queue) -> "set[int]":
 
 
 def _is_locked(path: str) -> bool:
-    """Whether somebody has the lock whom /proc/locks does not tell us: a process of another pid
-    namespace. Looking locks for an instant, so only where no run of ours is on."""
+    """Whether a process that /proc/locks does not list has the lock: one of another pid namespace.
+    The test locks the file for a moment, so it is made only while no run of ours is on."""
     import fcntl
 
     try:
@@ -63,7 +63,7 @@ def _is_locked(path: str) -> bool:
 
 
 def _process(pid: int) -> "dict[str, object]":
-    """What can be seen of a process, which may be another user's."""
+    """What is visible of a process, which may be another user's."""
     try:
         uid = processes.owner(pid)
         age = float(processes.read("/proc/uptime").split()[0])

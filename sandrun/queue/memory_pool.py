@@ -1,18 +1,21 @@
 """The pool: the memory budget that the runs of all projects of a user share on this host.
 
-Promises: the limits of the runs that were let in never add up to more than the budget, and they
-are let in first in, first out. A limit above the budget takes the whole pool. Runs inside a run
-are charged to the outer one and never come here.
+Promises: the limits of the runs in the pool never add up to more than the budget, and runs enter it
+first in, first out. A limit above the budget takes the whole pool. A run inside another run is
+charged to the outer run and never comes here.
 
-The pool is a queue like the others (`sandrun.queue`), whose tickets carry their run's limit. A
-ticket fits when its limit and those of all live tickets ahead are within the budget; those that
-run are ahead of all. That is static, so first in first out follows: what does not fit keeps all
-behind it out. Invariant: a run marks its ticket as running, then looks again, and steps back if
-one with an earlier key came between; of two that look at once at least one sees the other. So no
-lock guards the budget, and no stopped process can hold one. A stopped waiter is passed by; one
-that is stopped between its first look and its mark, then continued, may overcommit the budget.
+The pool is a queue like the others (`sandrun.queue.queue`), whose tickets contain the limits of
+their runs. A ticket fits if its limit and those of all live tickets ahead are within the budget;
+the running ones count as ahead. A ticket that does not fit keeps all behind it out, so runs enter
+first in, first out.
 
-A ticket is locked by its run's supervisor and keeper, so its share is free when the tree is dead.
+Invariant: a run marks its ticket as running, then checks again, and steps back if a ticket with an
+earlier key has arrived in between. Of two runs that do this at once, at least one sees the other.
+So no lock guards the budget, and no stopped process can hold one. A stopped waiter is overtaken. If
+it was stopped between its first check and its mark, the budget may be exceeded once it continues.
+
+The supervisor and the keeper of a run keep its ticket locked, so its reservation ends when all its
+processes are dead.
 """
 
 from sandrun import messages
@@ -29,7 +32,7 @@ _SHOWN = 8
 
 
 def budget(wish: str) -> int:
-    """The budget in bytes that `wish` means (`off`, `80%`, a size as bytes); 0: no pool."""
+    """The budget in bytes for the setting `wish` (`off`, `80%`, a number of bytes); 0: no pool."""
     if wish == "off":
         return 0
     if not wish.endswith("%"):
@@ -38,7 +41,7 @@ def budget(wish: str) -> int:
 
 
 class Reservation:
-    """A run's place in the pool; `ticket` stays locked until the run is over."""
+    """A run's memory in the pool. `ticket` stays locked until the run is over."""
 
     def __init__(self, queue: Queue, ticket: Ticket, total: int) -> None:
         self.queue = queue
@@ -46,7 +49,7 @@ class Reservation:
         self.total = total
 
     def try_enter(self) -> bool:
-        """Enter if there is room. Raises StateGone."""
+        """Enter the pool if there is room. Raises StateGone."""
         if not self._fits(whole=True):
             return False
         self.queue.mark(self.ticket, running=True)
@@ -56,7 +59,8 @@ class Reservation:
         return False
 
     def _fits(self, whole: bool) -> bool:
-        """Whether the limits ahead leave room; `whole`: those that run with a later key too."""
+        """Whether the tickets ahead leave room. `whole`: running ones with a later key count
+        too."""
         used = self.ticket.extra
         names = self.queue.names()
         self.queue.find(self.ticket, names)
@@ -70,7 +74,7 @@ class Reservation:
         return self.queue.is_live(other.name) and (other.running or not is_stopped(other.pid))
 
     def leave(self) -> None:
-        """Give the share back; wakes whoever waits for room."""
+        """End the reservation, which wakes up those who wait for room."""
         self.queue.leave(self.ticket)
         self.queue.close()
 
@@ -102,13 +106,13 @@ def effective_limits(settings: "Settings", ceiling: int) -> "tuple[int, int]":
 
 
 def enqueue(run_id: str, command: "list[str]", memory: int, total: int) -> "Reservation | None":
-    """Enqueue a run with that memory limit in the pool of `total` bytes; `try_enter` says whether
-    there is room. None: the pool cannot be used, which is reported."""
+    """Enqueue a run with that memory limit in the pool of `total` bytes, which it then may
+    `try_enter`. None: the pool cannot be used, which is reported."""
     size = min(memory, total)
     while True:
         try:
             queue = Queue(pool_path())
-        except SandrunError as error:  # laid by somebody else: it must not stop our runs
+        except SandrunError as error:  # another user made it: that must not stop our runs
             if out_of_descriptors(error):
                 raise
             messages.warn(f"going on without the pool; {error.text}", error.hint)
@@ -120,12 +124,12 @@ def enqueue(run_id: str, command: "list[str]", memory: int, total: int) -> "Rese
 
 
 def explain(reservation: Reservation, ahead: "list[Ticket]") -> str:
-    """Why a run has to wait for the pool, for people."""
+    """The message why a run has to wait for the pool."""
     users = ", ".join(
         f"{size_text(t.extra)} {'by' if t.running else 'for'} {t.command} (pid {t.pid})"
         for t in ahead[:_SHOWN]
     )
     return (
         f"waiting for memory: {size_text(reservation.ticket.extra)} of the pool's "
-        f"{size_text(reservation.total)} asked for; ahead: {users}"
+        f"{size_text(reservation.total)} requested; ahead: {users}"
     )

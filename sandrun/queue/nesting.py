@@ -1,16 +1,17 @@
-"""Whether we run inside a run of the same queue, and whether a wait between runs would never end.
+"""Runs inside runs: whether a run encloses this process, and whether runs wait for each other.
 
-The environment says where to look, but it leaks into daemons and terminal multiplexers that
-outlive their run, and tools clear it. The proof is a ticket that is locked (the run is alive) AND
-that its locker is among our ancestors, or that we are in its cgroup (a daemon of the run). In a pid
-and cgroup namespace of our own (a sandbox) neither is visible; there the proof is a descriptor of
-the run lock that we inherited: proc(5) lists the lock with the open file that holds it, and with no
-other. A sandbox that closes descriptors, or has no /proc, leaves no proof: such a run waits.
+The environment names the enclosing runs, but it leaks into daemons and terminal multiplexers that
+outlive their run, and tools clear it. So it is only a hint. The proof is a ticket that is locked
+(its run is alive) if the process that locked it is our ancestor, or if we are in the run's cgroup
+(as a daemon of the run is). In a pid and cgroup namespace of our own (a sandbox) neither is
+visible. There the proof is an open file of the run lock that we inherited: proc(5) lists a lock
+with the open file that holds it, and with no other. A sandbox that closes descriptors, or has no
+/proc, leaves no proof: such a run waits.
 
-A run that waits inside another run is known by a link beside its ticket, `around.<id>`, whose
-target names the runs around it (on Windows a file with that text). It is laid before the first
-look, so of two runs that close a circle at once at least one sees it. Only a wait inside a run can
-close one, so nobody else looks.
+A run that waits inside another run has a note beside its ticket, `around.<id>`, with its enclosing
+runs. The note is written before the run first reads the queues. So if two runs close a deadlock at
+the same time, at least one of them sees it. Only a wait inside a run can close one, so other runs
+do not check.
 """
 
 import os
@@ -25,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LINK = "around."
+_NOTE = "around."
 
 
 if sys.platform == "win32":
@@ -85,30 +86,30 @@ class Deadlock(SandrunError):
     """Runs that wait for each other."""
 
 
-def is_inside(around: str, state: str) -> bool:
-    """Whether a live run of the queue in the state directory `state` contains this process,
-    if `around` (the environment) says so."""
-    ids = [run_id for path, run_id in _runs(around) if path == state]
+def is_inside(enclosing: str, state: str) -> bool:
+    """Whether a live run of the queue in the state directory `state` encloses this process, if the
+    environment names it in `enclosing`."""
+    ids = [run_id for path, run_id in _runs(enclosing) if path == state]
     if not ids or not os.path.isdir(state):
         return False
     queue = Queue(state)
     try:
-        found = any(t.id in ids and _contains(queue, t) for t in queue.running())
+        found = any(t.id in ids and _encloses(queue, t) for t in queue.running())
         return found or bool(_inherited_runs(queue))
     finally:
         queue.close()
 
 
 def contains_us(queue: Queue) -> bool:
-    """Whether a live run of `queue` is around us, whatever our environment says.
+    """Whether a live run of `queue` encloses this process, whatever our environment names.
 
-    An environment that was cleared (`env -i`) must not make a run wait for itself.
+    With a cleared environment (`env -i`) a run must not wait for itself.
     """
-    return any(_contains(queue, t) for t in queue.running()) or bool(_inherited_runs(queue))
+    return any(_encloses(queue, t) for t in queue.running()) or bool(_inherited_runs(queue))
 
 
-def _contains(queue: Queue, ticket: Ticket) -> bool:
-    # A job is asked first: it is the better proof, and there the ancestors cost more.
+def _encloses(queue: Queue, ticket: Ticket) -> bool:
+    # On Windows the job is asked first: it is the better proof, and ancestors are slower.
     return (
         (sys.platform == "win32" and _in_container(ticket.id))
         or _is_ancestor(ticket_holder(queue, ticket))
@@ -116,23 +117,27 @@ def _contains(queue: Queue, ticket: Ticket) -> bool:
     )
 
 
-def enclosing_runs(around: str) -> str:
-    """The live runs that contain this process, as `around` has them, whose hints are followed.
+def _is_ancestor(pid: int) -> bool:
+    return pid in processes.ancestors(os.getpid())
 
-    Looks at all queues and the pool, also below the state directories that our ancestors used: the
-    environment that named them to us may have been cleared. Costs a millisecond: only for who has
-    to wait.
+
+def enclosing_runs(enclosing: str) -> str:
+    """The live runs that enclose this process, in the form of `enclosing`, which serves as a hint.
+
+    Searches all queues and the pool, also in the state directories that our ancestors used, because
+    the environment that named them may have been cleared. Takes a millisecond, so only runs that
+    have to wait call it.
     """
-    ours = processes.ancestors(os.getpid())
+    ancestors = processes.ancestors(os.getpid())
     found: dict[str, str] = {}
-    for path in _states(around, ours):
+    for path in _states(enclosing, ancestors):
         try:
             queue = Queue(path)
         except SandrunError:
             continue
         try:
             new = (t for t in queue.running() if t.id not in found)
-            ids = [t.id for t in new if ticket_holder(queue, t) in ours or _in_container(t.id)]
+            ids = [t.id for t in new if ticket_holder(queue, t) in ancestors or _in_container(t.id)]
             found.update(dict.fromkeys([*ids, *_inherited_runs(queue)], path))
         except OSError:
             continue  # removed meanwhile
@@ -141,21 +146,21 @@ def enclosing_runs(around: str) -> str:
     return os.pathsep.join(f"{path}/{run_id}" for run_id, path in found.items())
 
 
-def _states(around: str, ours: "list[int]") -> "list[str]":
-    """The state directories in which a run around us may have its ticket, by the environments of
+def _states(enclosing: str, ancestors: "list[int]") -> "list[str]":
+    """The state directories in which an enclosing run may have its ticket, by the environments of
     our ancestors."""
-    roots = _roots(around)
-    for pid in ours:
+    roots = _roots(enclosing)
+    for pid in ancestors:
         try:
-            told = processes.environ(pid)
-        except OSError:  # another user's, or it is gone
+            env = processes.environ(pid)
+        except OSError:  # it is another user's, or has exited
             continue
-        roots |= {told.get("SANDRUN_STATE_DIR", "")} | _roots(told.get("SANDRUN_RUNS", ""))
+        roots |= {env.get("SANDRUN_STATE_DIR", "")} | _roots(env.get("SANDRUN_RUNS", ""))
     return _all_states(roots)
 
 
 def _all_states(roots: "set[str]") -> "list[str]":
-    """The state directories of all queues and pools of ours, also of those below `roots`."""
+    """The state directories of all our queues and pools, also of those below `roots`."""
     pool = pool_path()
     found = {*all_states(), pool}
     for root in roots - {""}:
@@ -163,54 +168,51 @@ def _all_states(roots: "set[str]") -> "list[str]":
     return sorted(path for path in found if os.path.isdir(path))
 
 
-def _roots(around: str) -> "set[str]":
-    return {os.path.dirname(path) for path, _ in _runs(around)}
+def _roots(enclosing: str) -> "set[str]":
+    return {os.path.dirname(path) for path, _ in _runs(enclosing)}
 
 
-def _is_ancestor(pid: int) -> bool:
-    """Whether the live process `pid` is one of our ancestors."""
-    return pid in processes.ancestors(os.getpid())
-
-
-def _runs(around: str) -> "Iterator[tuple[str, str]]":
-    for entry in around.split(os.pathsep):
+def _runs(enclosing: str) -> "Iterator[tuple[str, str]]":
+    """The state directory and the id of each run in `enclosing`."""
+    for entry in enclosing.split(os.pathsep):
         path, _, run_id = entry.rpartition("/")
         if path:
             yield path, run_id
 
 
-def is_charged(pool: Queue, around: str) -> bool:
-    """Whether one of the runs `around` has its share of the pool, to which we are charged then."""
-    ids = {run_id for _, run_id in _runs(around)}
+def is_charged(pool: Queue, enclosing: str) -> bool:
+    """Whether one of the runs `enclosing` has a reservation in the pool, to which we are
+    charged."""
+    ids = {run_id for _, run_id in _runs(enclosing)}
     return any(ticket.id in ids for ticket in pool.running())
 
 
-def announce(queue: Queue, ticket: Ticket, around: str) -> None:
-    """Tell others in which runs this waiter is; else a circle is not seen from the other side."""
-    queue.write_note(_LINK + ticket.id, around)
+def announce(queue: Queue, ticket: Ticket, enclosing: str) -> None:
+    """Publish which runs enclose this waiter, so that others can see a deadlock."""
+    queue.write_note(_NOTE + ticket.id, enclosing)
 
 
 def withdraw(queue: Queue, ticket: Ticket) -> None:
-    """We wait no more."""
-    queue.remove(_LINK + ticket.id)
+    """Remove what `announce` published."""
+    queue.remove(_NOTE + ticket.id)
 
 
-class _Waiter:
-    """A live waiting ticket that is inside other runs."""
+class _NestedWaiter:
+    """A live waiting ticket that other runs enclose."""
 
-    def __init__(self, queue: "_Seen", ticket: Ticket, around: str) -> None:
+    def __init__(self, queue: "_Snapshot", ticket: Ticket, enclosing: str) -> None:
         self.queue = queue
         self.ticket = ticket
-        self.around = {run_id for _, run_id in _runs(around)}
+        self.enclosing = {run_id for _, run_id in _runs(enclosing)}
 
 
-class _Seen:
-    """What is in one queue at this instant."""
+class _Snapshot:
+    """The live tickets of one queue at one time."""
 
     def __init__(self, path: str) -> None:
         self.path = path
         self.running: list[Ticket] = []
-        self.waiters: list[_Waiter] = []
+        self.waiters: list[_NestedWaiter] = []
         if not os.path.isdir(path):
             return
         queue = Queue(path)
@@ -218,58 +220,61 @@ class _Seen:
             tickets = queue.tickets()
             self.running = [t for t in tickets if t.running]
             for ticket in tickets:
-                around = "" if ticket.running else queue.read_note(_LINK + ticket.id)
-                if around:
-                    self.waiters.append(_Waiter(self, ticket, around))
+                enclosing = "" if ticket.running else queue.read_note(_NOTE + ticket.id)
+                if enclosing:
+                    self.waiters.append(_NestedWaiter(self, ticket, enclosing))
         finally:
             queue.close()
 
 
-def check_deadlock(queue: Queue, ticket: Ticket, around: str) -> None:
-    """Raise Deadlock when the turn of `ticket` waits for a run that waits for us.
+def check_deadlock(queue: Queue, ticket: Ticket, enclosing: str) -> None:
+    """Raise Deadlock if `ticket` waits for a run that waits for one of our enclosing runs
+    `enclosing`.
 
-    With several slots a wait never ends only if all who run wait for us.
+    With several slots there is a deadlock only if that is so for all runs that hold a slot.
     """
-    mine = {run_id for _, run_id in _runs(around)}
-    if not mine:
+    ours = {run_id for _, run_id in _runs(enclosing)}
+    if not ours:
         return
-    seen = list(_look(around))
-    here = next((s for s in seen if s.path == queue.path), None)
+    snapshots = list(_snapshots(enclosing))
+    here = next((s for s in snapshots if s.path == queue.path), None)
     if here is None or not here.running:
         return
-    others = [_waits_for(run.id, mine, seen, set()) for run in here.running]
-    first = others[0]
-    if first is None or None in others:
+    waiters = [_waiter_inside(run.id, ours, snapshots, set()) for run in here.running]
+    first = waiters[0]
+    if first is None or None in waiters:
         return
-    around_us = [run for s in seen for run in s.running if run.id in mine]
-    outer = next((run for run in around_us if run in first.queue.running), None)
+    runs = [run for s in snapshots for run in s.running if run.id in ours]
+    awaited = next((run for run in runs if run in first.queue.running), None)
     raise Deadlock(
-        f"deadlock: {_name(ticket)} inside {_name(outer)} waits in {queue.path} for "
+        f"deadlock: {_name(ticket)} inside {_name(awaited)} waits in {queue.path} for "
         f"{_name(here.running[0])}, inside which {_name(first.ticket)} waits in "
         f"{first.queue.path} for it",
-        "take the queues in one order everywhere, or end one of them: sandrun kill ID",
+        "use the queues in the same order everywhere, or end one of them: sandrun kill ID",
     )
 
 
-def _look(around: str) -> "Iterator[_Seen]":
-    for path in _all_states(_roots(around)):
+def _snapshots(enclosing: str) -> "Iterator[_Snapshot]":
+    for path in _all_states(_roots(enclosing)):
         try:
-            yield _Seen(path)
+            yield _Snapshot(path)
         except (SandrunError, OSError):
             continue
 
 
-def _waits_for(
-    run_id: str, mine: "set[str]", seen: "list[_Seen]", visited: "set[str]"
-) -> "_Waiter | None":
-    """The waiter, inside the run `run_id` or further on, that waits for one of the runs `mine`."""
+def _waiter_inside(
+    run_id: str, ours: "set[str]", snapshots: "list[_Snapshot]", visited: "set[str]"
+) -> "_NestedWaiter | None":
+    """The waiter inside the run `run_id` that waits for one of the runs `ours`, directly or
+    indirectly."""
     if run_id in visited:
         return None
     visited.add(run_id)
-    for waiter in (w for s in seen for w in s.waiters if run_id in w.around):
+    for waiter in (w for s in snapshots for w in s.waiters if run_id in w.enclosing):
         running = [run.id for run in waiter.queue.running]
         if running and all(
-            run in mine or _waits_for(run, mine, seen, visited) is not None for run in running
+            run in ours or _waiter_inside(run, ours, snapshots, visited) is not None
+            for run in running
         ):
             return waiter
     return None

@@ -1,10 +1,11 @@
-"""What a waiter tells its user: live on a terminal, a line per change and a heartbeat elsewhere.
+"""What a waiter reports to its user: a live line on a terminal; elsewhere a line for each change,
+and a heartbeat.
 
-In the background of a shell the terminal shows another program, so there it is as elsewhere, until
-the waiter is brought to the foreground.
+In the background of a shell another program uses the terminal. There a waiter reports as without
+one, until it is brought to the foreground.
 
-Imported only by a run that has to wait. It looks at the whole queue only when it is about to say
-something, so that a silent waiter costs nothing.
+Imported only by a run that has to wait. It reads the whole queue only when a message is due, so a
+waiter without messages costs nothing.
 """
 
 import os
@@ -29,15 +30,19 @@ def _seconds(name: str, default: float) -> float:
 
 
 HEARTBEAT = _seconds("SANDRUN_HEARTBEAT", 30)
-"""Seconds between two lines that say the same, where there is no terminal."""
+"""Seconds between two equal lines, where there is no terminal."""
 HINT_AFTER = _seconds("SANDRUN_HINT_AFTER", 300)
-"""Seconds behind the same run after which the user is told how to look at it and end it."""
+"""Seconds behind the same run after which a hint says how to inspect it and end it."""
 _LIVE = 1.0
+"""Seconds between two live lines."""
 
 
 class Progress:
-    """Tells where `ticket` stands; nothing at all with --quiet. `project` as in the history,
-    `name` the queue's, if it has one; `describe` explains an unkillable process."""
+    """Reports the position of `ticket` in `queue`; nothing with --quiet.
+
+    `project` is the project's name in the history, `name` that of the queue ('': none). `describe`
+    explains why a process is unkillable.
+    """
 
     def __init__(
         self,
@@ -55,49 +60,50 @@ class Progress:
         self.silent = messages.level < 0
         self.terminal = messages.is_terminal() and os.environ.get("TERM", "dumb") != "dumb"
         self.live = False
-        self.said = ""
-        self.said_at = 0.0
+        self.reported = ""
+        self.reported_at = 0.0
         self.behind = ""
         self.behind_since = time.monotonic()
         self.hinted = False
         self.expected: dict[str, float] | None = None
 
     def seconds_to_next(self, longest: float) -> float:
-        """Seconds until there is something to say, at most `longest`."""
+        """Seconds until a message is due, at most `longest`."""
         if self.silent:
             return longest
-        if self.terminal:  # nobody is told that it became the foreground
+        if self.terminal:  # the kernel does not notify us when we are brought to the foreground
             return _LIVE
         return min(longest, max(0.0, self._pause()))
 
     def _pause(self) -> float:
-        """Seconds until a line is due that is no news."""
-        due = self.said_at + HEARTBEAT
+        """Seconds until a message is due although nothing has changed."""
+        due = self.reported_at + HEARTBEAT
         if self.behind and not self.hinted:
             due = min(due, self.behind_since + HINT_AFTER)
         return due - time.monotonic()
 
     def _is_due(self, mark: str) -> bool:
-        return self._is_foreground() or mark != self.said or self._pause() <= 0
+        return self._is_foreground() or mark != self.reported or self._pause() <= 0
 
     def _is_foreground(self) -> bool:
-        """Whether there is a terminal that is ours for a live line."""
+        """Whether there is a terminal that we may use for a live line."""
         if sys.platform == "win32" or not self.terminal:
             return self.terminal
         try:
             return os.tcgetpgrp(2) == os.getpgrp()
-        except OSError:  # it is not our controlling terminal: there is no job control on it
+        except OSError:  # not our controlling terminal: it has no job control
             return True
 
     def report_position(self, nearest: "list[Ticket]") -> None:
-        """Say the position and who runs, if that is news or a heartbeat is due; StateGone.
+        """Report the position and the running command if they changed or a heartbeat is due.
 
-        `nearest`: what we sleep on; while it is the same, nothing ahead of us changed.
+        `nearest` are the tickets that the waiter blocks on. While they are the same, nothing has
+        changed for us. Raises StateGone.
         """
         if self.silent:
             return
         now = time.monotonic()
-        # A change further ahead is told with the next heartbeat: it wakes nobody but its next.
+        # A change further ahead wakes up only the ticket behind it; the next heartbeat reports it.
         mark = " ".join(t.name[0] + t.id for t in nearest)
         if not self._is_due(mark):
             return
@@ -112,48 +118,49 @@ class Progress:
             if head.id != self.behind:
                 self.behind, self.behind_since, self.hinted = head.id, now, False
             age = max(0.0, time.time() - head.since)
-            # First what a narrow terminal must not cut.
+            # A narrow terminal cuts the end, so the important facts come first.
             text += f"; running for {span_text(age)}"
             text += self._expectation([Ticket(n) for n in names[: position - 1]], age)
             text += f": {head.command} (pid {head.pid}{self._where(head)}{self._memory(head.pid)})"
-        self._say(text, mark)
+        self._write(text, mark)
         if self.behind and not self.hinted and now - self.behind_since >= HINT_AFTER:
             self._hint(head)
 
     def report_pause(self) -> None:
-        """We would be the next, but the queue is paused."""
+        """Report that we are the head of the queue, but it is paused."""
         resume = command_for("resume", self.name)
         self._once(f"waiting: the queue is paused; go on with: {resume}", "paused")
 
     def report_outside_holder(self, path: str, holder: int) -> None:
-        """Another user, or a container, runs in the same checkout."""
+        """Report that another user, or a container, runs in the same checkout."""
         who = f"pid {holder}" if holder else "in another container, perhaps"
         self._once(f"waiting: {path} is held by a run that is not in this queue ({who})", path)
 
     def report_pool(self, text: str, ahead: "list[str]") -> None:
-        """The pool has no room yet."""
+        """Report that the pool has no room yet."""
         self._once(text, " ".join(ahead))
 
     def report_orphans(self, unkillable: "list[int]") -> None:
-        """A run's supervisor is dead, its processes are not; the `unkillable` nobody can end."""
-        text = "waiting: what an ended run left behind is still being ended"
+        """Report that a run's supervisor is dead, but not its processes. SIGKILL does not end
+        those that are `unkillable`."""
+        text = "waiting: processes that a terminated run left are still being ended"
         if unkillable:
-            text = f"waiting for what an ended run left: {self.describe(unkillable[0])}"
+            text = f"waiting for a process of a terminated run: {self.describe(unkillable[0])}"
         self._once(text, f"orphans {unkillable}")
 
     def clear_line(self) -> None:
-        """Clear the live line, so that the command's output starts in a clean column."""
+        """Clear the live line, so that the command's output starts in the first column."""
         if self.live and self._is_foreground():
             messages.write("\r\x1b[K")
         self.live = False
 
     def _once(self, text: str, mark: str) -> None:
-        self.behind = ""  # there is no run to hint at
+        self.behind = ""  # no run ahead: no hint
         if not self.silent and self._is_due(mark):
-            self._say(text, mark)
+            self._write(text, mark)
 
-    def _say(self, text: str, mark: str) -> None:
-        self.said, self.said_at = mark, time.monotonic()
+    def _write(self, text: str, mark: str) -> None:
+        self.reported, self.reported_at = mark, time.monotonic()
         self.live = self._is_foreground()
         if not self.live:
             messages.status(text)
@@ -170,7 +177,7 @@ class Progress:
         self.clear_line()
         messages.status(
             f"hint: behind the same run since {span_text(time.monotonic() - self.behind_since)}; "
-            f"look at it: {command_for('status', self.name)}; end it: sandrun kill {head.id}"
+            f"inspect it: {command_for('status', self.name)}; end it: sandrun kill {head.id}"
         )
 
     def _where(self, head: Ticket) -> str:
@@ -188,8 +195,8 @@ class Progress:
         return f", {size_text(used)}" if used else ""
 
     def _expectation(self, ahead: "list[Ticket]", age: float) -> str:
-        """How long we will wait, if history knows every run ahead."""
-        if self.expected is None:  # history does not change by our waiting
+        """How long we will wait, if the history contains every run ahead."""
+        if self.expected is None:  # the history does not change while we wait
             from sandrun import history
 
             self.expected = history.durations(self.project, ticket_text)
@@ -202,7 +209,7 @@ class Progress:
 
 
 def _cut(line: str, columns: int) -> str:
-    """As much of a line as fits into so many columns, of which some characters take two."""
+    """The part of a line that fits into `columns`; some characters take two columns."""
     if len(line) <= columns and line.isascii():
         return line
     from unicodedata import east_asian_width

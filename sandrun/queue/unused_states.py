@@ -1,19 +1,19 @@
-"""Removing the state of queues that nobody uses any more, of which there is else one per project.
+"""Removing the state of queues that nobody uses any more; otherwise one per project would remain.
 
 Promises
-- Exclusion never fails by it, whatever version of sandrun the others are, and wherever in between
-  this process is killed or stopped.
-- Only what is proved to be of no use is removed: a directory of ours under a name of ours, whose
-  last run ended a day ago, in which nobody runs or waits, nothing is paused, no place is kept, no
-  killed run is to be cleaned up after, and no file is of a kind that we do not know.
+- Exclusion is never lost by it, whatever version of sandrun the others run, and wherever this
+  process is killed or stopped.
+- Only what is proved to be unused is removed: a directory of ours with a name of ours, in which the
+  last run ended a day ago, no ticket is alive, nothing is paused, no place is kept, no killed run
+  remains to be cleaned up after, and every file is of a known kind.
 
 Invariants
-- A lock file is removed only by the process that has locked it. Everybody compares fstat with stat
-  after each lock (`sandrun.queue`; every version did from the first on), so the lock of a removed
-  file is nobody's turn: who waited for it opens the file that is there now.
-- The second homes are removed before the first: nobody finds only the second held.
-- rmdir(2) removes an empty directory only. Who came into it before has a ticket there, so it stays;
-  who has it open but no ticket yet can make none, and starts over (`StateGone`).
+- Only the process that has locked a lock file removes it. Every version of sandrun compares fstat
+  with stat after each lock, so the lock of a removed file admits nobody: a process that waited for
+  it opens the file that is there now.
+- The second lock files are removed before the first: nobody finds only the second held.
+- rmdir(2) removes only an empty directory. If a run has a ticket in it, it stays. A run that has it
+  open without a ticket cannot make one, and starts over (`StateGone`).
 """
 
 import os
@@ -29,33 +29,33 @@ from sandrun.queue.queue import StateGone, slot_file, slot_numbers
 from sandrun.queue.state import is_state_name, lock_root, open_state
 
 IDLE = 86400.0
-"""Seconds since the last run after which a queue is taken for unused."""
-_LOOKS = 32
+"""Seconds since the last run after which a queue counts as unused."""
+_NAMES = 32
 _TRIES = 4
-"""Names that are looked at in one go, and directories that are tried: of the two milliseconds at
-most that this may take from a run, each of those takes up to 0.4."""
-_SPENT = {"queue.txt", "fallback-noted"}
+"""How many names are checked at a time, and how many directories are tried. The whole may cost a
+run two milliseconds, and a directory takes up to 0.4."""
+_REPLACEABLE = {"queue.txt", "fallback-noted"}
 """Files that each run would make again."""
 
 
 def remove_some(root: str) -> None:
-    """Remove what is unused of the state below `root`, at most a few, beginning anywhere.
+    """Remove a few unused state directories below `root`, starting at a random one.
 
-    Anywhere, so that what cannot be removed never hides the others for good.
+    At a random one, so that directories that cannot be removed do not hide the others forever.
     """
     seconds = _listing(lock_root())
-    # A cleaner of /tmp removes a state directory and leaves its second home.
+    # A cleaner of /tmp removes a state directory, but not its second lock file.
     stems = {name.partition(".")[0] for name in (*_listing(root), *seconds)}
     names = sorted(filter(_is_state, stems))
     first = int.from_bytes(os.urandom(4), "little") % max(1, len(names))
     since = time.time() - IDLE
-    looked_at = (names[first:] + names[:first])[:_LOOKS]
-    for name in [n for n in looked_at if _last_used(os.path.join(root, n)) < since][:_TRIES]:
+    checked = (names[first:] + names[:first])[:_NAMES]
+    for name in [n for n in checked if _last_used(os.path.join(root, n)) < since][:_TRIES]:
         try:
-            homes = [slot_file(name, slot) for slot in slot_numbers(name, seconds)]
-            _remove(os.path.join(root, name), homes, since)
+            locks = [slot_file(name, slot) for slot in slot_numbers(name, seconds)]
+            _remove(os.path.join(root, name), locks, since)
         except (OSError, SandrunError, StateGone):
-            pass  # somebody has come, or made of it what we do not
+            pass  # another run uses it, or it is not what we make
 
 
 def _listing(directory: str) -> "list[str]":
@@ -66,14 +66,15 @@ def _listing(directory: str) -> "list[str]":
 
 
 def _is_state(name: str) -> bool:
-    """Whether it is exactly the name of a state directory of ours: others use the prefix too."""
+    """Whether a name is exactly that of a state directory of ours; other programs use the
+    prefix."""
     words = name.split("-")
     is_hash = len(words) == 4 and len(words[2]) == 8 and not words[2].strip("0123456789abcdef")
     return is_hash and is_state_name(name)
 
 
 def _last_used(path: str) -> float:
-    """When the last run in the first slot ended; looking (`sandrun status`) does not count."""
+    """When the last run in the first slot ended. Reading (`sandrun status`) does not count."""
     for name in (os.path.join(path, slot_file("executor", 1)), path):
         try:
             return os.lstat(name).st_mtime
@@ -83,8 +84,8 @@ def _last_used(path: str) -> float:
 
 
 def _remove(path: str, seconds: "list[str]", since: float) -> None:
-    """Remove a state directory, and `seconds`, the second homes of its run lock, unless somebody
-    needs them or had a run `since` then."""
+    """Remove a state directory and `seconds`, the second files of its run lock, unless they are
+    needed or a run ended after `since`."""
     queue = Queue(path)
     locks = lock_root()
     folder = -1
@@ -99,9 +100,9 @@ def _remove(path: str, seconds: "list[str]", since: float) -> None:
         if any(file.directory == queue.dir and _is_needed(file, since) for file in files):
             return
         names = set(queue.listing())
-        if names - _SPENT - {file.name for file in files}:
+        if names - _REPLACEABLE - {file.name for file in files}:
             return
-        for name in names & _SPENT:
+        for name in names & _REPLACEABLE:
             queue.unlink(name)
         for file in reversed(files):
             os.unlink(file.name, dir_fd=file.directory)
@@ -115,7 +116,7 @@ def _remove(path: str, seconds: "list[str]", since: float) -> None:
 
 
 def _is_needed(file: LockFile, since: float) -> bool:
-    """Whether the slot's last run was killed, or ended `since` then."""
+    """Whether the slot's last run was killed, or ended after `since`."""
     was_killed = bool(read_holder_line(file.fd))
     return was_killed or not (file.is_new or os.fstat(file.fd).st_mtime < since)
 

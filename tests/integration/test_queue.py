@@ -104,7 +104,7 @@ def test_without_containment_the_run_lock_lasts_as_long_as_the_tree(box: Box) ->
     second = box.queue_up("two")
     first.kill()
     first.wait()
-    wait_for(lambda: "what an ended run left behind" in box.heard(second), 20)
+    wait_for(lambda: "processes that a terminated run left" in box.heard(second), 20)
     assert ("begin", "two") not in box.events()
     box.let("one")
     box.let("two")
