@@ -3,8 +3,8 @@
 A point is `FILE:FUNCTION:CALL`: the call of a C function of posix, _signal, fcntl or resource in
 that function of sandrun. SANDRUN_TEST_POINTS=FILE lists the points as they are reached;
 SANDRUN_TEST_KILL=POINT sends SIGKILL right before the first call there, POINT+N before the Nth
-one after that; SANDRUN_TEST_STOP=POINT a SIGSTOP. SANDRUN_TEST_SENT=FILE lists what kill(2) is
-called with. Sandrun itself knows nothing of it.
+one after that; SANDRUN_TEST_STOP=POINT a SIGSTOP, SANDRUN_TEST_INT=POINT a SIGINT.
+SANDRUN_TEST_SENT=FILE lists what kill(2) is called with. Sandrun itself knows nothing of it.
 """
 
 import os
@@ -13,8 +13,10 @@ import sys
 _MODULES = ("posix", "_signal", "fcntl", "resource")
 _me = os.getpid()
 _list = os.environ.get("SANDRUN_TEST_POINTS")
-_signal = 9 if "SANDRUN_TEST_KILL" in os.environ else 19
-_kill = os.environ.get("SANDRUN_TEST_KILL") or os.environ.get("SANDRUN_TEST_STOP", "")
+_signal, _kill = 0, ""
+for _name, _signum in (("KILL", 9), ("STOP", 19), ("INT", 2)):
+    if point := os.environ.get(f"SANDRUN_TEST_{_name}"):
+        _signal, _kill = _signum, point
 _kill, _, _skip = _kill.partition("+")
 _left = int(_skip or "0")
 _fd = os.open(_list, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600) if _list else -1
