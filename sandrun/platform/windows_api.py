@@ -1,15 +1,14 @@
 """The calls of Windows that sandrun makes: fixed-width types, structures, one table of prototypes.
 
 Promises
-- No call but through `PROTOTYPES`: argument types, result type, and how a failure shows
-  (`sandrun.platform.windows_calling` raises OSError then).
-- No type depends on where it is compiled (`wintypes.DWORD` has 8 bytes on Linux, and `c_wchar` 2
-  or 4), so this can be imported anywhere: tests/windows/layout.py compares each structure with
-  the compiler's, and a fake answers the same prototypes.
-- `use_last_error`: nothing that the interpreter does between a call and the look at its error
-  can change that.
+- Every call goes through `PROTOTYPES`, which has the argument types, the result type, and which
+  result is a failure (`sandrun.platform.windows_calling` raises OSError then).
+- No type depends on the system (`wintypes.DWORD` has 8 bytes on Linux, `c_wchar` 2 or 4), so this
+  can be imported anywhere: tests/windows/layout.py compares each structure with the compiler's, and
+  a fake in the tests implements the same prototypes.
+- `use_last_error`: the interpreter cannot change a call's error number before it is read.
 
-A new call: one line in the table. A new structure: a class here and a line in `HEADERS`.
+A new call needs one line in the table; a new structure a class here and a line in `HEADERS`.
 Source: the Windows SDK's headers, as mingw-w64 has them.
 """
 
@@ -78,7 +77,7 @@ class JobLimits(ctypes.Structure):
 
 
 class JobAccounting(ctypes.Structure):
-    """JOBOBJECT_BASIC_ACCOUNTING_INFORMATION; times in 100 ns, ended processes included."""
+    """JOBOBJECT_BASIC_ACCOUNTING_INFORMATION; times in 100 ns, exited processes included."""
 
     _fields_ = (
         ("TotalUserTime", LARGE),
@@ -105,7 +104,7 @@ class JobPort(ctypes.Structure):
 
 
 def pid_list(room: int) -> "Any":
-    """A JOBOBJECT_BASIC_PROCESS_ID_LIST with room for so many."""
+    """A JOBOBJECT_BASIC_PROCESS_ID_LIST with room for so many pids."""
 
     class JobPids(ctypes.Structure):
         NumberOfAssignedProcesses: int
@@ -318,13 +317,13 @@ PROTOTYPES: "dict[str, Prototype]" = {
     "GetProcessTimes": _kernel32(BOOL, ZERO, HANDLE, POINTER, POINTER, POINTER, POINTER),
     "GetExitCodeProcess": _kernel32(BOOL, ZERO, HANDLE, POINTER),
     "TerminateProcess": _kernel32(BOOL, ZERO, HANDLE, DWORD),
-    # Wine says its version; Windows has no such call
+    # Wine has this call, Windows has not
     "wine_get_version": Prototype("ntdll", ctypes.c_char_p, NEVER),
 }
 
 
 def code(error: OSError) -> int:
-    """The number of a failed call's error (GetLastError); 0 if it has none."""
+    """The error number of a failed call (GetLastError); 0 if it has none."""
     return getattr(error, "winerror", None) or 0
 
 

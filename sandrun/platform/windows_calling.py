@@ -1,7 +1,7 @@
-"""How a table of prototypes becomes calls: argument types, result types, failures.
+"""Making ctypes calls from a table of prototypes: argument types, result types, failures.
 
-A call that fails raises OSError with the name of the call as `filename` and `winerror` set.
-Leaves to others: which calls there are (`sandrun.platform.windows_api`).
+A failed call raises OSError with the call's name as `filename` and with `winerror`.
+Leaves to others: the table (`sandrun.platform.windows_api`).
 """
 
 import ctypes
@@ -39,9 +39,9 @@ class Prototype:
 
 
 class Calls:
-    """Each call of `table` as a method. `find(dll, name)` gives a ctypes function, or
-    raises AttributeError; `last_error()` the error number of this thread's last call, and
-    `error(name, number)` the OSError that stands for it."""
+    """Each call of `table` as a method. `find(dll, name)` returns a ctypes function, or raises
+    AttributeError; `last_error()` returns the error number of this thread's last call, and
+    `error(name, number)` the OSError for it."""
 
     def __init__(
         self,

@@ -1,9 +1,8 @@
-"""What this process is told while it waits or supervises: Ctrl-C, Ctrl-Break, the end of the
-console, and the orders of another sandrun (`sandrun kill`, `queue cancel`).
+"""The events of the console: Ctrl-C, Ctrl-Break, and the end of the console.
 
-A console's events come to every process that is attached to it, so the command has had its Ctrl-C
-already. Each comes in a thread of its own that the system makes; nothing but noting it is done
-there. Without a console none comes, and nothing fails.
+A console sends its events to all attached processes, so the command has got its Ctrl-C already. For
+each event the system starts a thread, which only records it. Without a console there are no events,
+and nothing fails.
 """
 
 import ctypes
@@ -14,28 +13,28 @@ from sandrun.platform import windows_api, windows_files
 from sandrun.platform.windows_api import calls
 
 _CLOSING_SECONDS = 10
-"""The system ends a process of a console that goes away after five seconds at the latest."""
+"""Windows terminates the processes of a closed console after at most five seconds."""
 
 event = 0
-"""Set when there is something in `said`; 0: `listen` was not called."""
-said: "list[int]" = []
-"""The console's events that nobody took yet, oldest first."""
+"""The handle of a Windows event that is set while `pending` is not empty; 0: not listening."""
+pending: "list[int]" = []
+"""The console's events that `take_events` has not returned yet, oldest first."""
 _handler: object = None
 
 
 def listen() -> None:
-    """Take the console's events from here on instead of dying of them."""
+    """Record the console's events from now on instead of being terminated by them."""
     global event, _handler
     if event:
         return
     event = windows_files.make_event()
     kind = getattr(ctypes, "WINFUNCTYPE", ctypes.CFUNCTYPE)(windows_api.BOOL, windows_api.DWORD)
-    _handler = kind(_note)  # kept: the system calls it until the end
+    _handler = kind(_record)  # must stay referenced: the system calls it until we exit
     calls.SetConsoleCtrlHandler(_handler, True)
 
 
 def restore() -> None:
-    """Die of the console's events again, as an ordinary program."""
+    """Let the console's events terminate us again, like an ordinary program."""
     global event, _handler
     if event:
         calls.SetConsoleCtrlHandler(_handler, False)
@@ -43,28 +42,28 @@ def restore() -> None:
         event, _handler = 0, None
 
 
-def _note(kind: int) -> int:
-    said.append(kind)
+def _record(kind: int) -> int:
+    pending.append(kind)
     windows_files.set_event(event)
     if kind >= windows_api.CTRL_CLOSE_EVENT:  # or logoff, or shutdown
-        # The process ends when this returns; it ends anyway when the run is over.
+        # We are terminated when this returns, so leave the time to end the run.
         calls.WaitForSingleObject(calls.GetCurrentProcess(), _CLOSING_SECONDS * 1000)
     return 1
 
 
-def take() -> "list[int]":
-    """The events that came since the last call."""
+def take_events() -> "list[int]":
+    """The events since the last call."""
     found: list[int] = []
-    while said:
-        found.append(said.pop(0))
+    while pending:
+        found.append(pending.pop(0))
     return found
 
 
 def write(text: str) -> bool:
-    """Write to stderr; False: there is none. A pipe that nobody reads is waited for."""
+    """Write to stderr; False: there is none. Blocks on a full pipe."""
     try:
         if sys.stderr is not None and sys.stderr.isatty():
-            sys.stderr.write(text)  # a console takes UTF-16, and Python's stream knows how
+            sys.stderr.write(text)  # a console needs UTF-16, which Python's stream writes
             sys.stderr.flush()
         else:
             os.write(2, os.fsencode(text))
@@ -74,8 +73,8 @@ def write(text: str) -> bool:
 
 
 def break_all(members: "set[int]") -> bool:
-    """Send Ctrl-Break to the processes of our console, if all of them are among `members`; else
-    False: a shell or whoever started us would be hit as well."""
+    """Send Ctrl-Break to the processes of our console if all of them are among `members`; else
+    False, because a shell or our caller would get it, too."""
     room = 256
     pids = (windows_api.DWORD * room)()
     try:

@@ -1,7 +1,7 @@
-"""A process that is born suspended, inside a job.
+"""Creating a suspended process inside a job.
 
-Promises that it has the caller's standard handles and console, the environment given, and every
-inheritable handle, and that not one instruction of it runs before its thread is resumed.
+Promises that it has the caller's standard handles and console, the given environment and every
+inheritable handle, and that it executes no instruction before its thread is resumed.
 Leaves to others: the command line (`sandrun.platform.windows_spawn`), the job
 (`sandrun.backends.job_object`).
 """
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _ATTRIBUTES = 256
-"""Bytes that are enough for a list of one attribute (48 are used)."""
+"""Bytes for a list of one attribute (it uses 48)."""
 
 
 def create(
     path: str, line: str, env: "Mapping[str, str]", job: int
 ) -> windows_api.ProcessInformation:
-    """A process, suspended, in the job from its birth on (Windows 10): a supervisor that is killed
-    right here leaves nothing behind. Raises OSError."""
+    """Create a suspended process, in the job from its start (Windows 10), so that a supervisor
+    killed at this point leaves nothing behind. Raises OSError."""
     startup, created = windows_api.StartupInfoEx(), windows_api.ProcessInformation()
     startup.StartupInfo.cb = ctypes.sizeof(startup)
     startup.StartupInfo.dwFlags = windows_api.STARTF_USESTDHANDLES
@@ -51,7 +51,7 @@ def create(
         | windows_api.CREATE_UNICODE_ENVIRONMENT
         | windows_api.EXTENDED_STARTUPINFO_PRESENT
     )
-    # All inheritable handles go to the command, as without us; ours are not inheritable.
+    # The command inherits all inheritable handles, as without us; ours are not inheritable.
     inherit, here = True, None
     try:
         calls.CreateProcessW(
@@ -64,14 +64,14 @@ def create(
 
 
 def _block(env: "Mapping[str, str]") -> "ctypes.Array[ctypes.c_wchar]":
-    """An environment as CreateProcess wants it: sorted, each entry ended by a NUL, then one more
+    """An environment for CreateProcess: sorted, each entry terminated by a NUL, then one more NUL
     (the buffer's own)."""
     entries = sorted((f"{name}={value}\0" for name, value in env.items()), key=str.upper)
     return ctypes.create_unicode_buffer("".join(entries) or "\0")
 
 
 def enter(process: int, job: int) -> None:
-    """Have the suspended process in the job, for sure. Raises OSError."""
+    """Ensure that the suspended process is in the job. Raises OSError."""
     inside = windows_api.BOOL()
     calls.IsProcessInJob(process, job, ctypes.byref(inside))
     if not inside.value:

@@ -1,8 +1,8 @@
 """Files, locks and events of Windows, as the queue needs them. Handles are ints; 0: none.
 
-A lock (LockFileEx) is mandatory on the bytes that it covers, so ours cover one far behind
-everything that a file has: a locked file can be read and written by all. It belongs to the handle
-and the process, and the kernel frees it when either ends.
+A lock (LockFileEx) is mandatory for the bytes that it covers. So ours cover one byte far behind the
+end of the file, and everybody can still read and write the file. A lock belongs to a handle and a
+process; the kernel releases it when the handle is closed or the process exits.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ _LOCK_AT_HIGH = 0x40000000  # the high half of the offset: 2**62
 
 
 def extended(path: str) -> str:
-    """`path` (absolute) in the form that has no limit of 260 characters."""
+    """An absolute path in the form without the limit of 260 characters."""
     if path.startswith("\\\\?\\"):
         return path
     if path.startswith("\\\\"):
@@ -30,10 +30,7 @@ def extended(path: str) -> str:
 def open_file(
     path: str, access: int, share: int = SHARE_ALL, how: int = windows_api.OPEN_EXISTING
 ) -> int:
-    """Open a file, not what a link points to; its handle, which no child inherits.
-
-    Raises OSError.
-    """
+    """Open a file without following a link; its handle, which no child inherits. Raises OSError."""
     flags = windows_api.FILE_FLAG_OPEN_REPARSE_POINT
     return int(calls.CreateFileW(extended(path), access, share, None, how, flags, None))
 
@@ -42,17 +39,17 @@ def close(handle: int) -> None:
     calls.CloseHandle(handle)
 
 
-def _place() -> windows_api.Overlapped:
+def _lock_offset() -> windows_api.Overlapped:
     return windows_api.Overlapped(OffsetHigh=_LOCK_AT_HIGH)
 
 
 def try_lock(handle: int, exclusive: bool = True) -> bool:
-    """Lock without waiting; False: somebody else has it. Raises OSError."""
+    """Lock without waiting; False: another handle has it. Raises OSError."""
     flags = windows_api.LOCKFILE_FAIL_IMMEDIATELY | (
         windows_api.LOCKFILE_EXCLUSIVE_LOCK if exclusive else 0
     )
     try:
-        calls.LockFileEx(handle, flags, 0, 1, 0, ctypes.byref(_place()))
+        calls.LockFileEx(handle, flags, 0, 1, 0, ctypes.byref(_lock_offset()))
         return True
     except OSError as error:
         if windows_api.code(error) == windows_api.ERROR_LOCK_VIOLATION:
@@ -61,17 +58,17 @@ def try_lock(handle: int, exclusive: bool = True) -> bool:
 
 
 def wait_lock(handle: int) -> None:
-    """Block until nobody has the lock exclusively, and share it. Raises OSError."""
-    calls.LockFileEx(handle, 0, 0, 1, 0, ctypes.byref(_place()))
+    """Acquire the lock shared; blocks while another handle has it exclusively. Raises OSError."""
+    calls.LockFileEx(handle, 0, 0, 1, 0, ctypes.byref(_lock_offset()))
 
 
 def unlock(handle: int) -> None:
-    """Give a lock back. Raises OSError if it is not ours."""
-    calls.UnlockFileEx(handle, 0, 1, 0, ctypes.byref(_place()))
+    """Release a lock. Raises OSError if it is not ours."""
+    calls.UnlockFileEx(handle, 0, 1, 0, ctypes.byref(_lock_offset()))
 
 
 def read(handle: int, most: int = 1 << 16) -> bytes:
-    """The bytes of a small file. Raises OSError."""
+    """The content of a small file. Raises OSError."""
     buffer = ctypes.create_string_buffer(most)
     got = windows_api.DWORD()
     calls.SetFilePointerEx(handle, 0, None, 0)
@@ -80,7 +77,7 @@ def read(handle: int, most: int = 1 << 16) -> bytes:
 
 
 def write(handle: int, data: bytes) -> None:
-    """Replace the bytes of a file. Raises OSError."""
+    """Replace the content of a file. Raises OSError."""
     done = windows_api.DWORD()
     calls.SetFilePointerEx(handle, 0, None, 0)
     calls.SetEndOfFile(handle)
@@ -89,8 +86,8 @@ def write(handle: int, data: bytes) -> None:
 
 
 def open_log(path: str) -> int:
-    """A descriptor whose writes append, whoever else writes. Raises OSError."""
-    # FILE_APPEND_DATA alone: the kernel itself puts each write at the end.
+    """A descriptor whose writes append, even if others write as well. Raises OSError."""
+    # With FILE_APPEND_DATA alone the kernel appends each write.
     handle = open_file(
         path, windows_api.GENERIC_READ | windows_api.FILE_APPEND_DATA, how=windows_api.OPEN_ALWAYS
     )
@@ -102,7 +99,7 @@ def open_log(path: str) -> int:
 
 
 def make_event(name: "str | None" = None) -> int:
-    """An event that wakes one waiter once; with a name others can find it. Raises OSError."""
+    """An event that wakes one waiter once; others can open it by its name. Raises OSError."""
     return int(calls.CreateEventW(None, False, False, name))
 
 
@@ -111,7 +108,7 @@ def set_event(handle: int) -> None:
 
 
 def set_named_event(name: str) -> bool:
-    """Set the event of that name; False: there is none, or not for us."""
+    """Set the event of that name; False: there is none, or access is denied."""
     try:
         handle = calls.OpenEventW(windows_api.EVENT_MODIFY_STATE, False, name)
     except OSError:
@@ -122,9 +119,9 @@ def set_named_event(name: str) -> bool:
 
 
 def wait_any(handles: "list[int]", seconds: "float | None") -> int:
-    """Sleep until one of up to 64 handles is signalled: its index; -1 after so many seconds."""
+    """Wait until one of up to 64 handles is signalled: its index; -1 after so many seconds."""
     array = (windows_api.HANDLE * len(handles))(*handles)
-    # Rounded up: waking a moment early would make the caller look again and again.
+    # Rounded up, because the caller would busy-wait if this returned too early.
     span = min(int(max(0.0, seconds or 0.0) * 1000) + 1, windows_api.INFINITE - 1)
     result = calls.WaitForMultipleObjects(
         len(handles), array, False, windows_api.INFINITE if seconds is None else span

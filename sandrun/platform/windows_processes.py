@@ -1,6 +1,7 @@
 """The processes of Windows, by psutil.
 
-Everything here answers "no" for a process that is gone or that we may not look at.
+A function answers "no", 0 or nothing for a process that is gone or that we may not access, unless
+its docstring says that it raises OSError.
 """
 
 from sandrun.model import Process
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def _process(pid: int) -> "psutil.Process":
-    """Raises OSError when there is none."""
+    """Raises OSError if there is no such process."""
     import psutil
 
     try:
@@ -21,7 +22,7 @@ def _process(pid: int) -> "psutil.Process":
 
 
 def _ask(pid: int, method: str) -> object:
-    """What psutil's `method` says of a process. Raises OSError."""
+    """The result of psutil's `method` for a process. Raises OSError."""
     import psutil
 
     try:
@@ -31,12 +32,12 @@ def _ask(pid: int, method: str) -> object:
 
 
 def read(path: "str | bytes") -> bytes:
-    """There are no files about processes here. Raises FileNotFoundError."""
+    """Windows has no files about processes. Raises FileNotFoundError."""
     raise FileNotFoundError(path)
 
 
 class Stat:
-    """What is known of a process that lives: its parent, CPU time in seconds, memory in bytes."""
+    """What is known of a live process. `cpu` is in seconds, `rss` in bytes, `start` in ms."""
 
     __slots__ = ("cpu", "name", "parent", "rss", "start", "state", "threads")
 
@@ -55,11 +56,11 @@ class Stat:
                 self.threads = process.num_threads()
         except psutil.Error as error:
             raise ProcessLookupError(str(error)) from None
-        self.state = "R"  # nothing is ever stopped by a Ctrl-Z
+        self.state = "R"  # Windows has no Ctrl-Z that stops a process
 
 
 def written(pid: int) -> int:
-    """The bytes that a process has written anywhere."""
+    """The bytes that a process has written to any file."""
     try:
         return int(getattr(_ask(pid, "io_counters"), "write_bytes", 0))
     except OSError:
@@ -67,7 +68,7 @@ def written(pid: int) -> int:
 
 
 def owner(pid: int) -> int:
-    """Users have no numbers here. Raises OSError."""
+    """Raises OSError: users have no numbers on Windows."""
     raise ProcessLookupError(f"the owner of {pid}")
 
 
@@ -89,7 +90,7 @@ def environ(pid: int) -> "dict[str, str]":
 
 
 def open_pidfd(pid: int) -> int:
-    """-1: a process is not held by a descriptor here."""
+    """-1: Windows has no pidfds."""
     return -1
 
 
@@ -102,8 +103,8 @@ def has_exited(pid: int) -> bool:
 
 
 def ancestors(pid: int) -> "list[int]":
-    """The chain of live parents, nearest first; a number that was given anew is none (psutil
-    compares the times of birth)."""
+    """The chain of live parents, nearest first. A process with a reused pid is not one of them
+    (psutil compares the start times)."""
     try:
         found = _ask(pid, "parents")
     except OSError:
@@ -132,8 +133,8 @@ def descendants(root: int) -> "list[int]":
 
 
 def describe(pid: int, memory: "int | None" = None) -> "Process | None":
-    """A process as people know it; memory is what it has committed (what a job limits) unless
-    given. None: it is gone."""
+    """A process for people; memory is its committed memory, which a job limits, unless given. None:
+    it is gone."""
     import psutil
 
     try:

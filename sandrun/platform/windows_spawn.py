@@ -1,10 +1,10 @@
-"""Starting the command on Windows; stands in for `sandrun.platform.spawn`.
+"""Starting the command on Windows.
 
-Promises that the command gets the caller's standard handles, console, environment and directory,
-and, being in the same process group, the console's Ctrl-C exactly once and straight from there.
+Promises that the command gets the caller's standard handles, console, environment and directory.
+It shares our process group, so the console sends it Ctrl-C directly and once.
 
-What a name on the command line means is what cmd.exe makes of it: PATH, then the extensions of
-PATHEXT; the current directory only if the name says so.
+A command's name is looked up as by cmd.exe, in PATH with the extensions of PATHEXT, except that the
+current directory is searched only if the name has a directory.
 """
 
 import ctypes
@@ -30,14 +30,14 @@ _BATCH = (".bat", ".cmd")
 _UNSAFE = '"%\n\r'
 
 _started: "list[subprocess.Popen[bytes]]" = []
-"""Keeps the handles of what `direct` started, so that their numbers stay theirs."""
+"""Keeps the handles of the processes that `direct` started open, so their pids are not reused."""
 
 parent_process = 0
-"""The handle of who started us, open so that its death is seen whenever it comes; 0: unknown."""
+"""An open handle of our parent, which shows its death whenever it happens; 0: not known."""
 
 
 class CallerState:
-    """What the caller handed down, as far as there is such a thing here."""
+    """What this process inherited from its caller: on Windows only the parent is known."""
 
     __slots__ = ("errors", "ignored", "mask", "parent")
 
@@ -50,15 +50,15 @@ class CallerState:
 
 
 def capture() -> CallerState:
-    """Take the console's events from here on, so that none is lost; see who started us."""
+    """Record the console's events from now on, so that none is lost, and find our parent."""
     global parent_process
     windows_console.listen()
     caller = CallerState()
     parent = os.getppid()
     process = open_process(parent)
     if process:
-        # A number may have been given anew: a parent is older than its child.
-        if _birth(process) <= _birth(calls.GetCurrentProcess()):
+        # A pid may have been reused; a parent is older than its child.
+        if _started_at(process) <= _started_at(calls.GetCurrentProcess()):
             caller.parent, parent_process = parent, process
         else:
             windows_files.close(process)
@@ -66,17 +66,17 @@ def capture() -> CallerState:
 
 
 def interruptibly(caller: CallerState, call: "Callable[[], T]") -> "T":
-    """What `call` returns; the console's events wait for the run."""
+    """The result of `call`; the console's events stay pending meanwhile."""
     return call()
 
 
 def pending_end_signal(caller: CallerState) -> int:
-    """No signal waits to be seen here."""
+    """0: Windows has no pending signals."""
     return 0
 
 
 def restore(caller: CallerState) -> None:
-    """Be an ordinary program again, which Ctrl-C ends."""
+    """Let Ctrl-C terminate this process again, like an ordinary program."""
     windows_console.restore()
 
 
@@ -84,35 +84,35 @@ _WATCH = windows_api.SYNCHRONIZE | windows_api.PROCESS_QUERY_LIMITED_INFORMATION
 
 
 def open_process(pid: int, access: int = _WATCH) -> int:
-    """A handle to wait for the end of a process; 0: it is gone, or not for us."""
+    """A handle to wait for the exit of a process; 0: it is gone, or access is denied."""
     try:
         return int(calls.OpenProcess(access, False, pid))
     except OSError:
         return 0
 
 
-def _birth(process: int) -> int:
+def _started_at(process: int) -> int:
     times = (ctypes.c_uint64 * 4)()
     calls.GetProcessTimes(process, *[ctypes.byref(times, 8 * index) for index in range(4)])
     return int(times[0])
 
 
 def exit_code(process: int) -> int:
-    """The exit code of a process that has ended, all 32 bits of it."""
+    """The exit code of an exited process: 32 bits."""
     code = windows_api.DWORD()
     calls.GetExitCodeProcess(process, ctypes.byref(code))
     return int(code.value)
 
 
 def terminate(pid: int) -> bool:
-    """End one process that is certainly alive; False: it cannot be done."""
+    """Terminate one live process; False: not possible."""
     process = open_process(pid, windows_api.PROCESS_TERMINATE)
     if not process:
         return False
     try:
         calls.TerminateProcess(process, 128 + 9)
         return True
-    except OSError:  # it is ending already
+    except OSError:  # it is already exiting
         return False
     finally:
         windows_files.close(process)
@@ -124,7 +124,7 @@ def environment(extra: "Mapping[str, str]") -> "dict[str, str]":
 
 
 def program(name: str, env: "Mapping[str, str]") -> str:
-    """The file that a command's name means; never one of our shims. Raises FileNotFoundError."""
+    """The file of a command's name, never one of our shims. Raises FileNotFoundError."""
     extensions = env.get("PATHEXT", ".COM;.EXE;.BAT;.CMD").split(";")
     endings = [e for e in extensions if e]
     if os.path.splitext(name)[1]:
@@ -141,11 +141,11 @@ def program(name: str, env: "Mapping[str, str]") -> str:
 
 
 def command_line(argv: "list[str]", env: "Mapping[str, str]") -> "tuple[str, str]":
-    """The program's file, and the command line that it takes apart into `argv`. Raises OSError.
+    """The program's file, and a command line that the program parses into `argv`. Raises OSError.
 
-    A batch file is run by cmd.exe, which reads the words before it does: in quotes all but a
-    percent sign and a quote are just text, and a word with one of those is refused (what else
-    could happen: CVE-2024-24576). Raises SandrunError then.
+    A batch file is run by cmd.exe, which parses the words first. Within quotes it interprets only
+    percent signs and quotes, so a word with one of those is refused (CVE-2024-24576 shows why):
+    raises SandrunError.
     """
     import subprocess
 
@@ -156,7 +156,7 @@ def command_line(argv: "list[str]", env: "Mapping[str, str]") -> "tuple[str, str
         if any(c in _UNSAFE for c in word):
             raise SandrunError(
                 f"{path}: a batch file cannot be given {word!r}",
-                "cmd.exe would take it apart; call the program that is behind the file",
+                "cmd.exe would parse it differently; call the program that the file starts",
             )
     shell = env.get("COMSPEC") or os.path.join(os.environ["SYSTEMROOT"], "System32", "cmd.exe")
     words = " ".join(f'"{path}"' if at == 0 else _quoted(word) for at, word in enumerate(argv))
@@ -165,24 +165,24 @@ def command_line(argv: "list[str]", env: "Mapping[str, str]") -> "tuple[str, str
 
 def _quoted(word: str) -> str:
     end = len(word) - len(word.rstrip("\\"))
-    return f'"{word}{word[len(word) - end :]}"'  # doubled, or the last would quote the quote
+    return f'"{word}{word[len(word) - end :]}"'  # doubled, or the last one would escape the quote
 
 
 def direct(argv: "list[str]", env: "Mapping[str, str]", caller: CallerState) -> int:
-    """Start the command, in nothing; its pid. Raises OSError when it cannot be executed."""
+    """Start the command without a container; its pid. Raises OSError if it cannot be executed."""
     import subprocess
 
     path, line = command_line(argv, env)
-    # All inheritable handles go to the command, as without us; ours are not inheritable.
+    # The command inherits all inheritable handles, as without us; ours are not inheritable.
     process = subprocess.Popen(line, executable=path, env=dict(env), close_fds=False)
     _started.append(process)
     return process.pid
 
 
 def failure(caller: CallerState) -> "tuple[str, int, str]":
-    """A command that was started was executed."""
+    """Nothing: on Windows a started command was executed."""
     return "", 0, ""
 
 
 def die_of(signum: int) -> None:
-    """There is no dying of a signal here: the exit code tells."""
+    """Nothing: Windows has no death by signal, so the exit code reports it."""

@@ -40,7 +40,7 @@ class Blocker:
         self._read_console()  # an event that arrived after the last wait
 
     def _read_console(self) -> None:
-        for kind in windows_console.take():
+        for kind in windows_console.take_events():
             raise Interrupted(_SIGNALS.get(kind, SIGHUP))
 
     def block(self, own: "Ticket", seconds: float) -> None:

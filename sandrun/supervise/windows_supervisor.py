@@ -54,7 +54,7 @@ class Supervisor(BaseSupervisor):
         """Set by another sandrun to end this run; 0: there is none."""
         self.signal = 0
         self.interrupts = 0
-        if windows_console.said:  # it came before the command could have had it
+        if windows_console.pending:  # it came before the command could have had it
             self._end(_SIGINT)
 
     def _block(self, until: "float | None") -> None:
@@ -86,7 +86,7 @@ class Supervisor(BaseSupervisor):
 
     def _handle_console(self) -> None:
         """Handle the console's events, which every attached process gets."""
-        for kind in windows_console.take():
+        for kind in windows_console.take_events():
             if kind not in (windows_api.CTRL_C_EVENT, windows_api.CTRL_BREAK_EVENT):
                 self._end(_SIGHUP)
             # Else it is the Ctrl-Break that we sent.
