@@ -4,10 +4,10 @@ The memory controller limits the run. At the limit the OOM killer kills one proc
 through memory.oom_control, and the supervisor terminates the rest. Source:
 Documentation/admin-guide/cgroup-v1/{memory,pids,blkio-controller}.rst.
 
-v1 has no atomic kill. The freezer controller stops all processes while they are signalled, so none
-can fork away. Without it, a group of the v2 hierarchy on a hybrid host has cgroup.kill, `populated`
-and cpu.stat without any controller; it is the second choice because clone3 costs 2 ms more than a
-freezer group. Without either, processes are killed one by one.
+v1 has no atomic kill. The freezer controller stops all processes while they are signalled, so that
+none can fork. Without it, on a hybrid host, the run also gets a v2 group, which has cgroup.kill,
+`populated` and cpu.stat without any controller. It is the second choice because clone3 costs 2 ms
+more than a freezer group. Without either, processes are killed one by one.
 
 Entering a group is cheap: a single thread that writes itself to `tasks` does not take the
 threadgroup lock, whose writers wait for RCU (9 ms). So the supervisor enters, spawns, and leaves
@@ -41,13 +41,13 @@ if TYPE_CHECKING:
 
 _V1_NAMES = {"io": "blkio"}
 _CONTROLLERS = frozenset(("memory", "pids", "cpu", "blkio", "freezer", "cpuacct", ""))
-"""The hierarchies in which a run may have a group; '' is v2."""
+"""The hierarchies in which a run may have a group; '' stands for v2."""
 _POLLIN = 1  # select.POLLIN, poll(2), without an import on every run's path
 _SMALL = 16 << 20
 """Bytes. With a lower limit the OOM killer may need a victim before the command's exec. That could
 be the supervisor while it is in the group, or while a vfork child uses its memory (mm/oom_kill.c
-kills all processes that share the victim's memory), so the child is forked and enters by itself.
-(By the source: others saw it once in some hundred runs of 1 MiB, we did not in 260.)"""
+kills all processes that share the victim's memory). So the child is forked and enters by itself.
+(Derived from the source; seen once in some hundred runs with 1 MiB, and not in 260 others.)"""
 _PERIOD = 100_000
 """cpu.cfs_period_us: the default of the kernel."""
 
@@ -61,9 +61,8 @@ class _Freezer(Controller):
 
 
 class Group1(run_group.RunGroup):
-    """See `sandrun.backends.protocol.Container`. `paths` has the group's directory in each v1
-    hierarchy by controller, and in the v2 hierarchy (key ''). Without `limits` it was attached, not
-    made."""
+    """See `sandrun.backends.protocol.Container`. `paths` has the group's directory by v1
+    controller, and in the v2 hierarchy (key ''). `limits` is None in an attached container."""
 
     def __init__(self, paths: "dict[str, str]", limits: "Limits | None" = None) -> None:
         self.paths = paths
@@ -72,13 +71,13 @@ class Group1(run_group.RunGroup):
         self.limit_hit: LimitHit = ""
         self.limits = limits
         self.memory = MemoryController(cgroup_files.Node(paths["memory"]))
-        self.beside = _beside(paths[""]) if "" in paths else None
+        self.v2_group = _make_v2_group(paths[""]) if "" in paths else None
         self.locks: list[int] = []
         self.events = (-1, 0)
-        self.above = -1
-        """An eventfd like that of `events`, for the group above ours."""
+        self.outer_events = -1
+        """An eventfd like that of `events`, for the parent group."""
         self.oom_events = 0
-        self.ooms_above = 0
+        self.outer_oom_events = 0
         self.sampler = sampler.Sampler(limits.memory if limits else 0)
 
     def create(self) -> None:
@@ -101,27 +100,27 @@ class Group1(run_group.RunGroup):
             return  # controllers mounted together share a group
         try:
             if name:
-                self.locks.append(cgroup_common.make(path))
-            elif self.beside:
-                self.beside.create()
+                self.locks.append(cgroup_common.make_locked(path))
+            elif self.v2_group:
+                self.v2_group.create()
         except OSError as error:
-            if name == "memory" or set(self.limits.set_by_user) & _KEYS.get(name, set()):
+            if name == "memory" or set(self.limits.set_by_user) & _SETTINGS.get(name, set()):
                 raise
-            messages.decision(f"no {name or 'cgroup v2'} group beside: {error.strerror}")
+            messages.decision(f"no group for the run in {name or 'cgroup v2'}: {error.strerror}")
             del self.paths[name]
             if not name:
-                self.beside = None
+                self.v2_group = None
 
     def _limit_memory(self, limits: Limits) -> None:
         here = self.paths["memory"]
         if os.path.exists(here + "/memory.use_hierarchy") and not self.memory.use_hierarchy:
             self.memory.use_hierarchy = True  # nested runs are charged to this group
-        self._set(self.memory, "limit_in_bytes", cgroup_files.pages(limits.memory))
+        self._set(self.memory, "limit_in_bytes", cgroup_files.whole_pages(limits.memory))
         if os.path.exists(here + "/memory.memsw.limit_in_bytes"):
             self._set(
                 self.memory,
                 "memsw_limit_in_bytes",
-                cgroup_files.pages(limits.memory + limits.swap),
+                cgroup_files.whole_pages(limits.memory + limits.swap),
             )
         elif "swap" in limits.set_by_user:
             raise Unusable(
@@ -134,8 +133,8 @@ class Group1(run_group.RunGroup):
                 "no memory.memsw.limit_in_bytes here: swap is not forbidden; the run itself does "
                 "not swap at its limit (swappiness 0)"
             )
-        # The victims of whichever limit is hit first must be named.
-        self.sampler.limit = cgroup_files.lowest(here, "memory.limit_in_bytes")
+        # Sample by the lowest limit, the run's or an enclosing one, since it is hit first.
+        self.sampler.limit = cgroup_files.lowest_limit(here, "memory.limit_in_bytes")
 
     def _limit_others(self, limits: Limits) -> None:
         node = {name: cgroup_files.Node(path) for name, path in self.paths.items()}
@@ -155,21 +154,21 @@ class Group1(run_group.RunGroup):
     def _set(self, control: object, name: str, value: "int | str") -> None:
         messages.detail(f"{self.paths['memory']}: {type(control).__name__} {name} = {value}")
         setattr(control, name, value)
-        took = getattr(control, name)
-        if took != value:
-            raise Unusable(f"{name} took {took!r} for {value!r}")
+        stored = getattr(control, name)
+        if stored != value:
+            raise Unusable(f"{name}: set to {value!r}, the kernel stored {stored!r}")
 
     def _watch(self) -> None:
-        self.events = (_oom_events(self.memory), _POLLIN)
-        self.above = _oom_events(_above(self.paths["memory"]))
+        self.events = (_oom_eventfd(self.memory), _POLLIN)
+        self.outer_events = _oom_eventfd(_parent_memory(self.paths["memory"]))
 
-    def home(self) -> "tuple[str, str]":
+    def memory_group(self) -> "tuple[str, str]":
         return self.paths["memory"], "memory"
 
     def start(self, argv: "list[str]", env: "Mapping[str, str]", caller: spawn.CallerState) -> int:
-        if self.beside:
-            return self.beside.start(argv, env, caller, self._enter)
-        cgroup_common.adopt()
+        if self.v2_group:
+            return self.v2_group.start(argv, env, caller, self._enter)
+        cgroup_common.adopt_orphans()
         assert self.limits
         if self.limits.memory < _SMALL:
             return spawn.fork(argv, env, caller, self._enter)
@@ -192,22 +191,22 @@ class Group1(run_group.RunGroup):
             held = self.sampler.measure(current, _cache(stat))
             if held > self.sampler.limit // 2:
                 self.sampler.note(held, self._kinds(stat))
-        seen = self.sampler.sample(held, lambda: cgroup_common.few(self.paths["memory"]))
-        who = self._whose_limit_hit()
-        self.limit_hit = self.limit_hit or who
+        seen = self.sampler.sample(held, lambda: cgroup_common.pids_if_few(self.paths["memory"]))
+        hit = self._whose_limit_hit()
+        self.limit_hit = self.limit_hit or hit
         self.sampler.keep(seen, bool(self.limit_hit))
         self.poll_escaped()
         return self.sampler.due(held)
 
     def _whose_limit_hit(self) -> "LimitHit":
-        """v1 counts a kill in the victim's group, whosever limit it was, but notifies the group at
-        its limit and all groups below it. An event that reached us and not the group above us was
-        at our limit (mm/memcontrol-v1.c, memcg1_oom_notify)."""
+        """v1 counts a kill in the victim's group, whichever limit was hit, but notifies the group
+        at its limit and all groups below it. So an event that reached our group and not its parent
+        was at our limit (mm/memcontrol-v1.c, memcg1_oom_notify)."""
         self.oom_events += _read(self.events[0])
-        # Read last: an event reaches the group above first.
-        self.ooms_above += _read(self.above)
+        # Read last, because an event reaches the parent first.
+        self.outer_oom_events += _read(self.outer_events)
         control = dict(self.memory.oom_control or {})
-        if self.oom_events > self.ooms_above:
+        if self.oom_events > self.outer_oom_events:
             return "own"
         return "outer" if control.get("oom_kill") else ""
 
@@ -221,7 +220,7 @@ class Group1(run_group.RunGroup):
             usage.peak_with_cache = highest
             usage.shared = stat.get("total_shmem", 0)
             if "pids" in self.paths:
-                usage.failed_starts = cgroup_files.refused(self.paths["pids"])
+                usage.failed_starts = cgroup_files.refused_forks(self.paths["pids"])
             return usage
         except OSError:
             return Usage()
@@ -229,7 +228,7 @@ class Group1(run_group.RunGroup):
     def _cpu(self) -> "float | None":
         if "cpuacct" in self.paths:
             return int(CpuAcctController(cgroup_files.Node(self.paths["cpuacct"])).usage) / 1e9
-        return self.beside.cpu() if self.beside else None
+        return self.v2_group.cpu() if self.v2_group else None
 
     def _stat(self) -> "dict[str, int]":
         try:
@@ -252,9 +251,9 @@ class Group1(run_group.RunGroup):
     def is_too_large_to_signal(self) -> bool:
         return cgroup_common.is_too_large_to_signal(self.paths["memory"])
 
-    def end(self) -> None:
-        if self.beside:
-            self.beside.end()
+    def kill_members(self) -> None:
+        if self.v2_group:
+            self.v2_group.kill_members()
         self._freeze("FROZEN")
         cgroup_common.kill_members(self.paths["memory"])
         self._freeze("THAWED")  # frozen v1 tasks do not die
@@ -273,15 +272,15 @@ class Group1(run_group.RunGroup):
         for name, path in self.paths.items():
             if name:
                 cgroup_common.move_out(path, os.path.dirname(path) + "/cgroup.procs")
-        if self.beside:
-            self.beside.release_processes()
+        if self.v2_group:
+            self.v2_group.release_processes()
 
     def close(self) -> None:
-        for fd in {self.events[0], self.above} - {-1}:
+        for fd in {self.events[0], self.outer_events} - {-1}:
             os.close(fd)
-        self.events, self.above = (-1, 0), -1
-        if self.beside:
-            self.beside.close()
+        self.events, self.outer_events = (-1, 0), -1
+        if self.v2_group:
+            self.v2_group.close()
         for name, path in self.paths.items():
             if name:
                 cgroup_common.remove(path)
@@ -289,12 +288,12 @@ class Group1(run_group.RunGroup):
             os.close(self.locks.pop())
 
 
-def _above(path: str) -> MemoryController:
+def _parent_memory(path: str) -> MemoryController:
     return MemoryController(cgroup_files.Node(os.path.dirname(path)))
 
 
-def _oom_events(memory: MemoryController) -> int:
-    """An eventfd that counts the OOM events of a group and of those above it."""
+def _oom_eventfd(memory: MemoryController) -> int:
+    """An eventfd that counts the OOM events of a group and of the groups above it."""
     eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     control = os.open(memory.filepath(b"memory.oom_control"), os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -319,28 +318,28 @@ def _cache(stat: "dict[str, int]") -> int:
     return stat.get("total_inactive_file", 0) + stat.get("total_active_file", 0)
 
 
-_KEYS = {
+_SETTINGS = {
     "pids": {"pids"},
     "cpu": {"cpus", "cpu_weight"},
     "blkio": {"io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops", "io_weight"},
 }
-"""The settings that require a controller's group."""
+"""The settings that require a group in a controller."""
 
 
-def _beside(path: str) -> "Group2":
+def _make_v2_group(path: str) -> "Group2":
     from sandrun.backends import cgroup2  # 0.3 ms, and not needed with a freezer
 
     return cgroup2.Group2(path)
 
 
-def _end_stale_beside(path: str) -> None:
-    container = _beside(path)
+def _end_stale_v2(path: str) -> None:
+    container = _make_v2_group(path)
     container.kill()
     container.close()
 
 
 def _end_stale(path: str) -> None:
-    if os.path.exists(path + "/freezer.state"):  # its supervisor was killed during `Group1.kill`
+    if os.path.exists(path + "/freezer.state"):  # a supervisor killed during `kill` left it frozen
         _Freezer(cgroup_files.Node(path)).state = "THAWED"
     cgroup_common.kill_each(path, lambda: not cgroup_common.live_pids(path))
     cgroup_common.remove(path)
@@ -354,9 +353,9 @@ class Cgroup1Backend:
 
     def open(self, run_id: str, limits: Limits) -> Group1:
         parents = self._parents(limits)
-        # Frozen processes do not die: begin with the freezer.
+        # The freezer first: frozen processes do not die.
         for name, parent in sorted(parents.items(), key=lambda item: item[0] != "freezer"):
-            cgroup_common.collect(parent, _end_stale if name else _end_stale_beside)
+            cgroup_common.collect(parent, _end_stale if name else _end_stale_v2)
         container = Group1(
             {name: f"{parent}/{cgroup_common.PREFIX}{run_id}" for name, parent in parents.items()},
             limits,
@@ -372,7 +371,7 @@ class Cgroup1Backend:
         return container
 
     def _parents(self, limits: Limits) -> "dict[str, str]":
-        """Our own group in each hierarchy that is needed or helps. Raises Unusable."""
+        """Our own group in each hierarchy that is required or useful. Raises Unusable."""
         parents = {"memory": cgroup_common.own_group("memory")}
         wanted = {_V1_NAMES.get(n, n): must for n, must in limits.controllers().items()}
         for name, must in {**wanted, "freezer": False, "cpuacct": False}.items():

@@ -48,4 +48,4 @@ def _set(path: str, name: str, value: str) -> None:
     control.set_property(name.encode(), value)
     accepted = control.get_property(name.encode())
     if value not in accepted.split("\n"):  # one line per disk
-        raise Unusable(f"{name} took {accepted!r} for {value!r}")
+        raise Unusable(f"{name}: set to {value!r}, the kernel stored {accepted!r}")

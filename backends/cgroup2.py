@@ -1,11 +1,10 @@
 """A run's container on cgroup v2: `sandrun-<id>/` has the limits, `main/` in it the processes.
 
-There are two levels because a group with processes cannot enable controllers for its children. So a
-nested run is made beside `main/` and charged to the same limits. The limits are no protection
-against the command, which may write them if its user may. `main/` repeats the limits on memory and
-CPU: JVMs before 24 (JDK-8322420), node (libuv) and Go libraries read only those of their own group.
-Source: Documentation/admin-guide/cgroup-v2.rst. The comments name the Linux version that added a
-file.
+There are two levels because a group with processes cannot enable controllers for its children. So
+the group of a nested run is a sibling of `main/` and charged to the same limits. The command can
+change the limits if its user may write them. `main/` repeats the limits on memory and CPU: JVMs
+before 24 (JDK-8322420), node (libuv) and Go libraries read only those of their own group. Source:
+Documentation/admin-guide/cgroup-v2.rst. The comments name the Linux version that added a file.
 
 The child is cloned into `main/` (clone3 with CLONE_INTO_CGROUP, 5.7). That takes 2.3 ms; a child
 that writes itself into cgroup.procs waits for RCU and takes 9.8 ms. It does so where clone3 is not
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
 _POLLPRI = 2  # select.POLLPRI, poll(2), without an import on every run's path
 _UNDECIDED = 0.01
 """Seconds until the next poll while it is unknown whether a limit was hit."""
-_SPINS = 3
-"""So many polls in a row that see the limit hit again without a kill: no process may be killed."""
+_STUCK = 3
+"""If so many polls in a row see a new `oom` without a kill, the kernel may kill no process."""
 _SOON = 20
 """Milliseconds after which killed processes are mostly gone."""
 
@@ -72,7 +71,8 @@ class Files(Controller):
 
 
 class Group2(run_group.RunGroup):
-    """See `sandrun.backends.protocol.Container`. Without `limits` it was attached, not made."""
+    """See `sandrun.backends.protocol.Container`. `limits` is None in an attached container and in
+    the v2 group of a v1 container."""
 
     def __init__(self, path: str, limits: "Limits | None" = None) -> None:
         self.token = path
@@ -80,13 +80,13 @@ class Group2(run_group.RunGroup):
         self.events = (-1, 0)
         self.limit_hit: LimitHit = ""
         self.oom_events = 0
-        self.ooms = self.rises = 0
-        """How often our own limit was hit, as last read; polls in a row that saw this rise."""
+        self.own_ooms = self.oom_polls = 0
+        """How often our own limit was hit, as last read; how many polls in a row saw it rise."""
         self.limits = limits
         self.lock = -1
         self.files = Files(cgroup_files.Node(path))
         self.main = f"{path}/{cgroup_common.MAIN}"
-        self.took: dict[str, str] = {}
+        self.accepted: dict[str, str] = {}
         """The limits that the kernel accepted, by file."""
         self.sampler = sampler.Sampler(limits.memory if limits else 0)
         self.highest = 0
@@ -94,7 +94,7 @@ class Group2(run_group.RunGroup):
     def create(self) -> None:
         """Make both groups and set the limits, if any. Each limit is read back and must be
         accepted. Raises Unusable or OSError, and then leaves nothing behind."""
-        self.lock = cgroup_common.make(self.token)
+        self.lock = cgroup_common.make_locked(self.token)
         try:
             os.mkdir(self.main)
             if self.limits:
@@ -112,34 +112,34 @@ class Group2(run_group.RunGroup):
         self.events = (fd, _POLLPRI)
 
     def _set_limits(self, limits: Limits) -> None:
-        self._set("memory_max", "memory.max", str(cgroup_files.pages(limits.memory)))
-        swap = str(cgroup_files.pages(limits.swap))
-        if not self._set_if("swap", "memory_swap_max", "memory.swap.max", swap, True):
+        self._set("memory_max", "memory.max", str(cgroup_files.whole_pages(limits.memory)))
+        swap = str(cgroup_files.whole_pages(limits.swap))
+        if not self._try_set("swap", "memory_swap_max", "memory.swap.max", swap, True):
             messages.decision("no memory.swap.max here: what is swapped out is not limited")
-        self._set_if("pids", "pids_max", "pids.max", str(limits.pids), limits.pids > 0)
+        self._try_set("pids", "pids_max", "pids.max", str(limits.pids), limits.pids > 0)
         share = f"{int(limits.cpus * 100000)} 100000"
-        self._set_if("cpus", "cpu_max", "cpu.max", share, limits.cpus > 0)
+        self._try_set("cpus", "cpu_max", "cpu.max", share, limits.cpus > 0)
         weight = str(limits.cpu_weight)
-        self._set_if("cpu_weight", "cpu_weight", "cpu.weight", weight, limits.cpu_weight > 0)
+        self._try_set("cpu_weight", "cpu_weight", "cpu.weight", weight, limits.cpu_weight > 0)
         if limits.io:
             self._set_io(limits)
         if limits.io_weight > 0:
-            self._weigh(limits.io_weight)
-        # The victims of whichever limit is hit first must be named.
-        self.sampler.limit = cgroup_files.lowest(self.token, "memory.max")
+            self._set_io_weight(limits.io_weight)
+        # Sample by the lowest limit, the run's or an enclosing one, since it is hit first.
+        self.sampler.limit = cgroup_files.lowest_limit(self.token, "memory.max")
 
     def _set_io(self, limits: Limits) -> None:
         device = cgroup_files.disk_of(limits.directory)
         wanted = " ".join(f"{key}={value}" for key, value in sorted(limits.io.items()))
         messages.detail(f"{self.token}/io.max = {device} {wanted}")
         self.files.io_max = f"{device} {wanted}"
-        took = str(self.files.io_max)
-        if not all(word in took.split() for word in wanted.split()):
-            raise Unusable(f"io.max took {took!r} for {device} {wanted}")
+        stored = str(self.files.io_max)
+        if not all(word in stored.split() for word in wanted.split()):
+            raise Unusable(f"io.max: set to {device} {wanted}, the kernel stored {stored!r}")
 
-    def _weigh(self, weight: int) -> None:
-        """Set the weight for iocost and for BFQ; the host decides which of them a disk uses, if
-        any. BFQ accepts 1 to 1000, with the same default of 100."""
+    def _set_io_weight(self, weight: int) -> None:
+        """Set the weight for iocost and for BFQ; the host decides which of them a disk uses. BFQ
+        accepts 1 to 1000. The default of both is 100."""
         values = {"io.weight": weight, "io.bfq.weight": min(1000, weight)}
         found = [name for name in values if self.files.has(name)]
         for name in found:
@@ -147,34 +147,33 @@ class Group2(run_group.RunGroup):
         if not found:
             raise Unusable(f"no io.weight in {self.token}: this kernel has neither iocost nor BFQ")
 
-    def _set_if(self, key: str, attribute: str, name: str, value: str, wanted: bool) -> bool:
-        """Set a `wanted` limit if possible; return whether it was set. Raises Unusable if the user
-        set it and it is not possible."""
+    def _try_set(self, key: str, attribute: str, name: str, value: str, wanted: bool) -> bool:
+        """Set a `wanted` limit if its file exists; return whether it was set. Raises Unusable if
+        the file is missing and the user set the limit."""
         assert self.limits
         if wanted and self.files.has(name):
             self._set(attribute, name, value)
             return True
         if wanted and key in self.limits.set_by_user:
-            handed = processes.read(self.token + "/cgroup.controllers").decode().split()
-            here = name.partition(".")[0] in handed
-            why = "this kernel has none" if here else "the controller is not delegated to us"
+            controllers = processes.read(self.token + "/cgroup.controllers").decode().split()
+            delegated = name.partition(".")[0] in controllers
+            why = "this kernel has none" if delegated else "the controller is not delegated to us"
             raise Unusable(f"no {name} in {self.token}: {why}")
         return False
 
     def _set(self, attribute: str, name: str, value: str) -> None:
         messages.detail(f"{self.token}/{name} = {value}")
         setattr(self.files, attribute, value)
-        took = getattr(self.files, attribute)
-        if took != value:
-            raise Unusable(f"{self.token}/{name} took {took!r} for {value!r}")
-        self.took[name] = value
+        stored = getattr(self.files, attribute)
+        if stored != value:
+            raise Unusable(f"{self.token}/{name}: set to {value!r}, the kernel stored {stored!r}")
+        self.accepted[name] = value
 
     def _repeat_limits(self) -> None:
-        """Write the effective limits, the lowest of the run and its enclosing groups, to `main/` as
-        well, for programs that read no other group. The run's own group enforces them.
-        """
+        """Repeat the effective limits, the lowest of the run's group and all above, in `main/`, for
+        programs that read no other group. The run's group enforces them."""
         wanted = {"memory.max": str(self.sampler.limit)}
-        if swap := self.took.get("memory.swap.max"):
+        if swap := self.accepted.get("memory.swap.max"):
             wanted["memory.swap.max"] = swap
         if quota := cgroup_files.lowest_quota(self.token):
             wanted["cpu.max"] = quota
@@ -186,9 +185,9 @@ class Group2(run_group.RunGroup):
                 messages.detail(f"{self.main}/{name} = {value}")
                 inner.set_property(name.encode(), value)
         except OSError as error:
-            messages.decision(f"{self.main} does not show the limits: {error_text(error)}")
+            messages.decision(f"{self.main} does not repeat the limits: {error_text(error)}")
 
-    def home(self) -> "tuple[str, str]":
+    def memory_group(self) -> "tuple[str, str]":
         return self.token, ""
 
     def start(
@@ -199,11 +198,11 @@ class Group2(run_group.RunGroup):
         enter: "Callable[[], None]" = lambda: None,
     ) -> int:
         """`enter` is called in the child before exec (for the v1 groups of a hybrid host)."""
-        cgroup_common.adopt()
+        cgroup_common.adopt_orphans()
         try:
             return spawn.fork(argv, env, caller, enter, self._clone)
         except OSError as error:
-            messages.detail(f"clone3 into the group: {error.strerror}; the child enters by itself")
+            messages.detail(f"no clone3 into the group: {error.strerror}; the child enters it")
 
         def enter_all() -> None:
             cgroup_common.enter(self.main + "/cgroup.procs")
@@ -228,7 +227,7 @@ class Group2(run_group.RunGroup):
             held = self.sampler.measure(current, _cache(stat))
             if held > self.sampler.limit // 2:
                 self.sampler.note(held, _kinds(stat))
-        seen = self.sampler.sample(held, lambda: cgroup_common.few(self.token))
+        seen = self.sampler.sample(held, lambda: cgroup_common.pids_if_few(self.token))
         undecided = self._check_oom()
         self.sampler.keep(seen, bool(self.limit_hit))
         due = self.sampler.due(held)
@@ -236,34 +235,34 @@ class Group2(run_group.RunGroup):
         return _UNDECIDED if undecided else due
 
     def _check_oom(self) -> bool:
-        """Find out whether a limit was hit, and whose; True: the next poll will know.
+        """Find out whether a limit was hit, and whose. Return True if only the next poll can tell.
 
-        `oom` is counted where the limit was, `oom_kill` where the victim was: a kill without an
-        `oom` of our own means that an enclosing limit was hit. An `oom` without a kill is one that
-        the end of another process relieved, unless it goes on: then there is nobody whom the
-        kernel may kill (oom_score_adj -1000, proc(5)), and the processes spin at the limit.
+        `oom` is counted in the group whose limit was hit, `oom_kill` in the victim's group. So a
+        kill without an `oom` of our own means that an enclosing limit was hit. After a single `oom`
+        without a kill, another process exited and freed memory. If `oom` keeps rising without a
+        kill, all processes are protected (oom_score_adj -1000, proc(5)) and spin at the limit.
         """
-        below = self.files.memory_events
-        if not below.get("oom_kill") and not below.get("oom"):
+        events = self.files.memory_events
+        if not events.get("oom_kill") and not events.get("oom"):
             return False
         inner = Files(cgroup_files.Node(self.main))
         # Read last: the kernel counts `oom` before the kill.
-        kills, before = self._own("oom_kill", inner, True), self.ooms
-        self.ooms = self._own("oom", inner, self._is_repeated())
-        self.oom_events = self.ooms + kills
+        kills, before = self._own_count("oom_kill", inner, True), self.own_ooms
+        self.own_ooms = self._own_count("oom", inner, self._is_repeated())
+        self.oom_events = self.own_ooms + kills
         if self.limit_hit:
             return False
-        self.rises = self.rises + 1 if self.ooms > before else 0
-        protected = self.rises and processes.is_oom_protected(os.getpid())
-        if self.ooms and (below.get("oom_kill") or protected or self.rises >= _SPINS):
+        self.oom_polls = self.oom_polls + 1 if self.own_ooms > before else 0
+        protected = self.oom_polls and processes.is_oom_protected(os.getpid())
+        if self.own_ooms and (events.get("oom_kill") or protected or self.oom_polls >= _STUCK):
             self.limit_hit = "own"
-        elif kills and not self.ooms:
+        elif kills and not self.own_ooms:
             self.limit_hit = "outer"
-        return not self.limit_hit and self.rises > 0
+        return not self.limit_hit and self.oom_polls > 0
 
-    def _own(self, key: str, inner: Files, both: bool) -> int:
-        """The count of an event in the run's own groups, without nested runs: in its outer group
-        and, if `both`, in `main/`. Before Linux 5.2 the count includes all groups below."""
+    def _own_count(self, key: str, inner: Files, both: bool) -> int:
+        """The count of an event in the run's group and, if `both`, in `main/`, without nested runs.
+        Before Linux 5.2 nested runs are included."""
         if not self.files.has("memory.events.local"):
             return int(self.files.memory_events.get(key, 0))
         count = self.files.memory_events_local.get(key, 0)
@@ -272,8 +271,9 @@ class Group2(run_group.RunGroup):
         return int(count)
 
     def _is_repeated(self) -> bool:
-        """Whether the memory limit of `main/` is the run's own, not a lower enclosing one."""
-        return bool(self.limits and self.sampler.limit >= cgroup_files.pages(self.limits.memory))
+        """Whether `main/` repeats the run's own memory limit, not a lower enclosing one."""
+        own = cgroup_files.whole_pages(self.limits.memory) if self.limits else 0
+        return bool(self.limits) and own <= self.sampler.limit
 
     def usage(self) -> Usage:
         try:
@@ -284,14 +284,14 @@ class Group2(run_group.RunGroup):
             peak = self.sampler.peak_below(highest, self.limit_hit == "own")
             usage = Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
             usage.peak_with_cache = highest
-            usage.failed_starts = cgroup_files.refused(self.token, self.main)
+            usage.failed_starts = cgroup_files.refused_forks(self.token, self.main)
             usage.shared = stat.get("shmem", 0)
             return usage
         except OSError:
             return Usage()
 
     def cpu(self) -> "float | None":
-        """CPU time in seconds, which the kernel counts without the controller as well; None: the
+        """CPU time in seconds, which the kernel counts even without the cpu controller; None: the
         group is gone."""
         try:
             return int(self.files.cpu_stat.get("usage_usec", 0)) / 1e6
@@ -315,7 +315,7 @@ class Group2(run_group.RunGroup):
     def is_too_large_to_signal(self) -> bool:
         return cgroup_common.is_too_large_to_signal(self.token)
 
-    def end(self) -> None:
+    def kill_members(self) -> None:
         if not os.path.isdir(self.token):
             return
         try:
@@ -332,8 +332,8 @@ class Group2(run_group.RunGroup):
 
     def _wait_empty(self) -> None:
         """Return when the killed group is empty. cgroup.kill signals only the first thread of each
-        process, and the other threads do not die if that one has exited (__cgroup_kill in
-        kernel/cgroup/cgroup.c, send_sig). So the remaining processes are killed by pid."""
+        process; if that has exited, the other threads do not die (__cgroup_kill and send_sig in
+        kernel/cgroup/cgroup.c). So the remaining processes are killed by pid."""
         import select
 
         deadline = time.monotonic() + cgroup_common.KILL_SECONDS
@@ -377,7 +377,7 @@ class Group2(run_group.RunGroup):
 
 
 _KERNEL = ("slab", "kernel_stack", "pagetables", "percpu", "vmalloc")
-"""Most parts of `kernel` in memory.stat (5.18), for older kernels."""
+"""Most of the parts of `kernel` in memory.stat (5.18), for older kernels."""
 
 
 def _cache(stat: "dict[str, int]") -> int:

@@ -2,11 +2,11 @@
 
 Invariant: the supervisor and the keeper hold a lock on their run's group (flock on its directory),
 so a group of ours without a lock belongs to a dead run and may be removed with its processes. Only
-our user and root can open the directory and lock it. No lock is waited for.
+our user and root can open the directory and lock it. flock(2) never blocks (LOCK_NB).
 
 Proof before a kill
 - The group is ours: it is named `sandrun-<run id>`, lies below the mount of its hierarchy, and our
-  user made it. It is the group of the run in question (`check_ours`), or nobody holds its lock
+  user made it. It is the group of the run in question (`check_ours`), or no process holds its lock
   (`collect`). No other group and no process outside such a group is touched.
 - The process is a member: it is signalled only while a pidfd refers to it and the group, read after
   the pidfd was opened, still lists its pid (`kill_members`). So a reused pid is never signalled.
@@ -35,7 +35,8 @@ MAIN = "main"
 """The group inside a v2 run's group that holds the processes. Nested runs are made beside it."""
 KILL_SECONDS = 10.0
 _MAKE_SECONDS = 1.0
-"""Seconds during which a new group is made again if a `collect` removes it before it is locked."""
+"""Seconds for which a group is made again if another process's `collect` removes it before it is
+locked."""
 
 
 def _lines(path: str) -> "list[str]":
@@ -61,10 +62,10 @@ def _mount(controller: str) -> "tuple[str, str]":
     for fstype, options, root, mount in _mounts:
         if controller in options if controller else fstype == "2":
             return root, mount
-    raise Unusable(f"no {_what(controller)} is mounted")
+    raise Unusable(f"no {_hierarchy(controller)} is mounted")
 
 
-def _what(controller: str) -> str:
+def _hierarchy(controller: str) -> str:
     return f"cgroup v1 {controller} controller" if controller else "cgroup v2 hierarchy"
 
 
@@ -76,14 +77,14 @@ def own_mount(controller: str) -> str:
 def own_group(controller: str) -> str:
     """The directory of our own group in a v1 controller or in the v2 hierarchy ('').
 
-    Raises Unusable. Where only a subtree is mounted (in a container), /proc/self/cgroup still has
-    the whole path; mountinfo has the part that the mount shows (proc(5), cgroups(7)).
+    Raises Unusable. If only a subtree is mounted (in a container), /proc/self/cgroup still has the
+    whole path; mountinfo has the path of the mounted subtree (proc(5), cgroups(7)).
     """
     root, mount = _mount(controller)
-    path = _named(_lines("/proc/self/cgroup"), controller)
+    path = _group_in(_lines("/proc/self/cgroup"), controller)
     if not path:
-        raise Unusable(f"we are in no group of the {_what(controller)}")
-    # Our path has no meaning in a mount from outside our cgroup namespace.
+        raise Unusable(f"sandrun is in no group of the {_hierarchy(controller)}")
+    # Our path means nothing in a mount that was made outside our cgroup namespace.
     if root.startswith("/..") or path.startswith("/.."):
         raise Unusable(
             f"{mount} shows the host's groups, not ours",
@@ -93,8 +94,8 @@ def own_group(controller: str) -> str:
     return os.path.normpath(mount + "/" + inside)
 
 
-def _named(lines: "list[str]", controller: str) -> str:
-    """The group in a controller's hierarchy, from the lines of /proc/PID/cgroup; '' for none."""
+def _group_in(lines: "list[str]", controller: str) -> str:
+    """The group in the hierarchy of a controller, by the lines of /proc/PID/cgroup; '' for none."""
     for line in lines:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if path and controller in controllers.split(","):
@@ -105,24 +106,24 @@ def _named(lines: "list[str]", controller: str) -> str:
 def group_of(pid: int, controller: str) -> str:
     """The group of a process as in /proc/PID/cgroup. Raises OSError if the process is gone."""
     text = processes.read(f"{processes.PROC}/{pid}/cgroup").decode("utf-8", "surrogateescape")
-    return _named(text.split("\n"), controller)
+    return _group_in(text.split("\n"), controller)
 
 
 def in_hierarchy(path: str, controller: str) -> str:
-    """The group with that directory as in /proc/PID/cgroup (see `own_group`)."""
+    """The path in /proc/PID/cgroup of the group with the directory `path`, as in `own_group`."""
     root, mount = _mount(controller)
     return root.rstrip("/") + path.removeprefix(mount.rstrip("/"))
 
 
-def is_run(name: str) -> bool:
-    """Whether we give groups such a name; a user's own `sandrun-builds` does not match."""
+def is_run_name(name: str) -> bool:
+    """Whether it is the name of a run's group; a user's own `sandrun-builds` is not."""
     return name.startswith(PREFIX) and is_run_id(name.removeprefix(PREFIX))
 
 
 def check_ours(path: str, run_id: str, controller: str) -> None:
     """Raise Unusable unless `path` is the group that our user made for that run."""
     mount = own_mount(controller)
-    named = is_run(os.path.basename(path)) and path.endswith(f"/{PREFIX}{run_id}")
+    named = is_run_name(os.path.basename(path)) and path.endswith(f"/{PREFIX}{run_id}")
     if not named or os.path.normpath(path) != path or not path.startswith(mount + "/"):
         raise Unusable(f"{path!r} is not the group of run {run_id} below {mount}")
     try:
@@ -135,24 +136,25 @@ def check_ours(path: str, run_id: str, controller: str) -> None:
         raise Unusable(f"{path} belongs to uid {owner}, not to us")
 
 
-def listed(path: str) -> "list[int]":
-    """The processes in a group and all groups below it, zombies included, as far as visible."""
+def members(path: str) -> "list[int]":
+    """The processes in a group and all groups below it, with zombies; without those outside our
+    pid namespace."""
     found: list[int] = []
     for directory, _, _ in os.walk(path):
         try:
             found.extend(map(int, processes.read(directory + "/cgroup.procs").split()))
         except OSError:
             continue
-    return [pid for pid in found if pid]  # 0: outside our pid namespace
+    return [pid for pid in found if pid]  # 0 stands for one outside our pid namespace
 
 
 def live_pids(path: str) -> "list[int]":
     """The live processes in a group and all groups below it, without zombies."""
-    # A process that was listed and has died since may have forked in between, so read again until
-    # all listed processes were dead before.
+    # A listed process may have forked and died before it was examined. So read again until every
+    # listed process was already dead in the reading before.
     dead: set[int] = set()
     for _ in range(100):
-        found = listed(path)
+        found = members(path)
         live = [pid for pid in found if not processes.has_exited(pid)]
         if live or dead.issuperset(found):
             break
@@ -161,8 +163,8 @@ def live_pids(path: str) -> "list[int]":
 
 
 def is_too_large_to_signal(path: str) -> bool:
-    """Whether there are too many processes, zombies included, to examine each one: a fork bomb
-    leaves us one part in as many of a processor."""
+    """Whether there are too many processes, zombies included, to examine each one: beside a fork
+    bomb of N processes we get 1/N of a processor."""
     count = 0
     for directory, _, _ in os.walk(path):
         try:
@@ -172,8 +174,8 @@ def is_too_large_to_signal(path: str) -> bool:
     return count > TOO_LARGE_TO_SIGNAL
 
 
-def few(path: str) -> "list[int]":
-    """The live processes, to examine each one; none if there are too many."""
+def pids_if_few(path: str) -> "list[int]":
+    """The live processes; none if there are too many to examine each one."""
     return [] if is_too_large_to_signal(path) else live_pids(path)
 
 
@@ -190,11 +192,11 @@ def move_out(path: str, file: str) -> None:
 
 
 def kill_members(path: str) -> None:
-    """SIGKILL the current processes of a group and of all groups below it (proof: see above)."""
-    found = listed(path)
+    """SIGKILL the present members of a group and of all groups below it, with the proof above."""
+    found = members(path)
     for start in range(0, len(found), _BATCH):
         pinned = {pid: processes.open_pidfd(pid) for pid in found[start : start + _BATCH]}
-        still = set(listed(path))
+        still = set(members(path))
         for pid, pidfd in pinned.items():
             if pid in still:
                 processes.kill_process(pid, pidfd)
@@ -242,14 +244,14 @@ def enter(file: str) -> None:
         os.close(fd)
 
 
-def adopt() -> None:
-    """Become a subreaper where PID 1 is not known to reap orphans; called before the command
-    starts. Otherwise the run's orphans would stay as zombies. Containers do not depend on it."""
+def adopt_orphans() -> None:
+    """Become a subreaper unless PID 1 is known to reap orphans; otherwise the run's orphans would
+    stay zombies. Called before the command starts. No container depends on it."""
     if os.getpid() != 1 and not processes.orphans_are_reaped():
         processes.become_subreaper()
 
 
-def make(path: str) -> int:
+def make_locked(path: str) -> int:
     """Make a group and lock it; return the descriptor that holds the lock.
 
     Raises OSError, and TimeoutError if another process keeps it locked.
@@ -259,18 +261,17 @@ def make(path: str) -> int:
     first = True
     while fd < 0:
         try:
-            # Mode 711: other users cannot open the directory for reading, which flock(2) needs, but
-            # they can open its files: a command that changed its user reads its own limits there,
-            # as a JVM does.
+            # Mode 711: other users cannot open the directory for reading, which flock(2) needs. But
+            # they can open its files: a program with another user, such as a JVM, reads its limits.
             os.mkdir(path, 0o711)
         except FileExistsError:
             if first:
                 raise
-        if not first:  # another process's `collect` removes it as a dead run's
+        if not first:  # another process's `collect` is removing it
             time.sleep(0.001)
         fd, first = _lock(path), False
         if fd < 0 and time.monotonic() > deadline:
-            raise TimeoutError(errno.ETIMEDOUT, "somebody else holds its lock", path)
+            raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock", path)
     return fd
 
 
@@ -292,7 +293,7 @@ def _lock(path: str) -> int:
 def collect(parent: str, end: "Callable[[str], None]") -> None:
     """Call `end(path)` for each group of a dead run below `parent`, while holding its lock."""
     try:
-        names = [name for name in os.listdir(parent) if is_run(name)]
+        names = [name for name in os.listdir(parent) if is_run_name(name)]
     except OSError:
         return
     for name in names:

@@ -1,23 +1,23 @@
 """Control files of cgroups: cgroupspy, imported at a third of its cost, and values read from them.
 
-cgroupspy needs only `collections.abc` of `collections`. Every interpreter has loaded that as
-`_collections_abc`, while the package costs 1.7 ms, a sixth of the whole start. So the loaded module
-is registered under that name during the import, and removed afterwards, because it would be a
-submodule of a package that was not imported.
+cgroupspy needs only `collections.abc`. Every interpreter has loaded that as `_collections_abc`,
+while importing the package `collections` costs 1.7 ms, a sixth of the whole start. So the loaded
+module is registered as `collections.abc` during the import. It is removed afterwards, because it
+would be a submodule of a package that was not imported.
 """
 
 import _collections_abc
 import os
 import sys
 
-_lent = "collections.abc" not in sys.modules
-if _lent:
+_registered = "collections.abc" not in sys.modules
+if _registered:
     sys.modules["collections.abc"] = _collections_abc
 
 from cgroupspy import controllers
 from cgroupspy.interfaces import BaseFileInterface, DictFile, IntegerFile
 
-if _lent:
+if _registered:
     del sys.modules["collections.abc"]
 
 assert sys.platform == "linux"
@@ -65,17 +65,17 @@ class Node:
         self.full_path = os.fsencode(path)
 
 
-def refused(path: str, inner: str = "") -> "tuple[int, int]":
-    """How many forks were refused in a group by a limit on processes, and the lowest such limit.
+def refused_forks(path: str, inner: str = "") -> "tuple[int, int]":
+    """How many forks a limit on processes refused in a group, and the lowest such limit.
 
-    Since Linux 6.11, pids.events.local counts the group's own limit only. Before, pids.events
+    Since Linux 6.11, pids.events.local counts only the group's own limit. Before that, pids.events
     counts every limit, in the group of the process that forked: this group or `inner`.
     """
     count = _events(f"{path}/pids.events.local")
     if count is None:
         found = (_events(f"{group}/pids.events") for group in (path, inner) if group)
         count = sum(filter(None, found))
-    return (count, lowest(path, "pids.max")) if count else (0, 0)
+    return (count, lowest_limit(path, "pids.max")) if count else (0, 0)
 
 
 def _events(file: str) -> "int | None":
@@ -85,14 +85,14 @@ def _events(file: str) -> "int | None":
         return None
 
 
-def pages(size: int) -> int:
+def whole_pages(size: int) -> int:
     """A limit in bytes as the kernel stores it: rounded down to whole pages."""
     return size // _PAGE * _PAGE
 
 
-def lowest(group: str, name: str) -> int:
-    """The lowest value of a limit in a group and all visible groups above it; 1 << 62 for none.
-    A cgroup namespace hides the groups above its root."""
+def lowest_limit(group: str, name: str) -> int:
+    """The lowest value of the limit file `name` in a group and all visible groups above it; 1 << 62
+    for none. A cgroup namespace hides the groups above its root."""
     found = 1 << 62
     while True:
         try:

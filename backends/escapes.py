@@ -147,7 +147,7 @@ class Escapes:
             self._first = 0
         self._newest, self._seen_at = newest, now
         pids = set(self._since_first(newest))
-        pids.difference_update(self._others, cgroup_common.listed(self._path), (os.getpid(),))
+        pids.difference_update(self._others, cgroup_common.members(self._path), (os.getpid(),))
         if pids:
             self._adopters = {1, os.getpid(), *processes.ancestors(os.getpid())}
         return sorted(pids, reverse=True)
@@ -227,7 +227,7 @@ class Escapes:
             return ""
         more = set(group.split("/")).difference(self._group.split("/"))
         if any(
-            cgroup_common.is_run(name.partition(".")[0]) or name.startswith(_SHARED)
+            cgroup_common.is_run_name(name.partition(".")[0]) or name.startswith(_SHARED)
             for name in more
         ):
             return ""

@@ -1,4 +1,4 @@
-"""What the containers of cgroup v1 and v2 share: the command, and processes that left the group."""
+"""What the containers of cgroup v1 and v2 share: starting the command, and escaped processes."""
 
 import os
 import sys
@@ -24,11 +24,9 @@ _SLICE = 0.002
 
 
 class RunGroup:
-    """What the containers of v1 and v2 share: the run's processes, including those that left its
-    group (`sandrun.backends.escapes`).
+    """The run's processes, including those that left its group (`sandrun.backends.escapes`).
 
-    A short run that leaves nothing behind pays nothing for the search: no pid was assigned after
-    that of its command.
+    At the end of a short run no search is needed if no process is younger than the command.
     """
 
     helpers: "set[int]"
@@ -38,7 +36,7 @@ class RunGroup:
     _since = 0.0
     _search_at = 0.0
 
-    def home(self) -> "tuple[str, str]":
+    def memory_group(self) -> "tuple[str, str]":
         """The group with the memory limit, and its v1 controller ('' for v2)."""
         raise NotImplementedError
 
@@ -48,7 +46,7 @@ class RunGroup:
         """Start the command in the group, as `spawn` promises; return its pid."""
         raise NotImplementedError
 
-    def end(self) -> None:
+    def kill_members(self) -> None:
         """Kill the processes in the group, as `kill` promises."""
         raise NotImplementedError
 
@@ -66,8 +64,8 @@ class RunGroup:
         return self._escapes.found if self._escapes else {}
 
     def live_pids(self) -> "list[int]":
-        found = cgroup_common.live_pids(self.home()[0])
-        # A container without a mark is that of a dead run, or a v2 group beside a v1 group.
+        found = cgroup_common.live_pids(self.memory_group()[0])
+        # Without a mark it is a dead run's group found by `collect`, or a v1 container's v2 group.
         if self.mark and (not found or time.monotonic() >= self._search_at):
             first = self._command
             if first and not self._escapes and not processes.has_started_since(first, self.helpers):
@@ -83,7 +81,7 @@ class RunGroup:
 
     def kill(self) -> None:
         stay: list[int] = []
-        for end in (self.end, self._escaped().kill) if self.mark else (self.end,):
+        for end in (self.kill_members, self._escaped().kill) if self.mark else (self.kill_members,):
             try:
                 end()
             except TimeoutError as error:
@@ -97,5 +95,5 @@ class RunGroup:
 
             # A keeper that was forked later has a copy of this object and other children.
             command = self._command if os.getpid() == self._supervisor else 0
-            self._escapes = escapes.Escapes(*self.home(), self.mark, command, self._since)
+            self._escapes = escapes.Escapes(*self.memory_group(), self.mark, command, self._since)
         return self._escapes

@@ -251,7 +251,7 @@ def _collect(beside: str) -> None:
     from sandrun.backends import cgroup2
 
     for name in os.listdir(beside):
-        if name.endswith(".scope") and cgroup_common.is_run(name.removesuffix(".scope")):
+        if name.endswith(".scope") and cgroup_common.is_run_name(name.removesuffix(".scope")):
             cgroup_common.collect(f"{beside}/{name}", cgroup2.end_stale)
 
 

@@ -176,8 +176,8 @@ class Place:
     def check_pids(self, manager: "Manager") -> None:
         """Raise Stays for a limit on processes around us that is lower than that of the new place
         and than what every unit has; `manager`: the scope's."""
-        here = cgroup_files.lowest(self.own, "pids.max")
-        if here < cgroup_files.lowest(self.kept, "pids.max"):
+        here = cgroup_files.lowest_limit(self.own, "pids.max")
+        if here < cgroup_files.lowest_limit(self.kept, "pids.max"):
             (default,) = manager.properties([("", "DefaultTasksMax")])
             if here < (default or 0):
                 raise self._leaves(f"pids.max = {here} around {self.own}")

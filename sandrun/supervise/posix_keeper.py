@@ -306,7 +306,7 @@ _INSTANT = 20
 
 def _orphans_are_reaped() -> bool:
     """Whether the init of our pid namespace reaps what it adopts: it is known to, and has no dead
-    child now. Elsewhere the supervisor adopts them itself (`cgroup_common.adopt`)."""
+    child now. Elsewhere the supervisor adopts them itself (`cgroup_common.adopt_orphans`)."""
     return processes.orphans_are_reaped() and not any(
         map(processes.has_exited, processes.children(1))
     )
