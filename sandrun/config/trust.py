@@ -78,7 +78,7 @@ def _digest(file: "SettingsFile") -> str:
 
 
 def is_known(path: str) -> bool:
-    """Whether the user has ever trusted the file at that path."""
+    """Whether the user has trusted the file at that path, with these settings or others."""
     return bool(folders.state_home()) and _read(_entry(path))[1] == path
 
 

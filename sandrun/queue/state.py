@@ -7,7 +7,7 @@ Promises
 - The directory is in a shared /tmp, so nothing about it is trusted: it is opened once, checked
   through the descriptor, and everything below it is reached through that descriptor.
 
-What another user has under such a name is never used (`sandrun.queue.taken_names`).
+What another user made under such a name is never used (`sandrun.queue.taken_names`).
 """
 
 import os
@@ -56,7 +56,7 @@ def _is_free(path: str) -> bool:
 
 
 def _user_suffix() -> str:
-    """The end of a directory's name where other users have directories too."""
+    """The end of our names, which distinguishes them from other users' names."""
     if sys.platform == "win32":
         return ""
     return f"-{folders.own_uids()[1]}"

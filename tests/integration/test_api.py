@@ -18,7 +18,7 @@ from tests.harness import SCALE, Box, wait_for
 
 @pytest.fixture
 def here(box: Box, monkeypatch: pytest.MonkeyPatch) -> Box:
-    """The box as this process's own place."""
+    """The box as the environment of this process."""
     for key, value in box.env.items():
         monkeypatch.setenv(key, value)
     monkeypatch.chdir(box.project)
@@ -48,7 +48,7 @@ def test_the_outcome_of_a_command(here: Box) -> None:
     assert sandrun.run(["true"]).ok
 
 
-def test_a_signal_a_timeout_and_a_limit_are_told_apart(here: Box) -> None:
+def test_a_signal_a_timeout_and_a_limit_are_distinguished(here: Box) -> None:
     killed = sandrun.run(["sh", "-c", "kill -KILL $$"])
     assert (killed.reason, killed.code) == ("signal", 137)
     late = sandrun.run(["sleep", "1000"], timeout="100ms", **quiet())
@@ -60,7 +60,7 @@ def test_a_signal_a_timeout_and_a_limit_are_told_apart(here: Box) -> None:
     assert full.peak > 25 << 20
 
 
-def test_what_cannot_start_is_told_as_by_a_shell(here: Box) -> None:
+def test_a_command_that_cannot_start_has_a_shells_exit_code(here: Box) -> None:
     missing = sandrun.run(["/nonesuch"], **quiet())
     assert (missing.code, missing.reason) == (127, "not-started")
 
@@ -136,7 +136,7 @@ print(run.wait(60).reason)
     assert (done.code, done.stdout) == (0, "signal\n"), done.stderr
 
 
-def test_the_command_does_not_see_who_listens(here: Box) -> None:
+def test_the_command_does_not_see_the_event_descriptor(here: Box) -> None:
     script = "env | grep -c SANDRUN_TELL; ls /proc/self/fd | wc -l"
     plain = here.run("--", "sh", "-c", script).stdout
     assert sandrun.run(["sh", "-c", script], **quiet()).stdout == plain
@@ -166,7 +166,7 @@ def test_settings_are_those_of_the_command_line() -> None:
     ]  # fmt: skip
 
 
-def test_numbers_are_bytes_and_booleans_what_they_say(here: Box) -> None:
+def test_numbers_are_bytes_and_booleans_are_flags(here: Box) -> None:
     off: sandrun.Options = {"detach": False, "no_wait": False, "clean_git_env": False}
     run = sandrun.run(["true"], memory=300 << 20, swap=0, pool=64 << 30, **{**quiet(), **off})
     assert (run.ok, run.limit) == (True, 300 << 20)

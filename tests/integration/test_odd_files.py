@@ -1,5 +1,5 @@
-"""Files of a project, or of the user, that are no ordinary text: what never ends, never opens, is
-huge, hostile or unreadable costs one line, and nothing keeps a signal from ending sandrun.
+"""Files of a project or of the user that are not ordinary text: endless, blocking, huge, hostile or
+unreadable. Each causes one line of warning, and none keeps a signal from ending sandrun.
 """
 
 import os
@@ -67,7 +67,7 @@ def careful(box: Box, *words: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("git", [False, True])
 @pytest.mark.parametrize("name", ["sandrun.toml", "pyproject.toml"])
 @pytest.mark.parametrize("make", ODD)
-def test_an_odd_file_of_a_project_costs_one_line(
+def test_an_odd_file_of_a_project_causes_one_line(
     box: Box, make: "Callable[[Path], None]", name: str, git: bool
 ) -> None:
     if git:
@@ -81,7 +81,7 @@ def test_an_odd_file_of_a_project_costs_one_line(
 
 
 @pytest.mark.parametrize("make", [fifo, endless, huge, directory, loop])
-def test_an_odd_file_of_the_users_costs_one_line(box: Box, make: "Callable[[Path], None]") -> None:
+def test_an_odd_file_of_the_users_causes_one_line(box: Box, make: "Callable[[Path], None]") -> None:
     file = user_file(box)
     make(file)
     done = careful(box, "--", "echo", "ran")
@@ -92,7 +92,7 @@ def test_an_odd_file_of_the_users_costs_one_line(box: Box, make: "Callable[[Path
 
 @pytest.mark.parametrize("make", [fifo, endless, huge, loop])
 @pytest.mark.parametrize("name", [".git", ".git/commondir", ".git/HEAD", ".git/sandrun-guard"])
-def test_an_odd_file_of_git_holds_nobody_up(
+def test_an_odd_file_of_git_delays_no_run(
     box: Box, make: "Callable[[Path], None]", name: str
 ) -> None:
     odd = box.project / name
@@ -138,7 +138,7 @@ def test_links_that_a_user_makes_are_followed(box: Box) -> None:
 
 
 @pytest.mark.parametrize("whose", ["project", "user"])
-def test_what_may_not_be_read_is_said(open_box: Box, whose: str) -> None:
+def test_an_unreadable_file_is_reported(open_box: Box, whose: str) -> None:
     file = user_file(open_box) if whose == "user" else open_box.project / "sandrun.toml"
     file.write_text('memory = "100M"\n')
     file.chmod(0)
@@ -180,7 +180,7 @@ TOML = {
 
 @pytest.mark.parametrize("kind", TOML)
 @pytest.mark.parametrize("name", ["sandrun.toml", "pyproject.toml", "user"])
-def test_odd_toml_costs_one_line(box: Box, kind: str, name: str) -> None:
+def test_odd_toml_causes_one_line(box: Box, kind: str, name: str) -> None:
     text, said = TOML[kind]
     file = user_file(box) if name == "user" else box.project / name
     if name == "pyproject.toml":
@@ -194,7 +194,7 @@ def test_odd_toml_costs_one_line(box: Box, kind: str, name: str) -> None:
     assert len(done.stderr) < 5000 and done.stderr[:-1].isprintable()
 
 
-def test_a_mark_of_utf8_and_line_ends_of_windows_are_no_mistakes(box: Box) -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_valid(box: Box) -> None:
     (box.project / "sandrun.toml").write_bytes(b'\xef\xbb\xbfmemory = "100M"\r\npids = 77\r\n')
     done = box.run("config")
     assert done.stderr == ""
@@ -215,7 +215,7 @@ def points(box: Box, words: "list[str]") -> "list[str]":
 
 
 @pytest.mark.parametrize("backend", ["none", "rlimit"])
-def test_what_ends_a_program_ends_sandrun_before_the_command_exists(
+def test_signals_end_sandrun_before_the_command_exists(
     make_box: "Callable[[str], Box]", backend: str
 ) -> None:
     """At every step from its start: a signal of each kind in turn; nothing is started any more."""

@@ -1,5 +1,5 @@
-"""What a project's file may decide: limits at once, all else after `sandrun trust`, and nothing
-that loosens what the user set. Whose marks count, where a checkout is shared.
+"""A project's file: limits take effect at once, other settings after `sandrun trust`, and none
+loosens what the user set. Whose markers count where a checkout is shared.
 """
 
 import os
@@ -38,7 +38,7 @@ HELD = {
     "no_wait": "1",
     "color": "always",
 }
-"""A value that is no default for each setting that waits for trust."""
+"""For each setting that needs trust a value that is not the default."""
 LIMITS = {
     "memory": ("100M", "200M"),
     "timeout": ("100", "0"),
@@ -58,7 +58,7 @@ LIMITS = {
 
 
 def config(box: Box, *args: str, cwd: "Path | None" = None) -> "dict[str, tuple[str, str]]":
-    """`sandrun config` as key -> (value, where it came from)."""
+    """`sandrun config` as key -> (value, source)."""
     done = box.run(*args, "config", cwd=cwd, env={"SANDRUN_BACKEND": ""})
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if not line.startswith("#")]
@@ -90,7 +90,9 @@ def test_every_setting_has_a_class() -> None:
 
 
 @pytest.mark.parametrize("key", HELD)
-def test_what_is_no_limit_waits_for_trust_and_comes_after_the_users_own(box: Box, key: str) -> None:
+def test_a_setting_that_is_no_limit_needs_trust_and_yields_to_the_users_own(
+    box: Box, key: str
+) -> None:
     default = config(box)[key]
     assert default[1] == "default"
     mine = project_file(box, line(key, HELD[key]))
@@ -114,7 +116,7 @@ def test_what_is_no_limit_waits_for_trust_and_comes_after_the_users_own(box: Box
 
 
 @pytest.mark.parametrize("key", LIMITS)
-def test_a_limit_counts_at_once_but_loosens_none_of_the_users(box: Box, key: str) -> None:
+def test_a_limit_takes_effect_at_once_but_loosens_none_of_the_users(box: Box, key: str) -> None:
     tight, loose = LIMITS[key]
     mine = project_file(box, line(key, loose))
     assert config(box)[key][1] == mine, "the user set none"
@@ -159,11 +161,11 @@ def test_a_projects_memory_is_at_most_the_pool(box: Box) -> None:
         (["--backend", "none", "-t", "1h"], {}, "", 0),
     ],
 )
-def test_no_backend_takes_away_a_limit_that_stands_as_near(
+def test_backend_none_does_not_cancel_a_limit_that_was_set_as_directly(
     box: Box, flags: "list[str]", variables: "dict[str, str]", user: str, code: int
 ) -> None:
-    """`none` is refused like any backend that cannot enforce what was asked for as clearly; the
-    project's file, here, asks for less than any of these."""
+    """`none` is refused like every backend that cannot enforce a limit that was set as directly.
+    The project's file, here, is less direct than all of these."""
     project_file(box, 'memory = "64M"\n')
     if user:
         user_file(box, user)
@@ -172,7 +174,7 @@ def test_no_backend_takes_away_a_limit_that_stands_as_near(
     assert code == 0 or "nothing would enforce" in done.stderr
 
 
-def test_what_is_not_in_force_is_said_once_and_with_v(box: Box) -> None:
+def test_ignored_settings_are_reported_once_and_always_with_v(box: Box) -> None:
     mine = project_file(box, 'leftovers = "leave"\nmemory = "500M"\n')
     box.env["SANDRUN_BACKEND"] = "rlimit"
     text = (f"sandrun: {mine} is not trusted; not in force: leftovers = leave; to allow it: "
@@ -188,7 +190,7 @@ def test_what_is_not_in_force_is_said_once_and_with_v(box: Box) -> None:
 
 
 def test_trust_is_for_a_path_and_is_listed(box: Box) -> None:
-    """The same words in another clone are another's words."""
+    """The same settings in another clone are not trusted."""
     mine = project_file(box, 'backend = "rlimit"\n')
     box.run("trust")
     clone = box.root / "clone"
@@ -209,7 +211,7 @@ def test_trust_is_for_a_path_and_is_listed(box: Box) -> None:
 
 
 @pytest.mark.parametrize("text", [b"x /a\0b\n", b"\xff\0\n", b"", b"x relative\n"])
-def test_a_damaged_entry_is_no_trust(box: Box, text: bytes) -> None:
+def test_a_damaged_entry_gives_no_trust(box: Box, text: bytes) -> None:
     project_file(box, 'backend = "rlimit"\n')
     box.run("trust")
     (entry,) = (box.home / "state/sandrun/trusted").iterdir()
@@ -219,7 +221,7 @@ def test_a_damaged_entry_is_no_trust(box: Box, text: bytes) -> None:
     assert config(box)["backend"] == ("auto", "default")
 
 
-def test_a_wrong_setting_is_said_once(box: Box) -> None:
+def test_a_wrong_setting_is_reported_once(box: Box) -> None:
     project_file(box, "memoryy = 1\n")
     for words in (["trust"], ["trust", "--list"]):
         assert box.run(*words).stderr.count("no such setting") == 1
@@ -228,7 +230,7 @@ def test_a_wrong_setting_is_said_once(box: Box) -> None:
 # Packages of a monorepo
 
 
-def test_the_nearest_settings_hold_and_the_queue_is_the_checkouts(box: Box) -> None:
+def test_the_nearest_settings_win_and_the_queue_is_the_checkouts(box: Box) -> None:
     subprocess.run(["git", "init", "-q"], cwd=box.project, check=True)
     heavy = box.project / "packages/heavy/src"
     heavy.mkdir(parents=True)
@@ -247,7 +249,7 @@ def test_the_nearest_settings_hold_and_the_queue_is_the_checkouts(box: Box) -> N
     assert box.records()[-1]["limit"] == 300 * MIB
 
 
-def test_below_a_home_directory_of_dotfiles_a_marked_project_is_one(box: Box) -> None:
+def test_a_marked_directory_below_a_home_worktree_is_a_project(box: Box) -> None:
     subprocess.run(["git", "init", "-q"], cwd=box.home, check=True)
     project = box.home / "src/project"
     (project / "deep").mkdir(parents=True)
@@ -274,8 +276,8 @@ def settled(box: Box, cwd: Path, key: str, user: "int | None" = USER, **env: str
 
 @pytest.mark.parametrize("mode", [0o755, 0o777, 0o1777])
 @pytest.mark.parametrize("name", [".git", "sandrun.toml", "pyproject.toml"])
-def test_anothers_mark_above_us_chooses_nothing(open_box: Box, name: str, mode: int) -> None:
-    """Whatever the mode of the directory that it was put into."""
+def test_another_users_marker_above_us_chooses_nothing(open_box: Box, name: str, mode: int) -> None:
+    """This holds for every mode of the directory."""
     shared = open_box.root / "shared"
     mine = shared / "mine"
     mine.mkdir(parents=True)
@@ -294,9 +296,9 @@ def test_anothers_mark_above_us_chooses_nothing(open_box: Box, name: str, mode: 
     assert not (shared / ".git/sandrun.lock").exists()
 
 
-def test_settings_of_another_users_file_wait_for_trust_whole(open_box: Box) -> None:
-    """As root in a user's clone (a container that mounts it): his file decides nothing for us, but
-    that of who became root by sudo does."""
+def test_all_settings_of_another_users_file_need_trust(open_box: Box) -> None:
+    """As root in a user's clone (in a container that mounts it): the user's file sets nothing for
+    us, unless that user ran sudo."""
     place = open_box.root / "clone"
     place.mkdir()
     os.chown(place, OTHER, OTHER)
@@ -340,8 +342,8 @@ def checkout(box: Box, owner: int) -> Path:
     return box.project
 
 
-def test_root_in_a_users_checkout_joins_its_queue_and_says_so(open_box: Box) -> None:
-    """Also from a directory that root made there, and without a SUDO_UID, as in a container."""
+def test_root_in_a_users_checkout_joins_its_queue_and_reports_it(open_box: Box) -> None:
+    """Also from a directory that root made there, and without SUDO_UID, as in a container."""
     project = checkout(open_box, USER)
     done = open_box.run("--", "sh", "-c", "echo $SANDRUN_PROJECT", cwd=project / "build")
     assert done.stdout == f"{project}\n"
@@ -360,7 +362,7 @@ def test_root_in_a_users_checkout_joins_its_queue_and_says_so(open_box: Box) -> 
     assert [open_box.finish(run).returncode for run in (first, second)] == [0, 0]
 
 
-def test_who_may_only_read_a_checkout_is_not_held_up_by_its_owner(open_box: Box) -> None:
+def test_the_owner_cannot_delay_a_user_who_may_only_read_the_checkout(open_box: Box) -> None:
     project = checkout(open_box, OTHER)
     lock = project / ".git/sandrun.lock"
     lay(lock, "", OTHER)
@@ -373,8 +375,8 @@ def test_who_may_only_read_a_checkout_is_not_held_up_by_its_owner(open_box: Box)
     assert "you may not write it" in done.stderr
 
 
-def test_a_git_file_that_leads_into_anothers_repository_gives_it_no_lock(open_box: Box) -> None:
-    """git refuses it too (safe.directory): the git dir belongs to somebody else."""
+def test_a_git_file_that_names_another_users_repository_gives_no_lock(open_box: Box) -> None:
+    """git refuses it too (safe.directory): another user owns the git directory."""
     theirs = open_box.root / "theirs"
     theirs.mkdir()
     subprocess.run(["git", "init", "-q"], cwd=theirs, check=True)

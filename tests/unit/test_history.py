@@ -1,4 +1,4 @@
-"""The history's readers: nothing that stands in the file fails a run, or makes it wait."""
+"""Readers of the history: no content of the file fails a run or delays it."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("name", GARBAGE)
-def test_what_is_no_record_is_skipped(file: Path, name: str) -> None:
+def test_invalid_records_are_skipped(file: Path, name: str) -> None:
     good = json.dumps({**GOOD, "reason": "exit"}).encode()
     file.write_bytes(b"\n".join((good, GARBAGE[name], good, GARBAGE[name])))
     assert history.durations("/p", ticket_text) == {"make": 2.5}
@@ -60,16 +60,16 @@ def test_a_run_is_searched_from_the_end_in_a_bounded_part(file: Path) -> None:
     assert not history.recorded("0badcafe"), "the whole file was read"
 
 
-def test_an_id_in_a_command_is_no_record(file: Path) -> None:
+def test_an_id_in_a_command_does_not_count_as_a_record(file: Path) -> None:
     file.write_text(json.dumps({**GOOD, "command": ["kill", "12345678"]}) + "\n")
     assert not history.recorded("12345678")
 
 
 @pytest.mark.parametrize("kind", ["fifo", "directory", "device"])
-def test_what_is_no_file_is_neither_read_nor_written(
+def test_a_history_that_is_no_regular_file_is_neither_read_nor_written(
     box: Box, file: Path, tmp_path: Path, kind: str
 ) -> None:
-    """The record goes to the state directory then."""
+    """The record goes to the state directory instead."""
     if kind == "fifo":
         os.mkfifo(file)
     elif kind == "directory":
@@ -86,7 +86,7 @@ def test_what_is_no_file_is_neither_read_nor_written(
     assert len((state / "history.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_waiter_lives_with_a_damaged_history(box: Box) -> None:
+def test_a_waiter_tolerates_a_damaged_history(box: Box) -> None:
     history_file = box.home / "state/sandrun/history.jsonl"
     history_file.parent.mkdir(parents=True)
     history_file.write_bytes(b"\n".join(GARBAGE.values()))
@@ -109,8 +109,8 @@ def test_a_record_holds_a_bounded_part_of_a_command_line(box: Box) -> None:
 
 
 @pytest.mark.parametrize("gone", ["_json", "_sha1"])
-def test_private_modules_of_python_are_a_shortcut_only(gone: str, tmp_path: Path) -> None:
-    """Without them the same record is written and read, by the public ones."""
+def test_pythons_private_modules_are_optional(gone: str, tmp_path: Path) -> None:
+    """Without them the public modules write and read the same record."""
     script = f"""if True:
         import sys
         sys.modules[{gone!r}] = None

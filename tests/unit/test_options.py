@@ -107,7 +107,7 @@ def ours(argv: "list[str]") -> object:
 
 
 def inner(command: click.Command, name: str, words: "list[str]", parent: click.Context) -> None:
-    """Have click take a subcommand's words, down to the last one. Raises click's exceptions."""
+    """Have click parse a subcommand's words, to the last one. Raises click's exceptions."""
     try:
         context = command.make_context(name, list(words), parent=parent)
     except click.exceptions.Exit:  # --help
@@ -138,7 +138,7 @@ def clicks(argv: "list[str]") -> object:
 
 
 @pytest.mark.parametrize("line", CORPUS)
-def test_both_parsers_take_a_command_line_the_same_way(line: str) -> None:
+def test_both_parsers_agree_on_a_command_line(line: str) -> None:
     assert ours(line.split()) == clicks(line.split())
 
 
@@ -156,7 +156,7 @@ def test_both_parsers_take_a_command_line_the_same_way(line: str) -> None:
         ("make status --queue x", ""),
     ],
 )
-def test_what_is_a_subcommand(line: str, subcommand: str) -> None:
+def test_subcommands_are_recognized(line: str, subcommand: str) -> None:
     assert cli.parse(line.split()).subcommand == subcommand
 
 
@@ -184,7 +184,7 @@ def test_sizes(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "G", "-1", "0", "nan", "inf", "1e30", "64K", "4 GB B", "2e6T"]
 )
-def test_what_is_no_size(text: str) -> None:
+def test_invalid_sizes(text: str) -> None:
     with pytest.raises(ValueError):
         values.parse_size(text)
 
@@ -205,8 +205,8 @@ def test_spans(text: str, seconds: float) -> None:
     assert values.parse_span(text) == seconds
 
 
-def test_every_option_names_what_would_be_right() -> None:
-    """A refused value is answered in our words, never in Python's."""
+def test_every_option_describes_its_valid_values() -> None:
+    """The message for a refused value is ours, never Python's."""
     for option in options.OPTIONS:
         if option.kind in ("text", "name", "count"):
             continue
