@@ -37,7 +37,7 @@ def wait(box: Box, name: str, *options: str) -> "subprocess.Popen[str]":
     return process
 
 
-def test_a_run_whose_limit_does_not_fit_waits_and_says_why(pool: Box) -> None:
+def test_a_run_whose_limit_does_not_fit_waits_and_reports_why(pool: Box) -> None:
     for name in ("one", "two"):
         hold(pool, name, "--memory", "150M")
     third = pool.start("--", *pool.job("three"), cwd=project(pool, "three"))
@@ -50,7 +50,7 @@ def test_a_run_whose_limit_does_not_fit_waits_and_says_why(pool: Box) -> None:
 
 
 def test_first_in_first_out_across_projects(pool: Box) -> None:
-    """A small one does not slip past a large one that came before it."""
+    """A small run does not overtake a large one that arrived before it."""
     hold(pool, "one")
     hold(pool, "two")
     wait(pool, "large", "--memory", "250M")
@@ -63,7 +63,7 @@ def test_first_in_first_out_across_projects(pool: Box) -> None:
     assert begun == ["one", "two", "large", "small"]
 
 
-def test_a_killed_run_gives_its_share_back(pool: Box) -> None:
+def test_a_killed_run_ends_its_reservation(pool: Box) -> None:
     first = pool.start("--memory", "300M", "--", *pool.job("one"), cwd=project(pool, "one"))
     pool.begun("one")
     wait(pool, "two")
@@ -78,7 +78,7 @@ def test_a_limit_above_the_pool_takes_it_whole_and_warns(pool: Box) -> None:
     assert pool.records()[-1]["limit"] == 400 << 20
 
 
-def test_the_default_limit_shrinks_to_a_small_pool(pool: Box) -> None:
+def test_the_default_limit_is_lowered_to_a_small_pool(pool: Box) -> None:
     del pool.env["SANDRUN_MEMORY"]
     done = pool.run("--", "true")
     assert (done.returncode, without_note(done.stderr)) == (0, "")

@@ -23,7 +23,7 @@ def test_concurrent_runs_take_turns_in_order(box: Box) -> None:
     assert box.events() == [(what, name) for name in names for what in ("begin", "end")]
 
 
-def test_waiters_are_told_their_position_and_who_runs(box: Box) -> None:
+def test_waiters_report_their_position_and_the_running_command(box: Box) -> None:
     first = box.hold("one")
     second, third = box.queue_up("two"), box.queue_up("three")
     for run in (second, third):
@@ -38,14 +38,14 @@ def test_waiters_are_told_their_position_and_who_runs(box: Box) -> None:
     assert f"in {box.project}" in said[0]
 
 
-def test_quiet_says_nothing_of_waiting(box: Box) -> None:
+def test_quiet_reports_no_waiting(box: Box) -> None:
     first, second = box.hold("one"), box.queue_up("two", "-q")
     for name in ("one", "two"):
         box.let(name)
     assert [box.finish(run).stderr for run in (first, second)] == ["", ""]
 
 
-def test_the_view_lists_pid_time_and_command_head_first(box: Box) -> None:
+def test_queue_txt_lists_pid_time_and_command_head_first(box: Box) -> None:
     before = int(time.time())
     runs = [box.hold("one"), box.queue_up("two"), box.queue_up("three")]
     lines = [LINE.fullmatch(line) for line in box.view()]
@@ -59,7 +59,7 @@ def test_the_view_lists_pid_time_and_command_head_first(box: Box) -> None:
     ]
 
 
-def test_after_the_last_run_the_view_is_empty_and_no_ticket_is_left(box: Box) -> None:
+def test_after_the_last_run_queue_txt_is_empty_and_no_ticket_is_left(box: Box) -> None:
     assert box.run("--", "true").returncode == 0
     (state,) = box.directories()
     assert sorted(p.name for p in state.iterdir()) == ["executor.lock", "queue.txt"]
@@ -127,7 +127,7 @@ def test_killed_waiters_vanish_from_the_queue(box: Box) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_takes_a_waiter_out_at_once(box: Box, signum: signal.Signals) -> None:
+def test_a_signal_ends_a_waiter_at_once(box: Box, signum: signal.Signals) -> None:
     box.hold("one")
     waiter = box.queue_up("two")
     waiter.send_signal(signum)

@@ -1,4 +1,5 @@
-"""What a waiter says: live on a terminal, lines and a heartbeat elsewhere, a hint, an estimate."""
+"""What a waiter reports: live on a terminal, lines and a heartbeat elsewhere, a hint, an
+estimate."""
 
 import fcntl
 import os
@@ -76,7 +77,7 @@ def test_a_live_line_never_wraps(box: Box, name: str) -> None:
 
 
 def test_80_columns_show_how_long_it_has_been_and_will_be(box: Box) -> None:
-    """First of all: who it is that runs may be cut."""
+    """They come first; the running command may be cut."""
     directory = box.project / ("long-" * 20)
     directory.mkdir()
     script = ["sh", "-c", f": {'x' * 100}; test -e ../gate || exec cat ../gate-fifo"]
@@ -105,7 +106,7 @@ def test_without_a_terminal_a_line_per_change_and_a_heartbeat(box: Box) -> None:
     assert box.heard(quiet).count("\n") == 1
 
 
-def test_after_a_while_behind_the_same_run_it_says_what_can_be_done(box: Box) -> None:
+def test_after_a_while_behind_the_same_run_a_hint_says_what_can_be_done(box: Box) -> None:
     box.hold("one")
     waiter = box.start("--", "true", env={"SANDRUN_HINT_AFTER": "0.2"})
     text = wait_for(lambda: "hint:" in box.heard(waiter) and box.heard(waiter), 20)

@@ -1,4 +1,4 @@
-"""Runs inside runs: at once in the same queue, with proof; circles across queues are named."""
+"""Runs inside runs: at once in the same queue, with proof; deadlocks across queues are named."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ def test_a_cleared_environment_does_not_make_a_run_wait_for_itself(box: Box) -> 
 def test_a_cleared_environment_does_not_make_a_run_wait_for_the_memory_of_its_own_run(
     make_box: "Callable[[str], Box]", backend: str, how: str
 ) -> None:
-    """What contains us has its share of the pool, and we are charged to that."""
+    """The enclosing run has its reservation in the pool, and we are charged to that."""
     box = make_box(backend)
     box.env["SANDRUN_POOL"] = "300M"
     inner = f"{cleared(box, SANDRUN_POOL='300M')} -m 200M --wait-timeout 30"
@@ -89,8 +89,10 @@ def test_a_cleared_environment_three_deep_where_all_slots_are_taken(box: Box) ->
     assert (done.returncode, done.stdout, done.stderr) == (0, "inner\n", "")
 
 
-def test_a_run_in_a_run_without_a_share_waits_for_memory(make_box: "Callable[[str], Box]") -> None:
-    """Nobody answers for its memory: with the pool it is as with any other."""
+def test_a_run_in_a_run_without_a_reservation_waits_for_memory(
+    make_box: "Callable[[str], Box]",
+) -> None:
+    """No reservation covers its memory, so the pool treats it like any other run."""
     box = make_box("rlimit")
     box.env["SANDRUN_POOL"] = "300M"
     holder = box.hold("one", "-m", "300M", "--queue", "other")
@@ -148,7 +150,7 @@ def test_a_sandbox_inside_a_run_does_not_wait_for_it(
 
 
 def test_a_leaked_environment_lets_nothing_bypass_the_queue(box: Box) -> None:
-    """A process outside of the run that has its environment waits like everybody."""
+    """A process outside of the run that has its environment waits like any other."""
     box.start("--", "sh", "-c", f'echo "$SANDRUN_RUNS" >{box.root}/runs; exec cat {box.root}/fifo')
     os.mkfifo(box.root / "fifo")
     leaked = wait_for(
@@ -161,7 +163,7 @@ def test_a_leaked_environment_lets_nothing_bypass_the_queue(box: Box) -> None:
 
 
 def test_the_daemon_of_an_ended_run_waits(make_box: "Callable[[str], Box]") -> None:
-    """What a run left behind, on request, is inside no run any more."""
+    """A process that a run left behind, on request, is not inside a run any more."""
     box = make_box("none")
     gate = box.root / "gate-go"
     os.mkfifo(gate)
@@ -218,10 +220,8 @@ def circle(
     ("count", "environment"),
     [(2, "kept"), (3, "kept"), (2, "cleared"), (3, "cleared"), (2, "cleared, elsewhere")],
 )
-def test_a_circle_of_waits_ends_with_125_and_both_named(
-    box: Box, count: int, environment: str
-) -> None:
-    """Who closes it fails; the others then have their turn. Two may close it at once.
+def test_a_deadlock_ends_with_125_and_names_both(box: Box, count: int, environment: str) -> None:
+    """The run that closes it fails; the others then run. Two may close it at once.
 
     Elsewhere: each queue has a state directory that the environment inside does not name.
     """
@@ -242,7 +242,7 @@ def test_a_circle_of_waits_ends_with_125_and_both_named(
         assert seconds < 10 * SCALE  # the second of the promise is measured below
 
 
-def test_a_circle_is_seen_within_a_second(box: Box) -> None:
+def test_a_deadlock_is_seen_within_a_second(box: Box) -> None:
     """From the start of the wait that closes it to its end, less the start of an interpreter."""
     os.mkfifo(box.root / "gate-a")
     inner = f"{INNER} --queue b -- true"
@@ -270,7 +270,7 @@ def test_a_circle_is_seen_within_a_second(box: Box) -> None:
 
 
 @pytest.mark.parametrize("last", ["a", "b"])
-def test_no_circle_is_seen_where_another_slot_will_be_free(box: Box, last: str) -> None:
+def test_no_deadlock_is_seen_where_another_slot_will_be_free(box: Box, last: str) -> None:
     """A waits inside for B, a run of B waits inside for A, but B's other run just works."""
     runs = []
     for queue, other, slots in (("a", "b", "1"), ("b", "a", "2")):
@@ -291,8 +291,8 @@ def test_no_circle_is_seen_where_another_slot_will_be_free(box: Box, last: str) 
     assert [box.finish(run).returncode for run in (*runs, worker)] == [0, 0, 0]
 
 
-def test_a_killed_waiter_of_a_circle_leaves_no_trace(box: Box) -> None:
-    """Its link is dead with its ticket: the queue works, and no deadlock is seen in it."""
+def test_a_killed_waiter_of_a_deadlock_leaves_no_trace(box: Box) -> None:
+    """Its note ends with its ticket: the queue works, and no deadlock is seen in it."""
     os.mkfifo(box.root / "gate-a")
     script = f"echo begin a $$ >>{box.log}; read _ <{box.root}/gate-a; {INNER} --queue b -- true"
     outer = box.start("--queue", "a", "--", "sh", "-c", script)
@@ -313,7 +313,7 @@ def test_a_killed_waiter_of_a_circle_leaves_no_trace(box: Box) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="makes namespaces: runs as root")
-def test_whose_ancestors_are_hidden_is_not_inside_of_what_is_hidden(box: Box) -> None:
+def test_a_run_with_hidden_ancestors_is_not_inside_a_hidden_run(box: Box) -> None:
     """As `docker exec` has it: the parent of the first process there has the number 0, and so has,
     for us, whoever holds a lock from outside."""
     init = box.start(*("--pid", "--fork", "--mount-proc", "sleep", "1000"), argv=["unshare"])

@@ -94,8 +94,8 @@ def test_a_paused_queue_starts_nothing_until_resumed(box: Box) -> None:
     assert box.run("resume").stdout == "not paused\n"
 
 
-def test_hints_say_of_which_queue_by_name(box: Box) -> None:
-    """A hint is to be copied: without the name it would speak of the project's queue."""
+def test_hints_name_the_queue(box: Box) -> None:
+    """A hint is copied: without the name it would mean the project's queue."""
     named = ("--queue", "a board")
     assert box.run("pause", *named).returncode == 0
     assert "go on with: sandrun resume --queue 'a board'" in box.run("status", *named).stdout
@@ -170,7 +170,7 @@ def test_no_wait_gives_up_at_once(box: Box) -> None:
     assert len(box.view()) == 1
 
 
-def test_who_gave_up_and_comes_back_has_its_old_place(box: Box) -> None:
+def test_a_waiter_that_gave_up_and_comes_back_has_its_old_place(box: Box) -> None:
     first = box.hold("one")
     job = box.job("back")
     assert box.run("--wait-timeout", "0.1", "--", *job).returncode == 75
@@ -201,7 +201,7 @@ def test_a_kept_place_is_for_the_same_run_only(box: Box, difference: str) -> Non
 
 
 def test_a_place_is_kept_for_two_minutes_only(box: Box) -> None:
-    """The expiry stands in the link's name for it: make it pass."""
+    """The note contains the expiry: make it pass."""
     box.hold("one")
     job = box.job("back")
     assert box.run("--wait-timeout", "0.1", "--", *job).returncode == 75

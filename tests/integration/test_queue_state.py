@@ -126,7 +126,7 @@ def test_a_state_root_that_cannot_be_one_is_refused(
     assert list(box.project.iterdir()) == list(paths["open"].iterdir()) == []
 
 
-def test_doctor_tells_of_a_state_root_that_cannot_be_one(box: Box) -> None:
+def test_doctor_reports_a_state_root_that_cannot_be_one(box: Box) -> None:
     done = box.run("doctor", env={"SANDRUN_STATE_DIR": "state"}, seconds=60)
     lines = {line.split()[1]: line for line in done.stdout.splitlines() if "  " in line}
     assert lines["state"].startswith("FAIL") and "is not an absolute path" in lines["state"]
@@ -159,7 +159,9 @@ def test_two_users_do_not_see_or_touch_each_others_queue(open_box: Box) -> None:
     ("name", "said"),
     [("sandrun-pool", "going on without the pool"), ("sandrun-locks", "no second lock file")],
 )
-def test_what_is_only_a_net_cannot_be_used_to_block_us(open_box: Box, name: str, said: str) -> None:
+def test_an_additional_protection_cannot_be_used_to_block_us(
+    open_box: Box, name: str, said: str
+) -> None:
     """Another user has our name for the pool, or for the second lock file: the run goes on and
     reports it."""
     lay_directory(open_box.state / f"{name}-{USER}", open_box.root)
@@ -200,7 +202,7 @@ def test_odd_things_in_place_of_our_files_do_no_harm(box: Box, name: str, kind: 
         assert precious.read_text() == "precious"
 
 
-def test_a_full_disk_is_told_and_nothing_runs_unqueued(box: Box) -> None:
+def test_a_full_disk_is_reported_and_nothing_runs_unqueued(box: Box) -> None:
     """On a tmpfs without a free inode, in a mount namespace of its own."""
     if os.geteuid() != 0:
         pytest.skip("needs root: mounts a small tmpfs")
@@ -219,7 +221,7 @@ def test_a_full_disk_is_told_and_nothing_runs_unqueued(box: Box) -> None:
     assert "hint: " in done.stderr
 
 
-def test_a_file_system_without_fifos_is_told_as_that(box: Box) -> None:
+def test_a_file_system_without_fifos_is_reported(box: Box) -> None:
     """bpf's: it has directories, and nothing else that anybody could make with mknod(2)."""
     if os.geteuid() != 0:
         pytest.skip("needs root: mounts a file system of bpf's")
@@ -234,7 +236,7 @@ def test_a_file_system_without_fifos_is_told_as_that(box: Box) -> None:
     assert "a local file system that has FIFOs and locks" in second
 
 
-def test_a_full_disk_costs_the_view_and_the_record_only(box: Box) -> None:
+def test_a_full_disk_costs_only_queue_txt_and_the_record(box: Box) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root: mounts a small tmpfs")
     full = box.root / "full"
@@ -364,7 +366,7 @@ def test_a_read_only_checkout_goes_on_without_it(box: Box) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fifo", "link", "directory"])
-def test_odd_things_in_place_of_the_second_home(box: Box, kind: str) -> None:
+def test_odd_things_in_place_of_the_second_lock_file(box: Box, kind: str) -> None:
     """It is a net only: the run goes on without, and what a link points to is never made."""
     lock = repository(box)
     match kind:
@@ -403,7 +405,7 @@ def live_processes(box: Box) -> "set[int]":
     return found
 
 
-def test_a_waiter_for_the_second_home_leaves_at_once_and_leaves_nothing(box: Box) -> None:
+def test_a_waiter_for_the_second_lock_file_leaves_at_once_and_leaves_nothing(box: Box) -> None:
     repository(box)
     box.hold("one")
     elsewhere = box.root / "elsewhere"
@@ -417,7 +419,7 @@ def test_a_waiter_for_the_second_home_leaves_at_once_and_leaves_nothing(box: Box
     assert len(live_processes(box)) == 2, "the first run, its shell and nothing else"
 
 
-def test_a_killed_waiter_for_the_second_home_leaves_nothing(box: Box) -> None:
+def test_a_killed_waiter_for_the_second_lock_file_leaves_nothing(box: Box) -> None:
     """Its helper sleeps in flock(2) for it, and dies with it."""
     repository(box)
     box.hold("one")

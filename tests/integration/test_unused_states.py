@@ -1,4 +1,4 @@
-"""The state directories of projects that nobody uses any more go, and nothing else does.
+"""Unused state directories are removed, and nothing else is.
 
 Removals at once with runs: a removing process is stopped or killed before each of its system calls,
 or races with real runs, with and without the second file of the run lock.
@@ -51,7 +51,7 @@ def second(box: Box, state: Path) -> Path:
 
 
 def test_it_goes_after_the_first_run_of_a_project(box: Box) -> None:
-    """With its second lock file; a later run of a known project looks for nothing."""
+    """With its second lock file; a later run of a known project searches for nothing."""
     assert box.run("--", "true").returncode == 0
     state = used(box)
     assert second(box, state).exists()
@@ -182,7 +182,7 @@ def test_another_users_is_left_to_him(open_box: Box) -> None:
     assert other.exists()
 
 
-def test_second_homes_whose_directory_is_gone_go_too(box: Box) -> None:
+def test_second_lock_files_without_a_directory_are_removed_too(box: Box) -> None:
     state = used(box)
     shutil.rmtree(state)
     extra = second(box, state).with_name(f"{state.name}.2.lock")
@@ -192,7 +192,7 @@ def test_second_homes_whose_directory_is_gone_go_too(box: Box) -> None:
     assert not state.exists() and not second(box, state).exists() and not extra.exists()
 
 
-def test_all_slots_are_looked_at(box: Box) -> None:
+def test_all_slots_are_checked(box: Box) -> None:
     """A run in the second slot keeps the directory; an unused one goes with all its slots."""
     where = box.root / "old"
     state = used(box)
@@ -216,7 +216,7 @@ def test_all_slots_are_looked_at(box: Box) -> None:
     assert not list(second(box, state).parent.glob(f"{state.name}*"))
 
 
-def test_one_run_looks_at_a_few_only_and_no_name_is_hidden(box: Box) -> None:
+def test_one_run_checks_only_a_few_and_hides_no_name(box: Box) -> None:
     state = used(box)
     for number in range(40):
         copy = state.with_name(f"seq-exec-{number:08x}-{os.geteuid()}")
@@ -282,7 +282,7 @@ def seen(box: Box, name: str) -> None:
 
 @HOMES
 def test_a_removal_that_is_stopped_anywhere(box: Box, alone: bool) -> None:
-    """Two runs come meanwhile and afterwards: one at a time, and nobody is told of a fault."""
+    """Two runs come meanwhile and afterwards: one at a time, and no error is reported."""
     if alone:
         without_second_home(box)
     assert box.run("--", "true").returncode == 0
@@ -338,7 +338,7 @@ def late_locker(
 
 
 @HOMES
-def test_who_locks_a_removed_file_starts_over(box: Box, alone: bool) -> None:
+def test_a_run_that_locks_a_removed_file_starts_over(box: Box, alone: bool) -> None:
     if alone:
         without_second_home(box)
     late_locker(box, launcher(), launcher())
@@ -354,8 +354,8 @@ def test_who_locks_a_removed_file_starts_over(box: Box, alone: bool) -> None:
         ("resume", "posix_queue.py:unlink:unlink", "not paused\n"),
     ],
 )
-def test_a_removal_while_somebody_looks(box: Box, words: str, point: str, said: str) -> None:
-    """What was asked is done or answered, and nobody is told of a fault."""
+def test_a_removal_during_another_subcommand(box: Box, words: str, point: str, said: str) -> None:
+    """The subcommand does its work, and no error is reported."""
     assert box.run("--", "true").returncode == 0
     path = f"{INJECT}:{box.env.get('PYTHONPATH', '')}"
     looking = box.start(words, env={"PYTHONPATH": path, "SANDRUN_TEST_STOP": point})

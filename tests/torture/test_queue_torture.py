@@ -85,7 +85,7 @@ class Torture:
         return [Ticket(n) for n in sorted(names) if n[0] in "rw" and n[1:21].isdigit()]
 
     def strike(self) -> None:
-        """Do something to somebody: a run, a waiter, one that is just starting, a command."""
+        """Do something to a process: a run, a waiter, one that is just starting, a command."""
         living = [m for m in self.members if m.process.poll() is None]
         if not living:
             return
@@ -156,7 +156,7 @@ class Torture:
         wait_for(lambda: not self.box.leftovers(), 20, "nothing is left")
 
     def check_order(self, begun: "list[str]") -> None:
-        """Who certainly had its place before another was started went before it."""
+        """A run that certainly had its ticket before another was started ran before it."""
         position = {name: place for place, name in enumerate(begun)}
         unhurt = [m for m in self.members if not m.hit and m.name in position]
         for later in unhurt:

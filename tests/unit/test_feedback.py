@@ -1,4 +1,4 @@
-"""When a waiter wakes to speak: often enough, and never in a hurry."""
+"""When a waiter wakes up to report: often enough, and never in a busy loop."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ class Clock:
 
 
 @pytest.mark.parametrize("state", ["behind", "behind a waiter", "paused", "elsewhere", "orphans"])
-def test_after_speaking_there_is_always_a_pause(
+def test_after_a_message_there_is_always_a_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], state: str
 ) -> None:
     """Over an hour in one state: a line each HEARTBEAT and the hint, and no spinning between."""

@@ -1,4 +1,4 @@
-"""Who holds a lock, as the kernel's list tells."""
+"""Which process holds a lock, as the kernel lists it."""
 
 import fcntl
 import os
@@ -9,7 +9,7 @@ import pytest
 from sandrun.platform import linux_locks, processes
 
 
-def test_the_holder_is_told_by_the_kernel(tmp_path: Path) -> None:
+def test_the_kernel_reports_the_holder(tmp_path: Path) -> None:
     with open(tmp_path / "file", "w") as file:
         assert linux_locks.lock_holder(os.fstat(file.fileno())) == 0
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -17,7 +17,7 @@ def test_the_holder_is_told_by_the_kernel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "told", "holder"),
+    ("device", "claimed", "holder"),
     [
         ("same", 0, 77),
         ("same", 88, 77),  # the name's pid is another namespace's
@@ -27,7 +27,7 @@ def test_the_holder_is_told_by_the_kernel(tmp_path: Path) -> None:
     ],
 )
 def test_an_inode_number_alone_is_no_proof(
-    monkeypatch: pytest.MonkeyPatch, device: str, told: int, holder: int
+    monkeypatch: pytest.MonkeyPatch, device: str, claimed: int, holder: int
 ) -> None:
     info = os.stat(os.curdir)
     major = os.major(info.st_dev) + (device == "other")
@@ -39,14 +39,14 @@ def test_an_inode_number_alone_is_no_proof(
         f"3: FLOCK  ADVISORY  WRITE 55 {where}0 0 EOF\n"
     )
     monkeypatch.setattr(processes, "read", lambda path: lines.encode())
-    assert linux_locks.lock_holder(info, told) == holder
+    assert linux_locks.lock_holder(info, claimed) == holder
 
 
 @pytest.mark.parametrize(("macos", "holder"), [(True, 77), (False, 0)])
 def test_without_the_list_the_name_is_believed_on_macos(
     monkeypatch: pytest.MonkeyPatch, macos: bool, holder: int
 ) -> None:
-    """On Linux there may be another pid namespace, in which that number is somebody else."""
+    """On Linux that number may be another process, in another pid namespace."""
 
     def missing(path: str) -> bytes:
         raise FileNotFoundError(path)

@@ -1,7 +1,7 @@
-"""The queue's ordering as a model: hypothesis drives real tickets, one model says who may run.
+"""The order of a queue against a model: hypothesis drives real tickets, the model says who may run.
 
-What matters most is that no wake-up is ever missed: at every instant, a waiter whose turn it is
-has something that wakes it (a hang-up of a ticket it watches, or a ring), whatever happened.
+The most important property is that no wakeup is missed: at every instant, the head of the queue has
+a pending wakeup (a hang-up of a ticket that it watches, or a notification).
 """
 
 import os
@@ -30,7 +30,7 @@ head_starts = st.sampled_from([3600, 0, -3600]) | st.integers(-5000, 5000)
 
 
 class Waiter:
-    """A process as far as the queue can tell: its ticket, and what it sleeps on."""
+    """A process as the queue knows it: its ticket, and the tickets that it blocks on."""
 
     def __init__(self, ticket: Ticket) -> None:
         self.ticket = ticket
@@ -44,7 +44,7 @@ class Waiter:
             other.close()
         self.watched = []
 
-    def is_rung(self) -> bool:
+    def is_notified(self) -> bool:
         try:
             return bool(os.read(self.ticket.fd, 4096))
         except BlockingIOError:
@@ -63,7 +63,7 @@ class Waiter:
 
 
 class Ordering(RuleBasedStateMachine):
-    """Arrivals, ends, kills, moves and looks in any order, against what the model expects."""
+    """Arrivals, ends, kills, moves and rechecks in any order, against what the model expects."""
 
     waiters = Bundle("waiters")
 
@@ -82,13 +82,13 @@ class Ordering(RuleBasedStateMachine):
         key = new_key(head_start)
         waiter = Waiter(self.queue.enqueue(run_id, ["job"], head_start, key))
         self.alive.append(waiter)
-        self.look(waiter, new=True)
+        self.recheck(waiter, new=True)
         return waiter
 
-    def look(self, waiter: Waiter, new: bool = False) -> None:
-        """What a waiter does when it is woken; as `Waiter.wait_turn`."""
-        rung = waiter.is_rung()
-        only_hung_up = waiter.is_hung_up() and not rung
+    def recheck(self, waiter: Waiter, new: bool = False) -> None:
+        """What a waiter does when it wakes up; as `Waiter.wait_turn`."""
+        notified = waiter.is_notified()
+        only_hung_up = waiter.is_hung_up() and not notified
         if not (self.slots == 1 and only_hung_up and waiter.watched[0].has_run()):
             waiter.forget()
             nearest = self.queue.ahead(waiter.ticket, self.slots, new)
@@ -97,7 +97,7 @@ class Ordering(RuleBasedStateMachine):
                 return
             for other in nearest:
                 other.close()
-        # As good as a look: it is the model's head too.
+        # As good as reading the queue: the model has the same head.
         assert self.expected().index(waiter) < self.slots
         # The run lock excludes whatever the order says; the model has slots instead.
         assert sum(other.running for other in self.alive) < self.slots
@@ -109,12 +109,12 @@ class Ordering(RuleBasedStateMachine):
     @rule(data=st.data())
     def wake_one(self, data: st.DataObject) -> None:
         woken = [w for w in self.alive if not w.running and w.is_woken()]
-        self.look(data.draw(st.sampled_from(woken)))
+        self.recheck(data.draw(st.sampled_from(woken)))
 
     @rule(waiter=waiters)
-    def look_around_unasked(self, waiter: Waiter) -> None:
+    def recheck_without_a_wakeup(self, waiter: Waiter) -> None:
         if waiter in self.alive and not waiter.running:
-            self.look(waiter)
+            self.recheck(waiter)
 
     @rule(waiter=consumes(waiters))
     def end(self, waiter: Waiter) -> None:
@@ -157,7 +157,7 @@ class Ordering(RuleBasedStateMachine):
         assert found == [waiter.ticket.id for waiter in self.expected()]
 
     @invariant()
-    def whose_turn_it_is_has_something_that_wakes_it(self) -> None:
+    def the_head_has_a_pending_wakeup(self) -> None:
         if not hasattr(self, "queue"):
             return
         for position, waiter in enumerate(self.expected()):
@@ -167,9 +167,9 @@ class Ordering(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "queue"):
             return
-        # Everybody who is woken looks: then as many run as may.
+        # After all waiters with a wakeup have rechecked, as many run as may.
         while woken := [w for w in self.alive if not w.running and w.is_woken()]:
-            self.look(woken[0])
+            self.recheck(woken[0])
         assert sum(w.running for w in self.alive) == min(self.slots, len(self.alive))
         for waiter in self.alive:
             waiter.forget()

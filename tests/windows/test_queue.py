@@ -1,4 +1,4 @@
-"""The queue on Windows: order, exclusion, and whatever kills somebody in it."""
+"""The queue on Windows: order, exclusion, and processes in it that are killed."""
 
 import hashlib
 import os
@@ -83,7 +83,7 @@ def test_the_run_lock_excludes_when_the_tickets_are_gone(box: Box) -> None:
     assert box.finish(holder).returncode == 0
 
 
-def test_a_killed_waiter_is_passed_by(box: Box) -> None:
+def test_a_killed_waiter_is_skipped(box: Box) -> None:
     holder = box.hold("holder")
     middle = box.queue_up("middle")
     last = box.queue_up("last")
@@ -97,7 +97,7 @@ def test_a_killed_waiter_is_passed_by(box: Box) -> None:
     assert box.tickets() == []
 
 
-def test_an_end_wakes_the_waiter_and_not_its_own_look_around(box: Box) -> None:
+def test_an_exit_wakes_the_waiter_and_not_its_own_recheck(box: Box) -> None:
     from sandrun.platform import windows_console
     from sandrun.queue import Queue, waiter
 
@@ -204,7 +204,7 @@ def test_an_orphan_in_the_job_is_inside(box: Box) -> None:
     assert out.read_text() == "inside\n"
 
 
-def test_status_tells_who_and_where(box: Box) -> None:
+def test_status_reports_who_and_where(box: Box) -> None:
     holder = box.hold("holder")
     waiter = box.queue_up("waiter")
     first, second = box.status()
