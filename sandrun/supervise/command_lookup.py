@@ -49,7 +49,7 @@ def refusal(name: str, project: str, since: float) -> int:
 
 
 def _hope(name: str) -> int:
-    messages.status(f"{name}: cannot be executed yet; waiting, as what runs now may make it")
+    messages.status(f"{name}: cannot be executed yet; waiting, because the run ahead may create it")
     return 0
 
 

@@ -139,7 +139,7 @@ def _keep_house(run: "Supervisor") -> bool:
             break
         if time.monotonic() >= say_at and (found := processes.describe(pids[0])):
             messages.status(
-                f"waiting for {found.command} (pid {found.pid}), which git left at work"
+                f"waiting for {found.command} (pid {found.pid}), git's background maintenance"
             )
             say_at = float("inf")
         if not _lasts(run, 0.1):

@@ -1,6 +1,6 @@
-"""What sandrun says about a run that did not simply end: limits, leftovers, failures to start.
+"""The messages about a run that did not simply exit: limits, leftovers, failures to start.
 
-Imported only when there is something to say.
+Imported only when there is something to report.
 """
 
 import errno
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from sandrun.config.settings import Settings
 
 
-_SETTLES = 0.1
-"""Seconds after which what was a burst is over."""
+_BURST_SECONDS = 0.1
+"""Seconds after which a burst of allocations is over."""
 
 
 class MemoryWarning:
-    """Says, once a run, that more than half of the memory limit is in use and that it grows still:
-    a burst that stays there is no news, and what is soon at the limit says so itself. With -v at
-    once."""
+    """Reports once that more than half of the memory limit is in use, if the usage still grows: a
+    burst that ends there needs no warning, and a run that soon reaches the limit is reported then.
+    With -v at once."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -44,8 +44,8 @@ class MemoryWarning:
         self.settled = 0
 
     def report(self, current: int, container: "Container") -> bool:
-        """Note that so much is in use; whether it was said."""
-        if not self.settled and time.monotonic() >= self.since + _SETTLES:
+        """Take note of the `current` usage; whether it was reported."""
+        if not self.settled and time.monotonic() >= self.since + _BURST_SECONDS:
             self.settled = current
         grows = self.settled and current > self.settled + self.limit // 50
         if not grows and messages.level < 1:
@@ -61,7 +61,7 @@ class MemoryWarning:
 
 
 def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
-    """Say why the run ended, unless it ended by itself, and what it left behind."""
+    """Report why the run ended, unless the command simply exited, and what it left behind."""
     if outcome.reason in ("memory", "outer-memory"):
         _memory(outcome, settings, backend)
     elif outcome.reason in ("timeout", "cpu-time", "idle"):
@@ -69,15 +69,15 @@ def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
     elif outcome.reason == "parent":
         messages.error(
             "ended the run: the process that had started sandrun died",
-            "to go on all the same: --detach, nohup or setsid",
+            "to keep it running then: --detach, nohup or setsid",
         )
     elif (
         outcome.reason == "signal" and not outcome.forwarded and outcome.signal not in QUIET_SIGNALS
     ):
         messages.status(_signal(outcome))
     if outcome.escaped:
-        say = messages.error if outcome.reason == "escaped" else messages.warn
-        say(*_escaped(outcome, settings))
+        write = messages.error if outcome.reason == "escaped" else messages.warn
+        write(*_escaped(outcome, settings))
     if outcome.usage.failed_starts[0]:
         messages.warn(*_processes(*outcome.usage.failed_starts, settings))
     if outcome.code and outcome.reason in ("exit", "signal"):
@@ -113,7 +113,8 @@ def _did(settings: "Settings") -> str:
 
 
 def _escaped(outcome: Outcome, settings: "Settings") -> "tuple[str, str]":
-    """Which processes left the container, for where, who started them, and what became of them."""
+    """Which processes left the container, for which group, what had started them, and whether they
+    were ended; and a hint."""
     first = [escape for escape in outcome.escaped.values() if escape.is_first]
     texts = []
     for escape in first[:3]:
@@ -121,13 +122,13 @@ def _escaped(outcome: Outcome, settings: "Settings") -> "tuple[str, str]":
         started = f", started by {by.command[:_SHORT]} (pid {by.pid})" if by else ""
         texts.append(f"{of.command[:_SHORT]} (pid {of.pid}{started}), in {escape.group}")
     more = len(outcome.escaped) - len(texts)
-    text = f"left the run's container, so no limit of it held for: {'; '.join(texts)}"
+    text = f"left the run's container, so its limits did not apply to: {'; '.join(texts)}"
     text += f"; and {more} more" if more else ""
     if any(escape.outlived_command for escape in outcome.escaped.values()):
         text += f"; {_did(settings)} at the end"
     if outcome.reason == "escaped":
-        text = f"--require kernel: ended the run, from which a process {text}"
-    # podman has the processes in a group inside its scope.
+        text = f"--require kernel: ended the run, because a process {text}"
+    # podman puts the processes into a group inside its scope.
     names = [e.group.removesuffix("/container").rpartition("/")[2] for e in first]
     hints = (hint for start, hint in _KEEPS_INSIDE if any(n.startswith(start) for n in names))
     return text, next(hints, "start it in the run's own group, or with limits of its own")
@@ -138,18 +139,21 @@ _KEEPS_INSIDE = (
     ("session-", "runuser -u USER or sudo -u USER stays inside; a login (su, sudo -i) does not"),
     ("tmux-spawn-", "start tmux outside of the run, or use screen: tmux makes each pane a scope"),
     ("libpod-", "podman 4.4 and newer stays inside with --cgroups=split"),
-    ("snap.", "snap makes each a scope; limit that by systemctl set-property"),
-    ("run-", "without systemd-run --scope it stays inside; or have that limit it: -p MemoryMax="),
+    ("snap.", "snap puts each into a scope; limit that by systemctl set-property"),
+    ("run-", "without systemd-run --scope it stays inside; or limit the scope: -p MemoryMax="),
 )
-"""What has it stay in the run, by how the names of such groups start."""
+"""How to keep such processes in the run, by the start of their group's name."""
 
 
 def _outside(found: "list[Process]") -> "tuple[str, str]":
     from sandrun.supervise import daemons
 
     who = ", ".join(f"{p.daemon} (pid {p.pid})" for p in found[:3])
-    text = f"{who} worked during the run and was started outside of it: no limit or end reaches it"
-    return text, f"{daemons.ways_out(found)}; to have it so: --daemons leave"
+    text = (
+        f"{who} worked during the run but was started outside of it: the run's limits and end do "
+        "not apply to it"
+    )
+    return text, f"{daemons.ways_out(found)}; to accept that: --daemons leave"
 
 
 def _shared(texts: "list[str]", commands: "list[str]") -> "tuple[str, str]":
@@ -159,7 +163,7 @@ def _shared(texts: "list[str]", commands: "list[str]") -> "tuple[str, str]":
 
 
 def _signal(outcome: Outcome) -> str:
-    """As a shell says it, which knows our exit code only."""
+    """The message that a shell would print; it sees only our exit code."""
     try:
         name = signal.Signals(outcome.signal).name
     except ValueError:
@@ -167,7 +171,7 @@ def _signal(outcome: Outcome) -> str:
     words = [signal.strsignal(outcome.signal) or "", "core dumped" if outcome.dumped else ""]
     text = f"the command was ended by {name} ({', '.join(filter(None, words)).lower()})"
     if name == "SIGKILL":
-        text += "; by no limit of its own: somebody's kill -9, or the host was out of memory"
+        text += "; no limit of the run did that: it was a kill -9, or the host ran out of memory"
     return text
 
 
@@ -175,9 +179,9 @@ def _processes(refused: int, limit: int, settings: "Settings") -> "tuple[str, st
     times = f"refused {refused} time" + ("" if refused == 1 else "s")
     if limit < settings.pids or settings.pids <= 0:
         return (
-            f"a limit around the run, of {limit} processes and threads, was reached: {times} to "
-            "start another",
-            "look at the container's pids limit, the unit's TasksMax, or the slice's",
+            f"an enclosing limit of {limit} processes and threads was reached: {times} to start "
+            "another",
+            "check the container's pids limit and the TasksMax of the unit and the slice",
         )
     return (
         f"limit of {limit} processes and threads reached: {times} to start another",
@@ -188,14 +192,14 @@ def _processes(refused: int, limit: int, settings: "Settings") -> "tuple[str, st
 def _backstop(kind: str, had: int, most: int) -> "tuple[str, str]":
     if kind == "data":
         return (
-            f"perhaps it failed for want of memory: a process had {size_text(had)} of data, and "
-            f"your own limit lets each have {size_text(most)} (RLIMIT_DATA)",
+            f"it may have failed for lack of memory: a process had {size_text(had)} of data, and "
+            f"your own limit allows each {size_text(most)} (RLIMIT_DATA)",
             "allow more: ulimit -d unlimited",
         )
     return (
-        f"perhaps it failed for want of processes: it had {had} processes and threads, and the "
-        f"fallback lets it have some {most} (RLIMIT_NPROC)",
-        "no such limit where a kernel enforces: sandrun doctor",
+        f"it may have failed for lack of processes: it had {had} processes and threads, and the "
+        f"fallback allows about {most} (RLIMIT_NPROC)",
+        "there is no such limit where a kernel enforces the limits: sandrun doctor",
     )
 
 
@@ -207,7 +211,7 @@ def _time(reason: str, settings: "Settings") -> "tuple[str, str]":
         )
     if reason == "cpu-time":
         return (
-            f"cpu-time: ended the run after {span_text(settings.cpu_time)} on the processors",
+            f"cpu-time: ended the run after {span_text(settings.cpu_time)} of CPU time",
             "more: --cpu-time TIME; none: --cpu-time 0",
         )
     return (
@@ -218,17 +222,17 @@ def _time(reason: str, settings: "Settings") -> "tuple[str, str]":
 
 
 def unkillable(pid: int) -> str:
-    """A process that survived SIGKILL, and why it could."""
+    """A process that survived SIGKILL, and why."""
     if sys.platform == "win32":
         named = processes.describe(pid)
-        return f"{named.command if named else 'it'} (pid {pid}): it was terminated, and lives"
+        return f"{named.command if named else 'it'} (pid {pid}): it was terminated and still runs"
     try:
         stat = processes.Stat(pid)
         owner = processes.owner(pid)
     except OSError:
         if processes.has_exited(pid):
             return f"pid {pid} in time; it is gone now"
-        return f"pid {pid}: /proc does not show it, as it may hide another user's processes"
+        return f"pid {pid}: /proc does not show it, perhaps because it hides other users' processes"
     if os.geteuid() not in (0, owner):
         why = f"it belongs to uid {owner}, and we may not signal it"
     elif stat.state == "D":
@@ -240,7 +244,7 @@ def unkillable(pid: int) -> str:
 
 
 def way_to_end(pid: int) -> str:
-    """What ends such a process, as the end of a sentence; '' where nothing does but waiting."""
+    """What ends such a process, as the end of a sentence; '' if only waiting helps."""
     if sys.platform == "win32":
         return ""
     try:
@@ -269,8 +273,8 @@ def _memory(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
             f'or memory = "{twice}M" in sandrun.toml'
         )
     else:
-        text = f"a memory limit around the run struck, not its own of {own}: ended it ({facts})"
-        hint = "look at the container's memory limit, the slice's MemoryMax, or the host's memory"
+        text = f"killed by an enclosing memory limit (the run's own limit is {own}; {facts})"
+        hint = "check the container's memory limit, the slice's MemoryMax, and the host's memory"
     lines = [f"  {size_text(p.memory):>9}  pid {p.pid}  {p.command}" for p in outcome.top_consumers]
     messages.error(text, hint, lines)
 

@@ -121,7 +121,7 @@ def test_the_folder_of_a_user_called_ray_is_no_ray(tmp_path: Path) -> None:
 
 # daemons outside
 
-OUTSIDE = "worked during the run and was started outside of it: no limit or end reaches it"
+OUTSIDE = "worked during the run but was started outside of it"
 WORKER = """
 import sys, time
 for line in sys.stdin:
@@ -174,7 +174,7 @@ def test_a_daemon_outside_that_works_for_the_project_is_named(
     worker = Worker(box, DMYPY)
     done = box.run("--", *worker.asked())
     assert f"sandrun: dmypy (pid {worker.process.pid}) {OUTSIDE}\n" in done.stderr
-    assert "hint: dmypy: dmypy stop, or mypy; to have it so: --daemons leave\n" in done.stderr
+    assert "hint: dmypy: dmypy stop, or mypy; to accept that: --daemons leave\n" in done.stderr
     worker.done.unlink()
     assert not said_outside(box, worker, "--daemons", "leave")
     assert OUTSIDE not in box.run("--", "sleep", "0.2").stderr  # it did not work

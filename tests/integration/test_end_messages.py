@@ -33,7 +33,7 @@ DEADLY = ["KILL", "SEGV", "ABRT", "BUS", "FPE", "ILL", "TERM", "HUP", "QUIT", "A
 def test_a_signal_that_ended_the_command_is_named(box: Box, name: str) -> None:
     (line,) = said(box, "--", *SH, f"ulimit -c 0; kill -{name} $$")
     assert line.startswith(f"sandrun: the command was ended by SIG{name} (")
-    assert ("no limit of its own" in line) == (name == "KILL")
+    assert ("no limit of the run" in line) == (name == "KILL")
     assert "core dumped" not in line
     assert not said(box, "-q", "--", *SH, f"kill -{name} $$")
 
@@ -128,8 +128,8 @@ def test_a_failure_near_the_users_limit_on_data_is_explained(
     limit = ["prlimit", f"--data={2 << 30}:", *launcher()]
     done = place.run("-m", "64M", "--", sys.executable, "-c", script, argv=limit)
     assert done.returncode == 3
-    assert "perhaps it failed for want of memory: a process had " in done.stderr
-    assert "your own limit lets each have 2.0 GiB (RLIMIT_DATA)" in done.stderr
+    assert "it may have failed for lack of memory: a process had " in done.stderr
+    assert "your own limit allows each 2.0 GiB (RLIMIT_DATA)" in done.stderr
     assert "hint: allow more: ulimit -d unlimited" in done.stderr
     script = script.replace("exit(3)", "exit(0)")
     fine = place.run("-m", "64M", "--", sys.executable, "-c", script, argv=limit)

@@ -79,7 +79,7 @@ def test_what_a_run_ahead_may_make_is_waited_for(busy: Box, name: str) -> None:
     env = {"PATH": f"{busy.project}/build:{busy.env['PATH']}"}
     waiter = busy.start("--", name.format(project=busy.project), env=env)
     wait_for(lambda: "waiting, position 2 of 2" in busy.heard(waiter), 20)
-    assert "what runs now may make it" in busy.heard(waiter)
+    assert "because the run ahead may create it" in busy.heard(waiter)
     tool(busy.project / "build/tool")
     tool(busy.root / "elsewhere/tool")
     tool(busy.project / "a tool/x")

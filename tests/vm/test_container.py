@@ -158,9 +158,9 @@ def test_the_containers_own_limit_is_told_from_the_runs() -> None:
     for _ in range(5):
         done = entry(("-m", "100m", *WRITABLE), "python3", "-c", HOG, pool="off", memory="1G")
         assert done.returncode == 137
-        if "struck" in done.stderr:
+        if "enclosing" in done.stderr:
             break
-    assert "a memory limit around the run struck, not its own" in done.stderr
+    assert "killed by an enclosing memory limit (the run's own limit is" in done.stderr
     assert re.search(r"MiB +pid \d+ +python3 -c", done.stderr)
 
 

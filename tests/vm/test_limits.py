@@ -280,8 +280,8 @@ def test_on_v1_a_limit_around_the_run_is_told_from_its_own(
             beside.communicate("go\n", timeout=300)
         record = json.loads((tmp_path / "sandrun/history.jsonl").read_text())
         assert (run.returncode, record["reason"]) == (137, reason), said
-        struck = "a memory limit around the run struck, not its own of" in said
-        assert struck == (reason == "outer-memory"), said
+        enclosing = "killed by an enclosing memory limit (the run's own limit is" in said
+        assert enclosing == (reason == "outer-memory"), said
     finally:
         cgroup_common.remove(str(around))
 
