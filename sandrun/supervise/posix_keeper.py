@@ -1,36 +1,37 @@
 """The keeper: a small process that outlives a killed supervisor and ends the run.
 
-Promise: when the supervisor dies by whatever means, every process of its run is killed at once,
-the container removed, the run recorded as lost, and only then is the run lock free. What nobody can
-end (another user's process) keeps it, also after a supervisor's normal end.
+Promise: when the supervisor dies for any reason, every process of its run is killed at once, the
+container is removed, the run is recorded as lost, and only then is the run lock free. A process
+that cannot be killed (another user's) keeps the lock, also after a supervisor's normal exit.
 
-It is forked before the command, sits in a session of its own (a signal to the whole process group
-or a hang-up does not reach it), blocks every signal that can be blocked, and sleeps in poll(2) on
-a pipe whose only other end is the supervisor's: end of file is the supervisor's death. It shares
-the run lock's open file, so the lock is held until it is done. If it is killed alone, the
-supervisor starts another.
+The keeper is forked before the command, has a session of its own (a signal to the whole process
+group or a hang-up does not reach it), blocks every signal that can be blocked, and blocks in
+poll(2) on a pipe whose only other end is the supervisor's: end of file is the supervisor's death.
+It shares the open file of the run lock, so the lock is held until the keeper exits. If the keeper
+alone is killed, the supervisor starts another.
 
-If both are killed together, a second keeper does its work. The first one starts it, when the run
-has lasted an instant, as an orphan: whoever walks down the tree of processes with SIGKILL (CI
-agents do) does not meet it. It sleeps in read(2), first on the supervisor's end, then on the first
-keeper's, and a dismissed one is gone before its keeper is. Only where it would stay as a zombie,
-because nobody reaps orphans here, is it the keeper's child. If all three are killed, the next run
-of the queue does their work (`sandrun.lifecycle.recovery`).
+If both are killed together, a second keeper does the work. The first keeper starts it, when the run
+has lasted an instant, as an orphan, so that a program that kills a tree of processes from its root
+(CI agents do) does not find it. It blocks in read(2), first until the supervisor's death, then
+until the first keeper's; a dismissed one exits before its keeper does. It is the keeper's child
+only where nobody reaps orphans, so that it would stay as a zombie. If all three are killed, the
+next run of the queue does their work (`sandrun.lifecycle.recovery`).
 
-Measured (cgroup1, beside the same run without them): the first one costs a run 3 ms, the second one
-another 3 ms if it lasts long enough; both together 2.6 MiB (PSS) and, asleep, no CPU time at all.
+Measured (cgroup1, beside the same run without them): the first keeper costs a run 3 ms, the second
+another 3 ms if the run lasts long enough; both together 2.6 MiB (PSS) and no CPU time while they
+block.
 
-It also watches the container's events and the supervisor's parent, for the supervisor waits for
-signals and can wait for nothing else: an event becomes a wakeup, a real-time signal, which the
-kernel queues even when one is pending. (A thread in the supervisor would do as well, but a
-process with a thread can neither fork another keeper safely nor close what the thread polls.)
-PR_SET_PDEATHSIG would cost the hot path ctypes, and speaks of the parent's thread.
+The keeper also watches the container's events and the supervisor's parent, because the supervisor
+blocks until a signal and can wait for nothing else: an event becomes a wakeup, a real-time signal,
+which the kernel queues even when one is pending. (A thread in the supervisor would do as well, but
+a process with a thread can neither fork another keeper safely nor close what the thread polls.)
+PR_SET_PDEATHSIG would cost the hot path ctypes, and is about the parent's thread.
 
 What proves that it hits the run: it ends the container that its supervisor opened, by the same
-object, and wakes its own parent only, which is no other process as long as it is the parent.
+object, and signals its own parent only, which is the supervisor as long as it is the parent.
 
-Its name and command line do not say sandrun: `pkill -f sandrun` is for the supervisor, and whoever
-survives that is the one who cleans up.
+Its name and command line do not contain sandrun: `pkill -f sandrun` is meant for the supervisor,
+and the keeper has to survive that to clean up.
 """
 
 import os
@@ -109,17 +110,17 @@ class Keeper:
         self._container.helpers.add(self.pid)
 
     def replace(self) -> None:
-        """It was killed and reaped: start another, which starts a second one of its own."""
+        """Start another keeper for one that was killed and reaped; it starts its own second one."""
         self._container.helpers.discard(self.pid)
         self.dismiss()
         self._start()
 
     def dismiss(self) -> None:
-        """The run is over and its container closed: the keepers have nothing left to do."""
+        """Have the keepers exit: the run is over and its container is closed."""
         try:
-            os.write(self._pipe, b"..")  # each reads one
+            os.write(self._pipe, b"..")  # each reads one byte
         except OSError:
-            pass  # they were killed; nothing is left for them anyway
+            pass  # they were killed, and had nothing left to do
         os.close(self._pipe)
 
     def outlast(self) -> None:
@@ -132,7 +133,7 @@ class Keeper:
         self.pid = 0
 
     def reap(self) -> None:
-        """Wait for the dismissed keeper, so that the end of sandrun leaves no process."""
+        """Wait for the dismissed keeper, so that no process is left when sandrun exits."""
         try:
             if self.pid:
                 os.waitpid(self.pid, 0)
@@ -140,7 +141,7 @@ class Keeper:
             pass
 
     def keep(self, pipe: int) -> None:
-        """What the keeper's own process does."""
+        """The keeper's own process."""
         supervisor = os.getppid()
         _detach(self.close)
         second = _Second(pipe, self._finish)
@@ -154,7 +155,7 @@ class Keeper:
                 self._lock.release()
 
     def _supervisor_died(self, pipe: int, supervisor: int, second: "_Second") -> bool:
-        """Sleep until the pipe tells the end: True at its end of file, False at a dismissal."""
+        """Block until the supervisor's death (True: end of file) or a dismissal (False)."""
         import select
 
         waiter = select.poll()
@@ -165,11 +166,11 @@ class Keeper:
         parent = _open_process(self.parent)
         if parent >= 0:
             waiter.register(parent, select.POLLIN)
-        # A PID 1 takes all with it.
+        # When a PID 1 exits, the kernel kills every process of its namespace.
         wanted = self._two and supervisor != 1
-        patience = _INSTANT
+        timeout = _INSTANT
         while True:
-            ready = dict(waiter.poll(patience if wanted and second.process < 0 else None))
+            ready = dict(waiter.poll(timeout if wanted and second.process < 0 else None))
             if pipe in ready:
                 return not os.read(pipe, 1)
             if not ready or second.process in ready:
@@ -178,7 +179,7 @@ class Keeper:
                 second.start()
                 if second.process >= 0:
                     waiter.register(second.process, select.POLLIN)
-                patience *= 2  # where it cannot be had it is asked for ever more rarely
+                timeout *= 2  # where none can be started, try ever more rarely
                 continue
             _wake(supervisor)
             if parent in ready:
@@ -190,9 +191,9 @@ class Keeper:
 
 
 def _detach(close: "list[int]") -> None:
-    """Out of reach of what is meant for the supervisor's session, name, descriptors, directory."""
+    """Give up what belongs to the supervisor: its session, name, descriptors and directory."""
     os.setsid()
-    # What our old group got is not to look like what was sent to each process
+    # A signal to our former group must not look like one that was sent to each process
     # (`sandrun.supervise.witness`).
     while not DARWIN and _signal.sigtimedwait(spawn.ALL_SIGNALS, 0):
         pass
@@ -221,8 +222,8 @@ def hold(lock: "RunLock", close: "list[int]", until: "Callable[[], None]") -> bo
 
 
 class _Second:
-    """The keeper's keeper. `pipe`: the supervisor's end is its death for this one too; `finish`:
-    what to do then, if the keeper died as well."""
+    """The second keeper. `pipe`: end of file is the supervisor's death, here too; `finish`: called
+    then, if the first keeper died as well."""
 
     __slots__ = ("_finish", "_link", "_pipe", "pid", "process")
 
@@ -232,37 +233,37 @@ class _Second:
         self._link = -1
         self.pid = 0
         self.process = -1
-        """A pidfd of it; -1: there is none."""
+        """Its pidfd; -1: there is none."""
 
     def start(self) -> None:
-        """Start it, or another if it was killed. `process` tells whether that went well: not at
-        a limit on processes or files, nor before Linux 5.3, where its end could not be seen."""
+        """Start it, or another if it was killed. `process` is -1 if that failed: at a limit on
+        processes or files, and before Linux 5.3, where its end could not be seen."""
         self._forget()
         try:
             link, self._link = os.pipe()
-            said, say = os.pipe()
+            answer, write_end = os.pipe()
         except OSError:
             return
         orphan = _orphans_are_reaped()
         try:
             child = os.fork()
             if child == 0:
-                self._begin(orphan, link, say)
+                self._begin(orphan, link, write_end)
             if orphan:
                 os.waitpid(child, 0)
         except OSError:
             pass
         os.close(link)
-        os.close(say)
-        self.pid = int(os.read(said, 20) or 0)
-        os.close(said)
+        os.close(write_end)
+        self.pid = int(os.read(answer, 20) or 0)
+        os.close(answer)
         self.process = _open_process(self.pid)
 
-    def _begin(self, orphan: bool, link: int, say: int) -> None:
+    def _begin(self, orphan: bool, link: int, answer: int) -> None:
         try:
             if not orphan or os.fork() == 0:
-                os.write(say, b"%d" % os.getpid())
-                os.close(say)
+                os.write(answer, b"%d" % os.getpid())
+                os.close(answer)
                 os.close(self._link)
                 os.setsid()
                 self._keep(link)
@@ -271,15 +272,15 @@ class _Second:
 
     def _keep(self, link: int) -> None:
         if not os.read(self._pipe, 1) and not os.read(link, 1):
-            self._finish()  # its exit frees the lock, and the next run reads that this one ended
+            self._finish()  # our exit frees the lock, and the next run reads that this one ended
 
     def dismiss(self) -> None:
-        """The keeper's work is done."""
+        """Have it exit: the first keeper's work is done."""
         if self.process >= 0:
             os.write(self._link, b".")
 
     def await_end(self) -> None:
-        """It was dismissed by the supervisor: return when it is gone."""
+        """Return when it has exited, after the supervisor dismissed it."""
         if self.process >= 0:
             import select
 
@@ -289,7 +290,7 @@ class _Second:
             self._forget()
 
     def _forget(self) -> None:
-        """Close what there was for one that is dead."""
+        """Close the descriptors of a dead one, and reap it."""
         for fd in (self.process, self._link):
             if fd >= 0:
                 os.close(fd)
@@ -301,12 +302,12 @@ class _Second:
 
 
 _INSTANT = 20
-"""Milliseconds that a run lasts before it gets a second keeper: most that end sooner never pay."""
+"""Milliseconds until a run gets a second keeper: a shorter run never pays for one."""
 
 
 def _orphans_are_reaped() -> bool:
-    """Whether the init of our pid namespace reaps what it adopts: it is known to, and has no dead
-    child now. Elsewhere the supervisor adopts them itself (`cgroup_common.adopt_orphans`)."""
+    """Whether the init of our pid namespace reaps orphans: it is known to, and has no dead child
+    now. Elsewhere the supervisor adopts them itself (`cgroup_common.adopt_orphans`)."""
     return processes.orphans_are_reaped() and not any(
         map(processes.has_exited, processes.children(1))
     )
@@ -316,11 +317,11 @@ def _wake(supervisor: int) -> None:
     if os.getppid() == supervisor:
         try:
             os.kill(supervisor, Keeper.WAKEUP)
-        except BlockingIOError:  # the queue of signals is full: one that needs no place in it
+        except BlockingIOError:  # the signal queue is full: SIGCHLD needs no place in it
             os.kill(supervisor, _signal.SIGCHLD)
 
 
 def _open_process(pid: int) -> int:
-    """A pidfd, readable when the process dies; -1: none. Whether it was dead already the
-    supervisor finds out by itself, by its parent having changed."""
+    """A pidfd, readable when the process dies; -1: none. If it was dead already, the supervisor
+    sees that its parent has changed."""
     return processes.open_pidfd(pid) if pid else -1

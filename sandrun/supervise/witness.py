@@ -1,32 +1,35 @@
-"""The witness: a process in our process group that tells which signals came to the whole group.
+"""The witness: a process in our process group that shows which signals came to the whole group.
 
 kill(2) of a group (`kill %1`, timeout(1), dumb-init, `tini -g`, CI agents) reaches the command from
-the kernel, and a signal to sandrun alone has to be passed on; siginfo does not tell one from the
-other. The witness blocks every signal, so what came to the group waits in its queue.
+the kernel, but a signal to sandrun alone has to be passed on, and siginfo does not distinguish the
+two. The witness blocks every signal, so the signals to the group stay pending there.
 
 Invariants
-- Whatever it cannot tell was for us alone: a signal may come twice then, but none is lost.
-- It is in our group and younger than we are. The kernel signals the members of a group under one
-  lock, the youngest first (`attach_pid` puts each at the head of the list, kernel/pid.c), so what
-  we have from the group it has as well.
-- What counts came from the same sender to both of us. Its name is not sandrun's, so who signals by
-  name does not signal both (what came before it had that name does not count). Who signals every
-  process of our cgroup (`systemctl stop`) and not the command in another one signals the keeper as
-  well, which is in another group. Elsewhere in our unit systemd signals it (systemd.kill(5)).
-- It holds nothing of ours but its two pipes, and ends when we do: at the end of its file.
+- A signal of which the witness cannot tell counts as sent to us alone: it may arrive twice then,
+  but none is lost.
+- The witness is in our group and younger than we are. The kernel signals the members of a group
+  under one lock, the youngest first (`attach_pid` puts each at the head of the list, kernel/pid.c),
+  so the witness has every signal that we have from the group.
+- Only what the same sender sent to both of us counts. The witness's name is not sandrun's, so a
+  signal by name does not reach both (signals from before it had that name do not count). A signal
+  to every process of our cgroup (`systemctl stop`), with the command in another cgroup, reaches the
+  keeper too, which is in another group. systemd also signals the other cgroups of our unit
+  (systemd.kill(5)).
+- The witness keeps only its two pipes open, and exits when we do: at their end of file.
 
 Standard signals do not queue (signal(7)): one sent to us while another of its number is pending is
 merged with that, as it would be in the command.
 
-Compared with a supervisor that moves to a group of its own (setpgid(2)): a leader of a session,
-which is what dumb-init, tini and CI agents make of us, cannot do that; a leader of a group, which
-is what a shell makes of us, needs a process more to lend it a number; and a shell's `fg`, a SIGCONT
-of the job's group, would not reach it, so the job would stay stopped.
+Why the supervisor does not move to a group of its own (setpgid(2)): a session leader cannot, and
+dumb-init, tini and CI agents make us one; a group leader, which a shell makes us, would need
+another process that lends it a pid; and a shell's `fg`, a SIGCONT to the job's group, would not
+reach us, so the job would stay stopped.
 
-It is forked when the command has run for an instant, and nobody waits for it: until then a signal
-to the group comes twice. Measured: 2 ms of processor time (the fork 0.5, the pages that it copies
-1.0, this module 0.3) and 1.6 MiB, none of it for what ends at once. PID 1 has none, for kill(2)
-cannot name its group, and macOS has none, where a process cannot change its name.
+The witness is forked when the command has run for an instant, and nobody waits for it: until then a
+signal to the group arrives twice. Measured: 2 ms of processor time (the fork 0.5, the pages that it
+copies 1.0, this module 0.3) and 1.6 MiB, none of it for a shorter run. PID 1 has no witness,
+because kill(2) cannot name its group; macOS has none, because a process there cannot change its
+name.
 """
 
 import os
@@ -47,12 +50,12 @@ if TYPE_CHECKING:
         from sandrun.platform.macos_sigwait import Accepted as struct_siginfo
 
 NAME = "run-witness"
-_PATIENCE = 2000
+_ANSWER_TIMEOUT = 2000
 """Milliseconds until a witness that does not answer is given up."""
 _BOTH = 0.02
-"""Seconds in which whoever signals several processes has signalled them all."""
+"""Seconds in which a sender that signals several processes has signalled them all."""
 _HIERARCHIES = ("", "name=systemd")
-"""v2's and v1's, where systemd has its units."""
+"""The cgroup hierarchies of systemd's units, on v2 and v1."""
 _REAL_TIME = getattr(_signal, "SIGRTMIN", 64)
 _END = b"\n"
 
@@ -63,15 +66,15 @@ class Witness:
     __slots__ = ("_answer", "_ask", "_heard", "deferred", "descriptors", "pid")
 
     def __init__(self) -> None:
-        """Start it. There is none at a limit on processes or files."""
+        """Start it. At a limit on processes or files there is none."""
         self.pid, self._ask, self._answer = 0, -1, -1
         self._heard: list[tuple[int, int]] = []
-        """Signal and sender of what it got and we have not taken yet."""
+        """Signal and sender of what it received and we have not taken yet."""
         self.deferred: list[struct_siginfo] = []
-        """What was taken from our own queue while we waited for another of its number, and is to be
-        passed on after that: at most one of a number."""
+        """Signals that we took while we waited for another of the same number, to be passed on
+        after that one: at most one of a number."""
         self.descriptors: list[int] = []
-        """What no other process of ours may hold open."""
+        """Descriptors that no other process of ours may keep open."""
         if DARWIN or os.getpid() == 1:
             return
         try:
@@ -90,9 +93,8 @@ class Witness:
         self.descriptors = [self._ask, self._answer]
 
     def received(self, signum: int, sender: int, command: int, keeper: int) -> bool:
-        """Whether the group got the signal that we have just taken from our own queue. `keeper`:
-        a process in our cgroup but not in our group, if the `command` is in another cgroup; 0: it
-        is not.
+        """Whether the whole group received the signal that we have just taken. `keeper`: a process
+        in our cgroup but not in our group, if the `command` is in another cgroup; else 0.
         """
         if DARWIN or not self.pid:
             return False
@@ -109,10 +111,10 @@ class Witness:
         return found
 
     def _await_second(self, signum: int, sender: int, by_unit: bool, found: bool) -> bool:
-        """The same for senders that signal us and then the group, meaning one signal: timeout(1)
-        signals its child, then its group, and the kernel merges the two for who does not take the
-        first at once. systemd signals a unit's first process, then all, one by one. `found`: the
-        group has it already, so only a second one that is pending now belongs to it.
+        """Whether the group received it, from a sender that signals us and then the group and means
+        one signal: timeout(1) signals its child, then its group, and the kernel merges the two if
+        the first is still pending. systemd signals a unit's first process, then all, one by one.
+        `found`: the group has it already, so only a second one that is pending now belongs to it.
         """
         end = time.monotonic() + _BOTH
         second = _signal.sigtimedwait((signum,), 0 if found and not by_unit else _BOTH)
@@ -128,13 +130,13 @@ class Witness:
         return found
 
     def _was_heard(self, signum: int, sender: int) -> bool:
-        """Whether the witness got this one too."""
+        """Whether the witness received this signal too."""
         new = self._listen()
         self._heard += new
         found = (signum, sender) in self._heard
         if found:
             self._heard.remove((signum, sender))
-        # What is new may be on its way to us.
+        # The other new ones may still be on their way to us.
         self._forget({number for number, _ in new if number != signum})
         return found
 
@@ -144,29 +146,29 @@ class Witness:
             os.kill(self.pid, _signal.SIGSTOP)
 
     def resume(self) -> None:
-        """We went on, and have used up what stopped and continued the job."""
+        """Note that we were continued, and have taken the signals that stopped and continued us."""
         if self.pid:
             self._heard += self._listen()
             self._forget(set())
 
     def _forget(self, coming: "set[int]") -> None:
-        """Forget what was merged with another one in our queue, so that it can never come. Signals
-        of real time are not merged."""
+        """Forget signals that were merged with a pending one of ours, so that they never arrive.
+        Real-time signals are not merged."""
         wanted = coming | _signal.sigpending() | {info.si_signo for info in self.deferred}
         self._heard = [(n, by) for n, by in self._heard if n in wanted or n >= _REAL_TIME]
 
     def _listen(self) -> "list[tuple[int, int]]":
-        """What it got since it was asked last."""
+        """The signals and senders that it received since the last question."""
         import select
 
         waiter = select.poll()
         waiter.register(self._answer, select.POLLIN)
         said = b""
         try:
-            os.kill(self.pid, _signal.SIGCONT)  # we or a SIGSTOP to the group have stopped it
+            os.kill(self.pid, _signal.SIGCONT)  # we, or a SIGSTOP to the group, had stopped it
             os.write(self._ask, b"?")
             while not said.endswith(_END):
-                part = os.read(self._answer, 65536) if waiter.poll(_PATIENCE) else b""
+                part = os.read(self._answer, 65536) if waiter.poll(_ANSWER_TIMEOUT) else b""
                 if not part:
                     raise TimeoutError
                 said += part
@@ -177,12 +179,12 @@ class Witness:
         return list(zip(numbers[::2], numbers[1::2], strict=True))
 
     def dismiss(self) -> None:
-        """It is not needed any more. (SIGKILL: it may be stopped.)"""
+        """End it. (By SIGKILL, because it may be stopped.)"""
         if self.pid:
             os.kill(self.pid, _signal.SIGKILL)  # our child, not yet reaped: the pid is its own
 
     def reap(self) -> None:
-        """Wait for the dismissed one."""
+        """Wait for it after `dismiss`."""
         if self.pid:
             os.waitpid(self.pid, 0)
             self.pid = 0
@@ -198,7 +200,7 @@ def _is_systemd(pid: int) -> bool:
 
 
 def _is_in_our_unit(pid: int) -> bool:
-    """Whether the process is in our unit, or in a group below that, in each of its hierarchies."""
+    """Whether the process is in our unit, or in a group below it, in each hierarchy."""
     if sys.platform != "linux":
         return False
     from sandrun.backends import cgroup_common
@@ -214,7 +216,7 @@ def _is_in_our_unit(pid: int) -> bool:
 
 
 def _unit(group: str) -> str:
-    """The innermost unit that a cgroup is of, as a group; '': of none."""
+    """The group of the innermost unit that a cgroup belongs to; '': none."""
     names = group.split("/")
     while names and not names[-1].endswith((".service", ".scope")):
         names.pop()
@@ -222,7 +224,7 @@ def _unit(group: str) -> str:
 
 
 def _testify(ask: int, answer: int) -> None:
-    """What the witness's own process does: whenever it is asked it says what it got since."""
+    """The witness's own process: answers each question with the signals that it received since."""
     us = os.getppid()
     if not spawn.become_helper(NAME.encode(), ask, answer):
         return
