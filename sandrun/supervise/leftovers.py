@@ -1,7 +1,7 @@
 """The end of a run whose command left processes behind: end them, wait for them, or leave them.
 
-Imported by no other run. Returns only when none is left, or when the user wants them left, or when
-they were killed.
+Imported only by such a run. `settle` returns when no process is left, when the user wants them
+left, or when they were killed.
 """
 
 import os
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sandrun.types import Leftovers, StopReason
 
     class Git(Protocol):
-        """What is asked of git's room."""
+        """What `leftovers` needs of git."""
 
         def housekeepers(self, pids: "list[int]") -> "list[int]":
             """Those of the processes that are git's own housekeeping in the background."""
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
             """Have a file system monitor of git's end by git's own command."""
 
     class Supervisor(Protocol):
-        """What is asked of a supervisor, here or on Windows."""
+        """What `leftovers` needs of a supervisor."""
 
         container: Container
         leftovers: Leftovers
@@ -45,25 +45,26 @@ if TYPE_CHECKING:
 
 
 _SETTLE = 0.1
-"""Seconds that processes already on their way out get before they count as left behind."""
+"""Seconds for processes that are exiting already, before they count as left behind."""
 
 _SESSION = 1.0
-"""Seconds for what has stayed in the command's session: no daemon does, but helpers that end when
-they see the command gone (multiprocessing's and joblib's trackers: 0.8 s on a busy machine)."""
+"""Seconds for processes in the command's session: a daemon has its own, but helpers stay there that
+exit after the command (multiprocessing's and joblib's trackers: 0.8 s on a busy machine)."""
 
-_CLEANS = 10.0
-"""Seconds for podman to clean up (0.2 to 2)."""
+_PODMAN_SECONDS = 10.0
+"""Seconds for podman to clean up (it needs 0.2 to 2)."""
 
-_PATIENCE = 2.0
-"""Seconds of housekeeping that are nobody's business."""
+_SILENT_SECONDS = 2.0
+"""Seconds until the wait for git's background maintenance is reported."""
 
 
 def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
-    """Deal with what the command left behind; the outcome, which may be another one now."""
+    """End, await or release the processes left behind; return the outcome, which may have
+    changed."""
     if not _lasts(run, _SETTLE):
         return outcome
     if run.leftovers == "kill" and not (
-        _outlasts_session(run) and _outlasts_podman(run) and _keep_house(run)
+        _outlasts_session(run) and _outlasts_podman(run) and _outlasts_git(run)
     ):
         return outcome
     from sandrun.supervise import daemons
@@ -96,7 +97,7 @@ def _stop_monitors(run: "Supervisor", left: "list[Process]") -> None:
 
 
 def _outlasts_session(run: "Supervisor") -> bool:
-    """Give what is in the command's session its time; whether anything lives still."""
+    """Wait for processes in the command's session; whether any process still lives."""
     deadline = time.monotonic() + _SESSION - _SETTLE
     while time.monotonic() < deadline and any(map(_is_in_session, run.container.live_pids())):
         if not _lasts(run, 0.05):
@@ -116,11 +117,11 @@ def _is_in_session(pid: int) -> bool:
 
 
 def _outlasts_podman(run: "Supervisor") -> bool:
-    """Give podman the time to clean up after a container, or `--rm` would not remove it; whether
-    anything lives still."""
+    """Wait for podman to clean up after a container, or `--rm` would not remove it; whether any
+    process still lives."""
     from sandrun.supervise import daemons
 
-    deadline = time.monotonic() + _CLEANS
+    deadline = time.monotonic() + _PODMAN_SECONDS
     while time.monotonic() < deadline and daemons.cleaning(run.container.live_pids()):
         if not _lasts(run, 0.05):
             return False
@@ -129,27 +130,27 @@ def _outlasts_podman(run: "Supervisor") -> bool:
     return True
 
 
-def _keep_house(run: "Supervisor") -> bool:
-    """Wait for what git does in the background (`gc --auto`), within the run's limits: ended each
-    time, it would never be done. Whether processes of the run still live then."""
-    say_at = time.monotonic() + _PATIENCE
+def _outlasts_git(run: "Supervisor") -> bool:
+    """Wait for git's background maintenance (`gc --auto`), within the run's limits: if every run
+    ended it, it would never finish. Whether processes of the run still live then."""
+    report_at = time.monotonic() + _SILENT_SECONDS
     while not (run.reason or run.killed):
         pids = run.git.housekeepers(run.container.live_pids()) if run.git else []
         if not pids:
             break
-        if time.monotonic() >= say_at and (found := processes.describe(pids[0])):
+        if time.monotonic() >= report_at and (found := processes.describe(pids[0])):
             messages.status(
                 f"waiting for {found.command} (pid {found.pid}), git's background maintenance"
             )
-            say_at = float("inf")
+            report_at = float("inf")
         if not _lasts(run, 0.1):
             return False
     return bool(run.container.live_pids())
 
 
 def _lasts(run: "Supervisor", seconds: float) -> bool:
-    """Whether processes of the run still live after `seconds`; returns as soon as none does,
-    or when there is a reason to end them, or when they were killed."""
+    """Whether processes of the run still live after `seconds`; returns earlier when none does, when
+    there is a new reason to end them, or when they were killed."""
     deadline = time.monotonic() + seconds
     reason = run.reason
     pause = 0.001

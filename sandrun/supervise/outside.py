@@ -1,10 +1,10 @@
-"""Daemons that do the work of a run and were started outside of it: seen, named, never touched.
+"""Daemons that work for a run and were started outside of it: found and named, never signalled.
 
-No limit of the run holds for them and its end does not end them. What proves that one is outside:
-it started before the command. That it worked: its CPU time, that of its reaped children included,
-grew while the run lasted. That the work was the run's cannot be proved; a daemon that serves one
-project counts for that project alone, and one that serves all of a user's may have worked for
-another. One that does without variables that the run sets (`Daemon.variable`) is not looked for.
+The run's limits do not apply to them, and its end does not end them. A daemon is outside if it
+started before the command. It worked if its CPU time, with that of its reaped children, grew while
+the run lasted. That it worked for this run cannot be proved: a daemon that serves one project
+counts for that project alone, but one that serves all of a user's projects may have worked for
+another. A daemon that the run's variables make unnecessary (`Daemon.variable`) is not searched for.
 """
 
 import os
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 _WORK = 0.001
 """Seconds of CPU time that count as work, unless an idle one would use them (`Daemon.idle`)."""
 _SLICE = 0.002
-"""Seconds that one look may take: whoever looks has a limit to watch, and a host may have thousands
-of processes."""
+"""Seconds that one step of the search may take: the supervisor has limits to watch, and a host may
+have thousands of processes."""
 
 
 class Outside:
-    """The daemons that were there when the run began, with the work they had done by then."""
+    """The daemons that existed when the run began, with the CPU time that they had used by then."""
 
     def __init__(self, child: int, project: str, env: "Mapping[str, str]") -> None:
         """`child` is the command, `env` its environment."""
@@ -43,7 +43,7 @@ class Outside:
         self._pids = _processes()
 
     def search(self) -> bool:
-        """Examine some of the processes; whether there are more."""
+        """Examine some of the processes; whether there are more to examine."""
         until = time.monotonic() + _SLICE
         while self._pids and time.monotonic() < until:
             pid = self._pids.pop()
@@ -56,7 +56,7 @@ class Outside:
         return bool(self._pids)
 
     def active(self) -> "list[Process]":
-        """Those that have worked since."""
+        """The daemons that have worked since."""
         lasted = time.monotonic() - self.began
         found = []
         for pid, (start, cpu) in self.before.items():
@@ -71,7 +71,8 @@ class Outside:
 
 
 def serving(project: str, env: "Mapping[str, str]") -> "list[int]":
-    """Live daemons of this user's that do work for `project`; `env` is that of a command there."""
+    """Live daemons of this user that work for `project`; `env` is the environment of a command
+    there."""
     return [pid for pid in _processes() if _serves(pid, project, env)]
 
 
@@ -90,9 +91,9 @@ def _serves(pid: int, project: str, env: "Mapping[str, str]") -> bool:
         if not row or not row.serves:
             return False
         if row.variable and env.get(row.variable) != os.environ.get(row.variable):
-            return False  # set for the run
+            return False  # the run sets it, and needs no such daemon
         if row.serves == "user":
-            return RUNS_VARIABLE not in processes.environ(pid)  # else it is another run's own
+            return RUNS_VARIABLE not in processes.environ(pid)  # else it belongs to another run
         top = project.rstrip("/") + "/"
         words = [processes.working_directory(pid), *processes.arguments(pid)]
         return any(f"{word.rpartition('=')[2].strip('[]')}/".startswith(top) for word in words)

@@ -1,10 +1,10 @@
 """The limits on time: wall time, CPU time, idle time. Imported only by a run that has one.
 
-- Wall: from the start of the command, the time that it was stopped included, as timeout(1) has it.
-- CPU: of the whole tree. A look is due when the limit could be reached at the earliest, with every
-  processor busy for us, so most of them are saved and the limit is passed by a look's length.
-- Idle: no process wrote a byte anywhere (a pipe, a file, a socket), none came or went, and the tree
-  used less than one part in a hundred of one processor. A wait in a loop is idle, therefore.
+- Wall: from the start of the command, including the time that it was stopped, as in timeout(1).
+- CPU: of the whole tree. A sample is due when the limit can be reached at the earliest, with every
+  processor busy for the run. So samples are few, and the limit is exceeded by one sample's time.
+- Idle: no process wrote a byte anywhere (a pipe, a file, a socket), none started or exited, and the
+  tree used less than one part in a hundred of one processor. So a wait in a polling loop is idle.
 """
 
 import os
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from sandrun.types import StopReason
 
 _SHORTEST = 0.01
-_IDLE_LOOKS = 10
-"""Looks in an idle timeout: it is noticed a part in so many late at most."""
+_IDLE_SAMPLES = 10
+"""Samples in an idle timeout: it is noticed late by one part in so many at most."""
 _IDLE_SHARE = 0.01
 _NEVER = float("inf")
 
 
 class Timeouts:
-    """The limits of one run; `due` is the monotonic time at which `check` wants to be called."""
+    """The limits of one run; `due` is the monotonic time at which `check` has to be called."""
 
     def __init__(self, settings: "Settings", container: "Container", now: float) -> None:
         self.container = container
@@ -40,14 +40,14 @@ class Timeouts:
         self.due = min(self.wall_end, self.cpu_at, self.idle_at)
 
     def restart_idle(self, now: float) -> None:
-        """The idle time starts again: something happened, or we were stopped."""
+        """Start the idle time again: the run was active, or we were stopped."""
         if self.idle_limit:
             self.active_at = now
-            self.seen, self.cpu_seen = self._life()
-            self.idle_at = now + self.idle_limit / _IDLE_LOOKS
+            self.written, self.cpu_used = self._activity()
+            self.idle_at = now + self.idle_limit / _IDLE_SAMPLES
 
     def check(self, now: float) -> "StopReason":
-        """The reason to end the run, or ''."""
+        """The reason to end the run; '': none."""
         if now >= self.wall_end:
             return "timeout"
         if now >= self.cpu_at:
@@ -61,15 +61,15 @@ class Timeouts:
         return ""
 
     def _is_idle(self, now: float) -> bool:
-        seen, cpu = self._life()
-        if seen != self.seen or cpu - self.cpu_seen > (now - self.active_at) * _IDLE_SHARE:
+        written, cpu = self._activity()
+        if written != self.written or cpu - self.cpu_used > (now - self.active_at) * _IDLE_SHARE:
             self.restart_idle(now)
             return False
         left = self.active_at + self.idle_limit - now
-        self.idle_at = now + min(self.idle_limit / _IDLE_LOOKS, max(left, _SHORTEST))
+        self.idle_at = now + min(self.idle_limit / _IDLE_SAMPLES, max(left, _SHORTEST))
         return left <= 0
 
-    def _life(self) -> "tuple[dict[int, int], float]":
+    def _activity(self) -> "tuple[dict[int, int], float]":
         """The bytes that each process has written, and the CPU time of all."""
         return {pid: _written(pid) for pid in self.container.live_pids()}, self._cpu()
 
@@ -86,7 +86,7 @@ def _processors() -> int:
 
 
 def _written(pid: int) -> int:
-    """wchar of /proc/PID/io (proc(5)); another user's process does not tell."""
+    """wchar of /proc/PID/io (proc(5)); 0 for another user's process, whose file cannot be read."""
     if sys.platform == "win32":
         return processes.written(pid)
     try:
