@@ -1,8 +1,8 @@
-"""One command under supervision: signals, limits on time and memory, its end, what it leaves
-behind.
+"""Supervision of one command: signals, limits on time and memory, its end, and its leftovers.
 
-Promises that it returns when no process of the run is left, and that whatever kills the supervisor
-ends the run too. Imports backends, config, messages, platform and model; knows nothing of queues.
+Promises that `Supervisor.run` returns when no process of the run is left, and that the death of the
+supervisor ends the run too. Knows nothing of queues and git. Imports backends, config, messages,
+platform and model.
 """
 
 import sys

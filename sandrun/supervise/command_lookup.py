@@ -1,7 +1,7 @@
-"""Whether a command can be executed, what could still make it so, and what was meant if nothing.
+"""Whether a command can be executed, whether it may still appear, and what was meant otherwise.
 
-Imported only by a run that has to wait for its turn, or for a git, or that could not start. A
-mistyped command is refused before the wait; one that is about to be made, perhaps, is waited for.
+Imported only by a run that waits for its turn or for a git, or that could not start. A mistyped
+command is refused before the wait; a command that may still be created is not.
 """
 
 import errno
@@ -17,44 +17,45 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _OPERATORS = frozenset("|&;<>$`\n")
-"""What has a meaning in a shell's line, and hardly ever a place in a command's name."""
+"""Characters that mean something to a shell and are rare in the name of a command."""
 _BUILTINS = frozenset(
     (".", "alias", "cd", "eval", "exec", "export", "set", "source", "ulimit", "umask", "unset")
 )
 
 _OURS = {"help": "--help", "version": "--version", "run": ""}
-"""Words that are subcommands of many tools, and what they are here; '': the command follows."""
+"""Subcommands of many tools, and the option that we have instead; '': none is needed."""
 
 
 def refusal(name: str, project: str, since: float) -> int:
-    """Why the command `name` need not wait: the errno that its start would end with; 0: it may.
+    """The errno with which the command `name` would fail to start, so that it need not wait; 0: it
+    may wait.
 
-    It may also if a run ahead could be making it: a path that the user gave relative, or below the
-    `project`, or a word where PATH leads into that. A file that is there and cannot be executed is
-    in the making only if it changed since `since`, when the first of those runs began.
+    It may also wait if a run ahead could be creating it: a relative path, a path below the
+    `project`, or a word where PATH leads into the project. A file that exists and cannot be
+    executed is being created only if it changed since `since`, when the first of those runs began.
     """
     number, file = _find(name)
     if not number:
         return 0
     if file:
         is_done = os.path.isdir(file) or os.stat(file).st_ctime < since
-        return number if is_done else _hope(name)
+        return number if is_done else _allow_wait(name)
     if not name or _is_line(name):
         return number
     if os.path.dirname(name):
         may_appear = not os.path.isabs(name) or _is_below(name, project)
     else:
         may_appear = any(_is_below(f, project) for f in _folders()) and not _meant(name)
-    return _hope(name) if may_appear else number
+    return _allow_wait(name) if may_appear else number
 
 
-def _hope(name: str) -> int:
-    messages.status(f"{name}: cannot be executed yet; waiting, because the run ahead may create it")
+def _allow_wait(name: str) -> int:
+    messages.status(f"{name}: cannot be executed yet; waiting, because what runs now may create it")
     return 0
 
 
 def _find(name: str) -> "tuple[int, str]":
-    """0 if `name` can be executed (execvp(3)), else the errno, and the file that is in the way."""
+    """0 if `name` can be executed (execvp(3)), else the errno and the file that causes it."""
     if sys.platform == "win32":
         from sandrun.platform import spawn
 
@@ -81,7 +82,7 @@ def _is_below(path: str, project: str) -> bool:
 
 
 def hint(command: "list[str]") -> str:
-    """What the user may have meant by a command that is not there; '' if nothing is alike."""
+    """What the user may have meant by a command that does not exist; '': no idea."""
     name = command[0]
     if name in _BUILTINS or _is_line(name):
         import shlex
@@ -89,7 +90,7 @@ def hint(command: "list[str]") -> str:
         line = name if len(command) == 1 else shlex.join(command)
         return f"a shell's line goes to a shell: sandrun -- sh -c {shlex.quote(line)}"
     if not _find(name)[0]:
-        return "it is there, but what its first line (#!) names is not"
+        return "it exists, but the interpreter that its first line (#!) names does not"
     if os.path.dirname(name):
         return ""
     if "=" in name:
@@ -106,14 +107,14 @@ def hint(command: "list[str]") -> str:
 
 
 def _is_line(name: str) -> bool:
-    """Whether it is a line for a shell, not the name of a program: `make test`, `a && b`."""
+    """Whether it is a shell's command line, not the name of a program: `make test`, `a && b`."""
     words = name.split()
     starts = len(words) > 1 and (words[0] in _BUILTINS or not _find(words[0])[0])
     return starts or bool(_OPERATORS & {*name})
 
 
 def _meant(name: str) -> str:
-    """The subcommand of ours that `name` is alike."""
+    """Our subcommand that `name` resembles; '': none."""
     return options.closest(name, options.SUBCOMMANDS)
 
 

@@ -1,8 +1,9 @@
-"""Daemons of tools: how each shows, what ends it, and what keeps a run's work out of it.
+"""Daemons of tools: how to recognize each, what ends it, and how a run does without it.
 
-The table is data; a row holds for what was tried, or says in `tried` that its source is all there
-is. What a run's command left behind is named with what would have ended it. What a run sets so that
-a tool needs no daemon is `lifecycle.DAEMONLESS`, which costs no import.
+The table is data: `tried` names the version that a row was tried with, or says that only the source
+was read. A process that a run left behind is reported with the command that would have ended it.
+The variables by which a run makes daemons unnecessary are `lifecycle.DAEMONLESS`, which costs no
+import.
 
 A match is a hint for people and proves nothing: no process is ended because of one.
 """
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 class Daemon:
     """A row.
 
-    `shows`: patterns of its command line, the program without its directory; a `*` is any text.
-    `ends`: the command that ends it, or that does without it. `instead`: the setting by which a
-    tool does its work itself. `tried`: the version that was run for it. `serves`: whose builds it
-    does the work of: `project` (where it is, or what its command line names), `user` (any), or ''
-    (none's). `variable`: what a run sets so that the tool needs it no more. `idle`: the part of a
-    processor that it may use while nobody asks it for anything: more than was measured.
+    `shows`: patterns of its command line, the program without its directory; `*` is any text.
+    `ends`: the command that ends it, or that works without it. `instead`: the setting by which the
+    tool does the work itself. `tried`: the version that was tried. `serves`: the builds that it
+    works for: `project` (the project of its directory or command line), `user` (all of the user's),
+    or '' (none). `variable`: the variable that a run sets to make it unnecessary. `idle`: the part
+    of a processor that it may use while it has no work: more than was measured.
     """
 
     __slots__ = (
@@ -313,7 +314,7 @@ def _line(pid: int) -> str:
         return ""
     if not words:
         return ""
-    # A title that a process gave itself is one word of many: `eslint_d - /a/b`.
+    # A process title that a process set itself is one word: `eslint_d - /a/b`.
     path, space, title = words[0].partition(" ")
     if words[0].startswith("/"):
         path, space, title = words[0], "", ""
@@ -321,8 +322,8 @@ def _line(pid: int) -> str:
 
 
 def cleaning(pids: "list[int]") -> bool:
-    """Whether podman cleans up after a container that has ended, as it does when `podman run` has
-    returned: conmon(8), without the container's processes, starts `podman container cleanup`."""
+    """Whether podman cleans up after a container, as it does when `podman run` has returned:
+    conmon(8), after the container's processes have exited, starts `podman container cleanup`."""
     lines = [_line(pid) for pid in pids]
     if any(line.startswith("podman ") and " container cleanup " in line for line in lines):
         return True
@@ -330,7 +331,7 @@ def cleaning(pids: "list[int]") -> bool:
 
 
 def _is_like(line: str, pattern: str) -> bool:
-    """fnmatch's `*`, at a tenth of what its import costs."""
+    """fnmatch's `*`, at a tenth of the cost of its import."""
     first, *rest = pattern.split("*")
     if not rest or not line.startswith(first):
         return line == pattern
@@ -344,7 +345,7 @@ def _is_like(line: str, pattern: str) -> bool:
 
 
 def describe(pid: int) -> "Process | None":
-    """`processes.describe`, with the name of the row."""
+    """`processes.describe`, with the name of the daemon."""
     row = known(pid)
     process = processes.describe(pid)
     if process and row:
@@ -353,7 +354,7 @@ def describe(pid: int) -> "Process | None":
 
 
 def is_own_server(process: "Process", settings: "Settings") -> bool:
-    """Whether it is the server that the run had instead of the user's: no news."""
+    """Whether it is the server that the run had instead of the user's, which needs no report."""
     if process.daemon != SERVER or settings.daemons != "contain" or settings.leftovers != "kill":
         return False
     ours = os.environ.get("SCCACHE_SERVER_UDS", "").startswith(SCCACHE_SOCKET)
@@ -361,7 +362,7 @@ def is_own_server(process: "Process", settings: "Settings") -> bool:
 
 
 def ways_out(found: "list[Process]") -> str:
-    """What would have ended those that have a row, at most three; '': none has one."""
+    """The commands that would have ended the known ones, at most three; '': none is known."""
     names = {process.daemon for process in found}
     rows = [row for row in TABLE if row.name in names]
     return "; ".join(f"{row.name}: {row.way_out()}" for row in rows[:3])

@@ -1,4 +1,4 @@
-"""The process that outlasts the supervisor, where this system needs one."""
+"""The process that outlives the supervisor and ends its run, where the system needs one."""
 
 import sys
 

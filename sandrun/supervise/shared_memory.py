@@ -1,10 +1,10 @@
-"""Shared memory that outlives the processes of a run: named, and removed if proved its own.
+"""Shared memory that outlives the processes of a run: reported, and removed if provably the run's.
 
-How much is left is what the run's group is still charged for (`Usage.shared`), so that a run which
-leaves none never comes here. SysV segments are found by their creator, files of POSIX shared memory
-and in other tmpfs by owner and time (proc(5), shm_overview(7), tmpfs(5)); what the same user made
-meanwhile elsewhere looks alike. A segment is removed only if all is proved: its creator was
-seen in the run, it was made since the run began, and nobody is attached. Files are never removed.
+The run's cgroup is still charged for what is left (`Usage.shared`), so a run that leaves none never
+imports this. SysV segments are found by their creator, files of POSIX shared memory and in other
+tmpfs by owner and time (proc(5), shm_overview(7), tmpfs(5)); files that the same user made
+elsewhere meanwhile cannot be distinguished. A segment is removed only if its creator was seen in
+the run, it was made since the run began, and no process is attached. Files are never removed.
 """
 
 import os
@@ -23,27 +23,27 @@ SHARED = "/dev/shm"
 _SEGMENTS = "/proc/sysvipc/shm"
 _IPC_RMID = 0  # <linux/ipc.h>
 _ENTRIES = 5000
-"""So many names are looked at, of all tmpfs together: some 20 ms."""
+"""The number of names that are examined, of all tmpfs together: about 20 ms."""
 _SMALL = 64
-"""Once all but such a part of what is left has names, files smaller than that get none."""
+"""Once all but this part (1/64) of the memory is attributed, smaller files are not named."""
 _OURS = ("seq-exec-", "sandrun-")
-"""What sandrun's own directories are named."""
+"""The start of the names of sandrun's own directories."""
 
 
 def settle(
-    pids: "set[int]", since: float, usage: "Usage", apart: "tuple[str, ...]"
+    pids: "set[int]", since: float, usage: "Usage", excluded: "tuple[str, ...]"
 ) -> "tuple[list[str], list[str]]":
-    """Remove what is proved to be of the run of the processes `pids`, which began at `since` (as
-    time.time() tells); what is left of what it used, and the commands that remove it.
+    """Remove segments that are provably of the run of the processes `pids`, which began at `since`
+    (time.time()). Return descriptions of the memory that was left, and commands that remove it.
 
-    `apart`: directories whose files are not looked at; /dev/shm stands for segments too. Where no
-    group tells that anything is left, only segments of the usage's `makers` are named.
+    `excluded`: directories that are not searched; /dev/shm stands for segments too. Without a
+    cgroup that shows what is left, only segments of the usage's `shm_creators` are named.
     """
     texts, commands = [], []
-    charged, makers = usage.shared, usage.shm_creators
+    charged, creators = usage.shared, usage.shm_creators
     left = charged
-    for number, size, creator in _segments(int(since), charged) if SHARED not in apart else []:
-        if makers and creator not in makers:
+    for number, size, creator in _segments(int(since), charged) if SHARED not in excluded else []:
+        if creators and creator not in creators:
             continue
         left -= size
         text = f"SysV segment {number} ({size_text(size)}, made by pid {creator})"
@@ -52,10 +52,10 @@ def settle(
         else:
             texts.append(text)
             commands.append(f"ipcrm -m {number}")
-    found = [] if makers else _files(since, charged, {*apart, os.path.expanduser("~")})
+    found = [] if creators else _files(since, charged, {*excluded, os.path.expanduser("~")})
     for path, size in sorted(found, key=lambda file: -file[1]):
         if max(left, size) < charged // _SMALL:
-            break  # others write small files all the time, where /tmp is a tmpfs
+            break  # where /tmp is a tmpfs, other programs write small files all the time
         left -= size
         texts.append(f"{path} ({size_text(size)})")
         commands.append(command_text(["rm", path]))
@@ -63,8 +63,8 @@ def settle(
 
 
 def _segments(since: int, most: int) -> "list[tuple[int, int, int]]":
-    """Number, memory and creator of this user's segments to which nobody is attached and whose
-    creator is gone."""
+    """Number, memory and creator of this user's segments to which no process is attached and whose
+    creator has exited."""
     try:
         head, *lines = processes.read(_SEGMENTS).splitlines()
     except (OSError, ValueError):
@@ -80,15 +80,15 @@ def _segments(since: int, most: int) -> "list[tuple[int, int, int]]":
 
 
 def _remove(number: int) -> bool:
-    """shmctl(2). Who attaches at this instant keeps it until they let it go."""
+    """shmctl(2). A process that attaches at this instant keeps the segment until it detaches."""
     import ctypes
 
     return bool(ctypes.CDLL(None).shmctl(number, _IPC_RMID, None) == 0)
 
 
-def _places() -> "list[str]":
-    """Directories of tmpfs in which a program leaves files: those for everybody, and the user's
-    own. Not /run itself, where services of root's are at work all the time."""
+def _directories() -> "list[str]":
+    """Directories of tmpfs in which programs leave files: those for everybody, and the user's own.
+    Not /run itself, where root's services write all the time."""
     try:
         mounts = os.fsdecode(processes.read("/proc/self/mountinfo")).split("\n")
     except OSError:
@@ -109,10 +109,10 @@ def _places() -> "list[str]":
     return list(places.values())
 
 
-def _files(since: float, most: int, apart: "set[str]") -> "list[tuple[str, int]]":
-    """The files of ours in tmpfs that changed `since` then, with their sizes."""
+def _files(since: float, most: int, excluded: "set[str]") -> "list[tuple[str, int]]":
+    """This user's files in tmpfs that changed since that time, with their sizes."""
     found: dict[str, int] = {}
-    folders = [path for path in _places() if path not in apart]
+    folders = [path for path in _directories() if path not in excluded]
     left = _ENTRIES
     while folders and left > 0:
         try:
@@ -124,7 +124,7 @@ def _files(since: float, most: int, apart: "set[str]") -> "list[tuple[str, int]]
                     if info.st_uid != os.geteuid():
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        if entry.path not in apart and not entry.name.startswith(_OURS):
+                        if entry.path not in excluded and not entry.name.startswith(_OURS):
                             folders.append(entry.path)
                     elif entry.is_file(follow_symlinks=False) and info.st_ctime >= since:
                         found[entry.path] = info.st_blocks * 512

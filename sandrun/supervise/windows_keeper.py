@@ -1,7 +1,7 @@
-"""The keeper on Windows, where no process has to outlast the supervisor.
+"""The keeper on Windows, where no process has to outlive the supervisor.
 
-The job of a run dies with its last handle, which only the supervisor has, so whatever kills the
-supervisor ends the tree; the next run of the queue writes the record
+A job is terminated when its last handle is closed, which only the supervisor has, so the
+supervisor's death ends the tree; the next run of the queue writes the record
 (`sandrun.lifecycle.recovery`). The supervisor can wait for everything at once and watches its
 parent by itself.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Keeper:
-    """What a run asks of a keeper; `parent`: the process whose death ends the run."""
+    """What a run needs of a keeper; `parent`: the process whose death ends the run."""
 
     def __init__(
         self,
@@ -40,10 +40,10 @@ class Keeper:
             self._lock.drop()
 
     def dismiss(self) -> None:
-        """Nothing runs."""
+        """There is no process."""
 
     def reap(self) -> None:
-        """Nothing runs."""
+        """There is no process."""
 
 
 def hold(lock: "RunLock", close: "list[int]", until: "Callable[[], None]") -> bool:

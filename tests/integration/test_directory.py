@@ -114,7 +114,7 @@ def test_relative_names_count_from_there_after_the_run_too(place: Box) -> None:
     script.chmod(0o755)
     done = place.run("--", "./tool")
     assert done.returncode == 127
-    assert "hint: it is there, but what its first line (#!) names is not" in done.stderr
+    assert "but the interpreter that its first line (#!) names does not" in done.stderr
 
 
 @whole_host

@@ -79,7 +79,7 @@ def test_what_a_run_ahead_may_make_is_waited_for(busy: Box, name: str) -> None:
     env = {"PATH": f"{busy.project}/build:{busy.env['PATH']}"}
     waiter = busy.start("--", name.format(project=busy.project), env=env)
     wait_for(lambda: "waiting, position 2 of 2" in busy.heard(waiter), 20)
-    assert "because the run ahead may create it" in busy.heard(waiter)
+    assert "because what runs now may create it" in busy.heard(waiter)
     tool(busy.project / "build/tool")
     tool(busy.root / "elsewhere/tool")
     tool(busy.project / "a tool/x")
@@ -93,7 +93,7 @@ def test_a_missing_interpreter_is_named(box: Box) -> None:
     tool(box.project / "tool").write_text("#!/no/such/interpreter\n")
     done = box.run("--", "./tool")
     assert done.returncode == 127
-    assert "hint: it is there, but what its first line (#!) names is not" in done.stderr
+    assert "but the interpreter that its first line (#!) names does not" in done.stderr
 
 
 def test_a_file_in_the_making_is_waited_for(busy: Box) -> None:
