@@ -121,7 +121,10 @@ def test_the_folder_of_a_user_called_ray_is_no_ray(tmp_path: Path) -> None:
 
 # daemons outside
 
-OUTSIDE = "worked during the run but was started outside of it"
+OUTSIDE = (
+    "worked during the run but was started outside of it: "
+    "the run's limits and end do not apply to it"
+)
 WORKER = """
 import sys, time
 for line in sys.stdin:
