@@ -1,10 +1,10 @@
-"""`python -m sandrun` is the command `sandrun`, and so is the entry point: see setup.py.
+"""`python -m sandrun` and the entry point (setup.py) do what the command `sandrun` does.
 
-The environment is the command's, and no part of ours: a `queue.py` on PYTHONPATH must not become
-our own. Python sees to that by -E and -P, which our own script's first line has. An installer's
-wrapper and `-m` have no such line, so there `isolate` does what can be done after the start. Not
-undone is what Python did before: with PYTHONHOME, with a `sitecustomize` on PYTHONPATH, or with
-another package named `sandrun` there, which is imported in our place.
+The environment is meant for the command: a `queue.py` on PYTHONPATH must not replace our own. The
+options -E and -P, in the first line of our own script, make Python ignore it. An installer's
+wrapper and `-m` lack these options, so `isolate` does what can be done after the start. It cannot
+undo what Python has already done with PYTHONHOME, with a `sitecustomize` on PYTHONPATH, or with
+another package named `sandrun` there, which Python imports instead of ours.
 """
 
 import gc
@@ -15,7 +15,7 @@ from sandrun.bare import signal as _signal
 
 
 def start() -> None:
-    """Do what bin/sandrun does, which says why."""
+    """Do what bin/sandrun does, for the reasons given there."""
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     gc.set_threshold(50_000)
@@ -26,19 +26,19 @@ def start() -> None:
 
 
 def isolate() -> None:
-    """Import nothing from where the user's environment points to, but what is nowhere else.
+    """Import nothing from the directories in the user's environment that exists elsewhere.
 
-    Such directories leave sys.path. Those of installed packages, and the one that we are in, go to
-    its end, behind all that they could shadow. If a module of the standard library has come from
-    one of them already (the wrapper of a pip before 25.3 imports `re`), start again.
+    Such directories are removed from sys.path. Those of installed packages, and our own, go to its
+    end, after everything that they could shadow. If a module of the standard library has already
+    come from one of them (the wrapper of a pip before 25.3 imports `re`), start again.
     """
     own = os.path.dirname(os.path.dirname(_absolute(__file__)))
     standard = os.path.dirname(_absolute(os.__file__))
     foreign = []
-    if sys.path[0] == own:  # put there by who started us
+    if sys.path[0] == own:  # our starter put it there
         del sys.path[0]
     elif not sys.flags.safe_path:
-        foreign = sys.path[:1]  # the script's, or the current one
+        foreign = sys.path[:1]  # the script's directory, or the current one
     if not sys.flags.ignore_environment and (named := os.environ.get("PYTHONPATH")):
         foreign += [path for path in map(_absolute, named.split(os.pathsep)) if path != standard]
     users = getattr(sys.modules.get("site"), "USER_SITE", None)
@@ -51,7 +51,7 @@ def isolate() -> None:
 
 
 def _absolute(path: str) -> str:
-    """As sys.path has it."""
+    """The form that sys.path has."""
     try:
         return os.path.abspath(path)
     except OSError:  # the current directory is gone
@@ -59,7 +59,7 @@ def _absolute(path: str) -> str:
 
 
 def _is_shadowed(folders: "tuple[str, ...]", standard: str) -> bool:
-    """Whether a module of the standard library, by its name, was loaded from one of `folders`."""
+    """Whether a module named like one of the standard library was loaded from `folders`."""
     for name in sys.stdlib_module_names & sys.modules.keys():
         file = getattr(sys.modules[name], "__file__", None) or ""
         if file.startswith(folders) and not file.startswith(standard):
@@ -68,7 +68,7 @@ def _is_shadowed(folders: "tuple[str, ...]", standard: str) -> bool:
 
 
 def _start_again(own: str) -> None:
-    """The same process, command line and environment, without what Python takes from there."""
+    """Execute this process again with the same command line, without the user's directories."""
     from sandrun.platform import spawn
 
     code = f"import sys; sys.path.insert(0, {own!r}); from sandrun.__main__ import start; start()"

@@ -1,4 +1,4 @@
-"""The command line: `main` takes the hot path to a run itself, and loads click for the rest.
+"""The command line. `main` starts a run itself, and loads click for everything else.
 
 Promises one clear line and a documented exit code for every mistake, never a traceback. Leaves the
 work to the rooms below. Imports all of them.
@@ -29,14 +29,14 @@ _REDEFINED = {"queue": ("-p", "--priority")}
 
 
 def main() -> "NoReturn":
-    """Run the command line and exit; never returns and never shows a traceback.
+    """Run the command line and exit. Never returns, and never shows a traceback.
 
-    os._exit spares the interpreter's own tear-down, a tenth of the start-up; nothing is buffered,
-    because messages are written with write(2).
+    os._exit skips the interpreter's tear-down, which takes a tenth of the start-up time. Nothing is
+    buffered, because messages are written with write(2).
     """
     caller = spawn.capture()
     try:
-        _listen(os.environ)
+        _subscribe(os.environ)
         code = _main(sys.argv[1:], caller)
     except SandrunError as error:
         lack = out_of_descriptors(error)
@@ -46,17 +46,17 @@ def main() -> "NoReturn":
         for subscriber in messages.subscribers:
             subscriber.failed(error.text, hint, code)
     except BaseException as error:
-        code = _surprise(error)
-    # On Windows a code has 32 bits (an NTSTATUS), and C's int a sign.
+        code = _report_unexpected(error)
+    # On Windows an exit code has 32 bits (an NTSTATUS), but C's int is signed.
     os._exit(code if code < 1 << 31 else code - (1 << 32))
 
 
-def _listen(env: "Mapping[str, str]") -> None:
-    """Find the programs that want to know: our caller from Python, a CI's log and summary."""
+def _subscribe(env: "Mapping[str, str]") -> None:
+    """Add the subscribers to run events that `env` names: a Python caller, a CI service."""
     if "SANDRUN_TELL" in env:
         from sandrun.integrations import notify
 
-        notify.take()
+        notify.subscribe()
     if ("GITHUB_ACTIONS" in env or "GITLAB_CI" in env) and "SANDRUN_RUNS" not in env:
         from sandrun.integrations import ci
 
@@ -92,13 +92,13 @@ def _main(argv: "list[str]", caller: spawn.CallerState) -> int:
     from sandrun.lifecycle import runner
 
     outcome = runner.run(parsed.command, chosen, root, caller)
-    if outcome.interrupted:  # a shell's loop goes on after an exit code, whatever it is
+    if outcome.interrupted:  # a shell's loop goes on after any exit code
         spawn.die_of(outcome.signal)
     return outcome.code
 
 
-def _surprise(error: BaseException) -> int:
-    """An exception that nobody expected, or a waiter that was told to go."""
+def _report_unexpected(error: BaseException) -> int:
+    """Report an unexpected exception, or the signal that ended a waiter. Returns the exit code."""
     signum = getattr(error, "signum", 0)
     if signum:
         if getattr(error, "waited", True):
@@ -118,8 +118,8 @@ def _surprise(error: BaseException) -> int:
     missing = error.name if isinstance(error, ModuleNotFoundError) else None
     if missing and missing.partition(".")[0] != "sandrun":
         messages.error(
-            f"the Python package {missing} is not there, which this command needs",
-            "install sandrun anew, with what it depends on (pipx install, pip install)",
+            f"this command needs the Python package {missing}, which is missing",
+            "install sandrun again, with its dependencies (pipx install, pip install)",
         )
         return EXIT_SANDRUN
     messages.error(

@@ -1,4 +1,4 @@
-"""Where the answer of a subcommand goes: standard output."""
+"""The answer of a subcommand, on standard output."""
 
 import errno
 import os
@@ -8,13 +8,13 @@ from sandrun.model import plain
 
 
 def out(text: str) -> None:
-    """A line of the answer, which may show names of others' choosing. Raises as `page`."""
+    """Write a line that may contain names chosen by others. Raises what `page` raises."""
     page(plain(text))
 
 
 def page(text: str) -> None:
-    """An answer as it is: JSON, a program, lines that are `plain` already, a path for programs.
-    Raises OSError, also where standard output is closed."""
+    """Write text as it is: JSON, a script, a path for programs, or lines that are `plain` already.
+    Raises OSError, also if standard output is closed."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     sys.stdout.write(text + "\n")

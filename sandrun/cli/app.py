@@ -1,7 +1,7 @@
-"""Everything on the command line but a run: help, status, kill, doctor, config, on click.
+"""Everything on the command line except a run: help, status, kill, doctor, config. Uses click.
 
-The options of a run are listed here from `options.OPTIONS`, so `--help` and the hot path's parser
-tell the same; a run itself never comes here.
+The options of a run come from `options.OPTIONS`, so `--help` agrees with the parser of a run. A run
+itself never gets here.
 """
 
 import json
@@ -32,21 +32,21 @@ Exit codes:
   0-255  the command's own
   128+n  signal n ended the command
   75     gave up waiting for a turn (--wait-timeout, --no-wait, queue cancel)
-  124    ended at a limit on time (--timeout, --cpu-time, --idle-timeout)
-  125    sandrun failed or was called wrongly; the command was not started
+  124    ended at a time limit (--timeout, --cpu-time, --idle-timeout)
+  125    sandrun failed or was used wrongly; the command was not started
   126    the command cannot be executed
   127    the command was not found
-  129    ended because the process that had started sandrun died
+  129    ended because the process that started sandrun died
   137    ended at the memory limit (or by SIGKILL; the message says which)
 
 \b
-Variables: each setting but --project also as SANDRUN_<NAME>, and
+Variables: each setting except --project is also SANDRUN_<NAME>, and
 MEMORY_LIMIT_MB, CHECK_INTERVAL, TIMEOUT, VERBOSE; SANDRUN_STATE_DIR holds
 the queues instead of /tmp."""
 
 
 class _Value(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
-    """An option's own converter as a click type."""
+    """An option's converter as a click type."""
 
     def __init__(self, option: Option) -> None:
         self.option = option
@@ -104,7 +104,7 @@ class _Root(Group):
         try:
             args = parse(args).ordered
         except SandrunError:
-            pass  # click says it too
+            pass  # click reports it
         return super().parse_args(ctx, args)
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -112,7 +112,7 @@ class _Root(Group):
         formatter.write_usage("sandrun", "SUBCOMMAND [OPTIONS] [ARGUMENTS]...", prefix="       ")
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        # What can be done comes first: there are more options than lines on a screen.
+        # Subcommands come first: the options fill more than a screen.
         self.format_commands(ctx, formatter)
         click.Command.format_options(self, ctx, formatter)
 
@@ -126,15 +126,15 @@ class _Root(Group):
 @click.version_option(__version__, prog_name="sandrun", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, /, **flags: object) -> None:
-    """Run COMMAND when it is its turn in the project's queue, inside a memory limit.
+    """Run COMMAND in the project's queue, with a memory limit.
 
     One run at a time per project, first in, first out. The limit holds for the whole process
-    tree; whatever the command leaves behind is ended with it.
+    tree. Processes that the command leaves behind are ended with it.
 
     \b
-    sandrun make test               in turn, in 2 GiB
-    sandrun -m 4G -t 10m make test  more memory; ten minutes at the most
-    sandrun status                  who runs, who waits
+    sandrun make test               wait for its turn, then run in 2 GiB
+    sandrun -m 4G -t 10m make test  more memory; at most ten minutes
+    sandrun status                  what runs, what waits
     """
     start = project.start_directory(flags.get("project"))
     root = project.find(start)
@@ -146,7 +146,7 @@ def cli(ctx: click.Context, /, **flags: object) -> None:
 @cli.command()
 @click.pass_obj
 def config(obj: "tuple[str, settings.Settings]") -> None:
-    """Show every setting's value and where it came from."""
+    """Show the value of each setting and where it comes from."""
     root, chosen = obj
     out(f"# project {root}")
     out(f"# queue   {state_path(root, chosen.queue)}")
@@ -164,7 +164,7 @@ _NONE = ("name", "rate", "share", "span", "text", "weight")
 
 
 def _shown(option: Option, value: "Any") -> str:
-    """A value as one would write it; `none` for what limits nothing or names nothing."""
+    """A value as a user would write it; `none` if it sets no limit or no name."""
     if value == option.default and value in ("", -1, 0.0) and option.kind in _NONE:
         return "none"
     if option.kind in ("size", "bytes") or (option.kind == "pool" and value.isdigit()):
@@ -177,8 +177,8 @@ def _shown(option: Option, value: "Any") -> str:
 
 
 @cli.command()
-@click.option("--all", "everything", is_flag=True, help="All queues of yours on this machine.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable, with a version.")
+@click.option("--all", "everything", is_flag=True, help="All your queues on this machine.")
+@click.option("--json", "as_json", is_flag=True, help="Print versioned JSON.")
 @click.option("--ids", type=click.Choice(["all", "waits"]), hidden=True)
 @click.pass_obj
 def status(
@@ -187,7 +187,7 @@ def status(
     as_json: bool = False,
     ids: str = "",
 ) -> None:
-    """Show who runs and who waits, in order."""
+    """Show what runs and what waits, in order."""
     from sandrun.lifecycle import status
 
     root, chosen = obj
@@ -211,15 +211,15 @@ def status(
     page(text)
 
 
-@cli.command(short_help="End a run or waiter by id, the project's run, or all.")
+@cli.command(short_help="End a run or a waiter, the project's run, or all.")
 @click.argument("run", required=False)
-@click.option("--all", "everything", is_flag=True, help="Every run and waiter of yours.")
+@click.option("--all", "everything", is_flag=True, help="All your runs and waiters.")
 @click.pass_obj
 def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bool) -> None:
     """End a run or a waiter by its id, the project's run, or everything.
 
-    Whole trees are ended. Says what it ended; exit 1 if there was nothing to end, or if something
-    lives on.
+    Ends whole process trees and prints what was ended. Exits with 1 if there was nothing to end, or
+    if a process survived.
     """
     from sandrun.lifecycle import kill
 
@@ -237,22 +237,22 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
         raise SystemExit(1)
 
 
-@cli.command(short_help="Let no waiting run start; what runs goes on.")
+@cli.command(short_help="Start no waiting run until resume.")
 @click.pass_obj
 def pause(obj: "tuple[str, settings.Settings]") -> None:
-    """Let no waiting run start; what runs goes on, and new ones queue up."""
+    """Start no waiting run until `sandrun resume`. What runs goes on, and new runs queue up."""
     while True:
         try:
-            out("paused" if _queue(obj).pause() else "paused already")
+            out("paused" if _queue(obj).pause() else "already paused")
             return
-        except FileNotFoundError:  # removed an instant ago, as unused: make it anew
+        except FileNotFoundError:  # the directory was just removed as unused: make it again
             continue
 
 
 @cli.command()
 @click.pass_obj
 def resume(obj: "tuple[str, settings.Settings]") -> None:
-    """Go on after a pause."""
+    """Start waiting runs again after a pause."""
     queue = _queue(obj)
     out("resumed" if queue.resume() else "not paused")
 
@@ -267,13 +267,13 @@ def _queue(obj: "tuple[str, settings.Settings]") -> "Queue":
 @cli.group(invoke_without_command=True)
 @click.pass_context
 def queue(ctx: click.Context) -> None:
-    """Show the queue; or move or cancel one that waits."""
+    """Show the queue, or move or cancel a waiter."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(status)
 
 
 def _waiter(obj: "tuple[str, settings.Settings]", run: str) -> "tuple[Queue, Ticket]":
-    """The waiting ticket of that id, in whatever queue of the user's. Raises SandrunError."""
+    """The waiting ticket with that id, in any of the user's queues. Raises SandrunError."""
     from sandrun.queue import Queue
 
     for path in {
@@ -288,7 +288,7 @@ def _waiter(obj: "tuple[str, settings.Settings]", run: str) -> "tuple[Queue, Tic
             if ticket.id == run and not ticket.running:
                 return found, ticket
             if ticket.id == run:
-                raise SandrunError(f"{run} runs already", f"end it with: sandrun kill {run}")
+                raise SandrunError(f"{run} is already running", f"end it with: sandrun kill {run}")
         found.close()
     raise SandrunError(f"no such waiter: {run}", "sandrun status --all")
 
@@ -307,7 +307,7 @@ def move(obj: "tuple[str, settings.Settings]", run: str, priority: int) -> None:
     """Give a waiter another priority, as if it had come with it."""
     found, ticket = _waiter(obj, run)
     if not found.move(ticket, priority):
-        raise SandrunError(f"{run} waits no more", "sandrun status")
+        raise SandrunError(f"{run} no longer waits", "sandrun status")
     ids = [other.id for other in found.tickets()]
     out(f"moved {run}: position {ids.index(run) + 1 if run in ids else 0} of {len(ids)}")
 
@@ -316,7 +316,7 @@ def move(obj: "tuple[str, settings.Settings]", run: str, priority: int) -> None:
 @click.argument("run")
 @click.pass_obj
 def cancel(obj: "tuple[str, settings.Settings]", run: str) -> None:
-    """Take a waiter out of the queue; it exits with 75."""
+    """Remove a waiter from the queue. It exits with 75."""
     from sandrun.queue import CANCEL
 
     found, ticket = _waiter(obj, run)
@@ -324,13 +324,14 @@ def cancel(obj: "tuple[str, settings.Settings]", run: str) -> None:
     out(f"cancelled {run}: {ticket.command}")
 
 
-@cli.command(short_help="Try what can enforce limits here, and say how to mend it.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable, with a version.")
+@cli.command(short_help="Test what can enforce limits here, and show fixes.")
+@click.option("--json", "as_json", is_flag=True, help="Print versioned JSON.")
 @click.pass_obj
 def doctor(obj: "tuple[str, settings.Settings]", as_json: bool) -> None:
-    """Check what can enforce limits here, by trying it, and say which backend is in force.
+    """Test what can enforce limits here, and show fixes and the backend in force.
 
-    Exit 1 when the kernel enforces nothing.
+    Each backend is tested with a process that exceeds its limit. Exits with 1 if no kernel enforces
+    the limits.
     """
     from sandrun.doctor import CAUTION, Check, examine, show
     from sandrun.integrations import hooks
@@ -343,20 +344,20 @@ def doctor(obj: "tuple[str, settings.Settings]", as_json: bool) -> None:
 @cli.command(
     context_settings={"ignore_unknown_options": True},
     add_help_option=False,
-    short_help="Run git in turn; `git unlock` mends stale locks.",
+    short_help="Run git in turn; `git unlock` moves stale locks aside.",
 )
 @click.argument("arguments", nargs=-1)
 def git(arguments: "tuple[str, ...]") -> None:
     """Run git when it is its turn in the repository; `git unlock` moves stale locks aside.
 
     \b
-    git unlock                  move the locks aside whose owner is dead
+    git unlock                  move aside the locks whose owner is dead
     git unlock --dry-run        only show them
-    git unlock --force          also where an owner could not be seen from here: in a container,
+    git unlock --force          also those whose owner cannot be seen from here: in a container,
                                 on a network file system, as another user
-    git unlock --restore [NAME] put back what was moved last, or under that name
+    git unlock --restore [NAME] put back the locks that were moved last, or under that name
     """
-    raise AssertionError("handled before click is loaded")  # listed here for --help only
+    raise AssertionError("handled before click is loaded")  # only for --help
 
 
 for _command in entries.ALL:
@@ -364,9 +365,9 @@ for _command in entries.ALL:
 
 
 def main(argv: "list[str]", caller: spawn.CallerState) -> int:
-    """Run a subcommand or show help; the exit code."""
+    """Run a subcommand or show help. Returns the exit code."""
     if sys.platform != "win32":
-        # Ours are blocked for the sake of a run; a subcommand is an ordinary program.
+        # `capture` has blocked all signals for a run; a subcommand is an ordinary program.
         signal.pthread_sigmask(signal.SIG_SETMASK, caller.mask)
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
@@ -374,7 +375,7 @@ def main(argv: "list[str]", caller: spawn.CallerState) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        # What was opened by name tells it; standard output has none.
+        # The error names the file, except for standard output.
         where = f"{error.filename}" if error.filename else "cannot write the answer"
         messages.error(f"{where}: {error.strerror}")
         os._exit(EXIT_SANDRUN)

@@ -1,8 +1,8 @@
-"""Completions for shells, from click's tree.
+"""Completions for shells, from click's tree of commands.
 
-What can be known beforehand is written into them as lists of words, so that a TAB starts a Python
-only for what changes: the ids of runs, and the shims that are there. What follows the options is
-completed by the shell as the command that it is; so is `git`.
+Everything fixed is written into them as lists of words, so a TAB starts a Python only for what
+changes: the ids of runs, and the installed shims. The shell completes the command after the options
+as it completes any command, and `git` too.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,19 +16,19 @@ _KINDS = {
     "pool": ("off", "50%", "80%"),
     "signal": ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2", "KILL"),
 }
-"""What is offered for values that are no closed set."""
+"""Examples offered for values that are not a closed set."""
 _TOOLS = "make ninja cmake pytest npm cargo go git"
 _SHIMS = "sandrun shims list 2>/dev/null"
 _IDS = "sandrun status --all --ids {which} 2>/dev/null"
 
 
 def text(root: click.Command, shell: str) -> str:
-    """What a shell evaluates to complete the words of `sandrun`."""
+    """The script that a shell evaluates to complete the words of `sandrun`."""
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](root)
 
 
 def _nodes(command: click.Command, path: str = "") -> "Iterator[tuple[str, click.Command]]":
-    """The subcommands and those below them, each by its words."""
+    """All subcommands, nested ones too, by their words."""
     for name, sub in describe.subcommands(command).items():
         here = f"{path} {name}".strip()
         yield here, sub
@@ -36,7 +36,7 @@ def _nodes(command: click.Command, path: str = "") -> "Iterator[tuple[str, click
 
 
 def _values(option: click.Option) -> "tuple[str, ...]":
-    # Ours convert by themselves and carry the choices; click's own have them as a type.
+    # Our own types carry the option with its choices; click's are types with choices.
     ours = getattr(option.type, "option", None)
     found = getattr(ours or option.type, "choices", ())
     return tuple(map(str, found)) or _KINDS.get(getattr(ours, "kind", ""), ())
@@ -51,7 +51,7 @@ def _is_folder(option: click.Option) -> bool:
 
 
 def _arguments(path: str, command: click.Command) -> "tuple[str, str]":
-    """What a subcommand's arguments are: `words`, `ids` or `shims`, and which."""
+    """What completes a subcommand's arguments: `words`, `ids` or `shims`, and which of them."""
     for param in command.params:
         if isinstance(param, click.Argument):
             choices = getattr(param.type, "choices", ())
@@ -94,7 +94,7 @@ _sandrun() {{
 		esac
 		return
 	fi
-	# The shell takes --memory=4G for three words.
+	# The shell splits --memory=4G into three words.
 	if [ "$word" = = ]; then word=
 	elif [ "$previous" = = ]; then previous=${{COMP_WORDS[COMP_CWORD-2]}}; fi
 	case $previous in
@@ -110,7 +110,7 @@ _sandrun() {{
 	COMPREPLY=($(compgen -W "$words" -- "$word"))
 	case $path:$word in :-*) ;; :*) COMPREPLY+=($(compgen -c -- "$word")) ;; esac
 }}
-_sandrun_command() {{ # AT: the words from there on, as the command that they are
+_sandrun_command() {{ # AT: complete the words from there on as a command
 	if declare -F _command_offset >/dev/null; then _command_offset $1; return; fi
 	if [ $1 = "$COMP_CWORD" ]; then
 		COMPREPLY=($(compgen -c -f -- "${{COMP_WORDS[$1]}}"))
@@ -183,7 +183,7 @@ _sandrun() {{
 	first)
 		_describe -t subcommands subcommand subcommands
 		_command_names -e
-		# `sta` begins stat(1) and status: show both, and not only their common `stat`.
+		# `sta` starts both stat(1) and status: list both instead of inserting `stat`.
 		(( compstate[nmatches] < 2 )) || compstate[list]=list ;;
 	rest)
 		[[ $words[1] != -- ]] || {{ shift words; (( CURRENT-- )) }}
@@ -221,7 +221,7 @@ def _zsh_flags(options: "list[click.Option]") -> "Iterator[str]":
 
 
 def _zsh_case(path: str, command: click.Command, depth: int = 2) -> str:
-    """How the words after a subcommand are completed."""
+    """How zsh completes the words after a subcommand."""
     tabs = "\t" * depth
     own = " ".join(_zsh_flags(describe.flags(command)))
     inner = describe.subcommands(command)
@@ -257,7 +257,7 @@ def _zsh(root: click.Command) -> str:
 
 _FISH = """\
 complete -c sandrun -e
-function __sandrun_at # the subcommand that the line is in, or + and where its command starts
+function __sandrun_at # the current subcommand, or + and the index at which the command starts
 	set -l words (commandline -opc)
 	set -l path ''
 	set -l at 2

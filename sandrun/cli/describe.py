@@ -1,4 +1,4 @@
-"""The command line described to others, from click's tree: a manual page."""
+"""Descriptions of the command line, from click's tree of commands: the manual page."""
 
 import click
 
@@ -6,32 +6,32 @@ from sandrun import __version__
 
 
 def subcommands(group: click.Command) -> "dict[str, click.Command]":
-    """The subcommands that are shown, by name."""
+    """The visible subcommands, by name."""
     if not isinstance(group, click.Group):
         return {}
     return {name: c for name, c in sorted(group.commands.items()) if not c.hidden}
 
 
 def flags(command: click.Command) -> "list[click.Option]":
-    """The options that are shown, --help among them."""
+    """The visible options, including --help."""
     ctx = click.Context(command)
     return [p for p in command.get_params(ctx) if isinstance(p, click.Option) and not p.hidden]
 
 
 def short_help(command: click.Command) -> str:
-    """A subcommand in one line."""
+    """The description of a subcommand in one line."""
     return command.get_short_help_str(200).rstrip(".")
 
 
 def flag_help(option: click.Option) -> str:
-    """An option in one line."""
+    """The description of an option in one line."""
     return (option.help or "").partition(". ")[0].rstrip(".")
 
 
 def manual(root: click.Command) -> str:
     """The manual page, in man(7)'s macros."""
     lines = [f'.TH SANDRUN 1 "" "sandrun {__version__}" "User Commands"', ".SH NAME"]
-    lines += ["sandrun \\- one project command at a time, inside a kernel limit on memory"]
+    lines += ["sandrun \\- run one command at a time per project, with a memory limit"]
     lines += [".SH SYNOPSIS", ".B sandrun", "[OPTIONS] [--] COMMAND [ARGUMENTS]...", ".br"]
     lines += [".B sandrun", "SUBCOMMAND [ARGUMENTS]..."]
     lines += [".SH DESCRIPTION", *_prose(root.help or "")]
@@ -49,7 +49,7 @@ def _roff(text: str) -> str:
 
 
 def _prose(text: str) -> "list[str]":
-    """Paragraphs; those after a \\b stand as they are written."""
+    """Format paragraphs. Those after a \\b keep their line breaks."""
     lines: list[str] = []
     for paragraph in text.strip().split("\n\n"):
         rows = paragraph.strip("\n").split("\n")
@@ -82,7 +82,7 @@ def _command_lines(name: str, command: click.Command) -> "list[str]":
 
 
 def _blocks(epilog: str) -> "list[str]":
-    """The epilog's parts, each under its own first line."""
+    """The parts of the epilog as sections, each headed by its first line."""
     lines = []
     for block in epilog.split("\b\n")[1:]:
         title, _, rest = block.strip().partition(":")

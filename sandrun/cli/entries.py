@@ -1,4 +1,4 @@
-"""Subcommands that set a project and the entry points up: init, trust, shims, completions, man."""
+"""The subcommands that set things up: init, trust, shims, make-include, completions, man."""
 
 import os
 
@@ -15,38 +15,39 @@ from sandrun.model import SandrunError
 SHELLS = click.Choice(["bash", "zsh", "fish"])
 
 
-@click.command(short_help="Set this project up: its make, hooks and tools in turn.")
+@click.command(short_help="Set this project up: make, hooks and tools use its queue.")
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
-@click.option("--undo", is_flag=True, help="Take out again what was put in.")
+@click.option("--undo", is_flag=True, help="Remove what init added.")
 @click.pass_obj
 def init(obj: "tuple[str, settings.Settings]", dry_run: bool, undo: bool) -> None:
-    """Set this project up, so that its make, hooks and tools take their turns.
+    """Set this project up, so that its make, hooks and tools use its queue.
 
-    Writes sandrun.toml (all commented out) and sandrun.mk, includes that in the Makefile, puts a
-    line into the pre-commit hook, adds shims for the tools in use. Edits of yours are kept, and
-    what is generated or shared with other projects is left; it can be said again at any time.
-    Its undoing leaves a shim that another project has from it.
+    Writes sandrun.toml (all settings commented out) and sandrun.mk, includes sandrun.mk in the
+    Makefile, adds a line to the pre-commit hook, and adds shims for the tools in use. Keeps your
+    edits, and leaves files that are generated or shared with other projects. You can run it again
+    at any time. --undo leaves a shim that init added for another project too.
     """
     from sandrun.integrations import init as setting_up
 
     for step in setting_up.steps(obj[0], undo):
         if not dry_run:
             step.do()
-        out(("would " if dry_run and step.act else "") + step.says)
+        out(("would " if dry_run and step.act else "") + step.text)
 
 
-@click.command(short_help="Let a project's settings decide more than limits.")
+@click.command(short_help="Let a project's file set more than limits.")
 @click.argument("file", required=False)
-@click.option("--revoke", is_flag=True, help="Trust it no more.")
+@click.option("--revoke", is_flag=True, help="Stop trusting the file.")
 @click.option("--list", "listing", is_flag=True, help="Show the files that you trust.")
 @click.pass_obj
 def trust(
     obj: "tuple[str, settings.Settings]", file: "str | None", revoke: bool, listing: bool
 ) -> None:
-    """Let a project's settings file decide everything, as your own does.
+    """Let a project's settings file set everything, as your own file can.
 
-    FILE, or those that hold in that directory, or here. Until then only its limits count. Trust is
-    for the file as it is: once it is edited, say it again.
+    FILE is a settings file, or a directory whose settings files are meant; by default this one.
+    Without trust, only the limits in a project's file apply. Trust is for the file as it is now: an
+    edited file must be trusted again.
     """
     from sandrun.config import trust as trusted
 
@@ -79,7 +80,7 @@ def trust(
 
 
 def _real(file: str) -> str:
-    """The path by which the settings know a file."""
+    """The path under which the settings know a file."""
     directory, name = os.path.split(os.path.abspath(file))
     return os.path.join(os.path.realpath(directory), name)
 
@@ -93,9 +94,9 @@ def _settings_at(path: str) -> "settings_files.File | None":
     return found
 
 
-@click.group(cls=Group, short_help="Put make, git and others into the queue by name.")
+@click.group(cls=Group, short_help="Run make, git and other tools in the queue by name.")
 def shims() -> None:
-    """Small programs first on PATH that send make, git and others through the queue."""
+    """Small programs, first on PATH, that run make, git and other tools in the queue."""
 
 
 @shims.command("add", short_help="Write shims for tools.")
@@ -112,12 +113,12 @@ def shims_add(tools: "tuple[str, ...]") -> None:
 
 @shims.command("remove")
 @click.argument("tools", nargs=-1, required=True)
-@click.option("--no-forward", is_flag=True, help="Leave nothing, and remove what was left.")
+@click.option("--no-forward", is_flag=True, help="Leave no forwarder, and remove an earlier one.")
 def shims_remove(tools: "tuple[str, ...]", no_forward: bool) -> None:
     """Remove the shims for tools.
 
-    Each leaves a forwarder that runs the tool without sandrun: a build that was configured with the
-    shim knows it by its path (CMakeCache.txt, config.status).
+    A forwarder, which runs the tool without sandrun, takes the place of each shim, because a build
+    that was configured with the shim has stored its path (CMakeCache.txt, config.status).
     """
     from sandrun.integrations import shims as made
 
@@ -143,10 +144,10 @@ def shims_list() -> None:
         messages.status("not on PATH yet: sandrun shims activate --help")
 
 
-@shims.command("activate", short_help="Print what puts the shims first on PATH.")
+@shims.command("activate", short_help="Print the code that puts the shims first on PATH.")
 @click.argument("shell", type=click.Choice([*SHELLS.choices, "cmd", "powershell"]))
 def shims_activate(shell: str) -> None:
-    """Print what a shell has to evaluate to have the shims first on its PATH.
+    """Print the code that a shell evaluates to put the shims first on its PATH.
 
     \b
     bash, zsh   eval "$(sandrun shims activate bash)"
@@ -190,7 +191,7 @@ def man(ctx: click.Context) -> None:
 
 @click.command("make-again", hidden=True)
 def make_again() -> None:
-    """Run the make that called this once more, inside a run; for sandrun.mk only."""
+    """Start the make that called this again, inside a run. Only for sandrun.mk."""
     raise AssertionError("handled before click is loaded")
 
 

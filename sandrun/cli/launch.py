@@ -1,15 +1,15 @@
-"""What a shim starts: sandrun if it can be imported, else the tool itself, which is then said.
+"""What a shim starts: sandrun, or, if sandrun cannot be imported, the tool itself with a warning.
 
-Usage: python -I launch.py [--as NAME] -- /path/to/tool ARGUMENTS. The tool sees NAME as its own.
+Usage: python -I launch.py [--as NAME] -- /path/to/tool ARGUMENTS. The tool gets NAME as argv[0].
 Or: python -I -S launch.py --guard /path/to/tool ARGUMENTS, for the shims of `sandrun.git.guard`.
--I: nothing of the user's may get in here.
+-I keeps the user's environment out of this Python.
 """
 
 import os
 import sys
 
 if __name__ == "__main__":
-    # Behind the standard library, of which site-packages may hold an old copy (enum34, typing).
+    # After the standard library: site-packages may contain old copies of it (enum34, typing).
     sys.path.insert(3, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     name = sys.argv[2] if sys.argv[1] == "--as" else ""
     if name:
@@ -19,12 +19,12 @@ if __name__ == "__main__":
         from sandrun.cli import main
         from sandrun.platform import spawn
     except Exception as error:
-        lacking = "its turn" if sys.argv[1] == "--guard" else "queue and memory limit"
+        missing = "its turn" if sys.argv[1] == "--guard" else "queue and memory limit"
         tool = os.path.basename(place)
         os.write(
             2,
-            f"sandrun: {tool} runs without {lacking}: sandrun is broken: {error}\n"
-            "sandrun: hint: install it anew\n".encode(),
+            f"sandrun: {tool} runs without {missing}: sandrun is broken: {error}\n"
+            "sandrun: hint: install it again\n".encode(),
         )
         os.execv(place, sys.argv[2:])
     if sys.argv[1] == "--guard":

@@ -1,4 +1,4 @@
-"""What is said of a subcommand that was called wrongly: what is wrong, and what was meant."""
+"""Errors in the use of a subcommand: what is wrong, and what was probably meant."""
 
 import click
 
@@ -6,7 +6,7 @@ from sandrun.config import options
 
 
 class NoSuchSubcommand(click.UsageError):
-    """A group has no subcommand of that name."""
+    """The group has no subcommand with that name."""
 
     def __init__(self, name: str, ctx: click.Context) -> None:
         super().__init__(f"no such subcommand: {ctx.command_path} {name}", ctx)
@@ -14,7 +14,7 @@ class NoSuchSubcommand(click.UsageError):
 
 
 class Group(click.Group):
-    """A group that says which of its subcommands was meant."""
+    """A group that suggests the subcommand that was probably meant."""
 
     group_class = type
 
@@ -27,7 +27,7 @@ class Group(click.Group):
 
 
 def explained(error: click.ClickException) -> "tuple[str, str]":
-    """An error as sandrun says it, and the hint."""
+    """The text and the hint of an error, in sandrun's form."""
     ctx = error.ctx if isinstance(error, click.UsageError) else None
     if ctx is None:
         return error.format_message(), "sandrun --help"
@@ -41,5 +41,5 @@ def explained(error: click.ClickException) -> "tuple[str, str]":
         flags = [name for option in options.OPTIONS for name in option.flags]
         meant = options.did_you_mean(error.option_name, [*known, *flags])
     else:
-        text = " ".join(error.format_message().split())  # some have lines of choices
+        text = " ".join(error.format_message().split())  # some list choices on several lines
     return text[:1].lower() + text[1:].rstrip("."), meant or f"{ctx.command_path} --help"

@@ -1,8 +1,8 @@
-"""What a CI's pages show of a run: a limit that was hit, a long wait, and what the run needed.
+"""What a CI service shows of a run: a limit that was hit, a long wait, and what the run needed.
 
 GitHub Actions: a workflow command on stderr becomes an annotation, and a row is added to the file
 GITHUB_STEP_SUMMARY. GitLab has neither, so there the same facts are one line of the job's log.
-Only the outermost run is shown; one that cannot be shown goes on as it is.
+Only the outermost run is shown. A failure to show it does not affect the run.
 
 Source: docs.github.com, "Workflow commands for GitHub Actions" (escapes, GITHUB_STEP_SUMMARY).
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sandrun.types import Reason, Record
 
 LONG_WAIT = 60.0
-"""Seconds of waiting that are worth an annotation."""
+"""Waits of at least so many seconds are annotated."""
 
 _HEADER = """
 | sandrun | result | waited | ran | peak memory | limit | backend |
@@ -25,7 +25,7 @@ _HEADER = """
 """
 _LIMITS: "dict[Reason, str]" = {
     "memory": "memory limit reached",
-    "outer-memory": "out of memory around the run",
+    "outer-memory": "enclosing memory limit reached",
     "timeout": "wall time limit reached",
     "cpu-time": "CPU time limit reached",
     "idle": "idle for too long",
@@ -80,7 +80,7 @@ def _annotate(kind: str, title: str, text: str) -> None:
             value = value.replace(char, f"%{ord(char):02X}")
         return value
 
-    # Our own line starts it; what is in it must not.
+    # The whole line is ours: its text must start no other workflow command.
     title, text = plain(title), plain(text)
     messages.write(f"::{kind} title={escape(title, ':,')}::{escape(text)}\n")
 

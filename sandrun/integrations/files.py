@@ -1,11 +1,11 @@
-"""Files of the user's, as `sandrun init` reads them and puts a line into them or takes one out.
+"""How `sandrun init` reads a user's files and adds or removes a line.
 
 Promises
-- A file is replaced in one step and keeps its owner, group, mode, attributes and links; where that
-  cannot be, it is written in place.
-- Nothing but a regular file is read.
-- All is done below one open directory, so that a user in whose project root is at work cannot send
-  root elsewhere meanwhile.
+- A file is replaced atomically and keeps its owner, group, mode, attributes and links. Where that
+  is impossible, it is written in place.
+- Only regular files are read.
+- All steps use one open directory, so that a user cannot redirect root, who works in the user's
+  project, to another directory.
 """
 
 import os
@@ -17,7 +17,7 @@ from sandrun.model import SandrunError
 from sandrun.platform import folders
 
 _MOST = 8 << 20
-"""Bytes: no Makefile and no hook that a person wrote is larger."""
+"""Bytes. No Makefile or hook written by a person is larger."""
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -42,18 +42,18 @@ def _read(fd: int) -> bytes:
 
 
 def text(path: str) -> str:
-    """The same as text that gives the same bytes again."""
+    """The text of a file, which encodes to the same bytes again."""
     return read(path).decode("utf-8", "surrogateescape")
 
 
 def write_new(path: str, content: str) -> None:
-    """Make a file that is not there yet. Raises OSError."""
+    """Write a new file. Raises OSError."""
     with open(folders.create(path), "w", encoding="utf-8", newline="\n") as file:
         file.write(content)
 
 
 def change(path: str, edit: "Callable[[str], str]") -> None:
-    """Replace the text of a file, through its links. Raises OSError."""
+    """Replace the text of a file, following links. Raises OSError."""
     folder, name = os.path.split(os.path.realpath(path))
     if sys.platform == "win32":
         _replace(name, os.path.join(folder, ""), None, edit)
@@ -77,7 +77,7 @@ def _replace(name: str, prefix: str, at: "int | None", edit: "Callable[[str], st
     fd = os.open(private, os.O_WRONLY | folders.NEW | flags, 0o600, dir_fd=at)
     try:
         with open(fd, "wb") as file:
-            same = info.st_nlink == 1 and _make_alike(fd, info, attributes)
+            same = info.st_nlink == 1 and _copy_metadata(fd, info, attributes)
             file.write(data)
         if same:
             os.replace(private, path, src_dir_fd=at, dst_dir_fd=at)
@@ -101,8 +101,9 @@ def _attributes(fd: int) -> "dict[str, bytes]":
         return {}
 
 
-def _make_alike(fd: int, info: os.stat_result, attributes: "dict[str, bytes]") -> bool:
-    """Give a new file the owner, group, mode and attributes of an old one; False: it is refused."""
+def _copy_metadata(fd: int, info: os.stat_result, attributes: "dict[str, bytes]") -> bool:
+    """Give a new file the owner, group, mode and attributes of the old one. False: not
+    permitted."""
     if sys.platform == "win32":
         return True
     new = os.fstat(fd)

@@ -1,11 +1,10 @@
-"""`sandrun init`: what a project needs so that its entry points take their turns; and its undoing.
+"""`sandrun init`: set a project up so that make, hooks and tools use its queue, and undo that.
 
-Promises: nothing is asked, and nothing is kept about what was done, so it can be said again at any
-time: each step looks at the files as they are. A file of the user's is never replaced, only a line
-of ours is put into it or taken out of it. A file that we wrote is removed only while it is still
-what we wrote; a shim, which all projects share, only if we added it and no other project wants it.
-A step that would have to do more than that says why it is left to the user, and what does the same:
-for a file that is generated, and for one that is not of this project alone.
+Promises: it asks nothing and remembers nothing, so it can be run again at any time: each step
+examines the files as they are. A user's file is never replaced; one line of ours is added to it or
+removed from it. A file that we wrote is removed only if it is unchanged, and a shim, which all
+projects share, only if we added it and no other project wants it. A file that is generated, or that
+belongs to more than this project, is left to the user, with the reason and with what does the same.
 """
 
 import os
@@ -20,12 +19,12 @@ from sandrun.platform.small_files import has_table
 
 MAKEFILES = ("GNUmakefile", "makefile", "Makefile")  # the order in which GNU make looks
 INCLUDE_LINE = "-include sandrun.mk\n"
-# A directive, not a recipe (tab) or a comment that names the file.
+# A directive, but no recipe (tab) and no comment that names the file.
 _HAS_INCLUDE = re.compile(
     r"^ *[-s]?include[ \t](?:[^#\n]|\\\n)*(?<![\w.-])sandrun\.mk(?![\w.-])", re.MULTILINE
 )
-# In the comments at its head: what cmake, automake, configure, qmake, MakeMaker, premake, gyp,
-# imake and Linux say of a Makefile of theirs.
+# What cmake, automake, configure, qmake, MakeMaker, premake, gyp, imake and Linux write in the
+# first comments of a Makefile that they generate.
 _GENERATED = re.compile(
     r"^#.*\b(do not|don'?t) (edit|modify)\b(?=\W*$| (this|it\b|by hand))"
     r"|^#(.*\bmakefile(\.\w+)?)?\W*((is|was|it was) )?"
@@ -33,7 +32,7 @@ _GENERATED = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _LEADING_COMMENTS = re.compile(r"(\ufeff?#.*\n|[ \t\r]*\n)*")
-# What must stay the first lines: an interpreter's, an editor's mode, a licence's tag.
+# Lines that must stay first: an interpreter, an editor's mode, a licence tag.
 _FIRST = re.compile(
     r"\ufeff?(#!{0})?(#.*(-\*-|SPDX-){0})*".replace("{0}", r"(.*\\\r?\n)*.*(\n|\Z)")
 )
@@ -50,21 +49,21 @@ _TOOLS = {
 
 
 class Step:
-    """One thing to do: `says` it, and `act` does it; without an `act` it is left as it is."""
+    """One step: `text` describes it, and `act` does it. Without an `act` nothing is to be done."""
 
-    def __init__(self, says: str, act: "Callable[[], object] | None" = None) -> None:
-        self.says = says
+    def __init__(self, text: str, act: "Callable[[], object] | None" = None) -> None:
+        self.text = text
         self.act = act
 
     def do(self) -> None:
-        """Do it. Raises SandrunError."""
+        """Do the step. Raises SandrunError."""
         try:
             if self.act:
                 self.act()
         except OSError as error:
             raise SandrunError(
-                f"cannot {self.says}: {error.strerror}",
-                "make that writable and say it again; sandrun init --dry-run shows all that is due",
+                f"cannot {self.text}: {error.strerror}",
+                "make that writable and run it again; sandrun init --dry-run shows all steps",
             ) from error
 
 
@@ -74,21 +73,21 @@ def include() -> str:
 
 
 def settings_text() -> str:
-    """A sandrun.toml in which every setting stands commented out."""
+    """A sandrun.toml that contains every setting, commented out."""
     return files.text(include().removesuffix("mk") + "toml")
 
 
 def check(root: str) -> None:
-    """Raise SandrunError if the directory is certainly no project: nobody meant to set that up."""
+    """Raise SandrunError if the directory is certainly no project, so that this is a mistake."""
     if os.path.lexists(os.path.join(root, "sandrun.toml")) or not os.access(root, os.W_OK):
-        return  # somebody did mean it, or the first step will say that it cannot be done
-    hint = "cd to a project; or, if this shall be one: touch sandrun.toml, then again"
+        return  # it is meant, or the first step will report that it is impossible
+    hint = "cd to a project; or, to make this one: touch sandrun.toml, then run it again"
     if root in (os.path.realpath(home) for home in (folders.home(), _home_of_owner(root)) if home):
         raise SandrunError(f"{root} is a home directory, not a project", hint)
     if os.path.dirname(root) == root:
-        raise SandrunError(f"{root} is the whole system, not a project", hint)
+        raise SandrunError(f"{root} is the root of the system, not a project", hint)
     if os.stat(root).st_mode & 0o1002 == 0o1002:
-        raise SandrunError(f"{root} is everybody's directory, not a project", hint)
+        raise SandrunError(f"{root} is a directory for all users, not a project", hint)
     if {"HEAD", "objects", "refs"}.issubset(names := os.listdir(root)):
         raise SandrunError(f"{root} is a git directory, not a project", hint)
     if not names:
@@ -107,7 +106,7 @@ def _home_of_owner(root: str) -> str:
 
 
 def steps(root: str, undo: bool) -> "Iterator[Step]":
-    """What is to be done, or undone, in the project `root`. Raises SandrunError."""
+    """The steps to set up, or to undo, in the project `root`. Raises SandrunError."""
     if not undo:
         check(root)
     yield _own_file(os.path.join(root, "sandrun.toml"), settings_text(), undo, _has_table(root))
@@ -122,7 +121,7 @@ def _has_table(root: str) -> str:
 
 
 def _make(root: str, undo: bool) -> "Iterator[Step]":
-    """The Makefile and what it includes; a generated one has the shim alone."""
+    """The Makefile and sandrun.mk. For a generated Makefile there is only the shim."""
     name = next((m for m in MAKEFILES if os.path.isfile(os.path.join(root, m))), "")
     if not name:
         return
@@ -146,37 +145,39 @@ def _make(root: str, undo: bool) -> "Iterator[Step]":
 
 
 def _own_file(path: str, text: str, undo: bool, instead: str = "") -> Step:
-    """A file that is wholly ours."""
+    """A file that contains only what we wrote."""
     if undo:
         if not os.path.lexists(path):
             return Step(f"no {path}")
         if files.read(path) != text.encode():
-            return Step(f"leave {path}: it was edited, or is of another version")
+            return Step(f"leave {path}: it was edited, or another version wrote it")
         return Step(f"remove {path}", lambda: os.unlink(path))
     if instead:
         return Step(f"leave out {path}: {instead} has the settings")
     if os.path.lexists(path):
-        same = files.read(path) == text.encode()
-        return Step(f"keep {path}" + ("" if same else ": it was edited, or is of another version"))
+        is_ours = files.read(path) == text.encode()
+        why = "" if is_ours else ": it was edited, or another version wrote it"
+        return Step(f"keep {path}{why}")
     return Step(f"write {path}", lambda: files.write_new(path, text))
 
 
 def _line(path: str, line: str, undo: bool, has: "re.Pattern[str]") -> Step:
-    """A line of ours in a file of the user's, first but for what must be; `has` finds one like it.
+    """A line of ours in a user's file, as near to the top as possible. `has` finds such a line.
 
-    After a last line without its end ours has none either, so that undoing finds that out.
+    Where the file's last line has no newline and ours comes after it, ours has none either, so that
+    undoing restores the file exactly.
     """
     text = files.text(path)
     bare = line.rstrip()
-    shown = bare if len(bare) < 40 else "the line by which it takes its turn"
+    shown = bare if len(bare) < 40 else "the line that makes it use the queue"
     if undo:
         if _without(text, bare) is None:
             return Step(f"nothing of ours in {path}")
-        says = f"take out of {path}: {shown}"
-        return Step(says, lambda: files.change(path, lambda text: _without(text, bare) or ""))
+        step = f"remove from {path}: {shown}"
+        return Step(step, lambda: files.change(path, lambda text: _without(text, bare) or ""))
     if has.search(text):
         return Step(f"keep {path}: it has the line")
-    return Step(f"put into {path}: {shown}", lambda: files.change(path, lambda t: _with(t, bare)))
+    return Step(f"add to {path}: {shown}", lambda: files.change(path, lambda t: _with(t, bare)))
 
 
 def _with(text: str, line: str) -> str:
@@ -198,7 +199,7 @@ def _without(text: str, line: str) -> "str | None":
 
 
 def _hook(root: str, undo: bool) -> "Iterator[Step]":
-    """The pre-commit hook, if there is one: it goes on as a run of itself."""
+    """The pre-commit hook, if there is one. Our line makes it start itself again in a run."""
     hook = hooks.find(root)
     if not hook.path:
         if hook.why and not undo:
@@ -208,7 +209,7 @@ def _hook(root: str, undo: bool) -> "Iterator[Step]":
     else:
         text = files.text(hook.path)
         there = [line for line in (hooks.LINE, hooks.HUSKY_LINE) if line.rstrip() in text]
-        line = there[0] if undo and there else hook.line  # husky may have come or gone meanwhile
+        line = there[0] if undo and there else hook.line  # husky may have been added or removed
         yield _line(hook.path, line, undo, hooks.HAS_LINE)
     if not undo:
         yield from map(Step, hooks.by_config(root))
@@ -230,7 +231,8 @@ def _shims(root: str, undo: bool) -> "Iterator[Step]":
 
 
 def _with_shim(root: str, tool: str, wanted: "list[str] | None") -> Step:
-    """The shim for a tool of this project; `wanted` by which projects, None: there is none yet."""
+    """The shim for a tool of this project. `wanted`: the projects that want it; None: no shim
+    yet."""
     if wanted is None:
         path = os.path.join(shims.directory(), tool)
         return Step(f"add a shim for {tool}: {path}", lambda: shims.add(tool, [root]))
@@ -245,5 +247,5 @@ def _without_shim(root: str, tool: str, wanted: "list[str]") -> Step:
     if others:
         text = f"leave the shim for {tool}, which {others[0]} wants too"
         return Step(text, lambda: shims.add(tool, others))
-    text = f"remove the shim for {tool}: configure builds anew that recorded it (CMakeCache.txt)"
+    text = f"remove the shim for {tool}: configure again builds that recorded it (CMakeCache.txt)"
     return Step(text, lambda: shims.remove(tool))

@@ -1,15 +1,15 @@
-"""`sandrun make-again`: the make that called us, started once more, inside a run (see sandrun.mk).
+"""`sandrun make-again`: start the make that called us again, inside a run (see sandrun.mk).
 
-Promises that it gets the same words and the same environment as the first, so that whatever make
-does with options, variables and a jobserver it does by itself. The words are the kernel's account
-of the first make, not what make made of them: `MAKEFLAGS` knows no -f, -o or -W.
+Promises that the second make gets the words and the environment of the first, so that it handles
+options, variables and a jobserver by itself. The words are those that the kernel reports for the
+first make, not make's own account of them: `MAKEFLAGS` contains no -f, -o or -W.
 
-With -jN the two ends of the jobserver's pipe that the first make has made for itself stay open;
-nobody uses them.
+With -jN, both ends of the pipe that the first make has made for its jobserver stay open, unused.
 
-The first make may start itself anew when an included file has changed meanwhile; it must neither
-run twice nor forget a failure, so a failure is left in a link named after that make. A make that
-ignores errors (-i) asks for it: it prints `passed` only if the run was made and ended with 0.
+The first make may execute itself again if an included file has changed. It must neither run twice
+nor forget a failure, so the exit code of a failure is kept in a link named after that make. A make
+that ignores errors (-i) asks for it, and we print `passed` only if the run was made and ended with
+0.
 
 A make that we started, in the directory where we started it, never comes here again.
 """
@@ -25,9 +25,9 @@ from sandrun.platform import processes, spawn
 from sandrun.queue import state
 
 MARK = "SANDRUN_MAKE"
-"""In the environment of the make inside: the directory in which it need not queue again."""
+"""In the environment of the inner make: the directory in which it must not queue again."""
 _IGNORES, _ENDED = "ignores", "ended"
-"""The same variable for us: the first make ignores errors; the run is over, and it is asked how."""
+"""Values for us: the first make ignores errors; the run is over, and make asks how it ended."""
 
 _READ_ONCE = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR)
 _WITH_VALUE = "CIEfoW"  # short options whose value may be the next word
@@ -35,17 +35,17 @@ _LONG_DIRECTORY = "--directory"
 
 
 def main(flags: "dict[str, object]", caller: spawn.CallerState) -> int:
-    """Run the make that is our parent through the queue; the exit code. Raises SandrunError."""
+    """Run our parent make again, in the queue. Returns the exit code. Raises SandrunError."""
     make = os.getppid()
-    told = os.environ.pop(MARK, "")
-    words, env = _account(make) if told == _ENDED or "MAKELEVEL" in os.environ else ([], {})
+    mode = os.environ.pop(MARK, "")
+    words, env = _account(make) if mode == _ENDED or "MAKELEVEL" in os.environ else ([], {})
     if not words:
         raise UsageError("make-again is for sandrun.mk only", "include sandrun.mk in the Makefile")
     here = project.working_directory()
-    if told != _ENDED and env.get(MARK) == os.path.realpath(here):
+    if mode != _ENDED and env.get(MARK) == os.path.realpath(here):
         raise SandrunError(
-            "this make is inside the run, and its Makefile hides that from sandrun.mk",
-            f"let it not set {MARK}",
+            "this make is inside the run, but its Makefile hides that from sandrun.mk",
+            f"remove {MARK} from the Makefile",
         )
     restarted = env.pop("MAKE_RESTARTS", "")
     os.environ.clear()
@@ -54,7 +54,7 @@ def main(flags: "dict[str, object]", caller: spawn.CallerState) -> int:
         caller, lambda: (root := project.find(here), settings.resolve(flags, root, here))
     )
     notes = _Notes(state.state_path(root, chosen.queue), make)
-    if told == _ENDED:
+    if mode == _ENDED:
         os.write(1, b"failed\n" if notes.read(1) else b"passed\n")
         return 0
     if restarted:
@@ -63,7 +63,7 @@ def main(flags: "dict[str, object]", caller: spawn.CallerState) -> int:
     from sandrun.lifecycle import runner
 
     outcome = runner.run(command, chosen, root, caller)
-    if outcome.code or told == _IGNORES:
+    if outcome.code or mode == _IGNORES:
         notes.leave(outcome.code)
     if outcome.interrupted:
         spawn.die_of(outcome.signal)
@@ -71,16 +71,16 @@ def main(flags: "dict[str, object]", caller: spawn.CallerState) -> int:
 
 
 class _Notes:
-    """How the run of a make failed, for that make only: a link in the queue's directory."""
+    """How the run of a make failed, for that make only: a link in the state directory."""
 
     def __init__(self, directory: str, make: int) -> None:
         self.directory = directory
         self.name = _note(make)
 
     def leave(self, code: int) -> None:
-        """Keep the code, in a directory made anew if somebody removed it. Raises SandrunError."""
+        """Keep the code. Makes the state directory again if it was removed. Raises SandrunError."""
         if sys.platform == "win32":
-            return  # only Administrators may make links: `read` then answers `missing`
+            return  # only administrators may make links: `read` then answers `missing`
         while True:
             directory = state.open_state(self.directory)
             try:
@@ -95,8 +95,8 @@ class _Notes:
     def _sweep(self, directory: int) -> None:
         for name in os.listdir(directory):
             made, _, pid = name.rpartition(".")[0].partition(".")
-            if made == "made" and pid.isdigit() and name != _note(int(pid)):  # that make is over
-                with contextlib.suppress(FileNotFoundError):  # another one's sweep
+            if made == "made" and pid.isdigit() and name != _note(int(pid)):  # that make has exited
+                with contextlib.suppress(FileNotFoundError):  # another sweep was faster
                     os.unlink(name, dir_fd=directory)
 
     def read(self, missing: int) -> int:
@@ -107,7 +107,7 @@ class _Notes:
 
 
 def _note(pid: int) -> str:
-    """A name that no other process, before or after, has."""
+    """A name that no other process, earlier or later, can have."""
     try:
         return f"made.{pid}.{processes.Stat(pid).start}"
     except OSError:
@@ -123,16 +123,17 @@ def _program(name: str, pid: int) -> str:
     if "/" not in name or name[0] == "/" or sys.platform == "win32":
         return name
     try:
-        # Its name was relative to where it was before -C.
+        # Its name was relative to the directory before -C.
         return os.readlink(f"{processes.PROC}/{pid}/exe")
     except OSError:
         return name
 
 
 def _stay_here(words: "list[str]") -> "list[str]":
-    """The words of a make that is where its -C options led: each becomes `-C .`.
+    """The words for a make that starts in the directory to which its -C options led: each of them
+    becomes `-C .`.
 
-    Raises UsageError for a Makefile that can be read once only, as it was.
+    Raises UsageError for a makefile that can be read only once, which has happened.
     """
     kept: list[str] = []
     value_of = ""
@@ -159,7 +160,7 @@ def _stay_here(words: "list[str]") -> "list[str]":
 
 
 def _long_value(word: str) -> str:
-    """The short form of a long option whose value is the next word; '' for all others."""
+    """The short form of a long option whose value is the next word; '' for others."""
     name, given, value = word.partition("=")
     forms = {"--file": "f", "--makefile": "f", "--include-dir": "I", "--eval": "E",
              "--old-file": "o", "--assume-old": "o", "--what-if": "W", "--new-file": "W",
@@ -175,7 +176,7 @@ def _long_value(word: str) -> str:
 def _short(word: str) -> "tuple[str, str]":
     """A bundle of short options, and the letter whose value is the next word."""
     for at, letter in enumerate(word[1:], 1):
-        if letter in "jlO":  # takes the rest of the word, if there is one
+        if letter in "jlO":  # takes the rest of the word, if any
             break
         if letter in _WITH_VALUE:
             value = word[at + 1 :]
@@ -188,14 +189,14 @@ def _short(word: str) -> "tuple[str, str]":
 
 
 def _check_readable(makefile: str) -> None:
-    """Raise UsageError for what the first make has read, and no other can: a pipe, a terminal.
+    """Raise UsageError for a makefile that only the first make could read: a pipe, a terminal.
 
-    /dev/fd/63 is ours too: make hands down what it was given.
+    /dev/fd/63 is such a pipe for us too, because make passes on the descriptors that it inherited.
     """
     try:
         once = makefile == "-" or stat.S_IFMT(os.stat(makefile).st_mode) in _READ_ONCE
     except OSError:
-        return  # make will say so
+        return  # make will report it
     if once and makefile != os.devnull:
         raise UsageError(
             "a makefile on standard input or in a pipe can be read only once",

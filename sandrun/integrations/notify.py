@@ -1,7 +1,8 @@
-"""Telling the program that started us what happens to the run: one line of JSON for each event.
+"""Notify the program that started us of run events: one line of JSON per event.
 
-It hands down a descriptor and names it in SANDRUN_TELL. Neither reaches the command, so a sandrun
-inside of it tells its own caller or nobody. A caller that stopped listening never fails a run.
+The program passes a descriptor and names it in SANDRUN_TELL. Neither reaches the command, so a
+sandrun inside of it notifies its own caller or nobody. A caller that stops reading never fails a
+run.
 
 The events are those of `messages.Subscriber`.
 """
@@ -23,19 +24,19 @@ VERSION = 1
 _fd = -1
 
 
-def take() -> None:
-    """Take what the caller handed down, out of the environment and out of the command's sight."""
+def subscribe() -> None:
+    """Subscribe the caller, and hide its descriptor and variable from the command."""
     global _fd
     try:
         _fd = int(os.environ.pop(VARIABLE, ""))
-        if sys.platform == "win32":  # only a handle can be handed down
+        if sys.platform == "win32":  # only a handle can be inherited
             import msvcrt
 
             _fd = msvcrt.open_osfhandle(_fd, 0)
         os.set_inheritable(_fd, False)
         messages.subscribers.append(sys.modules[__name__])
     except (ValueError, OSError):
-        _fd = -1  # it is from another process, whose descriptors we do not have
+        _fd = -1  # the variable is another process's, and so is the descriptor
 
 
 def queued(run_id: str) -> None:

@@ -1,18 +1,18 @@
-"""Questions: the command lines of a tool that run nothing worth a turn, as its documentation says.
+"""Queries: a tool's command lines that only print information, according to its documentation.
 
-A question does not wait for its turn, so a line that builds must never be one: a word counts for
-the tools where it is a question and for no other (`npm version patch` and `make version` are work,
-`gradle -V` and `mvn -V` go on to build). For a tool that is not named here, only `--version` and
-`--help` with nothing else: `-h` and `-V` mean other things to many (`ls -h`, `sort -V`). What
-follows a program's name or `--` belongs to that program (`npx tsc --version`, `cargo run -- -V`).
-Where in doubt, it waits.
+A query does not queue, so a command line that builds must never count as one. A word counts only
+for the tools for which it is a query (`npm version patch` and `make version` do work, `gradle -V`
+and `mvn -V` go on to build). For a tool that is not listed here, only `--version` and `--help`
+alone count: `-h` and `-V` have other meanings for many (`ls -h`, `sort -V`). Words after a
+program's name or `--` belong to that program (`npx tsc --version`, `cargo run -- -V`). In doubt, it
+queues.
 """
 
 _ALONE = "--version --help"
 
 _MAKE = "-v --version -h --help"
 
-# Words that may stand first, whatever follows; `word$`: with nothing else; `one+two`: these two.
+# First words that make a query, whatever follows. `word$`: only if alone; `one+two`: these two.
 _FIRST = {
     # GNU make(1); `make -p` builds, `make help` and `make version` are goals
     "make": _MAKE,
@@ -41,7 +41,7 @@ _FIRST = {
     "bun": "--version -v --revision --help -h",  # bun --help
     "deno": "--version -V --help -h help info types",  # docs.deno.com, CLI reference
     "tsc": "--version -v --help -h --all --showConfig --listFilesOnly",  # tsc CLI options
-    # doc.rust-lang.org/cargo/commands; an alias cannot be called like one of these
+    # doc.rust-lang.org/cargo/commands; an alias cannot have one of these names
     "cargo": "--version -V --list --help -h help version metadata tree locate-project search "
     "pkgid info read-manifest",
     "rustc": "--version -V -vV --help -h --print --explain",  # rustc --help
@@ -65,27 +65,27 @@ _FIRST = {
 _SAME = {"py.test": "pytest", "pip3": "pip", "gradlew": "gradle", "mvnw": "mvn", "podman": "docker",
          "gnumake": "gmake"}  # fmt: skip
 
-# Words that make it one wherever they stand, before `--`.
+# Words that make a query anywhere before `--`.
 _ANYWHERE = {
-    # GNU make(1): -t runs no recipe; all of these are for make itself also behind a goal
+    # GNU make(1): -t runs no recipe; all of these are make's own even after a goal
     "make": "--just-print|--dry-run|--recon|--question|--touch|--version|--help",
     "ninja": "-n|-h|-nv|-vn|--version",
     "ctest": "-N|--show-only|--show-only=*|--print-labels",
     "pytest": "--co|--collect-only|--help|-h|--version|--markers|--fixtures",
 }
 _ANYWHERE["gmake"] = _ANYWHERE["make"]
-# make's flags may be bundled. `-fbuild/not.mk` has an n, but is no bundle of flags.
+# make's flags may be bundled. `-fbuild/not.mk` contains an n, but is no bundle of flags.
 _BUNDLES = {"make": ("-*[!bBdehiklLmnpqrRsStvw]*", "-*[hnqtv]*")}
 _BUNDLES["gmake"] = _BUNDLES["make"]
 
-# Lines that build all the same: `go list` may compile (go help list).
+# Exceptions, which build: `go list` may compile (go help list).
 _NOT = {"go": '"list "*-export*|"list "*-compiled*'}
 
 _AT_ONCE = 'become "$@" ;;'
 
 
 def shell(tool: str) -> str:
-    """Lines by which a shim becomes its tool (`become`) at once if its words ask something."""
+    """Shell code with which a shim becomes its tool (`become`) at once if its words are a query."""
     tool = _SAME.get(tool, tool)
     words = _FIRST.get(tool, "").split()
     alone = [word.rstrip("$") for word in words if word.endswith("$")]

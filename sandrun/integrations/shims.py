@@ -1,27 +1,28 @@
-"""Shims: small programs in a folder of the PATH that stand before the tools they are named after.
+"""Shims: small programs, in a folder first on PATH, that run the tool of the same name in the
+queue.
 
-Promises, of a shim for TOOL
-- It runs the first TOOL on PATH behind it, through `sandrun --`. Inside a run of the same queue,
-  and for questions that run nothing (`make -n`, `go env`: `sandrun.integrations.questions`), it
-  becomes that tool at once: one exec of a POSIX sh and no other process.
-- It never starts itself again. No folder of shims is ever searched for the tool (the file
-  `.sandrun-shims` marks them), and when what it found was another's shim (pyenv, asdf, ...) that
-  comes back by way of the PATH, the search goes on behind that one, and it ends. A tool that starts
-  itself by name finds itself (`sandrun.git.shim` tells them apart).
-- If sandrun is gone or broken it says so and runs the tool.
-- A build that was configured with it knows it by its path (CMakeCache.txt, config.status), so one
-  that is removed leaves a forwarder: the tool, found in the same way, without sandrun.
-- One that `sandrun init` added has the projects that want it as comments at its end; one without
-  them is the user's own.
+Promises of a shim for TOOL
+- It runs the next TOOL on PATH through `sandrun --`. Inside a run of the same queue, and for
+  queries that run nothing (`make -n`, `go env`: `sandrun.integrations.questions`), it becomes that
+  tool at once: one exec of a POSIX sh and no other process.
+- It never starts itself again. No folder of shims (marked by the file `.sandrun-shims`) is searched
+  for the tool. If the search finds another program's shim (pyenv, asdf, ...) that comes back
+  through PATH, it continues after that one, so it ends. A tool that starts itself by name finds
+  itself (`sandrun.git.shim` tells the two cases apart).
+- If sandrun is missing or broken, it prints a warning and runs the tool.
+- A build that was configured with it has stored its path (CMakeCache.txt, config.status). So a
+  removed shim leaves a forwarder, which finds the tool in the same way and runs it without sandrun.
+- A shim that `sandrun init` added ends with comments that name the projects that want it. A shim
+  without them is the user's own.
 
-What says that it is inside is the same as in sandrun.mk: every run that the environment names has
-a ticket that its owner still holds open, and is around us (its cgroup, or its owner among our
-ancestors), and there is no other project between here and that run's. Where sh cannot tell, a start
-of sandrun can. (Without a /proc, as on macOS, the tickets' files and the environment are believed.)
+The test for being inside a run is the same as in sandrun.mk: every run that the environment names
+has a ticket that its owner still holds open, and encloses us (by its cgroup, or with its owner
+among our ancestors), and no other project lies between the current directory and that run's
+project. Where sh cannot find out, a start of sandrun does. (Without /proc, as on macOS, the ticket
+files and the environment are believed.)
 
-Left to others: `git`, `jj` and `git-annex`, which have shims of the guard
-(`sandrun.git.shim`), and the text of those for Windows (`sandrun.integrations.windows_shims`),
-which are batch files.
+Left to others: `git`, `jj` and `git-annex`, whose shims are the guard's (`sandrun.git.shim`), and
+the text of the shims for Windows (`sandrun.integrations.windows_shims`), which are batch files.
 """
 
 import os
@@ -38,7 +39,7 @@ _ENDING = ".cmd" if sys.platform == "win32" else ""
 _WANTED = b"rem sandrun init: " if sys.platform == "win32" else b"# sandrun init: "
 
 _TEXT = """#!/bin/sh
-{first_line}: {tool} takes its turn in the project's queue (sandrun shims)
+{first_line}: {tool} runs in the project's queue (sandrun shims)
 {search}
 become() {{
 {become}
@@ -63,7 +64,7 @@ inside() {{
 		live "$run" || return
 	done
 }}
-live() {{ # DIRECTORY/ID: that run goes on, and around us; its file may be left, a variable copied
+live() {{ # DIRECTORY/ID: that run is alive and encloses us; a dead run may leave its file
 	unset IFS
 	for ticket in "${{1%/*}}"/r*."${{1##*/}}".*; do
 		[ -e "$ticket" ] || return
@@ -75,7 +76,7 @@ live() {{ # DIRECTORY/ID: that run goes on, and around us; its file may be left,
 	done
 	return 1
 }}
-below() {{ # DIRECTORY/ID: its cgroup is around us, or its owner is an ancestor
+below() {{ # DIRECTORY/ID: its cgroup contains us, or its owner is an ancestor
 	while read -r line; do
 		case $line in *"/sandrun-${{1##*/}}"*) return 0 ;; esac
 	done </proc/self/cgroup
@@ -83,7 +84,7 @@ below() {{ # DIRECTORY/ID: its cgroup is around us, or its owner is an ancestor
 	while [ "$above" != "$owner" ]; do
 		[ "$above" -gt 1 ] || return
 		while read -r line; do case $line in PPid:*) break ;; esac; done \
-			<"/proc/$above/status" || return # it has just ended
+			<"/proc/$above/status" || return # it has just exited
 		above=${{line##*[!0-9]}}
 	done
 }}
@@ -92,18 +93,19 @@ if [ -x {python} ] && [ -e {launch} ]; then
 	SANDRUN_SHIM=":$$:$note"
 	exec {python} -I {launch} {name}-- "$real" "$@"
 fi
-echo >&2 "sandrun: {tool} runs without queue and memory limit: sandrun is not where it was"
+echo >&2 "sandrun: {tool} runs without queue and memory limit: sandrun is missing"
 echo >&2 "sandrun: hint: install it and run: sandrun shims add {tool}; or remove $0"
 become "$@"
 """
 
 _NAME_IS_SHOWN = ("make", "gmake")
-"""Who shows the name by which it was started: $(MAKE). Others find their own files by it, and
-there a path is safer than a name that leads to the shim again."""
+"""Tools that show the name by which they were started: $(MAKE). Other tools find their own files by
+it, so for them a path is safer than a name that leads to the shim again."""
 
-# A POSIX sh cannot give a program another name than its path. -p: no $BASH_ENV. (Where no SHLVL
-# was, bash's exec leaves a 0.) Not where the user has exported SHELLOPTS or BASHOPTS, which bash
-# would replace: a recipe's `pipefail` matters more than a name. (A sh that is bash has both.)
+# A POSIX sh cannot give a program another name than its path, but bash can. -p ignores $BASH_ENV.
+# (Where SHLVL was unset, bash's exec leaves it as 0.) Not if the user has exported SHELLOPTS or
+# BASHOPTS, which bash would replace: a recipe's `pipefail` matters more than a name. (A sh that is
+# bash has both.)
 _NAMED = """\tcase ${{BASH_VERSION+b}}${{SHELLOPTS+s}}${{BASHOPTS+s}} in b* | '')
 		[ ! -x /bin/bash ] ||
 			exec /bin/bash -pc 'exec -a {tool} "$@"' bash "$real" "$@" ;;
@@ -112,7 +114,7 @@ _NAMED = """\tcase ${{BASH_VERSION+b}}${{SHELLOPTS+s}}${{BASHOPTS+s}} in b* | ''
 
 _FORWARDER = "# sandrun forwarder for {tool}"
 _FORWARDING = """#!/bin/sh
-{forwarder}, where the sandrun shim was: builds that were configured with it go on
+{forwarder}, in place of the sandrun shim, for builds that were configured with it
 {search}exec "$real" "$@"
 """
 
@@ -134,7 +136,7 @@ def _bytes(tool: str) -> bytes:
 
 
 def text(tool: str) -> str:
-    """The shim for a tool, with this very sandrun in it."""
+    """The shim for a tool, which starts this sandrun."""
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     from sandrun.git import other_tools, shim
     from sandrun.integrations import questions
@@ -157,20 +159,20 @@ def text(tool: str) -> str:
 
 
 def add(tool: str, projects: "Iterable[str]" = ()) -> str:
-    """Write the shim for a tool, which `projects` want (nobody: the user); its path.
+    """Write the shim for a tool and return its path. `projects` want it; none: the user does.
 
-    Raises SandrunError for a name that cannot be one.
+    Raises SandrunError for an impossible name.
     """
     if not tool or not set(tool) <= _NAME or tool[0] in "-.":
         raise SandrunError(f"{tool!r} cannot be the name of a tool", "sandrun shims add make")
     if tool in ("sandrun", "sh", "env", "python", "python3"):
-        raise SandrunError(f"a shim for {tool} would stand in the way of the shims themselves")
+        raise SandrunError(f"the shims themselves need {tool}: it cannot have a shim")
     folder = directory()
     make_folders(folder)
     _write(os.path.join(folder, MARK), b"")
     path = os.path.join(folder, tool + _ENDING)
     if os.path.lexists(path) and not _is_ours(path, tool):
-        raise SandrunError(f"{path} is not a shim of sandrun's", "move it away")
+        raise SandrunError(f"{path} is not one of sandrun's shims", "move it away")
     _replace(path, _bytes(tool) + b"".join(_WANTED + os.fsencode(r) + b"\n" for r in projects))
     return path
 
@@ -178,7 +180,7 @@ def add(tool: str, projects: "Iterable[str]" = ()) -> str:
 def _replace(path: str, text: bytes) -> None:
     private = f"{path}.{os.getpid()}"
     _write(private, text, 0o755)
-    os.replace(private, path)  # a shell that is reading the old one must not read half of this
+    os.replace(private, path)  # a shell that reads the old file must not see half of this one
 
 
 def _write(path: str, data: bytes, mode: int = 0o644) -> None:
@@ -194,10 +196,10 @@ _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 
 
 def remove(tool: str, forward: bool = False) -> str:
-    """Remove the shim for a tool, or its forwarder; its path.
+    """Remove the shim for a tool, or its forwarder, and return its path.
 
-    With `forward` a forwarder takes the shim's place (not on Windows). Raises SandrunError if there
-    is no shim.
+    With `forward`, a forwarder replaces the shim (not on Windows). Raises SandrunError if there is
+    no shim.
     """
     path = os.path.join(directory(), tool + _ENDING)
     if not _is_ours(path, tool) or (forward and tool not in installed()):
@@ -214,7 +216,7 @@ def remove(tool: str, forward: bool = False) -> str:
 
 
 def wanted_by(tool: str) -> "list[str]":
-    """The projects that want the shim for a tool, if `sandrun init` added it."""
+    """The projects that want the shim for a tool; none if the user added it."""
     with open(os.path.join(directory(), tool + _ENDING), "rb") as file:
         lines = [line[len(_WANTED) :] for line in file if line.startswith(_WANTED)]
     return [os.fsdecode(line.rstrip(b"\n")) for line in lines]
@@ -253,16 +255,16 @@ def active() -> bool:
 
 
 def hidden(tool: str) -> str:
-    """What is found on PATH before our shim for a tool, although the shims are on PATH; or ''."""
+    """The program on PATH that comes before our shim for a tool, if the shims are on PATH; or
+    ''."""
     found = shutil.which(tool)
     return found if active() and found and os.path.dirname(found) != directory() else ""
 
 
 def activation(shell: str) -> str:
-    """What puts the shims first on PATH in a shell; in all but cmd.exe said again it does so again.
-
-    A shell in a shell has inherited a PATH with them, before which a version manager has put its
-    own meanwhile.
+    """The code that puts the shims first on PATH in a shell. It works again (not in cmd.exe) where
+    a shell has inherited a PATH with the shims and a version manager has since put its own before
+    them.
     """
     if shell in ("cmd", "powershell"):
         from sandrun.integrations import windows_shims

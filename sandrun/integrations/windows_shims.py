@@ -1,9 +1,9 @@
-"""The shims of Windows: batch files, which cmd.exe and PowerShell find on PATH by PATHEXT.
+"""The shims for Windows: batch files, which cmd.exe and PowerShell find on PATH by PATHEXT.
 
-A shim hands its words to sandrun, which looks for the tool behind all folders of shims
-(`sandrun.platform.windows_spawn.program`). Inside a run of the same queue it starts at once, after
-the start of a Python. Without sandrun the shim says so, leaves its own folder out of PATH and runs
-the tool.
+A shim passes its words to sandrun, which looks for the tool after all folders of shims
+(`sandrun.platform.windows_spawn.program`). Inside a run of the same queue the tool starts at once,
+after the start of a Python. Without sandrun, the shim prints a warning, removes its own folder from
+PATH and runs the tool.
 """
 
 import os
@@ -12,26 +12,26 @@ import sys
 from sandrun.model import SandrunError
 
 _TEXT = """@echo off
-rem {first_line}: {tool} takes its turn in the project's queue (sandrun shims)
+rem {first_line}: {tool} runs in the project's queue (sandrun shims)
 setlocal
 if not exist "{python}" goto broken
 if not exist "{launch}" goto broken
 "{python}" -I "{launch}" -- {tool} %*
 exit /b %ERRORLEVEL%
 :broken
->&2 echo sandrun: {tool} runs without queue and memory limit: sandrun is not where it was
+>&2 echo sandrun: {tool} runs without queue and memory limit: sandrun is missing
 >&2 echo sandrun: hint: install it and run: sandrun shims add {tool}; or remove %~f0
 for %%D in ("%~dp0.") do set "here=%%~fD"
 call set "PATH=%%PATH:%here%;=%%"
 {tool} %*
 """
 _FOLDERS = ("LOCALAPPDATA", "APPDATA", "USERPROFILE", "PROGRAMFILES")
-"""Variables that stand for what is often not ASCII: cmd.exe reads a file in the console's code
-page, whatever that is when the shim is used."""
+"""Variables that replace paths, which often are not ASCII: cmd.exe reads a batch file in the code
+page that the console has when the shim is used."""
 
 
 def text(tool: str, first_line: str) -> bytes:
-    """The shim for a tool, with this very sandrun in it. Raises SandrunError."""
+    """The shim for a tool, which starts this sandrun. Raises SandrunError."""
     launch = os.path.join(os.path.dirname(os.path.dirname(__file__)), "cli", "launch.py")
     filled = _TEXT.format(
         tool=tool,
@@ -49,7 +49,7 @@ def text(tool: str, first_line: str) -> bytes:
 
 
 def _written(path: str) -> str:
-    """A path as a batch file has it."""
+    """A path in the form that a batch file needs."""
     for name in _FOLDERS:
         folder = os.environ.get(name, "")
         if folder and path.lower().startswith(folder.lower() + "\\"):
@@ -58,7 +58,7 @@ def _written(path: str) -> str:
 
 
 def activation(shell: str, folder: str) -> str:
-    """What puts the shims first on PATH in cmd.exe or PowerShell."""
+    """The code that puts the shims first on PATH in cmd.exe or PowerShell."""
     if shell == "powershell":
         quoted = folder.replace("'", "''")
         return (

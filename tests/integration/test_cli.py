@@ -629,6 +629,6 @@ def test_a_package_that_is_missing_is_named(box: Box, words: "tuple[str, ...]") 
     done = box.run(*words, argv=python)
     assert (done.returncode, done.stdout) == (125, "")
     assert done.stderr.splitlines()[0] == (
-        "sandrun: the Python package click is not there, which this command needs"
+        "sandrun: this command needs the Python package click, which is missing"
     )
     assert box.run("--", "echo", "runs", argv=python).stdout == "runs\n"

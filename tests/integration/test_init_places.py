@@ -88,7 +88,7 @@ def test_huskys_own_file_of_the_user_gets_the_line_and_keeps_it(
     before = hook.read_bytes()
     install(project)
     generated = (project.project / ".husky/_/pre-commit").read_bytes()
-    assert line_about(init(project), hook).startswith("put into ")
+    assert line_about(init(project), hook).startswith("add to ")
     assert (project.project / ".husky/_/pre-commit").read_bytes() == generated
     install(project)
     assert "hook in a run" in git(project, "commit", "--allow-empty", "-m", "x")
@@ -118,7 +118,7 @@ def test_the_line_is_found_again_when_husky_is_gone(project: Box) -> None:
     hook.write_text("#!/bin/sh\necho mine\n")
     init(project)
     git(project, "config", "core.hooksPath", ".husky")
-    assert line_about(init(project, "--undo"), hook).startswith("take out of ")
+    assert line_about(init(project, "--undo"), hook).startswith("remove from ")
     assert hook.read_text() == "#!/bin/sh\necho mine\n"
 
 
@@ -196,7 +196,7 @@ def test_a_hook_of_a_persons_own_is_none_of_those(project: Box, text: str) -> No
     hook = project.project / ".git/hooks/pre-commit"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text(text)
-    assert line_about(init(project), hook).startswith("put into ")
+    assert line_about(init(project), hook).startswith("add to ")
     init(project, "--undo")
     assert hook.read_text() == text
 
@@ -222,7 +222,7 @@ def test_hooks_below_each_project_may_be_chosen_for_all(project: Box) -> None:
     hook = project.project / ".my-hooks/pre-commit"
     hook.parent.mkdir()
     hook.write_text("#!/bin/sh\n")
-    assert line_about(init(project), hook).startswith("put into ")
+    assert line_about(init(project), hook).startswith("add to ")
 
 
 @pytest.mark.parametrize("how", ["file", "folder", "setting"])
@@ -252,7 +252,7 @@ def test_the_hook_of_a_linked_worktree_is_its_repositorys(project: Box) -> None:
     hook = project.project / ".git/hooks/pre-commit"
     hook.parent.mkdir(exist_ok=True)
     hook.write_text("#!/bin/sh\n")
-    assert line_about(init(project, cwd=project.root / "linked"), hook).startswith("put into ")
+    assert line_about(init(project, cwd=project.root / "linked"), hook).startswith("add to ")
 
 
 def hooks_that_run(project: Box, top: Path) -> str:
@@ -334,7 +334,7 @@ def test_hooks_by_configuration_are_told(project: Box, kind: str) -> None:
     said = [line for line in init(project).splitlines() if "hook." in line]
     assert len(said) == 2
     for line, name in zip(said, ("all", "lint"), strict=True):
-        text, _, advice = line.partition("; to give it its turn: ")
+        text, _, advice = line.partition("; to have it queue: ")
         assert text == f"leave hook.{name}.command ({BY_CONFIG[name][0][2:]})"
         assert project.run("-c", advice, argv=["sh"]).returncode == 0
     (project.project / "sub").mkdir()
@@ -374,7 +374,7 @@ def test_what_must_be_first_stays_first(project: Box, first: str) -> None:
     rest = "all: ; @echo all $(SHELL)\n" if first.endswith(("\n", "\ufeff")) else ""
     makefile = project.project / "Makefile"
     makefile.write_text(first + rest)
-    assert line_about(init(project), makefile).startswith("put into ")
+    assert line_about(init(project), makefile).startswith("add to ")
     gap, end = ("", "\n") if rest else ("\n", "")
     assert makefile.read_text() == f"{first}{gap}{INCLUDE_LINE}{end}{rest}"
     init(project, "--undo")
@@ -430,7 +430,7 @@ def test_a_generated_makefile_is_left_to_its_generator(project: Box, name: str) 
 def test_a_makefile_that_speaks_of_generating_is_a_persons(project: Box, text: str) -> None:
     makefile = project.project / "Makefile"
     makefile.write_text(text)
-    assert line_about(init(project), makefile).startswith("put into ")
+    assert line_about(init(project), makefile).startswith("add to ")
 
 
 def test_a_real_cmakes_makefile_is_left(project: Box) -> None:

@@ -306,7 +306,7 @@ def test_a_second_level_stops_whatever_a_makefile_hides(mkbox: Box, where: str) 
     makefile(mkbox, f"{where}\nSANDRUN_RUNS :=\ninclude sandrun.mk\n{RULES}", include="")
     done = mkbox.run("other", argv=["make"], env={"SANDRUN_TIMEOUT": "60"})
     assert done.returncode == 2
-    assert "sandrun: this make is inside the run, and its Makefile hides that" in done.stderr
+    assert "sandrun: this make is inside the run, but its Makefile hides that" in done.stderr
     assert len(mkbox.records()) == 1
 
 

@@ -62,7 +62,7 @@ def test_only_waiters_can_be_moved_or_cancelled(box: Box, words: "list[str]") ->
     box.hold("one")
     running = box.run("queue", *words, box.ids()["one"])
     assert running.returncode == 125
-    assert "runs already" in running.stderr
+    assert "is already running" in running.stderr
     assert box.run("queue", *words, "deadbeef").returncode == 125
 
 
@@ -80,7 +80,7 @@ def test_a_cancelled_waiter_exits_with_75(box: Box) -> None:
 def test_a_paused_queue_starts_nothing_until_resumed(box: Box) -> None:
     first, second = box.hold("one"), box.queue_up("two")
     assert box.run("pause").stdout == "paused\n"
-    assert box.run("pause").stdout == "paused already\n"
+    assert box.run("pause").stdout == "already paused\n"
     box.let("one")
     assert box.finish(first).returncode == 0
     wait_for(lambda: "the queue is paused" in box.heard(second), 20)
