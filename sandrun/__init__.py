@@ -1,8 +1,8 @@
 """One project command at a time, inside a kernel limit on memory.
 
-The command line is the interface; `sandrun.cli` starts there. Nothing is imported here, because
-every `sandrun -- true` pays for it; the names for Python programs (`sandrun.api`) come when they
-are asked for.
+The main interface is the command line (`sandrun.cli`). This module imports nothing, because every
+`sandrun -- true` would pay for it. The names for Python programs (`sandrun.api`) are imported when
+a program uses one.
 """
 
 __version__ = "0.1.0"

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 VERSION = 1
 
 _COMMAND_CHARACTERS = 4096
-"""The most of a command line that a record holds: an argument list may have 2 MiB."""
+"""Characters of a command line that a record holds; an argument list may have 2 MiB."""
 _SEARCHED = 1 << 20
 """Bytes at the end of the file that are searched for a run: about 3,000 records."""
 
 
 def bounded(command: "list[str]") -> "list[str]":
-    """The part of a command line that a record holds; an ellipsis marks where it was cut."""
+    """The part of a command line that a record holds. An ellipsis marks a cut."""
     left = _COMMAND_CHARACTERS
     words: list[str] = []
     for word in command:

@@ -229,7 +229,7 @@ class Outcome:
     own limit), `outer-memory` (an enclosing limit), `parent` (the process that had started sandrun
     died), `not-started`, `left` (a signal ended the wait), `failed` (sandrun itself failed),
     `escaped` (a process left the container, and `--require kernel` allows none) and `lost` (the
-    supervisor was killed; whoever finds such a run records that).
+    supervisor was killed; the process that finds the run records this).
 
     - `interrupted`: Ctrl-C in the terminal ended the command. `forwarded`: the signal that ended it
       came through sandrun or from the terminal, so its sender knows. `dumped`: it dumped core.
@@ -281,7 +281,8 @@ def error_text(error: OSError) -> str:
 
 
 def out_of_descriptors(error: "BaseException | None") -> "OSError | None":
-    """The shortage of file descriptors that is `error` or its cause; None: it has another cause.
+    """The error that reports a shortage of file descriptors: `error` itself or a cause of it; None:
+    there is no shortage.
 
     A shortage proves nothing about the file that could not be opened, so neither another backend
     nor other permissions help.

@@ -92,11 +92,11 @@ def working_directory() -> str:
             return os.environ.get("PWD") or "/"
 
 
-def start_directory(wish: object) -> str:
-    """The directory in which the search for the project starts: that of --project, `wish`, or the
-    current one. Raises SandrunError."""
-    directory = str(wish) if wish else working_directory()
-    if wish and not os.path.isdir(directory):
+def start_directory(flag: object) -> str:
+    """The directory in which the search for the project starts: the value of --project, `flag`, or
+    the current directory. Raises SandrunError."""
+    directory = str(flag) if flag else working_directory()
+    if flag and not os.path.isdir(directory):
         raise SandrunError(f"--project {directory}: no such directory")
     return directory
 

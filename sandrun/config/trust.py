@@ -133,10 +133,10 @@ def _user_text(uid: int) -> str:
 
 def describe_ignored(file: "SettingsFile", keys: "list[str]") -> str:
     """The settings of a file that are not in force, and why."""
-    whose = f"belongs to {_user_text(file.owner)} and " if file.is_foreign else ""
+    owner = f"belongs to {_user_text(file.owner)} and " if file.is_foreign else ""
     texts = file.texts()
     ignored = ", ".join(f"{key} = {texts[key][:40]}" for key in keys)
-    return f"{file.path} {whose}is not trusted; not in force: {ignored or 'all of it'}"
+    return f"{file.path} {owner}is not trusted; not in force: {ignored or 'all of it'}"
 
 
 def notify(untrusted: "Iterable[tuple[SettingsFile, list[str]]]", root: str, owner: int) -> None:
@@ -148,11 +148,13 @@ def notify(untrusted: "Iterable[tuple[SettingsFile, list[str]]]", root: str, own
         _once(f"{describe_ignored(file, keys)}; to allow it: {how}")
     if owner < 0:
         return
-    whose = f"the project {root} is a checkout of {_user_text(owner)}"
+    checkout = f"the project {root} is a checkout of {_user_text(owner)}"
     if not project.git_directory(root):
-        messages.decision(f"{whose}: you may not write it, so your runs wait only for each other")
+        messages.decision(
+            f"{checkout}: you may not write to it, so your runs wait only for each other"
+        )
     elif sys.platform != "win32" and os.geteuid() == 0:  # any other user knows that it is shared
-        _once(f"{whose}: your runs and theirs take turns")
+        _once(f"{checkout}: your runs and theirs take turns")
 
 
 def _once(text: str) -> None:

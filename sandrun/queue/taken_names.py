@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def foreign_owner(path: str) -> "int | None":
-    """The owner of what is at `path`, if that is no directory of ours; None: the name is free."""
+    """The owner of an entry at `path` that is no directory of ours; None: there is no such
+    entry."""
     try:
         info = os.lstat(path)
     except OSError:
