@@ -92,6 +92,14 @@ class BaseQueue:
     paused = False
     """Whether the queue was paused when `names` was last called."""
 
+    def enqueue(self, run_id: str, command: "list[str]", extra: int = 0, key: int = 0) -> Ticket:
+        """Add a ticket at `key`, by default behind all others. Raises StateGone, SandrunError."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the directory. Open tickets stay open."""
+        raise NotImplementedError
+
     def listing(self) -> "list[str]":
         """The names of all files in the directory. Raises OSError, like the next two."""
         raise NotImplementedError
@@ -109,8 +117,7 @@ class BaseQueue:
         raise NotImplementedError
 
     def write_note(self, name: str, text: str) -> None:
-        """Store a short text under a name. A failure is ignored: notes only save time or
-        explain."""
+        """Store a short text, if possible: notes only save time or explain."""
         raise NotImplementedError
 
     def read_note(self, name: str) -> str:
