@@ -372,7 +372,7 @@ def test_the_owner_cannot_delay_a_user_who_may_only_read_the_checkout(open_box: 
     assert holder.stdout and holder.stdout.readline() == "held\n"
     done = open_box.run("-v", "--", "sh", "-c", "echo $SANDRUN_PROJECT", user=USER)
     assert (done.returncode, done.stdout) == (0, f"{project}\n"), done.stderr
-    assert "you may not write it" in done.stderr
+    assert "you may not write to it" in done.stderr
 
 
 def test_a_git_file_that_names_another_users_repository_gives_no_lock(open_box: Box) -> None:
