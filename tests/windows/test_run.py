@@ -56,6 +56,22 @@ def said(path: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
+def test_auto_tries_the_job_object(box: Box) -> None:
+    """Wine does not enforce its limits, so there it is tried and refused."""
+    done = box.run("--backend", "auto", "--", *PYTHON, "raise SystemExit(3)")
+    assert done.returncode == 3 or "job-object" in done.stderr, done.stderr
+
+
+def test_a_ci_step_gets_a_row_in_its_summary(box: Box) -> None:
+    summary = box.root / "summary"
+    env = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)}
+    for _ in range(2):
+        assert box.run("--", *PYTHON, "raise SystemExit(3)", env=env).returncode == 3
+    lines = summary.read_text(encoding="utf-8").strip().splitlines()
+    assert len(lines) == 4, lines  # the table's head, and a row for each run
+    assert all("| exit 3 |" in line for line in lines[2:]), lines
+
+
 @pytest.mark.parametrize("code", [0, 1, 255, 300, NTSTATUS, 0xC000013A])
 def test_an_exit_code_is_handed_on_whole(box: Box, code: int) -> None:
     done = box.run("--", *PYTHON, f"import ctypes; ctypes.windll.kernel32.ExitProcess({code})")
