@@ -185,18 +185,20 @@ class Group1(run_group.RunGroup):
                 cgroup_common.enter(os.path.dirname(path) + "/tasks")
 
     def poll(self) -> "float | None":
-        held = current = int(self.memory.usage_in_bytes)
+        working_set = current = int(self.memory.usage_in_bytes)
         if not self.sampler.is_small(current):
             stat = self._stat()
-            held = self.sampler.measure(current, _cache(stat))
-            if held > self.sampler.limit // 2:
-                self.sampler.note(held, self._kinds(stat))
-        seen = self.sampler.sample(held, lambda: cgroup_common.pids_if_few(self.paths["memory"]))
+            working_set = self.sampler.measure(current, _cache(stat))
+            if working_set > self.sampler.limit // 2:
+                self.sampler.note(working_set, self._kinds(stat))
+        seen = self.sampler.sample(
+            working_set, lambda: cgroup_common.pids_if_few(self.paths["memory"])
+        )
         hit = self._whose_limit_hit()
         self.limit_hit = self.limit_hit or hit
         self.sampler.keep(seen, bool(self.limit_hit))
         self.poll_escaped()
-        return self.sampler.due(held)
+        return self.sampler.due(working_set)
 
     def _whose_limit_hit(self) -> "LimitHit":
         """v1 counts a kill in the victim's group, whichever limit was hit, but notifies the group
@@ -215,7 +217,7 @@ class Group1(run_group.RunGroup):
             stat = self._stat()
             current = self.sampler.measure(int(self.memory.usage_in_bytes), _cache(stat))
             highest = int(self.memory.max_usage_in_bytes)
-            peak = self.sampler.peak_below(highest, self.limit_hit == "own")
+            peak = self.sampler.peak_working_set(highest, self.limit_hit == "own")
             usage = Usage(current, peak, self._cpu(), breakdown=self.sampler.kinds)
             usage.peak_with_cache = highest
             usage.shared = stat.get("total_shmem", 0)

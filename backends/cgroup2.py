@@ -220,17 +220,17 @@ class Group2(run_group.RunGroup):
             os.close(directory)
 
     def poll(self) -> "float | None":
-        held = current = int(self.files.memory_current)
+        working_set = current = int(self.files.memory_current)
         self.highest = max(self.highest, current)
         if not self.sampler.is_small(current):
             stat = self._stat()
-            held = self.sampler.measure(current, _cache(stat))
-            if held > self.sampler.limit // 2:
-                self.sampler.note(held, _kinds(stat))
-        seen = self.sampler.sample(held, lambda: cgroup_common.pids_if_few(self.token))
+            working_set = self.sampler.measure(current, _cache(stat))
+            if working_set > self.sampler.limit // 2:
+                self.sampler.note(working_set, _kinds(stat))
+        seen = self.sampler.sample(working_set, lambda: cgroup_common.pids_if_few(self.token))
         undecided = self._check_oom()
         self.sampler.keep(seen, bool(self.limit_hit))
-        due = self.sampler.due(held)
+        due = self.sampler.due(working_set)
         self.poll_escaped()
         return _UNDECIDED if undecided else due
 
@@ -281,7 +281,7 @@ class Group2(run_group.RunGroup):
             current = self.sampler.measure(int(self.files.memory_current), _cache(stat))
             sampled = not self.files.has("memory.peak")
             highest = self.highest if sampled else int(self.files.memory_peak)
-            peak = self.sampler.peak_below(highest, self.limit_hit == "own")
+            peak = self.sampler.peak_working_set(highest, self.limit_hit == "own")
             usage = Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
             usage.peak_with_cache = highest
             usage.failed_starts = cgroup_files.refused_forks(self.token, self.main)

@@ -1,12 +1,14 @@
 """The backend `cgroup2`, and where in the v2 hierarchy a run's group may be made.
 
-The run's group must stay subject to every enclosing limit. It is made
-- beside the processes of an enclosing run, or beside a leaf that we made before;
+Every enclosing limit must apply to the run's group. The group is made
+- as a sibling of an enclosing run's `main/`, or of a leaf that we made before;
 - in our own group, if we are its only process and move to a leaf, or if it is the root of a
-  container's cgroup namespace, whose processes all move to a leaf (a group cannot both hold
+  container's cgroup namespace, whose processes all move to a leaf (a group cannot both have
   processes and enable controllers for its children: EBUSY);
-- on a host without systemd, in the nearest group above with no limit in between.
-A group of systemd's with other processes is not ours: the backend `systemd` requests a scope.
+- on a host without systemd, in the nearest group above without processes, if no group in between
+  has a limit.
+We do not use a group that systemd manages and that has other processes. There the backend `systemd`
+requests a scope.
 """
 
 import errno
@@ -29,13 +31,14 @@ if TYPE_CHECKING:
     from sandrun.types import BackendName
 
 LEAF = "sandrun.leaf"
-"""The leaf for the processes of a group that we use. It has no run's name: `collect` ignores it."""
+"""The leaf for the processes of a group that we use. `collect` ignores it: it is no run's name."""
 _DELEGATE = (
     "as root: systemctl edit user@.service, add [Service] Delegate=cpu cpuset io memory pids, "
     "then log in again"
 )
-"""The hint for controllers that systemd has but does not delegate."""
+"""The hint if systemd does not delegate a controller."""
 _DRAIN_SECONDS = 1.0
+"""Seconds for which enabling controllers is retried after a group was drained."""
 
 
 def find_parent(needed: "dict[str, bool]") -> str:
@@ -54,12 +57,12 @@ def find_parent(needed: "dict[str, bool]") -> str:
         _check_writable(own)
         enable(own, needed)
         return own
-    if os.path.ismount(own) or (alone and (_is_delegated(own) or limits_around(own))):
+    if os.path.ismount(own) or (alone and (_is_delegated(own) or enclosing_limit(own))):
         _check_writable(own)
         _drain(own, needed)
         return own
     if not os.path.isdir("/run/systemd/system"):
-        return _above(own, needed)
+        return _free_group_above(own, needed)
     why = "is not delegated to us" if alone else "also holds other processes"
     raise Unusable(
         f"our own group {own} {why}, and systemd manages it",
@@ -68,7 +71,7 @@ def find_parent(needed: "dict[str, bool]") -> str:
 
 
 def is_ours(own: str) -> bool:
-    """Whether we made a group for processes: a run's `main`, or a leaf."""
+    """Whether the group is one that we make for processes: a run's `main`, or a leaf."""
     parent, name = os.path.split(own)
     in_run = name == cgroup_common.MAIN and os.path.basename(parent).startswith(
         cgroup_common.PREFIX
@@ -83,12 +86,12 @@ _DEFAULTS = {
     **dict.fromkeys(("cpu.idle", "memory.low", "memory.min"), "0"),
     "cpuset.cpus.partition": "member",
 }
-"""The default values of the files that restrict or favour a group, besides `*.max`
+"""The default values of the files that restrict or favour a group, except `*.max`
 (Documentation/admin-guide/cgroup-v2.rst)."""
 
 
 def limits_of(group: str) -> "dict[str, str]":
-    """Every limit and weight set on the group itself, by file name."""
+    """The limits and weights of the group itself that differ from the defaults, by file name."""
     found = {}
     for name in sorted(os.listdir(group)):
         if name in _DEFAULTS or name.endswith(".max"):
@@ -104,14 +107,14 @@ def limits_of(group: str) -> "dict[str, str]":
 def _is_set(name: str, value: str) -> bool:
     if name in _DEFAULTS:
         return value.removeprefix("default ") != _DEFAULTS[name]
-    # `max`, `res_a max`, `hca_handle=max`. The second word of cpu.max, `max 100000`, is no limit.
+    # Such as `max`, `res_a max`, `hca_handle=max`. The second word of cpu.max is the period.
     words = value.replace("=", " ").split()[: 1 if name == "cpu.max" else None]
     return any(word[0].isdigit() for word in words)
 
 
-def limits_around(own: str) -> str:
-    """A limit of our own group, or of a group between it and its slice, that a run elsewhere in
-    that slice would escape; '' for none."""
+def enclosing_limit(own: str) -> str:
+    """A limit of our own group, or of a group between it and its slice, that would not apply to a
+    run elsewhere in that slice; '' for none."""
     while not (own.endswith(".slice") or os.path.ismount(own)):
         for name, value in limits_of(own).items():
             # systemd sets a pids.max on every unit by default (TasksMax=15%).
@@ -122,12 +125,12 @@ def limits_around(own: str) -> str:
 
 
 def _is_delegated(own: str) -> bool:
-    """Whether the group's manager delegates it to us (systemd's CGROUP_DELEGATION.md): when systemd
-    reloads, it disables controllers in groups that it did not delegate."""
+    """Whether the group's manager delegates it to us (systemd's CGROUP_DELEGATION.md). On a reload,
+    systemd disables controllers in groups that it did not delegate."""
     if not os.path.isdir("/run/systemd/system"):
         return True  # no manager
     if os.path.basename(own).startswith(cgroup_common.PREFIX):
-        return True  # a scope that the backend systemd requested
+        return True  # a scope that the backend `systemd` requested
     for name in ("trusted.delegate", "user.delegate"):
         try:
             return os.getxattr(own, name) == b"1"
@@ -176,8 +179,8 @@ def _drain(own: str, needed: "dict[str, bool]") -> None:
                 _move(pid, leaf)
 
     messages.detail(f"moving the processes of {own} to {leaf}")
-    guarded(move_all, f"move the processes of {own} to a leaf")
-    # The kernel answers EBUSY if a runtime adds a process to `own` meanwhile.
+    or_unusable(move_all, f"move the processes of {own} to a leaf")
+    # EBUSY: a container runtime added a process to `own` meanwhile.
     enable(own, needed, _DRAIN_SECONDS)
 
 
@@ -191,13 +194,14 @@ def _move(pid: bytes, group: str) -> None:
         os.close(fd)
 
 
-def _above(own: str, needed: "dict[str, bool]") -> str:
-    """The nearest group above `own` that can hold a run without escaping an enclosing limit."""
+def _free_group_above(own: str, needed: "dict[str, bool]") -> str:
+    """The nearest group above `own` without processes. Raises Unusable if a limit in between would
+    not apply to a run there."""
     here = own
     while not os.path.ismount(here):
-        limit = limits_around(here)
+        limit = enclosing_limit(here)
         if limit:
-            raise Unusable(f"a run beside {own} would escape {limit}")
+            raise Unusable(f"a run outside {own} would escape {limit}")
         here = os.path.dirname(here)
         members = processes.read(here + "/cgroup.procs").split()
         if not members or not os.path.exists(here + "/cgroup.type"):
@@ -207,11 +211,11 @@ def _above(own: str, needed: "dict[str, bool]") -> str:
     raise Unusable(f"no group above {own} is free of processes")
 
 
-def enable(parent: str, needed: "dict[str, bool]", patience: float = 0.0) -> None:
-    """Enable controllers for the children of `parent`; the values of `needed` say which are
+def enable(parent: str, needed: "dict[str, bool]", retry_seconds: float = 0.0) -> None:
+    """Enable controllers for the children of `parent`; `needed` has for each whether it is
     required.
 
-    Raises Unusable. EBUSY is retried for `patience` seconds.
+    Raises Unusable. EBUSY is retried for `retry_seconds`.
     """
     available = processes.read(parent + "/cgroup.controllers").decode().split()
     enabled = processes.read(parent + "/cgroup.subtree_control").decode().split()
@@ -226,7 +230,7 @@ def enable(parent: str, needed: "dict[str, bool]", patience: float = 0.0) -> Non
                     delegation_hint(),
                 )
             continue
-        _enable_one(parent, name, must, time.monotonic() + patience)
+        _enable_one(parent, name, must, time.monotonic() + retry_seconds)
 
 
 def _enable_one(parent: str, name: str, must: bool, deadline: float) -> None:
@@ -251,11 +255,11 @@ def _enable_one(parent: str, name: str, must: bool, deadline: float) -> None:
 
 
 def delegation_hint() -> str:
-    """The hint how to get controllers from systemd; '' on a host without it."""
+    """The hint that tells how to get controllers from systemd; '' on a host without it."""
     return _DELEGATE if os.path.isdir("/run/systemd/system") else ""
 
 
-def guarded(work: "Callable[[], None]", what: str) -> None:
+def or_unusable(work: "Callable[[], None]", what: str) -> None:
     """Call `work`, which writes to a group; raise Unusable for an OSError."""
     try:
         work()
@@ -279,12 +283,12 @@ def stay_in(own: str, run_id: str, limits: Limits, delegated: bool) -> "Group2 |
 
 def open_below(parent: str, run_id: str, limits: Limits) -> "Group2":
     """A container in a group whose controllers are enabled. Raises Unusable."""
-    # Not at the top: on a v1 host `auto` tries this backend first, and cgroupspy costs 2 ms.
+    # Imported here because cgroupspy costs 2 ms and `open` may be refused before.
     from sandrun.backends import cgroup2
 
     cgroup_common.collect(parent, cgroup2.end_stale)
     container = cgroup2.Group2(f"{parent}/{cgroup_common.PREFIX}{run_id}", limits)
-    guarded(container.create, "make the run's group")
+    or_unusable(container.create, "make the run's group")
     return container
 
 

@@ -3,10 +3,10 @@
 Promises
 - The command is created suspended inside the job and resumed only after a check that it is there.
   So no instruction runs outside, and no process can break away.
-- The job ends with its last handle, which only the supervisor has. However the supervisor ends, the
-  kernel ends the tree.
-- `sandrun.supervise.timeouts` limits CPU time and queries the job. If no sandrun can (it may be
-  suspended), the kernel ends the tree one grace period later. It counts user time only.
+- The kernel ends the job when its last handle is closed, which only the supervisor has. However the
+  supervisor ends, the kernel ends the tree.
+- `sandrun.supervise.timeouts` limits CPU time by querying the job. If no sandrun can (it may be
+  suspended), the kernel ends the tree one grace period later. The kernel counts user time only.
 - Each limit is read back. Memory is a commit limit of the whole tree: an allocation beyond it fails
   and nothing is killed. The message about it sets `limit_hit` to `own`, and the supervisor ends the
   run as on Linux.
@@ -14,13 +14,13 @@ Promises
   then files of terminated processes may still be open. `close` also waits for the port's message if
   the run ended by itself and no process was left.
 
-Messages are no proof: the system may lose some, and it also sends those of nested jobs. A message
-makes `poll` find out whose limit was hit. Births, exits and peaks are polled as well. Only a
-message reports a failed allocation: if it is lost, the run ends by the command's own failure.
+Messages are no proof: the system may lose some, and it also sends those of nested jobs. So `poll`
+finds out whose limit a message is about, and polls births, exits and peaks as well. Only a message
+reports a failed allocation: if it is lost, the run ends by the command's own failure.
 
-Leaves to others what a name on the command line means (`sandrun.platform.windows_spawn`). A job no
-longer limits I/O, and a CPU weight cannot be combined with a CPU rate. Source: "Job Objects" and
-"Nested Jobs" in Microsoft's documentation.
+`sandrun.platform.windows_spawn` resolves the command. A job no longer limits I/O, and a CPU weight
+cannot be combined with a CPU rate. Source: "Job Objects" and "Nested Jobs" in Microsoft's
+documentation.
 """
 
 import ctypes
@@ -57,7 +57,7 @@ _ATTACH = (
     | windows_api.JOB_OBJECT_TERMINATE
     | windows_api.JOB_OBJECT_SET_ATTRIBUTES
 )
-_BEYOND = frozenset(
+_UNSUPPORTED = frozenset(
     ("cpu_weight", "io_weight", "io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
 )
 """Settings that a job cannot limit."""
@@ -125,13 +125,13 @@ class Port:
             calls.SetEvent(self.event)
 
     def take(self) -> "list[tuple[int, int]]":
-        """The messages since the last call: each a number and the pid that it is about."""
+        """The messages since the last call, each as its number and the pid that it is about."""
         with self._new:
             taken, self._messages = self._messages, []
         return taken
 
     def wait_empty(self, seconds: float) -> bool:
-        """Wait for the message that a job is empty, our own or a nested one."""
+        """Wait for a message that a job, ours or a nested one, is empty; return whether it came."""
         with self._new:
             seen = self._empty or self._new.wait_for(lambda: self._empty, seconds)
             self._empty = False
@@ -158,7 +158,7 @@ class JobContainer:
         self.limits = limits
         self.port = port
         self.process = 0
-        self.settled = False
+        self.is_settled = False
         self.events = (port.event if port else -1, 0)
         self.limit_hit: LimitHit = ""
         self.oom_events = 0
@@ -187,10 +187,10 @@ class JobContainer:
         for number, pid in self.port.take() if self.port else ():
             if number in _MEMORY and self._is_ours(pid):
                 self.limit_hit = "own"
-        if self.limits.cpu_time and not self.limit_hit and self._is_over():
+        if self.limits.cpu_time and not self.limit_hit and self._is_cpu_time_used():
             self.limit_hit = "cpu-time"
         peak, limit = self._peak(), self.limits.memory
-        # No process was killed, so usage can be read even now; before, only while it grows.
+        # Usage is sampled while it grows, and at the limit, where no process was killed.
         memory = self.limit_hit == "own"
         if limit and (memory or peak > max(limit // 2, self.sampled + limit // 50)):
             self.sampled = peak
@@ -201,28 +201,27 @@ class JobContainer:
 
     def _is_ours(self, pid: int) -> bool:
         """Whether `pid` hit this job's limit, and not that of a nested run, whose own sandrun
-        handles it. Of several limits, the one with the least room left was hit. The environment of
-        `pid` names the runs that it is in."""
+        handles it. The limit with the least memory left was hit. The environment of `pid` names its
+        runs."""
         import psutil
 
         try:
             runs = psutil.Process(pid).environ().get("SANDRUN_RUNS", "").split(";")
         except psutil.Error:
-            # It is gone, so estimate. Ending a run without reason would be worse than not ending
-            # it.
+            # It is gone, so estimate: ending a run without reason is worse than not ending it.
             return self._peak() > self.limits.memory // 2
         ids = [run.rpartition("/")[2] for run in runs]
         inside = ids[ids.index(self.run_id) + 1 :] if self.run_id in ids else []
         own = self._room()
         return all(own <= _room_of(run_id) for run_id in inside)
 
-    def _is_over(self) -> bool:
-        """Whether the tree has used its limit of CPU time. The kernel checks it only now and then,
-        and sends no message."""
+    def _is_cpu_time_used(self) -> bool:
+        """Whether the tree has used its CPU time. The kernel checks that only now and then, without
+        a message."""
         return bool(self._times().TotalUserTime * _TICK >= self.limits.cpu_time)
 
     def _room(self) -> float:
-        """The bytes that may still be committed below this job's limit."""
+        """The bytes left below this job's limit on committed memory."""
         limits = windows_api.JobLimits()
         if self.job:
             _query(self.job, windows_api.JobObjectExtendedLimitInformation, limits)
@@ -270,16 +269,16 @@ class JobContainer:
         deadline = time.monotonic() + KILL_SECONDS
         if self.port:
             self.port.wait_empty(0.0)  # forget an earlier message
-        told = not self.port or not self.live_pids()
+        notified = not self.port or not self.live_pids()
         calls.TerminateJobObject(self.job, _KILLED)
-        while (pids := self.live_pids()) or not told:
+        while (pids := self.live_pids()) or not notified:
             if pids and time.monotonic() > deadline:
                 raise TimeoutError(pids)
             if self.port:
-                told |= self.port.wait_empty(_LOST_SECONDS) or not pids
+                notified |= self.port.wait_empty(_LOST_SECONDS) or not pids
             else:
                 time.sleep(_LOST_SECONDS / 50)
-        self.settled = True
+        self.is_settled = True
 
     def release_processes(self) -> None:
         _set(self.job, windows_api.JobObjectExtendedLimitInformation, windows_api.JobLimits())
@@ -288,8 +287,8 @@ class JobContainer:
 
     def close(self) -> None:
         if self.port:
-            # The message has usually arrived; a lost one costs this wait.
-            if self.process and not self.settled and not self.live_pids():
+            # The message that the job is empty has usually arrived; this waits if it was lost.
+            if self.process and not self.is_settled and not self.live_pids():
                 self.port.wait_empty(_LOST_SECONDS)
             self.port.close()
         for handle in (self.process, self.job):
@@ -317,7 +316,7 @@ def _room_of(run_id: str) -> float:
         found.close()
 
 
-def _limit(job: int, limits: Limits) -> None:
+def _set_limits(job: int, limits: Limits) -> None:
     """Set the limits and read them back. Raises OSError, Unusable."""
     wanted, found = windows_api.JobLimits(), windows_api.JobLimits()
     basic = wanted.BasicLimitInformation
@@ -334,16 +333,16 @@ def _limit(job: int, limits: Limits) -> None:
         basic.PerJobUserTimeLimit = round(limits.cpu_time / _TICK)
     _set(job, windows_api.JobObjectExtendedLimitInformation, wanted)
     _query(job, windows_api.JobObjectExtendedLimitInformation, found)
-    took = _holds(wanted, found)
+    accepted = _has_limits(wanted, found)
     if limits.cpus:
-        took &= _share(job, limits.cpus)
-    if not took:
+        accepted &= _set_cpu_rate(job, limits.cpus)
+    if not accepted:
         if not windows_api.wine_version():
             raise Unusable("the job did not accept its limits")
         messages.warn("Wine accepts the limits of a job and enforces none of them")
 
 
-def _share(job: int, cpus: float) -> bool:
+def _set_cpu_rate(job: int, cpus: float) -> bool:
     """Set the job's CPU rate; return whether it was accepted. Raises OSError (Wine refuses it)."""
     flags = (
         windows_api.JOB_OBJECT_CPU_RATE_CONTROL_ENABLE
@@ -356,13 +355,13 @@ def _share(job: int, cpus: float) -> bool:
     return bool(found.ControlFlags & flags == flags and found.CpuRate == rate)
 
 
-def _holds(wanted: windows_api.JobLimits, found: windows_api.JobLimits) -> bool:
-    """Whether the job has the wanted limits; other values are ignored."""
-    basic, told = wanted.BasicLimitInformation, found.BasicLimitInformation
+def _has_limits(wanted: windows_api.JobLimits, found: windows_api.JobLimits) -> bool:
+    """Whether the job has the wanted limits; limits that are not wanted are ignored."""
+    basic, actual = wanted.BasicLimitInformation, found.BasicLimitInformation
     return bool(
-        told.LimitFlags & basic.LimitFlags == basic.LimitFlags
-        and basic.ActiveProcessLimit in (0, told.ActiveProcessLimit)
-        and basic.PerJobUserTimeLimit in (0, told.PerJobUserTimeLimit)
+        actual.LimitFlags & basic.LimitFlags == basic.LimitFlags
+        and basic.ActiveProcessLimit in (0, actual.ActiveProcessLimit)
+        and basic.PerJobUserTimeLimit in (0, actual.PerJobUserTimeLimit)
         and wanted.JobMemoryLimit in (0, found.JobMemoryLimit)
     )
 
@@ -376,14 +375,14 @@ class JobBackend:
         self.kernel = not windows_api.wine_version()
 
     def open(self, run_id: str, limits: Limits) -> JobContainer:
-        beyond = sorted(limits.set_by_user & _BEYOND)
-        if beyond:
-            raise Unusable(f"a job does not limit {', '.join(beyond)}")
+        unsupported = sorted(limits.set_by_user & _UNSUPPORTED)
+        if unsupported:
+            raise Unusable(f"a job does not limit {', '.join(unsupported)}")
         job = calls.CreateJobObjectW(None, name_of(run_id))
         try:
             if calls.last_error() == windows_api.ERROR_ALREADY_EXISTS:
                 raise Unusable(f"another process has a job named {name_of(run_id)}")
-            _limit(job, limits)
+            _set_limits(job, limits)
             return JobContainer(run_id, job, limits, Port(job))
         except BaseException:
             calls.CloseHandle(job)

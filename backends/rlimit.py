@@ -1,20 +1,20 @@
 """The fallback where no kernel container is available: a polling monitor.
 
-Promises less than the others, and reports that: a tree may exceed the limit between two samples
-(`sandrun.backends.memory_monitor`). No rlimit bounds its memory, because rlimits count reserved
-memory, and sanitizers, JVMs, browsers and thread stacks reserve many times what they use.
-RLIMIT_NPROC is a backstop: a plain user's fork bomb cannot exhaust the pids of the host (root has
-no such limit).
+It promises less than the other backends, and reports that: a tree may exceed the limit between two
+samples (`sandrun.backends.memory_monitor`). No rlimit bounds its memory, because rlimits count
+reserved memory, and sanitizers, JVMs, browsers and thread stacks reserve many times what they use.
+RLIMIT_NPROC only keeps a plain user's fork bomb from exhausting the pids of the host (root has no
+such limit).
 
 The run's processes are the descendants of the supervisor, which becomes a subreaper. After the
 supervisor has died they are the processes with the run's mark, and their descendants. The mark is
-the run's entry in SANDRUN_RUNS, or an RLIMIT_DATA larger than any address space whose low bytes
-belong to this run alone. A daemon that clears its environment and closes all descriptors keeps that
-rlimit, and everybody may read it.
+the run's entry in SANDRUN_RUNS, or an RLIMIT_DATA larger than any address space, whose low bytes
+are derived from the run's id. A daemon that clears its environment and closes all descriptors keeps
+that rlimit, and any user may read it.
 
 Proof before a kill: the process is our descendant, or it was when it was sampled and is still the
 same process (by its start time); a pidfd refers to it while it is signalled. The mark must be a
-complete entry of SANDRUN_RUNS, or the RLIMIT_DATA that only this run's id gives.
+complete entry of SANDRUN_RUNS, or exactly the RLIMIT_DATA derived from the run's id.
 """
 
 import os
@@ -39,26 +39,28 @@ if TYPE_CHECKING:
 KILL_SECONDS = 5.0
 """Seconds without progress after which a tree is considered unkillable."""
 _REFUSED_SECONDS = 1.0
+"""Seconds after which we give up if we may signal none of the remaining processes."""
 _CHASE_SECONDS = 60.0
-"""Seconds during which new processes count as progress."""
+"""Seconds of a kill during which new processes count as progress."""
 _NEAR = 0.8
-"""The fraction of a backstop above which a failure may be due to it."""
+"""The fraction of an rlimit from which on a failure may be due to it."""
 _LARGEST = 3
 """Processes whose data size is read per sample."""
 _MARK_BYTES = 1 << 24
+"""The mark is the RLIMIT_DATA modulo this."""
 _ADDRESSES = 1 << 56
 """No address space is larger (Documentation/arch/x86/x86_64/5level-paging.rst)."""
 _LOWEST = 1 << 30
-"""A user's own RLIMIT_DATA below this leaves no room for a mark."""
+"""With an RLIMIT_DATA of the user below this, no mark is set."""
 _NEWBORN_SECONDS = 0.05
-"""If no process of the run is born in so many seconds, the run is over."""
-_BEYOND = frozenset(
+"""If no process of the run is found for so many seconds, the run is over."""
+_UNSUPPORTED = frozenset(
     ("cpus", "cpu_weight", "pids", "io_weight", "swap")
     + ("io_read_bps", "io_write_bps", "io_read_iops", "io_write_iops")
 )
 """Settings that neither an rlimit nor the monitor can enforce. (RLIMIT_NPROC counts all tasks of
-the user, so it is set to the tasks of the whole host plus the run's own. Swapped memory counts as
-memory.)"""
+the user, so it is set to the number of tasks on the host plus the run's limit. Swapped memory
+counts as memory.)"""
 
 
 class RlimitContainer:
@@ -79,14 +81,15 @@ class RlimitContainer:
         self.escaped: dict[int, Escape] = {}
         self.starts: dict[int, int] = {}
         """The start times of the processes last seen, by pid."""
-        self.over = False
+        self.is_over = False
         """Whether the last call of `live_pids` found no process of the run."""
         self.near: dict[str, tuple[int, int]] = {}
+        """The highest usage near an rlimit, and that limit, by kind."""
         self.owner = os.getpid() if limits else 0
-        self.strangers: dict[int, int] = {}
-        self.tasks = processes.thread_count()
-        self.before = resource.getrlimit(resource.RLIMIT_DATA)
-        self.tasks_before = resource.getrlimit(resource.RLIMIT_NPROC)
+        self.earlier_children: dict[int, int] = {}
+        self.host_tasks = processes.thread_count()
+        self.data_limit_before = resource.getrlimit(resource.RLIMIT_DATA)
+        self.task_limit_before = resource.getrlimit(resource.RLIMIT_NPROC)
         self.monitor = memory_monitor.Monitor(
             limits.memory if limits else 0, limits.check_interval if limits else 1.0
         )
@@ -95,24 +98,26 @@ class RlimitContainer:
     def spawn(self, argv: "list[str]", env: "Mapping[str, str]", caller: spawn.CallerState) -> int:
         if not processes.become_subreaper():
             messages.decision("no subreaper here: a daemon of the command may escape")
-        # The program that became sandrun by exec may have had children.
-        self.strangers = {pid: info.start for pid, info in memory_monitor.walk(self.owner).items()}
+        # Children of the program that became sandrun by exec do not belong to the run.
+        self.earlier_children = {
+            pid: info.start for pid, info in memory_monitor.walk(self.owner).items()
+        }
         child = spawn.direct(argv, env, caller, self._enter, self._leave)
-        self.monitor.known.add(child)
+        self.monitor.known_pids.add(child)
         return child
 
     def _enter(self) -> None:
         # Soft limits only, so that ours can be restored after the spawn.
-        soft, hard = self.tasks_before
-        most = self.tasks + self.limits.pids if self.limits and self.tasks else soft
+        soft, hard = self.task_limit_before
+        most = self.host_tasks + self.limits.pids if self.limits and self.host_tasks else soft
         if soft == resource.RLIM_INFINITY or most < soft:
             resource.setrlimit(resource.RLIMIT_NPROC, (most, hard))
         if self.data:
-            resource.setrlimit(resource.RLIMIT_DATA, (self.data, self.before[1]))
+            resource.setrlimit(resource.RLIMIT_DATA, (self.data, self.data_limit_before[1]))
 
     def _leave(self) -> None:
-        resource.setrlimit(resource.RLIMIT_DATA, self.before)
-        resource.setrlimit(resource.RLIMIT_NPROC, self.tasks_before)
+        resource.setrlimit(resource.RLIMIT_DATA, self.data_limit_before)
+        resource.setrlimit(resource.RLIMIT_NPROC, self.task_limit_before)
 
     def poll(self) -> "float | None":
         assert self.limits
@@ -125,77 +130,77 @@ class RlimitContainer:
             if current > self.limits.memory:
                 self.limit_hit = "own"
                 self.oom_events += 1
-            self._note_near(members)
+            self._record_near_limits(members)
         return self.monitor.due(now)
 
     def _members(self) -> "dict[int, processes.Stat]":
         """The live processes of the run, parents before children."""
-        members = memory_monitor.walk(self.owner, self.strangers)
+        members = memory_monitor.walk(self.owner, self.earlier_children)
         return {pid: info for pid, info in members.items() if pid not in self.helpers}
 
-    def _is_other(self, pid: int) -> bool:
-        """Whether a child of ours does not belong to the run."""
-        if pid in self.strangers:
-            return self.strangers[pid] == processes.start(pid)
+    def _is_outsider(self, pid: int) -> bool:
+        """Whether our child `pid` does not belong to the run."""
+        if pid in self.earlier_children:
+            return self.earlier_children[pid] == processes.start(pid)
         return pid in self.helpers
 
-    def _note_near(self, members: "dict[int, processes.Stat]") -> None:
-        """Record processes near a backstop: the kernel does not report when one is hit."""
+    def _record_near_limits(self, members: "dict[int, processes.Stat]") -> None:
+        """Record usage near an rlimit: the kernel does not report when a process hits one."""
         assert self.limits
         tasks = sum(info.threads for info in members.values())
         if self.limits.pids > 0 and os.geteuid():  # root has no such limit
-            self._note("tasks", tasks, self.limits.pids)
+            self._record_near("tasks", tasks, self.limits.pids)
         if not DARWIN and 0 < self.data < _ADDRESSES:
             for pid in sorted(members, key=lambda pid: -members[pid].size)[:_LARGEST]:
-                self._note("data", processes.data_size(pid), self.data)
+                self._record_near("data", processes.data_size(pid), self.data)
 
-    def _note(self, kind: str, had: int, most: int) -> None:
+    def _record_near(self, kind: str, had: int, most: int) -> None:
         if had > most * _NEAR and had > self.near.get(kind, (0, 0))[0]:
             self.near[kind] = had, most
 
     def usage(self) -> Usage:
         usage = Usage(self.monitor.current, self.monitor.peak, sampled=True)
         usage.near_limits = self.near
-        if self.over:
-            usage.shm_creators = self.monitor.known
-            usage.shared = memory_monitor.segments(self.monitor.known)
+        if self.is_over:
+            usage.shm_creators = self.monitor.known_pids
+            usage.shared = memory_monitor.segments(self.monitor.known_pids)
         return usage
 
     def top_consumers(self) -> "list[Process]":
         return self.sampler.top_consumers()
 
     def live_pids(self) -> "list[int]":
-        # A chain of forks and exits can outrun a walk. But a live descendant of a dead child is
-        # our own child. So if all our children are dead, and are the same as before they were
-        # read, then nothing lives. (Nobody reaps meanwhile.)
+        # A chain of forks and exits can outrun a walk. But orphans become our own children. So if
+        # all our children are dead, and the same before and after they were read, no process of the
+        # run lives. (No child is reaped meanwhile.)
         while True:
             if os.getpid() != self.owner:
-                return self._marked()
+                return self._marked_pids()
             found = self._members()
             self.starts = {pid: info.start for pid, info in found.items()}
             if found:
                 return list(found)
             children = processes.children(self.owner)
-            # Another user's processes, if /proc hides them (hidepid, proc(5)).
+            # /proc may hide another user's processes (hidepid, proc(5)).
             living = (pid for pid in children if not processes.has_exited(pid))
             hidden = [pid for pid in living if not processes.start(pid)]
             if hidden:
                 self.starts = dict.fromkeys(hidden, 0)
                 return hidden
-            dead = all(self._is_other(pid) or processes.has_exited(pid) for pid in children)
+            dead = all(self._is_outsider(pid) or processes.has_exited(pid) for pid in children)
             if dead and processes.children(self.owner) == children:
-                self.over = True
+                self.is_over = True
                 return []
 
     def is_too_large_to_signal(self) -> bool:
-        # The host's count costs nothing, and is a lower bound of the answer.
-        many = processes.thread_count() - self.tasks > TOO_LARGE_TO_SIGNAL
-        return many and memory_monitor.is_too_large_to_signal(self.owner, TOO_LARGE_TO_SIGNAL)
+        # Cheap check first: the tasks that the host has gained since the start.
+        many = processes.thread_count() - self.host_tasks > TOO_LARGE_TO_SIGNAL
+        return many and memory_monitor.has_more_descendants(self.owner, TOO_LARGE_TO_SIGNAL)
 
-    def _marked(self) -> "list[int]":
+    def _marked_pids(self) -> "list[int]":
         limit = f"Max data size {self.data} " if self.data else ""
         found = processes.marked_processes(self.mark, limit)
-        # A process in a chain of forks may be born after the scan has passed its pid.
+        # In a chain of forks a process may start after the scan has passed its pid.
         found = found or processes.wait_for_marked_process(self.mark, limit, _NEWBORN_SECONDS)
         # A scan takes long enough for a pid to be reused.
         before = {pid: processes.start(pid) for pid in found}
@@ -205,20 +210,20 @@ class RlimitContainer:
         self.starts = {pid: info.start for pid, info in below.items()}
         return list(below)
 
-    def _sweep(self) -> None:
-        """SIGKILL our children without examining them: their orphans become our children, and so
-        on. That ends most of a fork bomb at a tenth of the cost of a walk."""
+    def _kill_children(self) -> None:
+        """SIGKILL our children without examining them; their orphans become our children in turn.
+        That ends most of a fork bomb at a tenth of the cost of a walk."""
         before: list[int] = []
         while (found := processes.children(self.owner)) != before:
             for pid in found:
-                if not self._is_other(pid):
+                if not self._is_outsider(pid):
                     processes.kill_process(pid, -1)  # an unreaped child: its pid is not reused
             before = found
-            time.sleep(0.001)  # after a sleep we are scheduled before processes that did not
+            time.sleep(0.001)  # the scheduler prefers a process that has slept
 
     def kill(self) -> None:
         if os.getpid() == self.owner and self.is_too_large_to_signal():
-            self._sweep()
+            self._kill_children()
         began = time.monotonic()
         deadline = began + KILL_SECONDS
         before: list[int] = []
@@ -226,11 +231,11 @@ class RlimitContainer:
             refused = [
                 pid for pid in reversed(pids) if not processes.kill_if_same(pid, self.starts[pid])
             ]
-            if refused == pids[::-1]:  # none is left that we may signal
+            if refused == pids[::-1]:  # we may signal none of them
                 deadline = min(deadline, time.monotonic() + _REFUSED_SECONDS)
             if time.monotonic() > deadline:
                 raise TimeoutError(pids)
-            if set(pids) <= set(before):  # else they fork: do not wait
+            if set(pids) <= set(before):  # otherwise they fork: do not wait
                 time.sleep(0.002)
             if pids != before and refused != pids[::-1]:
                 deadline = min(time.monotonic(), began + _CHASE_SECONDS) + KILL_SECONDS
@@ -241,8 +246,8 @@ class RlimitContainer:
             return  # one process cannot change the limits of another
         for pid in self.live_pids():
             try:
-                resource.prlimit(pid, resource.RLIMIT_DATA, self.before)
-                resource.prlimit(pid, resource.RLIMIT_NPROC, self.tasks_before)
+                resource.prlimit(pid, resource.RLIMIT_DATA, self.data_limit_before)
+                resource.prlimit(pid, resource.RLIMIT_NPROC, self.task_limit_before)
             except OSError:
                 continue
 
@@ -250,20 +255,23 @@ class RlimitContainer:
         pass
 
 
-def _odd(run_id: str) -> int:
-    """The low bytes of a run's RLIMIT_DATA."""
-    return int.from_bytes(run_id.encode(), "big") % (_MARK_BYTES - 3)  # a prime: every byte counts
+def _low_bytes(run_id: str) -> int:
+    """The low bytes of a run's RLIMIT_DATA, which mark its processes."""
+    # Modulo a prime, so that every byte of the id counts.
+    return int.from_bytes(run_id.encode(), "big") % (_MARK_BYTES - 3)
 
 
 def _data_limit(run_id: str) -> int:
-    """The soft RLIMIT_DATA that marks a run's processes; 0: the user's own limit leaves no room.
+    """The soft RLIMIT_DATA that marks a run's processes; 0: the user's own limit is too low.
 
     It is larger than a 64-bit address space (nearly 2 GiB with 32 bits), or some 16 MiB below a
     limit of the user or of an enclosing run.
     """
     limits = [v for v in resource.getrlimit(resource.RLIMIT_DATA) if v != resource.RLIM_INFINITY]
     lowest = min([sys.maxsize, *limits])
-    return (lowest // _MARK_BYTES - 1) * _MARK_BYTES + _odd(run_id) if lowest >= _LOWEST else 0
+    return (
+        (lowest // _MARK_BYTES - 1) * _MARK_BYTES + _low_bytes(run_id) if lowest >= _LOWEST else 0
+    )
 
 
 def _check_proc() -> None:
@@ -284,7 +292,7 @@ class RlimitBackend:
     container = RlimitContainer
 
     def open(self, run_id: str, limits: Limits) -> RlimitContainer:
-        beyond = sorted(limits.set_by_user & _BEYOND)
+        beyond = sorted(limits.set_by_user & _UNSUPPORTED)
         if beyond:
             raise Unusable(f"only a kernel container limits {', '.join(beyond)}")
         _check_proc()
@@ -296,6 +304,6 @@ class RlimitBackend:
         of, _, digits = token.partition(":")
         data = int(digits) if digits.isdecimal() and len(digits) < 20 else -1
         _check_proc()
-        if of != run_id or (data and data % _MARK_BYTES != _odd(run_id)):
+        if of != run_id or (data and data % _MARK_BYTES != _low_bytes(run_id)):
             raise Unusable(f"{token!r} is not the mark of run {run_id}")
         return self.container(run_id, None, data)

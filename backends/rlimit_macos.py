@@ -1,24 +1,24 @@
 """The backend `rlimit` on macOS: polled footprints and remembered descendants.
 
 Memory is the sum of the processes' physical footprints (`sandrun.platform.macos_processes`).
-Compressed pages count; shared pages count in each process that touched them. The host's total is
-not available, so samples are as frequent as a fast leak requires. No rlimit is set: RLIMIT_AS
-counts reserved memory, as RLIMIT_DATA does on Linux, and macOS does not show another process's
-rlimits, so they cannot be a mark.
+Compressed pages count; shared pages count in each process that touched them. The host's memory
+cannot be read between samples, so samples are as frequent as a fast leak requires. No rlimit is
+set: RLIMIT_AS counts reserved memory, as RLIMIT_DATA does on Linux, and another process's rlimits
+cannot be read, so they cannot be a mark.
 
 macOS has no subreaper: an orphan becomes a child of pid 1. Invariants
-- A process of the tree is remembered by pid and start time from its first sample on. It stays ours
-  wherever it goes, and a later process with its pid is not ours.
-- A new orphan is ours if it has the run's mark in its environment, or if it is in our process group
-  and we lead that group (the job of an interactive shell).
+- A process of the tree is remembered by pid and start time from its first sample on. It belongs to
+  the run whatever its parent and group are then; a later process with its pid does not.
+- A new orphan belongs to the run if it has the run's mark in its environment, or if it is in our
+  process group and we lead that group (the job of an interactive shell).
 - The remembered processes are in memory shared with the keeper, which ends them if we are killed.
 
 The run has no session or process group of its own, and there is no killpg(2). Otherwise the
 terminal's Ctrl-C and Ctrl-Z would reach the command only through us, and job control would stop the
 wrong group. A process that leaves the group would escape a killpg, but it is remembered.
 
-The gap: a process that leaves its parent between two samples, in a group that is not ours alone,
-with its environment cleared or hidden (Apple's own programs hide theirs).
+The gap: a process that becomes an orphan between two samples is missed if we do not lead its group
+and its environment is cleared or hidden (Apple's own programs hide theirs).
 """
 
 import itertools
@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from sandrun.platform import spawn
 
 _REMEMBERED = 4096
-"""Processes shared with the keeper; it finds others by their mark."""
+"""How many processes are shared with the keeper; it finds others by their mark."""
 
 
 class FootprintMonitor(memory_monitor.Monitor):
-    """The same pace, but nothing can be read between two samples."""
+    """Samples like `Monitor`, but the host's memory cannot be read in between."""
 
     expected = 1 << 30
     share = 50
@@ -76,7 +76,7 @@ class DarwinContainer(RlimitContainer):
         self.shared = memoryview(mmap.mmap(-1, 16 * _REMEMBERED)).cast("Q")
         """`known`, for the keeper: alternating pids and start times, up to the first 0."""
         self.cpu = 0.0
-        """CPU seconds at the last sample: those of a process that nobody waits for are lost."""
+        """The highest CPU seconds of a sample; those of a process that we do not reap are lost."""
 
     def spawn(
         self, argv: "list[str]", env: "Mapping[str, str]", caller: "spawn.CallerState"
@@ -94,11 +94,12 @@ class DarwinContainer(RlimitContainer):
             pairs = zip(self.shared[::2], self.shared[1::2], strict=True)
             self.known |= dict(itertools.takewhile(lambda pair: pair[0], pairs))
             frontier = processes.marked_processes(self.mark, "")
-        # Another user's process does not show its start time: only its parent proves it.
+        # The start time of another user's process is hidden, so only its parent proves it.
         known = [p for p, start in self.known.items() if start and processes.start(p) == start]
         frontier += known + self._orphans(known)
         found = memory_monitor.tree(
-            [pid for pid in frontier if pid not in (*self.helpers, os.getpid())], self.strangers
+            [pid for pid in frontier if pid not in (*self.helpers, os.getpid())],
+            self.earlier_children,
         )
         self._remember({pid: info.start for pid, info in found.items()})
         times = os.times()
@@ -109,7 +110,7 @@ class DarwinContainer(RlimitContainer):
 
     def usage(self) -> Usage:
         usage = super().usage()
-        if not self.known:  # the caller samples live processes itself
+        if not self.known:  # the caller adds the CPU time of live processes
             usage.cpu = self.cpu
         return usage
 
@@ -136,7 +137,7 @@ class DarwinContainer(RlimitContainer):
                 self.shared[at] = number
 
     def live_pids(self) -> "list[int]":
-        # Twice: a process that is becoming an orphan may be missed once.
+        # Twice: the first walk may miss a process that just becomes an orphan.
         found = self._members() or self._members()
         self.starts = {pid: info.start for pid, info in found.items()}
         return list(found)

@@ -19,12 +19,12 @@ def test_cache_is_no_part_of_the_peak() -> None:
     assert sampler.measure(90 * MIB, 80 * MIB) == 10 * MIB
     assert sampler.measure(40 * MIB, 10 * MIB) == 30 * MIB
     assert sampler.measure(1 * MIB, 2 * MIB) == 0  # read while it changes
-    assert sampler.peak_below(96 * MIB) == 30 * MIB
+    assert sampler.peak_working_set(96 * MIB) == 30 * MIB
     # More than all the cache that there was can explain: between two samples.
-    assert sampler.peak_below(200 * MIB) == 120 * MIB
-    assert sampler.peak_below(29 * MIB) == 29 * MIB, "what was refused does not count"
-    assert sampler.peak_below(96 * MIB + 4096, limit_hit=True) == 96 * MIB, "nor by the dying"
-    assert sampler.peak_below(90 * MIB, limit_hit=True) == 90 * MIB
+    assert sampler.peak_working_set(200 * MIB) == 120 * MIB
+    assert sampler.peak_working_set(29 * MIB) == 29 * MIB, "what was refused does not count"
+    assert sampler.peak_working_set(96 * MIB + 4096, limit_hit=True) == 96 * MIB, "nor by the dying"
+    assert sampler.peak_working_set(90 * MIB, limit_hit=True) == 90 * MIB
 
 
 def seen(sampler: Sampler, held: int, sizes: "dict[int, int]", hit: bool = False) -> "list[int]":

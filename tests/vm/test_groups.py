@@ -113,7 +113,7 @@ def test_root_without_systemd_does_not_leave_a_limit_around_it() -> None:
         check=False,
         cwd="/",
     )
-    assert re.search(r"cgroup2: a run beside \S+ would escape memory.max = 83886080", done.stderr)
+    assert re.search(r"cgroup2: a run outside \S+ would escape memory.max = 83886080", done.stderr)
     assert "backend rlimit" in done.stderr
     assert "sandrun-" not in done.stdout
     assert done.stdout.endswith("code 0\n")
