@@ -18,10 +18,10 @@ packed-refs and refs that worktrees share. REMOTE: the remote-tracking state. AL
 because the command packs or prunes what others write. A commit needs only TREE, so an open editor
 or a slow fetch does not prevent anyone from creating a branch."""
 
-REFRESH, PAGED, LOCKS = 16, 32, 64
+REFRESH, PAGED, ALWAYS_LOCKS = 16, 32, 64
 """REFRESH: a reader that at its end may write what it learned about unchanged files to the index.
 It may do so only if the tree is free, and must not hold a lock that a writer needs. PAGED: on a
-terminal it may live as long as its pager. LOCKS: git has no option to prevent the write."""
+terminal it may live as long as its pager. ALWAYS_LOCKS: git has no option to prevent the write."""
 
 UNKNOWN = TREE | REFS | REMOTE
 FOREIGN = UNKNOWN | 128
@@ -45,7 +45,7 @@ READ_ONLY = _set(
 """Read-only with any arguments, except for a refreshed index (`refreshes`). A shim starts these
 directly."""
 
-_STRAIGHT = READ_ONLY | _set(
+_UNLOCKED = READ_ONLY | _set(
     # Objects only.
     "bundle commit-tree hash-object index-pack mailsplit merge-file merge-tree mktag mktree "
     "pack-objects pack-redundant unpack-file unpack-objects "
@@ -114,40 +114,40 @@ ANSWERS = frozenset(("-h", "--help", "-v", "--version", "--exec-path", "--html-p
 
 def parse(args: "list[str]") -> Invocation:
     """Parse a git command line (without `git`) as git's handle_options does."""
-    taken = Invocation()
+    parsed = Invocation()
     at = 0
     while at < len(args) and args[at][:1] == "-":
         name, has_value, value = args[at].partition("=")
         if args[at] in ANSWERS or name == "--list-cmds":
-            return taken
+            return parsed
         if name in WITH_VALUE and not (has_value and name[:2] == "--"):
             at += 1
             value = args[at] if at < len(args) else ""
         if name == "-C" and value:
-            taken.directories.append(value)
+            parsed.directories.append(value)
         elif _NAMING.get(name):
-            taken.variables[_NAMING[name]] = value
+            parsed.variables[_NAMING[name]] = value
         elif name == "--bare":
-            taken.bare = True
+            parsed.bare = True
         elif name == "--no-optional-locks":
-            taken.variables["GIT_OPTIONAL_LOCKS"] = "0"
+            parsed.variables["GIT_OPTIONAL_LOCKS"] = "0"
         at += 1
-    taken.options = args[:at]
+    parsed.options = args[:at]
     if at < len(args):
-        taken.word = args[at]
-        taken.arguments = args[at + 1 :]
-    return taken
+        parsed.word = args[at]
+        parsed.arguments = args[at + 1 :]
+    return parsed
 
 
 def parse_other(tool: str, arguments: "list[str]") -> Invocation:
     """The command line of one of `other_tools` as the git command line that represents it."""
     from sandrun.git import other_tools
 
-    taken = Invocation()
-    taken.word, taken.arguments = other_tools.WORDS[tool], arguments
+    parsed = Invocation()
+    parsed.word, parsed.arguments = other_tools.WORDS[tool], arguments
     directory = other_tools.directory(tool, arguments)
-    taken.directories = [directory] if directory else []
-    return taken
+    parsed.directories = [directory] if directory else []
+    return parsed
 
 
 def needs(command: Invocation) -> "int | None":
@@ -156,23 +156,23 @@ def needs(command: Invocation) -> "int | None":
     word, arguments = command.word, command.arguments
     if not word or arguments[:1] in (["-h"], ["--help"]):
         return 0
-    if word in _STRAIGHT:
+    if word in _UNLOCKED:
         return refreshes(word, arguments)
     if word not in _NEEDS:
         return None
-    asks = _ASKS.get(word)
-    return 0 if asks and asks(arguments) else _NEEDS[word]
+    reads_only = _READS_ONLY.get(word)
+    return 0 if reads_only and reads_only(arguments) else _NEEDS[word]
 
 
 def refreshes(word: str, arguments: "list[str]") -> int:
-    """REFRESH with PAGED or LOCKS for a command that may refresh the index (builtin/commit.c,
-    diff.c, describe.c), else 0. The shim has the same words."""
+    """REFRESH with PAGED or ALWAYS_LOCKS for a command that may refresh the index
+    (builtin/commit.c, diff.c, describe.c), else 0. The shim has the same words."""
     if word == "status":
         return REFRESH
     if word == "diff" and not {"--cached", "--staged", "--no-index"}.intersection(arguments):
         return REFRESH | PAGED
     if word == "describe" and any(argument[:7] == "--dirty" for argument in arguments):
-        return REFRESH | LOCKS
+        return REFRESH | ALWAYS_LOCKS
     return 0
 
 
@@ -197,7 +197,8 @@ _SHOWS = ("--show-current", "--color", "--no-color", "--column", "--no-column", 
 
 
 def _lists(arguments: "list[str]", shows: "tuple[str, ...]") -> bool:
-    """Whether `branch` or `tag` only lists: no words, or an option that makes them patterns."""
+    """Whether `branch` or `tag` only lists: without words, or with an option by which they are
+    patterns."""
     listing = False
     words = False
     for argument in arguments:
@@ -250,13 +251,13 @@ def _config(arguments: "list[str]") -> bool:
 
 
 def _first_in(*read: str) -> "Callable[[list[str]], bool]":
-    """Read-only when the first word is one of `read`; '' stands for no word at all."""
+    """Read-only if the first word is one of `read`; '' stands for a command line without words."""
 
-    def asks(arguments: "list[str]") -> bool:
+    def reads_only(arguments: "list[str]") -> bool:
         words = [word for word in arguments if word[:1] != "-"]
         return (words[0] if words else "") in read
 
-    return asks
+    return reads_only
 
 
 def _reflog(arguments: "list[str]") -> bool:
@@ -277,16 +278,20 @@ _VALUED = frozenset(("-o", "--push-option", "--repo", "--receive-pack", "--exec"
                      "--expire"))  # fmt: skip
 
 
-def _dry(arguments: "list[str]") -> bool:
+def _dry_run(arguments: "list[str]") -> bool:
     """Whether an argument requests a dry run; the value of an option does not count."""
     before = ["", *arguments]
     dry = ("-n", "--dry-run")
     return any(w in dry and b not in _VALUED for b, w in zip(before, arguments, strict=False))
 
 
-def _or_dry(word: str, asks: "Callable[[list[str]], bool]") -> "Callable[[list[str]], bool]":
-    """As `asks`, and also `word` with --dry-run."""
-    return lambda arguments: asks(arguments) or (arguments[:1] == [word] and _dry(arguments))
+def _or_dry_run(
+    word: str, reads_only: "Callable[[list[str]], bool]"
+) -> "Callable[[list[str]], bool]":
+    """As `reads_only`, and also `word` with --dry-run."""
+    return lambda arguments: (
+        reads_only(arguments) or (arguments[:1] == [word] and _dry_run(arguments))
+    )
 
 
 def _apply(arguments: "list[str]") -> bool:
@@ -314,20 +319,20 @@ _LFS_WRITES = frozenset(("checkout", "install", "migrate", "pull", "uninstall", 
 def _other(tool: str) -> "Callable[[list[str]], bool]":
     """Whether a command of one of the `other_tools` needs no turn."""
 
-    def asks(arguments: "list[str]") -> bool:
+    def reads_only(arguments: "list[str]") -> bool:
         from sandrun.git import other_tools
 
         return other_tools.is_harmless(tool, arguments)
 
-    return asks
+    return reads_only
 
 
-_ASKS: "Mapping[str, Callable[[list[str]], bool]]" = {
+_READS_ONLY: "Mapping[str, Callable[[list[str]], bool]]" = {
     "annex": _other("git-annex"),
     "apply": _apply,
     "bisect": _first_in("log", "terms", "view", "visualize"),
     "branch": _branch,
-    "clean": _dry,
+    "clean": _dry_run,
     "commit-graph": _first_in("verify"),
     "config": _config,
     "jj": _other("jj"),
@@ -335,12 +340,12 @@ _ASKS: "Mapping[str, Callable[[list[str]], bool]]" = {
     "maintenance": _first_in("is-needed"),
     "multi-pack-index": _first_in("verify"),
     "notes": _first_in("", "list", "show", "get-ref"),
-    "prune": _dry,
-    "prune-packed": _dry,
-    "push": _dry,
+    "prune": _dry_run,
+    "prune-packed": _dry_run,
+    "push": _dry_run,
     "reflog": _reflog,
     "refs": _first_in("verify", "list", "exists"),
-    "remote": _or_dry("prune", _first_in("", "show", "get-url")),
+    "remote": _or_dry_run("prune", _first_in("", "show", "get-url")),
     "replace": _replace,
     "replay": _with("--ref-action=print"),
     "rerere": _first_in("status", "diff", "remaining"),
@@ -350,5 +355,5 @@ _ASKS: "Mapping[str, Callable[[list[str]], bool]]" = {
     "submodule": _first_in("", "status", "summary"),
     "symbolic-ref": _symbolic_ref,
     "tag": _tag,
-    "worktree": _or_dry("prune", _first_in("list")),
+    "worktree": _or_dry_run("prune", _first_in("list")),
 }

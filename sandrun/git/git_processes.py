@@ -129,7 +129,7 @@ def _repositories(
             yield repo
 
 
-def at_work(repo: "repository.Repository | None", uid: int = -1) -> "list[int]":
+def possible_owners(repo: "repository.Repository | None", uid: int = -1) -> "list[int]":
     """The processes that may own a lock in `repo` (None: on the user's own files): every git active
     there that may write, and every git that cannot be examined.
 

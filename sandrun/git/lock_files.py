@@ -70,7 +70,7 @@ def wait_gone(
     watch = Watch({os.path.dirname(path) for path in paths})
     began = time.monotonic()
     asked: set[str] = set()
-    said = ""
+    reported = ""
     try:
         while lock := first_of(paths):
             if lock not in asked:
@@ -80,10 +80,10 @@ def wait_gone(
             now = time.monotonic()
             if now >= deadline:
                 return lock
-            if lock != said and now - began >= SILENCE:
-                said = lock
+            if lock != reported and now - began >= SILENCE:
+                reported = lock
                 messages.status(f"{repo.top}: waiting for {owner_text(repo, lock)}")
-            until = deadline if said == lock else min(deadline, began + SILENCE)
+            until = deadline if reported == lock else min(deadline, began + SILENCE)
             watch.sleep(max(0.01, until - now))
     finally:
         watch.close()
@@ -93,9 +93,9 @@ def wait_gone(
 def owner_text(repo: Repository, lock: str) -> str:
     """The owner of a lock and its name, for a message."""
     name = os.path.relpath(lock, repo.common_dir)
-    owners = git_processes.openers(lock) or git_processes.at_work(repo)
+    owners = git_processes.openers(lock) or git_processes.possible_owners(repo)
     who = git_processes.text([pid for pid in owners if pid != os.getpid()])
-    return f"{who or 'an unknown process'}, which holds {name} since {age_text(lock)}"
+    return f"{who or 'an unknown process'}, which has held {name} for {age_text(lock)}"
 
 
 def age_text(lock: str) -> str:
@@ -103,4 +103,4 @@ def age_text(lock: str) -> str:
     try:
         return span_text(max(0.0, time.time() - os.lstat(lock).st_ctime))
     except OSError:
-        return "just now"
+        return "0 s"

@@ -95,7 +95,7 @@ def open_file(directory: str, make: bool = True) -> int:
         try:
             kind = os.lstat(path).st_mode & 0o170000
             if kind != 0o100000:  # not opened: opening a device may have effects
-                _complain(path)
+                _warn_irregular(path)
                 return -1
             fd = os.open(path, flags)
         except FileNotFoundError:
@@ -108,12 +108,12 @@ def open_file(directory: str, make: bool = True) -> int:
         if info.st_mode & 0o170000 != 0o100000:
             os.close(fd)
             return -1
-        _mend(fd, info, directory)
-        return _high(fd)
+        _fix_mode(fd, info, directory)
+        return _move_high(fd)
     return -1
 
 
-def _complain(path: str) -> None:
+def _warn_irregular(path: str) -> None:
     messages.warn(f"{path} is no regular file: git commands here take no turns", f"rm -r {path}")
 
 
@@ -124,7 +124,7 @@ def _mode(home: os.stat_result) -> int:
     return 0o600 | writers | writers << 1
 
 
-def _mend(fd: int, info: os.stat_result, directory: str) -> None:
+def _fix_mode(fd: int, info: os.stat_result, directory: str) -> None:
     """Correct the mode of our file after an older version or a change of the directory's mode.
 
     A file with a second name is left alone: it may be a link to another file of ours.
@@ -157,9 +157,9 @@ def _make(directory: str, path: str) -> bool:
     return True
 
 
-def _high(fd: int) -> int:
-    """Move to a high descriptor, away from a script's `exec 3>file`; before any lock, because
-    closing a descriptor releases the locks."""
+def _move_high(fd: int) -> int:
+    """Move the file to a high descriptor, out of the way of a script's `exec 3>file`. Called before
+    any lock is acquired, because closing a descriptor of the file releases its locks."""
     try:
         high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 100)
     except OSError:  # a low RLIMIT_NOFILE

@@ -18,14 +18,16 @@ DIRECTORY_MARK = ".sandrun-shims"
 # A shim cannot see whether a version manager behind it came back to it by PATH, or whether the tool
 # started itself by name. So it records what it started, in SANDRUN_SHIM:
 #   PID:PPID:DEPTH:AGAIN:SINCE:TOOL:OWN<newline>BEFORE<newline>WORDS
-# - PID and PPID of the process that became the tool (empty PID: the run's child, with parent PPID);
-# - DEPTH, the number of nested shims; AGAIN, how often only places already used were left, and
-# SINCE   when; - OWN, the places that this process used; BEFORE, those that enclosing processes
-# used with the same   words in the same directory; WORDS, that directory and words. If a process
-# becomes the tool again, it came back, so the tool is further behind. A child starts a new search.
-# The search ends, because each process uses a place once, nested processes use it twice with the
-# same words, and the counts limit the rest (a server that restarts itself once a minute is no
-# loop).
+#   PID, PPID  of the process that became the tool; no PID: the run's child, whose parent is PPID
+#   DEPTH      the number of nested shims
+#   AGAIN      how often all places had been used already; SINCE, the time of the first such case
+#   OWN        the places that this process used
+#   BEFORE     those that enclosing processes used with the same words in the same directory
+#   WORDS      that directory and these words
+# If a process becomes the tool again, it came back, so the tool is further behind. A child starts a
+# new search. The search ends, because each process uses a place once, nested processes use it twice
+# with the same words, and the counts limit the rest (a server that restarts itself once a minute is
+# no loop).
 _SEARCH = r"""line='
 '
 words="$PWD $*" depth=0 again=0 since= own= before= real= back=

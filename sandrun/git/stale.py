@@ -1,8 +1,8 @@
-"""Locks whose owner is dead: the proof, moving them aside, restoring them.
+"""Locks whose owner is dead: proving it, moving them aside, restoring them.
 
 Promises
-- A lock of a live git is never moved. Its age proves nothing, and neither does that no process has
-  it open: both are normal during the editor of `git commit -a`.
+- A lock of a live git is never moved. Neither its age nor the fact that no process has it open is
+  proof: both are normal during the editor of `git commit -a`.
 - A lock is moved automatically (`heal`, `after_run`) only with proof that its owner is dead: it is
   older than this boot, or the git named by core.lockfilePid is dead, or it was created in a run
   whose processes are all dead. In addition, no git may be active in the repository, no process may
@@ -30,8 +30,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-HOME = "sandrun-unlocked"
-_BESIDE = ".sandrun-"  # follows the name of a lock that cannot move into the git directory
+ASIDE = "sandrun-unlocked"
+_SUFFIX = ".sandrun-"  # follows the name of a lock that cannot move into the git directory
 _CLOCK_MARGIN = 5.0  # btime of /proc/stat has whole seconds and follows clock adjustments
 INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO, <linux/proc_ns.h>
 _LOCAL = (
@@ -90,9 +90,9 @@ def pid_file(lock: str) -> str:
 
 def _owner_is_dead(lock: str) -> str:
     try:
-        said = processes.read(pid_file(lock)).split()
+        words = processes.read(pid_file(lock)).split()
         written = os.lstat(pid_file(lock)).st_mtime
-        pid = int(said[1])
+        pid = int(words[1])
     except (OSError, ValueError, IndexError):
         return ""
     dead = f"its git, pid {pid}, is dead"
@@ -115,7 +115,7 @@ def owners(repo: "Repository | None", lock: str) -> "list[int]":
         uid = os.lstat(lock).st_uid
     except OSError:
         uid = -1
-    return git_processes.openers(lock) or git_processes.at_work(repo, uid)
+    return git_processes.openers(lock) or git_processes.possible_owners(repo, uid)
 
 
 def blind_spots(lock: str) -> "list[str]":
@@ -184,16 +184,16 @@ def _aside(home: "Repository | None", lock: str, stamp: str) -> str:
     """The new path, always on the lock's file system, because a rename is atomic."""
     name = os.path.relpath(lock, home.common_dir) if home else ".."
     if not home or name.startswith(".."):
-        return f"{lock}{_BESIDE}{stamp}"
-    return os.path.join(home.common_dir, HOME, stamp, name)
+        return f"{lock}{_SUFFIX}{stamp}"
+    return os.path.join(home.common_dir, ASIDE, stamp, name)
 
 
 def put_back(aside: str, lock: str) -> None:
     """Move a lock back unless a new one exists. Raises OSError."""
     os.link(aside, lock)
     os.unlink(aside)
-    folder = os.path.dirname(aside) if f"/{HOME}/" in aside else HOME
-    while os.path.basename(folder) != HOME:
+    folder = os.path.dirname(aside) if f"/{ASIDE}/" in aside else ASIDE
+    while os.path.basename(folder) != ASIDE:
         try:
             os.rmdir(folder)
         except OSError:  # other locks of the same stamp remain
@@ -209,7 +209,7 @@ def asides(repo: Repository, env: "Mapping[str, str]", stamp: str = "") -> "list
 
 
 def _asides_in(repo: Repository) -> "Iterator[tuple[str, str, str]]":
-    home = os.path.join(repo.common_dir, HOME)
+    home = os.path.join(repo.common_dir, ASIDE)
     for folder, _, files in os.walk(home):
         for path in (os.path.join(folder, name) for name in files):
             stamp, _, name = os.path.relpath(path, home).partition("/")
@@ -220,7 +220,7 @@ def _asides_beside(repo: Repository, env: "Mapping[str, str]") -> "Iterator[tupl
     outside = [repo.index, os.path.join(repo.top, ".gitmodules"), *lock_paths.user_files(env)]
     for file in outside:
         for lock in (file + ".lock", file + "~pid.lock"):
-            folder, base = os.path.split(lock + _BESIDE)
+            folder, base = os.path.split(lock + _SUFFIX)
             for name in lock_paths.entries(folder):
                 if name.startswith(base):
                     yield name.removeprefix(base), os.path.join(folder, name), lock

@@ -107,7 +107,7 @@ def _unlock_one(
 def _restore(repo: Repository, stamp: str) -> int:
     moved = stale.asides(repo, os.environ, stamp)
     if not moved:
-        messages.error(f"nothing to restore in {os.path.join(repo.common_dir, stale.HOME)}")
+        messages.error(f"nothing to restore in {os.path.join(repo.common_dir, stale.ASIDE)}")
         return 1
     code = 0
     for aside, lock in moved:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 
-_LEAVING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
+_TERMINATING = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 
 
 class Interruptible:
@@ -34,8 +34,10 @@ class Interruptible:
         self.mask = mask
 
     def __enter__(self) -> None:
-        heeded = [number for number in _LEAVING if _signal.getsignal(number) != _signal.SIG_IGN]
-        self.handlers = {number: _signal.signal(number, _leave) for number in heeded}
+        handled = [
+            number for number in _TERMINATING if _signal.getsignal(number) != _signal.SIG_IGN
+        ]
+        self.handlers = {number: _signal.signal(number, _interrupt) for number in handled}
         self.before = _signal.pthread_sigmask(_signal.SIG_SETMASK, self.mask)
 
     def __exit__(self, *_: object) -> None:
@@ -44,13 +46,13 @@ class Interruptible:
             _signal.signal(number, handler)
 
 
-def _leave(signum: int, frame: "FrameType | None") -> None:
+def _interrupt(signum: int, frame: "FrameType | None") -> None:
     from sandrun.errors import Interrupted
 
     raise Interrupted(signum)
 
 
-class _Up(Exception):
+class _TimeUp(Exception):
     """The time is over; raised only while blocked in fcntl(2)."""
 
 
@@ -58,15 +60,19 @@ class Wait:
     """The waits of one command, with one deadline.
 
     `patience` is in seconds; `going_on` says in the message what follows after it. Waiting for a
-    turn also ends if the same process holds it for `still` seconds.
+    turn also ends if the same process holds it for `per_holder` seconds.
     """
 
     def __init__(
-        self, repo: Repository, patience: float, going_on: str, still: float = float("inf")
+        self,
+        repo: Repository,
+        patience: float,
+        going_on: str,
+        per_holder: float = float("inf"),
     ) -> None:
         self.repo = repo
         self.patience = patience
-        self.still = still
+        self.per_holder = per_holder
         self.deadline = time.monotonic() + patience
         self.going_on = going_on
         self.blocked = False
@@ -91,7 +97,7 @@ class Wait:
             _end(reporter)
         if self.patience:
             messages.warn(
-                f"{self.repo.top}: waited {span_text(min(self.patience, self.still))} for "
+                f"{self.repo.top}: waited {span_text(min(self.patience, self.per_holder))} for "
                 f"{_text(record_locks.holder(fd, operation, byte))}; {self.going_on}"
             )
         return False
@@ -104,7 +110,7 @@ class Wait:
         if pid:
             return pid
         try:
-            for number in _LEAVING:
+            for number in _TERMINATING:
                 _signal.signal(number, _signal.SIG_DFL)
             time.sleep(lock_files.SILENCE)
             holder = record_locks.holder(fd, operation, byte)
@@ -114,17 +120,18 @@ class Wait:
             os._exit(0)
 
     def _lock(self, fd: int, operation: int, byte: int) -> bool:
-        """Block in fcntl(2) until the lock is acquired, or until the deadline or `still` passes."""
+        """Block in fcntl(2) until the lock is acquired, or until the deadline or `per_holder`
+        passes."""
         handler = _signal.signal(_signal.SIGALRM, self._alarm)
         mask = _signal.pthread_sigmask(_signal.SIG_UNBLOCK, {_signal.SIGALRM})
         # It repeats because the first alarm may arrive just before fcntl(2) blocks.
-        seconds = min(max(self.deadline - time.monotonic(), 0.001), self.still)
+        seconds = min(max(self.deadline - time.monotonic(), 0.001), self.per_holder)
         _signal.setitimer(_signal.ITIMER_REAL, seconds, 0.05)
         try:
             self.blocked = True
             fcntl.lockf(fd, operation, 1, byte)
             return True
-        except (_Up, OSError):  # EDEADLK: another process locks in another order
+        except (_TimeUp, OSError):  # EDEADLK: another process locks in another order
             return False
         finally:
             self.blocked = False
@@ -134,7 +141,7 @@ class Wait:
 
     def _alarm(self, signum: int, frame: "FrameType | None") -> None:
         if self.blocked:
-            raise _Up
+            raise _TimeUp
 
     def locks(self, needs: int) -> None:
         """Wait for git's own lock files that these needs conflict with."""

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from sandrun.git.waiter import Wait
 
-_READS = classify.REFRESH | classify.PAGED | classify.LOCKS
-_STILL = 2.0  # seconds
+_READS = classify.REFRESH | classify.PAGED | classify.ALWAYS_LOCKS
+_SAME_HOLDER_SECONDS = 2.0
+"""How long a `describe --dirty` waits for one holder of the tree's turn."""
 
 SHIM_MARK = b"sandrun shim"
 """In the first lines of a shim, so that a search of PATH can tell it from the real git."""
@@ -31,13 +32,13 @@ SHIM_VARIABLE = "SANDRUN_SHIM"
 
 
 def main(arguments: "list[str]", flags: "Mapping[str, object]", caller: spawn.CallerState) -> int:
-    """Become git with `arguments` when no lock is in the way; returns only from `unlock`."""
+    """Wait for the locks that git needs for `arguments`, then become git; `unlock` returns."""
     # From here on signals act on us as on git: there is nothing to clean up.
     spawn.restore(caller)
     # Our own messages to a closed pipe must not end us, since git may print nothing.
     pipe = _signal.signal(_signal.SIGPIPE, _signal.SIG_IGN)
-    wish = {name: int(str(flags.get(name, 0))) for name in ("verbose", "quiet")}
-    messages.setup(wish["verbose"], wish["quiet"], str(flags.get("color", "auto")))
+    verbose, quiet = (int(str(flags.get(name, 0))) for name in ("verbose", "quiet"))
+    messages.setup(verbose, quiet, str(flags.get("color", "auto")))
     env = spawn.environment({})
     tool, place = _noted(env)
     if tool:
@@ -139,8 +140,8 @@ def _may_refresh(
 
     def wait(*lock: int) -> bool:
         nonlocal refused
-        patient = needed & classify.LOCKS
-        refused = not (patient and _wait(repo, flags, _STILL).turn(*lock))
+        patient = needed & classify.ALWAYS_LOCKS
+        refused = not (patient and _wait(repo, flags, _SAME_HOLDER_SECONDS).turn(*lock))
         return not refused
 
     for fd in record_locks.acquire(repo, classify.REFRESH, git_processes.enclosing_git(repo), wait):
@@ -149,19 +150,21 @@ def _may_refresh(
 
 
 def _wait(
-    repo: repository.Repository, flags: "Mapping[str, object]", still: float = float("inf")
+    repo: repository.Repository,
+    flags: "Mapping[str, object]",
+    per_holder: float = float("inf"),
 ) -> "Wait":
-    """Settings are read here and not before: an uncontended git needs none of them."""
+    """Settings are read only here, because a git that need not wait uses none of them."""
     from sandrun.config import project, settings
     from sandrun.git.waiter import Wait
 
     chosen = settings.resolve(flags, project.find(repo.top))
-    return Wait(repo, chosen.git_wait, "running git anyway", still)
+    return Wait(repo, chosen.git_wait, "running git anyway", per_holder)
 
 
 def _noted(env: "Mapping[str, str]") -> "tuple[str, str]":
-    """What the shim that became this process has found: the tool if it is not git, and its place
-    ('', '': there was no shim)."""
+    """The tool, '' for git, and the path of it that the shim which became this process found; ('',
+    '') without a shim."""
     noted = env.get(SHIM_VARIABLE, "").partition("\n")[0].split(":")
     if noted[0] != str(os.getpid()) or len(noted) < 8:
         return "", ""
@@ -169,8 +172,8 @@ def _noted(env: "Mapping[str, str]") -> "tuple[str, str]":
 
 
 def real_git(env: "dict[str, str]") -> str:
-    """The first git on PATH that is no shim of ours; `env` then tells the shim what we passed,
-    should that git come back by the PATH.
+    """The first git on PATH that is no shim of ours. It is recorded in `env` for the shim, in case
+    that git comes back to it by PATH.
 
     Raises SandrunError.
     """

@@ -122,7 +122,7 @@ def test_at_the_deadline_git_itself_speaks(box: GitBox) -> None:
     assert code == plain[0] == 128
     assert said.endswith(plain[1])
     first, second, hint, _ = said.split("\n", 3)
-    assert first.startswith(f"sandrun: {box.repo}: waiting for an unknown process, which holds")
+    assert first.startswith(f"sandrun: {box.repo}: waiting for an unknown process, which has held")
     assert second.endswith("; running git anyway")
     assert hint.endswith(f"if no git is active there: sandrun git -C {box.repo} unlock")
 

@@ -152,7 +152,7 @@ import os
 from sandrun.git import git_processes, repository
 repo = repository.find(".", os.environ)
 print(git_processes.enclosing_git(repo) == os.getppid(), os.getppid() in
-git_processes.at_work(repo))
+git_processes.possible_owners(repo))
 """
 
 

@@ -50,7 +50,7 @@ def test_a_run_waits_for_a_foreign_lock(box: GitBox, place: str) -> None:
     lock.touch()
     run = box.sandrun("--clean-git-env", "--", "echo", "ran", cwd=cwd, **env)
     wait_for(lambda: watches(run), "the run waits by inotify")
-    assert "which holds" in heard(run)
+    assert "which has held" in heard(run)
     lock.unlink()
     assert box.end(run) == (0, "ran\n")
 
@@ -77,7 +77,7 @@ def test_a_run_goes_on_with_a_warning(box: GitBox) -> None:
     assert said.endswith("ran\n")
     warning = said.splitlines()[1]
     assert f"waited 0.6 s for {GIT} commit -a (pid {commit.pid}, for" in warning
-    assert "which holds index.lock since" in warning
+    assert "which has held index.lock for" in warning
     assert warning.endswith("going on without waiting")
     box.let("one")
     assert box.end(commit)[0] == 0

@@ -341,7 +341,7 @@ def test_a_lock_that_comes_alive_goes_straight_back(
             other.write_text("new")
             rename(other, lock)
         else:
-            monkeypatch.setattr(git_processes, "at_work", lambda repo, uid: [1])
+            monkeypatch.setattr(git_processes, "possible_owners", lambda repo, uid: [1])
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", late)

@@ -94,7 +94,7 @@ def test_nobody_is_looked_at(box: Box, inside: "list[str]") -> None:
         "os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT); "
         "dead = processes.has_exited(child.pid); child.wait(); "
         "print(json.dumps([seen, named, processes.ancestors(os.getpid()), "
-        "git_processes.at_work(None), git_processes.openers('/dev/null'), "
+        "git_processes.possible_owners(None), git_processes.openers('/dev/null'), "
         "lives, dead, processes.has_exited(child.pid)]))"
     )
     done = box.run(sys.executable, "-c", ask, argv=inside)

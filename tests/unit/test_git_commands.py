@@ -68,7 +68,7 @@ def test_reads_need_nothing(line: str) -> None:
 @pytest.mark.parametrize("row", _rows(REFRESHES))
 def test_some_reads_may_refresh_the_index(row: str) -> None:
     line, _, more = row.partition(" =")
-    wanted = {"": 0, "paged": classify.PAGED, "locks": classify.LOCKS}[more.strip()]
+    wanted = {"": 0, "paged": classify.PAGED, "locks": classify.ALWAYS_LOCKS}[more.strip()]
     assert classify.needs(classify.parse(line.split())) == classify.REFRESH | wanted
 
 
