@@ -34,6 +34,8 @@ def wrong() -> None:
     sandrun.run(["true"], memroy="2G")  # type: ignore[call-arg]
     sandrun.run(["true"], memory=[1])  # type: ignore[arg-type]
     sandrun.run(["true"], cwd=1)  # type: ignore[arg-type]
+    sandrun.run(["true"], leftovers="keep")  # type: ignore[arg-type]
+    sandrun.run(["true"], backend="cgroup3")  # type: ignore[arg-type]
     sandrun.run([1])  # type: ignore[list-item]
     sandrun.start(["true"]).wait(timeout="1")  # type: ignore[arg-type]
     sandrun.run(["true"]).code = 1  # type: ignore[misc]
