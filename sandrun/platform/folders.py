@@ -1,16 +1,15 @@
-"""The user's directories, by the rules of the system, and how a file or directory is made in one.
+"""The user's directories, and making files and directories in them.
 
-The XDG base directory specification counts everywhere; its defaults are those of the system
-(%LOCALAPPDATA% and %APPDATA% on Windows). A relative path in one of its variables is ignored, as
-the specification says.
+The XDG base directory specification applies on every system, with the system's own defaults
+(%LOCALAPPDATA% and %APPDATA% on Windows). As it demands, a relative path in a variable is ignored.
 
-A new file or directory gets owner, group and mode of the directory above it:
+A new file or directory gets the owner, group and mode of its parent directory:
 - What root makes in a user's directory belongs to that user, who must be able to change it.
-- Nobody whom the directory above keeps out can open it, whatever the umask is.
-- Nothing else changes its owner. Only an inode that was made here does, through its own descriptor:
-  a new file is known by O_EXCL; a new directory is not entered through a link and is still empty.
-  So the owner of the directory above could have removed it anyway, and gains nothing.
-On Windows rights are inherited, which is the same.
+- A user without access to the parent directory cannot open it, whatever the umask is.
+- Only a new inode changes its owner, through its own descriptor: O_EXCL proves that a file is new;
+  a new directory is opened without following a link and must be empty. The owner of the parent
+  directory could have removed either anyway, and so gains nothing.
+On Windows a new file inherits the access rights of its parent directory, which is the same.
 """
 
 import os
@@ -55,7 +54,7 @@ _uids: "tuple[int, int] | None" = None
 if sys.platform == "win32":
 
     def is_own(owner: int) -> bool:
-        """Whether a file is ours: below a folder of the user's, every file is."""
+        """True: every file in a user's directory belongs to that user."""
         return True
 
     def _windows_folder(variable: str, name: str) -> str:
@@ -68,7 +67,7 @@ if sys.platform == "win32":
 else:
 
     def is_own(owner: int) -> bool:
-        """Whether a file is ours to which stat(2) gives that owner."""
+        """Whether a file with that owner, by stat(2), is ours."""
         return owner in (os.geteuid(), own_uids()[0])
 
     def own_uids() -> "tuple[int, int]":
@@ -106,7 +105,7 @@ if sys.platform == "win32":
 
 else:
     _DIRECTORY = os.O_DIRECTORY | os.O_CLOEXEC
-    # Making something in a directory needs no right to list it: so neither must opening it.
+    # Making a file in a directory needs no right to list it, so opening it must not need one.
     FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | _DIRECTORY
 
     def make_folders(path: str, most: int = 0o755) -> None:
@@ -147,7 +146,7 @@ else:
     def _adapt(fd: int, parent: int, most: int) -> None:
         above = os.fstat(parent)
         mode = above.st_mode & most
-        if above.st_mode & stat.S_ISVTX:  # everybody may write there, but not into what is there
+        if above.st_mode & stat.S_ISVTX:  # as in /tmp, whose files others may not change
             mode &= ~0o022
         try:
             if os.geteuid() == 0 and above.st_uid:
@@ -158,4 +157,4 @@ else:
                 mode &= ~mask
             os.fchmod(fd, mode)
         except OSError:
-            pass  # a user that is not mapped here, a file system without owners: ours, 0600
+            pass  # an unmapped user, or a file system without owners: it stays ours, 0600

@@ -165,10 +165,10 @@ def has_exited(pid: int) -> bool:
         stat = Stat(pid)
         return stat.state in "ZX" and stat.threads <= 1
     except OSError:
-        return _has_ended(pid)
+        return _has_exited_unseen(pid)
 
 
-def _has_ended(pid: int) -> bool:
+def _has_exited_unseen(pid: int) -> bool:
     """The same for a process that /proc does not show: it is gone, or hidden (hidepid), or /proc
     shows another namespace. A pidfd is readable once no thread lives (pidfd_open(2))."""
     pidfd = open_pidfd(pid)

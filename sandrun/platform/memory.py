@@ -1,12 +1,12 @@
-"""How much memory there is for the runs of this host: its own, or an enclosing cgroup's limit."""
+"""The memory that the runs on this host can share."""
 
 import os
 import sys
 
 
 def host_memory() -> int:
-    """The host's memory, or the limit of the enclosing container if that is lower, in bytes;
-    0: not known."""
+    """The host's memory, or the limit of an enclosing container if that is lower, in bytes; 0: not
+    known."""
     found = [size for size in (total(), enclosing_limit()) if size]
     return min(found) if found else 0
 
@@ -23,7 +23,7 @@ if sys.platform == "win32":
         return int(status.ullTotalPhys)
 
     def enclosing_limit() -> int:
-        """0: nothing is known of a limit on a job that contains us."""
+        """0: the limits of an enclosing job are not known."""
         return 0
 
 else:
@@ -36,9 +36,10 @@ else:
             return 0
 
     def enclosing_limit() -> int:
-        """The lowest memory limit of the cgroups that contain us, as far as we see them; 0: none.
+        """The lowest memory limit of the visible cgroups that contain us; 0: none.
 
-        In a cgroup namespace the root shows the container's own limit. v1 writes 2**63 for none.
+        In a cgroup namespace the root group has the container's own limit. v1 shows no limit as
+        nearly 2**63.
         """
         lowest = 0
         for line in _lines("/proc/self/cgroup"):

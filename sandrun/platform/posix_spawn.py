@@ -161,10 +161,10 @@ def _parent_status(parent: int) -> "tuple[bytes, int]":
 
 
 def _is_shell(pid: int, name: bytes) -> bool:
-    """Whether a process of that name is a shell. One that runs an executable script has the
-    script's name, but is the program of the first line (execve(2))."""
+    """Whether a process of that name is a shell. A shell that runs an executable script has the
+    script's name, but /proc/PID/exe is the interpreter of its first line (execve(2))."""
     try:
-        # Of a file that was removed or replaced since the kernel says " (deleted)".
+        # For a file that was removed or replaced since, the kernel appends " (deleted)".
         program = os.readlink(b"/proc/%d/exe" % pid) if name and name not in _SHELLS else name
     except OSError:
         return False  # another user's, or gone
@@ -182,7 +182,7 @@ def _to_default(caller: CallerState) -> "list[int]":
 def environment(extra: "Mapping[str, str]") -> "dict[str, str]":
     """The caller's environment plus `extra`."""
     env = dict(os.environ)
-    # PEP 538: in the C locale Python itself sets LC_CTYPE before our first line.
+    # PEP 538: in the C locale Python sets LC_CTYPE before our first line.
     if env.get("LC_CTYPE") == "C.UTF-8" and not _was_in_environment(b"LC_CTYPE="):
         del env["LC_CTYPE"]
     env.update(extra)
@@ -257,8 +257,8 @@ def fork(
 ) -> int:
     """Start the command by fork: the child calls `enter`, then exec; its pid.
 
-    A child that cannot enter or exec never runs the command: it writes `<E|N|X><errno> <what>` (E:
-    could not enter, N: could not be isolated, X: could not exec) to `caller.errors` and exits.
+    A child that cannot enter or exec does not run the command: it writes `<E|N|X><errno> <what>`
+    (E: cannot enter, N: cannot be isolated, X: cannot exec) to `caller.errors` and exits.
     Raises OSError if `clone` does.
     """
     supervisor = os.getpid()
@@ -341,22 +341,22 @@ def encode_failure(stage: str, error: OSError) -> bytes:
     return f"{stage}{error.errno or 0} {error.filename or ''}".encode("utf-8", "surrogateescape")
 
 
-def decode_failure(said: bytes) -> "tuple[str, int, str]":
+def decode_failure(message: bytes) -> "tuple[str, int, str]":
     """Stage, errno and file name of such a message; ('', 0, '') for an empty one."""
-    number, _, what = said[1:].decode("utf-8", "surrogateescape").partition(" ")
-    return said[:1].decode(), int(number or 0), what
+    number, _, what = message[1:].decode("utf-8", "surrogateescape").partition(" ")
+    return message[:1].decode(), int(number or 0), what
 
 
 def failure(caller: CallerState) -> "tuple[str, int, str]":
     """Why the forked child never ran the command (see `decode_failure`); ('', 0, '') if it did."""
-    said = b""
+    message = b""
     if caller.errors >= 0:
         os.set_blocking(caller.errors, False)
         try:
-            said = os.read(caller.errors, 4096)
+            message = os.read(caller.errors, 4096)
         except BlockingIOError:
             pass
-    return decode_failure(said)
+    return decode_failure(message)
 
 
 def rename_process(name: bytes) -> bool:
