@@ -54,7 +54,7 @@ NOT_ON_MACOS = {
     r"(a_checkout_shared_by_two|a_run_inside_a_run_with_another_state)":
         "no list of who locks what",
     r"status_names_": "no list of who locks what",
-    r"(shared_memory_counts_once|many_small_processes|processes_in_one_address_space)":
+    r"(shared_memory_counts_exactly_once|many_small_processes|processes_in_one_address_space)":
         "a footprint counts shared memory in each process",
     r"a_leak_of_a_gigabyte_a_second\[(memfd|unlinked)": "no memfd, no tmpfs",
     r"output_or_work_is_not_idleness.*end=": "no count of what a process writes",

@@ -143,14 +143,14 @@ def test_at_the_limit_make_deletes_its_half_written_target(place: Box) -> None:
     "script",
     ['"$@" || true', '"$@"; exit 0', 'trap "exit 0" TERM; "$@"; exit 0', '"$@" & wait; exit 3'],
 )
-def test_a_run_that_hit_its_limit_ends_with_137_whatever_it_says(place: Box, script: str) -> None:
+def test_a_run_that_hit_its_limit_always_exits_with_137(place: Box, script: str) -> None:
     done = place.run("-m", "64M", "--", "sh", "-c", script, "sh", *hog(600, 0.02))
     assert done.returncode == 137, done.stderr
     assert place.records()[-1]["reason"] == "memory"
     nothing_left(place)
 
 
-def test_at_the_limit_the_rest_has_the_grace_to_clean_up(place: Box) -> None:
+def test_at_the_limit_the_other_processes_get_the_grace_to_clean_up(place: Box) -> None:
     file = place.root / "cleaned"
     script = f'trap "sleep 0.7; echo done >{file}; exit 0" TERM; "$@"; while :; do sleep 0.05; done'
     done = place.run("-m", "64M", "--grace", "60", "--", "sh", "-c", script, "sh", *hog(600, 0.02))
@@ -160,7 +160,9 @@ def test_at_the_limit_the_rest_has_the_grace_to_clean_up(place: Box) -> None:
 
 
 @pytest.mark.parametrize("together", [1, 3])
-def test_who_hits_the_limit_again_is_killed_without_the_grace(place: Box, together: int) -> None:
+def test_a_run_that_hits_its_limit_again_is_killed_without_the_grace(
+    place: Box, together: int
+) -> None:
     """A parent that ignores SIGTERM and starts its hogs anew."""
     start = '"$@" & ' * together
     script = f'trap "" TERM; while :; do {start} wait; done'
@@ -172,7 +174,7 @@ def test_who_hits_the_limit_again_is_killed_without_the_grace(place: Box, togeth
     nothing_left(place)
 
 
-def test_what_the_oom_killer_may_not_kill_is_ended_at_the_limit(place: Box) -> None:
+def test_processes_protected_from_the_oom_killer_are_ended_at_the_limit(place: Box) -> None:
     """A CI agent's OOMScoreAdjust=-1000 is inherited: there the kernel kills nobody."""
     own = Path("/proc/self/oom_score_adj")
     try:
@@ -190,7 +192,7 @@ def test_what_the_oom_killer_may_not_kill_is_ended_at_the_limit(place: Box) -> N
     nothing_left(place)
 
 
-def test_the_limit_is_the_trees_and_not_a_processs(place: Box) -> None:
+def test_the_limit_applies_to_the_tree_and_not_to_each_process(place: Box) -> None:
     script = 'for i in 1 2 3 4; do "$@" & done; wait'
     hold = "import time; kept = bytearray(b'x') * (40 << 20); time.sleep(1000)"
     words = ("sh", "-c", script, "sh", sys.executable, "-c", hold)
@@ -199,7 +201,7 @@ def test_the_limit_is_the_trees_and_not_a_processs(place: Box) -> None:
     nothing_left(place)
 
 
-def test_shared_memory_counts_once_and_counts(place: Box) -> None:
+def test_shared_memory_counts_exactly_once(place: Box) -> None:
     """Four processes that share 40 MiB use 40 and not 160; one that maps 200 passes 96."""
     script = """
 import mmap, os, sys, time
@@ -230,7 +232,7 @@ UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB}
 
 
 @pytest.mark.parametrize("kind", ["anon", "shmem"])
-def test_what_kind_of_memory_it_was_is_told(kernel_place: Box, kind: str) -> None:
+def test_the_kinds_of_memory_are_reported(kernel_place: Box, kind: str) -> None:
     """Each byte once: shared memory is page cache to the kernel, but not to people."""
     script = HOG if kind == "anon" else SHARER
     done = kernel_place.run("-m", "96M", "--", sys.executable, "-c", script, "600", "0.005")
@@ -243,7 +245,7 @@ def test_what_kind_of_memory_it_was_is_told(kernel_place: Box, kind: str) -> Non
     assert max(kinds.values()) < 16 * MIB, done.stderr
 
 
-def test_swap_that_was_asked_for_is_limited_or_refused(place: Box, backend: str) -> None:
+def test_requested_swap_is_limited_or_refused(place: Box, backend: str) -> None:
     done = place.run("--swap", "8M", "--", "echo", "ran")
     if backend == "rlimit":
         assert (done.returncode, done.stdout) == (125, "")
@@ -516,7 +518,7 @@ def test_a_nested_run_has_its_own_limit(kernel_place: Box) -> None:
     assert "memory limit of 1.0 GiB reached" not in done.stderr
 
 
-def test_a_share_of_a_processor_holds_and_is_measured(kernel_place: Box) -> None:
+def test_a_cpu_limit_is_enforced_and_cpu_time_is_measured(kernel_place: Box) -> None:
     spin = "import time\nend = time.monotonic() + 2\nwhile time.monotonic() < end: pass\n"
     spin += "print(time.process_time())"
     kernel_place.run("--cpus", "0.3", "--", sys.executable, "-c", spin)
@@ -528,7 +530,7 @@ def test_a_share_of_a_processor_holds_and_is_measured(kernel_place: Box) -> None
     assert float(done.stdout) <= free < float(done.stdout) + 0.5 * SCALE
 
 
-def test_the_processors_are_divided_between_the_run_and_who_ends_it(kernel_place: Box) -> None:
+def test_the_processors_are_divided_between_the_run_and_its_supervisor(kernel_place: Box) -> None:
     """So that a fork bomb, of which all want to run, does not starve the supervisor."""
     script = (
         "cat /proc/self/cgroup; "

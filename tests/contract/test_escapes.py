@@ -61,7 +61,9 @@ def lines(said: str) -> "list[str]":
     return [line for line in said.splitlines() if "left the run's container" in line]
 
 
-def test_what_left_is_ended_and_named_with_its_group(kernel_place: Box, leave: Leaver) -> None:
+def test_an_escaped_process_is_killed_and_named_with_its_group(
+    kernel_place: Box, leave: Leaver
+) -> None:
     sleep = leave("sleep", "1000")
     done = kernel_place.run("--", "sh", "-c", '"$@" & while ! [ -e "$4" ]; do :; done; exit 3',
                             "sh", *sleep)  # fmt: skip
@@ -77,7 +79,7 @@ def test_what_left_is_ended_and_named_with_its_group(kernel_place: Box, leave: L
     nothing_left(kernel_place)
 
 
-def test_a_daemon_that_left_is_ended_though_the_container_is_empty(
+def test_an_escaped_daemon_is_killed_though_the_container_is_empty(
     kernel_place: Box, leave: Leaver
 ) -> None:
     """The run is over within milliseconds: nobody has had a look before."""
@@ -88,7 +90,7 @@ def test_a_daemon_that_left_is_ended_though_the_container_is_empty(
     assert lines(done.stderr)
 
 
-def test_who_started_it_is_named(kernel_place: Box, leave: Leaver) -> None:
+def test_the_parent_of_an_escaped_process_is_named(kernel_place: Box, leave: Leaver) -> None:
     script = '"$@"; : this-is-what-started-it'
     done = kernel_place.run("--", "sh", "-c", script, "sh", *leave("sleep", str(2 * SCALE)))
     (line,) = lines(done.stderr)
@@ -96,7 +98,7 @@ def test_who_started_it_is_named(kernel_place: Box, leave: Leaver) -> None:
     assert "at the end" not in line  # it had ended by itself
 
 
-def test_what_it_starts_there_is_ended_as_well(kernel_place: Box, leave: Leaver) -> None:
+def test_children_of_an_escaped_process_are_killed(kernel_place: Box, leave: Leaver) -> None:
     file = kernel_place.root / "child"
     inner = f"sleep 1000 & echo $! >{file}; wait"
     run = kernel_place.start(
@@ -123,7 +125,9 @@ time.sleep(1000)
     assert " more" not in line
 
 
-def test_one_that_ignores_sigterm_is_killed(kernel_place: Box, leave: Leaver) -> None:
+def test_an_escaped_process_that_ignores_sigterm_is_killed(
+    kernel_place: Box, leave: Leaver
+) -> None:
     script = "trap '' TERM; while :; do sleep 0.1; done"
     run = kernel_place.start(
         "--timeout", "1", "--grace", "0.5", "--", "sh", "-c", '"$@" & wait', "sh",
@@ -134,7 +138,9 @@ def test_one_that_ignores_sigterm_is_killed(kernel_place: Box, leave: Leaver) ->
     nothing_left(kernel_place)
 
 
-def test_after_sigkill_of_the_supervisor_it_is_ended(kernel_place: Box, leave: Leaver) -> None:
+def test_after_sigkill_of_the_supervisor_an_escaped_process_is_killed(
+    kernel_place: Box, leave: Leaver
+) -> None:
     """By its mark: nobody is left who saw it leave."""
     orphan = 'setsid "$@" & sleep 1000'
     run = kernel_place.start("--", "sh", "-c", orphan, "sh", *leave("sleep", "1000"))
@@ -146,7 +152,9 @@ def test_after_sigkill_of_the_supervisor_it_is_ended(kernel_place: Box, leave: L
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_require_kernel_does_not_allow_it(kernel_place: Box, leave: Leaver, late: bool) -> None:
+def test_require_kernel_does_not_allow_an_escaped_process(
+    kernel_place: Box, leave: Leaver, late: bool
+) -> None:
     """Ended at once, and no success when it is seen only at the end."""
     script = '"$@" & exec sleep 1000' if not late else '"$@" & until [ -e "$4" ]; do :; done'
     done = kernel_place.run(
@@ -162,7 +170,7 @@ def test_require_kernel_does_not_allow_it(kernel_place: Box, leave: Leaver, late
 @pytest.mark.parametrize(
     ("what", "seconds", "said"), [("leave", "1000", "left alone"), ("wait", "2", "waited for")]
 )
-def test_leftovers_that_are_not_ended(
+def test_an_escaped_process_may_be_left_or_waited_for(
     kernel_place: Box, leave: Leaver, what: str, seconds: str, said: str
 ) -> None:
     script = 'setsid "$@" </dev/null >/dev/null 2>&1 & until [ -e "$4" ]; do :; done'
@@ -187,7 +195,7 @@ time.sleep(1000)
 """
 
 
-def test_what_a_server_elsewhere_starts_with_the_runs_mark_is_not_touched(
+def test_a_process_that_a_server_starts_with_the_runs_mark_is_not_touched(
     kernel_place: Box,
 ) -> None:
     fifo = kernel_place.root / "requests"
@@ -212,7 +220,9 @@ sys.exit(subprocess.run(run).returncode)
 """
 
 
-def test_what_an_ancestor_starts_with_the_runs_mark_is_not_touched(kernel_place: Box) -> None:
+def test_a_process_that_an_ancestor_starts_with_the_runs_mark_is_not_touched(
+    kernel_place: Box,
+) -> None:
     fifo = kernel_place.root / "requests"
     os.mkfifo(fifo)
     ask = f'echo "$SANDRUN_RUNS" >{fifo}; sleep 1; exit 5'
@@ -225,7 +235,7 @@ def test_what_an_ancestor_starts_with_the_runs_mark_is_not_touched(kernel_place:
     assert not lines(kernel_place.heard(server))
 
 
-def test_a_run_that_nothing_leaves_says_nothing(kernel_place: Box) -> None:
+def test_a_run_without_escaped_processes_reports_none(kernel_place: Box) -> None:
     put_on_path(kernel_place)
     script = "sleep 0.6 & wait; sh -c 'sleep 0.1'; sandrun -- sleep 0.6"
     done = kernel_place.run("--require", "kernel", "--", "sh", "-c", script)

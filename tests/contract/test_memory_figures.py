@@ -54,7 +54,7 @@ def is_prompt(backend: str) -> None:
         pytest.skip("memory.stat lags under User Mode Linux")
 
 
-def test_page_cache_is_told_apart(place: Box, file: str, backend: str) -> None:
+def test_the_peak_excludes_page_cache(place: Box, file: str, backend: str) -> None:
     """By what `peak` says, a limit can be set: with it the same command goes through."""
     is_prompt(backend)
     done = place.run("-m", "80M", "--", "sh", "-c", DD, file)
@@ -67,7 +67,7 @@ def test_page_cache_is_told_apart(place: Box, file: str, backend: str) -> None:
     assert again.returncode == 0, again.stderr
 
 
-def test_cache_that_is_gone_is_told_apart_as_well(place: Box, file: str, backend: str) -> None:
+def test_the_peak_excludes_page_cache_that_was_freed(place: Box, file: str, backend: str) -> None:
     is_prompt(backend)
     done = place.run("-m", "1G", "--", "sh", "-c", f"{DD}; sleep 1.2; rm $0; sleep 0.1", file)
     assert done.returncode == 0, done.stderr
@@ -76,7 +76,7 @@ def test_cache_that_is_gone_is_told_apart_as_well(place: Box, file: str, backend
     assert with_cache > 190 * MIB
 
 
-def test_a_peak_between_two_samples_is_the_kernels(kernel_place: Box) -> None:
+def test_a_peak_between_two_samples_is_taken_from_the_kernel(kernel_place: Box) -> None:
     script = "import mmap, time; time.sleep(0.5); mmap.mmap(-1, 90 << 20, flags=0x8022); "
     done = kernel_place.run("-m", "2G", "--", sys.executable, "-c", script + "time.sleep(0.5)")
     assert done.returncode == 0, done.stderr
@@ -85,7 +85,9 @@ def test_a_peak_between_two_samples_is_the_kernels(kernel_place: Box) -> None:
 
 
 @pytest.mark.parametrize("before", ["cache", "another"])
-def test_who_has_the_memory_is_named_and_not_who_had_it(place: Box, file: str, before: str) -> None:
+def test_the_present_user_of_the_memory_is_named_and_not_an_earlier_one(
+    place: Box, file: str, before: str
+) -> None:
     """First something fills the limit with cache, or more than half of it with memory, and ends.
     Slowly: memory.stat may be 2 s old (mm/memcontrol.c, FLUSH_TIME)."""
     first = DD if before == "cache" else '"$1" "$2" "$3" 50 0.002 3'

@@ -1,7 +1,7 @@
-"""Limits on cgroups: each is read back, and what cannot be set is refused if it was asked for.
+"""Limits on cgroups: each is read back, and a requested limit that cannot be set is refused.
 
-A FAKE: plain files stand for the kernel's, because no kernel here lies or lacks any of them.
-tests/vm/test_limits.py is about the real ones.
+A FAKE: plain files stand for the kernel's, because no kernel here lacks one or stores another
+value. tests/vm/test_limits.py tests real ones.
 """
 
 import fcntl
@@ -31,7 +31,7 @@ V1 = (
 
 
 def wanted(*asked: str) -> Limits:
-    """Every limit there is."""
+    """Limits of every kind; the user requested those in `asked`."""
     limits = Limits(64 * MIB + 1)
     limits.swap, limits.pids, limits.cpus, limits.cpu_weight = MIB, 7, 0.5, 50
     limits.io, limits.io_weight = {"rbps": 1000}, 2000
@@ -40,22 +40,22 @@ def wanted(*asked: str) -> Limits:
 
 
 class Kernel:
-    """A group's files. What is written to `liar` does not take."""
+    """A group's files. The file `wrong` stores another value than was written."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.liar = ""
+        self.wrong = ""
 
-    def give(self, *names: str) -> None:
+    def create(self, *names: str) -> None:
         for name in names:
             (self.path / name).touch()
 
-    def told(self, name: str) -> str:
+    def stored(self, name: str) -> str:
         return (self.path / name).read_text()
 
     def write(self, path: Path, value: object) -> None:
         assert path.exists()
-        path.write_text("8" if path.name == self.liar else str(value))
+        path.write_text("8" if path.name == self.wrong else str(value))
 
     def limit_v2(self, limits: Limits) -> None:
         cgroup2.Group2(str(self.path), limits)._set_limits(limits)
@@ -82,32 +82,36 @@ def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
     return made
 
 
-def test_every_limit_takes_on_v2(kernel: Kernel) -> None:
-    kernel.give(*V2)
+def test_every_limit_is_set_on_v2(kernel: Kernel) -> None:
+    kernel.create(*V2)
     kernel.limit_v2(wanted())
-    told = [str(64 * MIB), str(MIB), "7", "50000 100000", "50", "8:0 rbps=1000"]
-    assert [kernel.told(name) for name in V2] == [*told, "default 2000", "default 1000"]
+    expected = [str(64 * MIB), str(MIB), "7", "50000 100000", "50", "8:0 rbps=1000"]
+    assert [kernel.stored(name) for name in V2] == [*expected, "default 2000", "default 1000"]
 
 
-def test_every_limit_takes_on_v1(kernel: Kernel) -> None:
-    kernel.give(*V1)
+def test_every_limit_is_set_on_v1(kernel: Kernel) -> None:
+    kernel.create(*V1)
     kernel.limit_v1(wanted())
-    told = [str(64 * MIB), str(65 * MIB), "7", "50000", "100000", "512", "8:0 1000", "1000"]
-    assert [kernel.told(name) for name in V1] == told
+    expected = [str(64 * MIB), str(65 * MIB), "7", "50000", "100000", "512", "8:0 1000", "1000"]
+    assert [kernel.stored(name) for name in V1] == expected
 
 
 @pytest.mark.parametrize("name", V2)
-def test_a_limit_that_did_not_take_is_an_error_on_v2(kernel: Kernel, name: str) -> None:
-    kernel.give(*V2)
-    kernel.liar = name
+def test_a_limit_that_the_kernel_stores_differently_is_an_error_on_v2(
+    kernel: Kernel, name: str
+) -> None:
+    kernel.create(*V2)
+    kernel.wrong = name
     with pytest.raises(Unusable, match=f"{name}: set to .*, the kernel stored '8'"):
         kernel.limit_v2(wanted())
 
 
 @pytest.mark.parametrize("name", V1)
-def test_a_limit_that_did_not_take_is_an_error_on_v1(kernel: Kernel, name: str) -> None:
-    kernel.give(*V1)
-    kernel.liar = name
+def test_a_limit_that_the_kernel_stores_differently_is_an_error_on_v1(
+    kernel: Kernel, name: str
+) -> None:
+    kernel.create(*V1)
+    kernel.wrong = name
     with pytest.raises(Unusable, match=r"set to .*, the kernel stored '?8'?"):
         kernel.limit_v1(wanted())
 
@@ -120,52 +124,52 @@ def test_a_limit_that_did_not_take_is_an_error_on_v1(kernel: Kernel, name: str) 
         ("pids", "pids.max", "the controller is not delegated to us"),
     ],
 )
-def test_what_was_asked_for_and_is_not_there_is_refused(
+def test_a_requested_limit_without_its_file_is_refused(
     kernel: Kernel, key: str, name: str, why: str
 ) -> None:
-    kernel.give(*(other for other in V2 if other != name))
+    kernel.create(*(other for other in V2 if other != name))
     with pytest.raises(Unusable, match=f"no {name} in .*: {why}"):
         kernel.limit_v2(wanted(key))
     kernel.limit_v2(wanted())
 
 
-def test_weights_without_iocost_are_bfqs(kernel: Kernel) -> None:
-    kernel.give(*(name for name in V2 if name != "io.weight"))
+def test_without_iocost_the_weight_is_set_for_bfq(kernel: Kernel) -> None:
+    kernel.create(*(name for name in V2 if name != "io.weight"))
     kernel.limit_v2(wanted())
-    assert kernel.told("io.bfq.weight") == "default 1000"
+    assert kernel.stored("io.bfq.weight") == "default 1000"
 
 
-def test_weights_that_no_scheduler_has_are_refused(kernel: Kernel) -> None:
-    kernel.give(*(name for name in V2 if "io" not in name or "max" in name))
+def test_a_weight_without_a_scheduler_for_it_is_refused(kernel: Kernel) -> None:
+    kernel.create(*(name for name in V2 if "io" not in name or "max" in name))
     with pytest.raises(Unusable, match="neither iocost nor BFQ"):
         kernel.limit_v2(wanted())
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_swap_that_is_only_by_default_forbidden_is_told(
+def test_missing_swap_accounting_is_reported_if_swap_was_not_requested(
     kernel: Kernel, version: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     limits = wanted()
     limits.swap = 0
-    kernel.give(*V1, *V2, "memory.swappiness")
+    kernel.create(*V1, *V2, "memory.swappiness")
     for name in ("memory.memsw.limit_in_bytes", "memory.swap.max"):
         (kernel.path / name).unlink()
     (kernel.limit_v1 if version == 1 else kernel.limit_v2)(limits)
-    (said,) = capfd.readouterr().err.splitlines()
-    assert "swap" in said
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "swap" in line
     if version == 1:
-        assert kernel.told("memory.swappiness") == "0"
+        assert kernel.stored("memory.swappiness") == "0"
 
 
-def test_swap_that_was_asked_for_is_refused_where_v1_does_not_account_for_it(
+def test_requested_swap_is_refused_without_swap_accounting_on_v1(
     kernel: Kernel,
 ) -> None:
-    kernel.give(*(name for name in V1 if "memsw" not in name), "memory.swappiness")
+    kernel.create(*(name for name in V1 if "memsw" not in name), "memory.swappiness")
     with pytest.raises(Unusable, match="does not account for it"):
         kernel.limit_v1(wanted("swap"))
 
 
-def test_what_only_a_kernel_limits_the_monitor_refuses() -> None:
+def test_the_monitor_refuses_limits_that_only_a_kernel_enforces() -> None:
     for key in ("swap", "pids", "cpus", "io_weight"):
         with pytest.raises(Unusable, match=f"only a kernel container limits {key}"):
             rlimit.RlimitBackend().open("0", wanted(key))
@@ -175,23 +179,23 @@ def test_sizes_are_whole_pages() -> None:
     assert cgroup_files.whole_pages(64 * MIB + 1) == 64 * MIB
 
 
-GREEDY = """
+LOCK_FIRST = """
 import fcntl, os, sys
 from sandrun.backends import cgroup_common
 
 path, removes = sys.argv[1], sys.argv[2] == "True"
 kept = []
 
-def greedy(event, words):
+def lock_first(event, words):
     if event != "open" or words[0] != path or kept:
         return
-    kept.append(-1)  # what follows is an event too
+    kept.append(-1)  # os.open below is an event too
     kept[0] = os.open(path, os.O_RDONLY)
     fcntl.flock(kept[0], fcntl.LOCK_EX)
     if removes:
         os.rmdir(path)
 
-sys.addaudithook(greedy)
+sys.addaudithook(lock_first)
 try:
     os.fstat(cgroup_common.make_locked(path))
     print("made")
@@ -203,12 +207,12 @@ except TimeoutError as error:
 @pytest.mark.parametrize(
     ("removes", "said"), [(True, "made"), (False, "another process holds its lock")]
 )
-def test_a_new_group_whose_lock_another_holds_holds_nobody_up(
+def test_a_new_group_locked_by_another_process_does_not_block_us(
     tmp_path: Path, removes: bool, said: str
 ) -> None:
-    """Locked by another an instant before we do: a `collect` removes it, anybody else keeps it."""
+    """Another process locks it just before we do. A `collect` removes it; others only keep it."""
     done = subprocess.run(
-        [sys.executable, "-c", GREEDY, str(tmp_path / "group"), str(removes)],
+        [sys.executable, "-c", LOCK_FIRST, str(tmp_path / "group"), str(removes)],
         capture_output=True,
         text=True,
         timeout=20 * SCALE,
@@ -220,12 +224,12 @@ def test_a_new_group_whose_lock_another_holds_holds_nobody_up(
 
 @pytest.fixture
 def hierarchy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Taken for the mount of the v2 hierarchy."""
+    """A directory that counts as the mount of the v2 hierarchy."""
     monkeypatch.setattr(cgroup_common, "_mounts", [("2", ["rw"], "/", str(tmp_path))])
     return tmp_path
 
 
-def test_only_the_group_of_that_very_run_is_its_container(hierarchy: Path) -> None:
+def test_only_the_group_of_the_same_run_is_its_container(hierarchy: Path) -> None:
     inside = hierarchy / "user.slice"
     ours = inside / "sandrun-0badcafe"
     ours.mkdir(parents=True)
@@ -253,7 +257,7 @@ def test_only_the_group_of_that_very_run_is_its_container(hierarchy: Path) -> No
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: runs as two different users")
-def test_another_users_group_is_never_ended(hierarchy: Path) -> None:
+def test_another_users_group_is_never_killed(hierarchy: Path) -> None:
     theirs = hierarchy / "sandrun-0badcafe"
     theirs.mkdir()
     os.chown(theirs, 65534, 65534)

@@ -146,7 +146,7 @@ def test_kill_returns_when_the_message_is_lost(fake: Fake, opened: Opener) -> No
     assert container.live_pids() == []
 
 
-def test_a_message_of_an_earlier_emptiness_does_not_end_the_wait(
+def test_an_earlier_message_does_not_end_the_wait(
     fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = opened()
@@ -170,7 +170,7 @@ def test_a_message_of_an_earlier_emptiness_does_not_end_the_wait(
     assert told.is_set()
 
 
-def test_an_empty_job_inside_does_not_end_the_wait(
+def test_the_message_of_a_nested_job_does_not_end_the_wait(
     fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_object, "KILL_SECONDS", 0.3)
@@ -182,7 +182,7 @@ def test_an_empty_job_inside_does_not_end_the_wait(
     assert unkillable.value.args == ([pid],)
 
 
-def test_a_run_that_ends_by_itself_is_over_when_the_port_says_so(
+def test_close_waits_for_the_message_if_the_run_ended_by_itself(
     fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(job_object, "_LOST_SECONDS", 10.0)
@@ -195,9 +195,7 @@ def test_a_run_that_ends_by_itself_is_over_when_the_port_says_so(
     assert 0.05 <= time.monotonic() - began < 5
 
 
-def test_a_run_that_ends_by_itself_is_over_though_the_message_is_lost(
-    fake: Fake, opened: Opener
-) -> None:
+def test_close_returns_although_the_message_is_lost(fake: Fake, opened: Opener) -> None:
     container = opened()
     pid = _spawn(container)
     fake.lose = True
@@ -207,7 +205,7 @@ def test_a_run_that_ends_by_itself_is_over_though_the_message_is_lost(
 
 
 @pytest.mark.parametrize("end", ["left", "killed", "not started"])
-def test_nothing_is_waited_for_where_there_is_nothing_to_come(
+def test_close_does_not_wait_if_no_message_will_come(
     fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     container = opened()
@@ -233,7 +231,7 @@ def test_the_tree_dies_with_the_supervisors_handle(fake: Fake, opened: Opener) -
     assert not fake.processes[pid].alive
 
 
-def test_the_limit_strikes_and_the_peak_is_the_kernels(fake: Fake, opened: Opener) -> None:
+def test_the_limit_is_hit_and_the_peak_is_the_kernels(fake: Fake, opened: Opener) -> None:
     container = opened()
     pid = _spawn(container)
     assert fake.allocate(pid, 40 * MIB)
@@ -249,7 +247,7 @@ def test_the_limit_strikes_and_the_peak_is_the_kernels(fake: Fake, opened: Opene
     assert [process.pid for process in container.top_consumers()] == [pid]
 
 
-def test_one_allocation_far_beyond_the_limit_is_named_too(fake: Fake, opened: Opener) -> None:
+def test_the_process_of_one_large_allocation_is_named(fake: Fake, opened: Opener) -> None:
     container = opened(limits=_limits(64 * MIB + 5))
     pid = _spawn(container)
     assert not fake.allocate(pid, 1024 * MIB)
@@ -259,7 +257,7 @@ def test_one_allocation_far_beyond_the_limit_is_named_too(fake: Fake, opened: Op
     assert [process.pid for process in container.top_consumers()] == [pid]
 
 
-def test_who_uses_how_much_is_asked_only_while_it_grows(
+def test_processes_are_sampled_only_while_the_job_grows(
     fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     container = opened()
@@ -301,7 +299,9 @@ def test_whose_limit_was_hit(
     assert (outer.limit_hit, inner.limit_hit) == limit_hit
 
 
-def test_of_a_process_that_is_gone_the_peak_tells(fake: Fake, opened: Opener) -> None:
+def test_for_an_exited_process_the_peak_decides_whose_limit_was_hit(
+    fake: Fake, opened: Opener
+) -> None:
     for size, limit_hit in ((20 * MIB, ""), (40 * MIB, "own")):
         container = opened(str(size))
         process = fake.start([_job(fake, container)])
@@ -323,7 +323,7 @@ def test_the_number_of_processes_is_limited(fake: Fake, opened: Opener) -> None:
     assert refused.value.filename == "CreateProcessW"
 
 
-def test_a_share_of_the_processors_is_a_hard_cap(
+def test_the_cpu_rate_is_a_hard_cap(
     fake: Fake, opened: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
@@ -335,13 +335,13 @@ def test_a_share_of_the_processors_is_a_hard_cap(
     assert _job(fake, container).limits.BasicLimitInformation.LimitFlags == 0
 
 
-def test_times_of_ended_processes_count(fake: Fake, opened: Opener) -> None:
+def test_cpu_time_includes_exited_processes(fake: Fake, opened: Opener) -> None:
     container = opened()
     _job(fake, container).ticks = 25_000_000
     assert container.usage().cpu == pytest.approx(2.5)
 
 
-def test_the_kernel_ends_a_tree_whose_time_is_long_over(fake: Fake, opened: Opener) -> None:
+def test_the_kernel_ends_a_tree_far_over_its_cpu_time(fake: Fake, opened: Opener) -> None:
     container = opened(limits=_limits(64 * MIB, cpu_time=2.5))
     pid = _spawn(container)
     for seconds, limit_hit in ((2.0, ""), (1.0, "cpu-time")):
@@ -358,14 +358,14 @@ def test_the_kernel_ends_a_tree_whose_time_is_long_over(fake: Fake, opened: Open
 @pytest.mark.parametrize(
     "name", ["LimitFlags", "JobMemoryLimit", "ActiveProcessLimit", "PerJobUserTimeLimit", "CpuRate"]
 )
-def test_limits_that_were_not_taken_are_refused(fake: Fake, name: str) -> None:
+def test_a_job_that_does_not_accept_its_limits_is_refused(fake: Fake, name: str) -> None:
     fake.forgetful = (name,)
     assert job_object.JobBackend().kernel
     with pytest.raises(Unusable, match="did not accept"):
         job_object.JobBackend().open("r", _limits(64 * MIB, pids=9, cpu_time=9.0, cpus=0.01))
 
 
-def test_wine_is_not_taken_for_a_kernel_that_enforces(
+def test_wine_does_not_count_as_a_kernel_that_enforces(
     fake: Fake,
     opened: Opener,
     monkeypatch: pytest.MonkeyPatch,
@@ -378,18 +378,18 @@ def test_wine_is_not_taken_for_a_kernel_that_enforces(
     assert "Wine accepts the limits of a job and enforces none" in capfd.readouterr().err
 
 
-def test_a_job_of_that_name_is_refused(opened: Opener) -> None:
+def test_an_existing_job_of_the_same_name_is_refused(opened: Opener) -> None:
     opened("r")
     with pytest.raises(Unusable, match="another process"):
         job_object.JobBackend().open("r", _limits())
 
 
-def test_what_no_job_limits_is_refused(fake: Fake) -> None:
+def test_limits_that_no_job_has_are_refused(fake: Fake) -> None:
     with pytest.raises(Unusable, match="io_weight"):
         job_object.JobBackend().open("r", _limits(set_by_user=frozenset({"io_weight", "memory"})))
 
 
-def test_the_container_of_a_dead_supervisor_is_ended_by_its_token(
+def test_the_container_of_a_dead_supervisor_is_killed_by_its_token(
     fake: Fake, opened: Opener
 ) -> None:
     container = opened()
@@ -405,7 +405,7 @@ def test_the_container_of_a_dead_supervisor_is_ended_by_its_token(
     gone.close()
 
 
-def test_the_table_is_what_is_called(fake: Fake) -> None:
+def test_the_fake_has_the_functions_of_the_table(fake: Fake) -> None:
     """The fake takes what the prototypes take, and nothing else."""
     import ctypes
 

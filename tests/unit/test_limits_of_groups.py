@@ -1,4 +1,4 @@
-"""Which limits a cgroup v2 group has of its own, by the texts that the kernel gives."""
+"""Which limits are set on a cgroup v2 group itself, by the texts of the kernel's files."""
 
 import sys
 from pathlib import Path
@@ -38,7 +38,7 @@ UNSET = {
     "pids.max": "max",
     "rdma.max": "mlx4_0 hca_handle=max hca_object=max",
 }
-"""A group to which nobody has written; none of a figure is a limit."""
+"""The files of a group with default values."""
 
 SET = {
     "cpu.idle": "1",
@@ -66,12 +66,12 @@ def write(group: Path, files: "dict[str, str]") -> None:
         (group / name).write_text(text + "\n")
 
 
-def test_a_group_to_which_nobody_wrote_has_none(tmp_path: Path) -> None:
+def test_a_group_with_default_values_has_no_limits(tmp_path: Path) -> None:
     write(tmp_path, UNSET)
     assert cgroup2_placement.limits_of(str(tmp_path)) == {}
 
 
 @pytest.mark.parametrize("name", SET)
-def test_every_kind_is_seen(tmp_path: Path, name: str) -> None:
+def test_each_kind_of_limit_is_found(tmp_path: Path, name: str) -> None:
     write(tmp_path, UNSET | {name: SET[name]})
     assert cgroup2_placement.limits_of(str(tmp_path)) == {name: " ".join(SET[name].split())}

@@ -1,4 +1,4 @@
-"""The monitor's own reckoning: what a look costs, when the next is due, what memory is."""
+"""The monitor's calculations: the cost of a sample, when the next one is due, what counts."""
 
 import mmap
 import os
@@ -29,13 +29,13 @@ def tree() -> "Iterator[int]":
     process.wait()
 
 
-def test_no_interval_makes_it_sample_without_a_pause() -> None:
+def test_there_is_a_pause_between_samples_with_any_interval() -> None:
     samples = memory_monitor.Monitor(1 << 30, 1e-9)
     now = time.monotonic()
     samples.sample({}, now)
     assert (
         samples.sample_at >= now + memory_monitor.SHORTEST
-    )  # a difference is rounded as the uptime wants
+    )  # not the difference, which is rounded
 
 
 _opened: "list[str] | None" = None
@@ -59,7 +59,7 @@ def opened_by_a_walk(root: int) -> list[str]:
         _opened = None
 
 
-def test_a_samples_cost_depends_on_the_tree_alone(tree: int) -> None:
+def test_the_cost_of_a_sample_depends_only_on_the_tree(tree: int) -> None:
     alone = opened_by_a_walk(tree)
     others = [subprocess.Popen(SLEEP) for _ in range(100)]
     try:
@@ -77,15 +77,15 @@ def test_parents_come_before_children(tree: int) -> None:
     assert all(order.index(info.parent) < order.index(pid) for pid, info in members.items())
 
 
-def test_the_sum_of_the_tree_is_what_psutil_finds(tree: int) -> None:
+def test_a_walk_finds_what_psutil_finds(tree: int) -> None:
     import psutil
 
     expected = {child.pid for child in psutil.Process(tree).children(recursive=True)}
     assert set(memory_monitor.walk(tree)) == expected
 
 
-class Still(memory_monitor.Host):
-    """A host whose memory does what the test says."""
+class FakeHost(memory_monitor.Host):
+    """A host whose memory the test sets."""
 
     def __init__(self) -> None:
         self.used = self.next = 8 << 30
@@ -95,71 +95,73 @@ class Still(memory_monitor.Host):
         self.used = self.next
 
 
-def reckoner(limit: int, memory: int, growth: float = 0.0) -> memory_monitor.Monitor:
-    """A monitor that has just seen `memory`, growing by so many bytes a second."""
-    reckoned = memory_monitor.Monitor(limit, 5.0)
-    reckoned.host = Still()
-    reckoned.current = memory
-    reckoned._plan(time.monotonic(), growth, 0.0001)
-    return reckoned
+def monitor_after(limit: int, memory: int, growth: float = 0.0) -> memory_monitor.Monitor:
+    """A monitor that has just measured `memory`, growing by `growth` bytes a second."""
+    monitor = memory_monitor.Monitor(limit, 5.0)
+    monitor.host = FakeHost()
+    monitor.current = memory
+    monitor._plan(time.monotonic(), growth, 0.0001)
+    return monitor
 
 
-def until_sample(reckoned: memory_monitor.Monitor) -> float:
-    return reckoned.sample_at - time.monotonic()
+def until_sample(monitor: memory_monitor.Monitor) -> float:
+    return monitor.sample_at - time.monotonic()
 
 
-def test_the_interval_follows_head_room_and_growth() -> None:
+def test_the_interval_follows_the_memory_left_and_the_growth() -> None:
     limit = 2048 * MIB
-    calm = until_sample(reckoner(limit, 50 * MIB))
-    half = until_sample(reckoner(limit, limit // 2))
-    close = until_sample(reckoner(limit, limit - 20 * MIB))
+    calm = until_sample(monitor_after(limit, 50 * MIB))
+    half = until_sample(monitor_after(limit, limit // 2))
+    close = until_sample(monitor_after(limit, limit - 20 * MIB))
     assert calm > half > close
     assert close < 0.1
-    assert until_sample(reckoner(limit, limit // 2, growth=1 << 30)) < half
-    assert until_sample(reckoner(limit, limit, growth=1 << 30)) <= memory_monitor.SHORTEST
-    assert until_sample(reckoner(100 << 30, 0)) == pytest.approx(5.0, abs=0.1)  # CHECK_INTERVAL
+    assert until_sample(monitor_after(limit, limit // 2, growth=1 << 30)) < half
+    assert until_sample(monitor_after(limit, limit, growth=1 << 30)) <= memory_monitor.SHORTEST
+    assert until_sample(monitor_after(100 << 30, 0)) == pytest.approx(
+        5.0, abs=0.1
+    )  # CHECK_INTERVAL
 
 
-def test_between_samples_the_hosts_memory_calls_for_one() -> None:
-    reckoned = reckoner(2048 * MIB, 1500 * MIB)
+def test_growth_of_the_hosts_memory_makes_a_sample_due() -> None:
+    monitor = monitor_after(2048 * MIB, 1500 * MIB)
     now = time.monotonic() + 0.01
-    host = reckoned.host
-    assert isinstance(host, Still)
-    assert not reckoned.is_due(now)
+    host = monitor.host
+    assert isinstance(host, FakeHost)
+    assert not monitor.is_due(now)
     host.next += 100 * MIB
-    assert not reckoned.is_due(now)
-    host.next -= 400 * MIB  # somebody else gives back, then ours takes as much
-    assert not reckoned.is_due(now)
+    assert not monitor.is_due(now)
+    host.next -= 400 * MIB  # another process frees memory, then ours allocates as much
+    assert not monitor.is_due(now)
     host.next += 150 * MIB
-    assert reckoned.is_due(now)
-    assert reckoned.due(now) <= memory_monitor.SHORTEST  # it grows: no more waiting
+    assert monitor.is_due(now)
+    assert monitor.due(now) <= memory_monitor.SHORTEST  # it grows, so readings are frequent
 
 
 def test_an_expensive_sample_is_rarer() -> None:
-    reckoned = reckoner(2048 * MIB, 2000 * MIB)
-    reckoned._plan(time.monotonic(), 0.0, 0.02)
-    assert until_sample(reckoned) > 2
+    monitor = monitor_after(2048 * MIB, 2000 * MIB)
+    monitor._plan(time.monotonic(), 0.0, 0.02)
+    assert until_sample(monitor) > 2
 
 
-def test_pss_is_not_asked_again_for_what_did_not_change() -> None:
-    reckoned = reckoner(64 * MIB, 0)
+def test_the_pss_of_an_unchanged_process_is_not_read_again() -> None:
+    monitor = monitor_after(64 * MIB, 0)
     now = time.monotonic()
-    first = reckoned._pss(os.getpid(), (12345, 0), (1, 7), now)
+    first = monitor._pss(os.getpid(), (12345, 0), (1, 7), now)
     global _opened
     _opened = []
     try:
-        assert reckoned._pss(os.getpid(), (12345, 0), (1, 7), now + 0.5) == first
+        assert monitor._pss(os.getpid(), (12345, 0), (1, 7), now + 0.5) == first
         assert not _opened
-        # The pid of another process by now; it holds more; it has copied what it shared.
+        # The pid is another process's by now; it has more memory; it has copied a shared page.
         for size, born in [(12345, (2, 7)), (12346, (2, 7)), (12346, (2, 8))]:
             _opened.clear()
-            reckoned._pss(os.getpid(), (size, 0), born, now + 0.5)
+            monitor._pss(os.getpid(), (size, 0), born, now + 0.5)
             assert len(_opened) == 1
     finally:
         _opened = None
 
 
-def test_stat_reads_any_name() -> None:
+def test_stat_parses_any_process_name() -> None:
     program = "import sys, time; open('/proc/self/comm', 'w').write(') R 1 (x'); print(flush=True)"
     process = subprocess.Popen(
         [sys.executable, "-c", program + "; time.sleep(1000)"], stdout=subprocess.PIPE
@@ -173,8 +175,8 @@ def test_stat_reads_any_name() -> None:
     process.communicate()
 
 
-def test_a_leader_that_vanishes_during_a_sample_counts_nothing() -> None:
-    """A dead leader whose threads lived when the tree was listed, reaped before its own look."""
+def test_a_leader_reaped_during_a_sample_counts_nothing() -> None:
+    """The leader is dead and had live threads when the tree was listed; then it is reaped."""
     program = (
         "import ctypes, os, threading, time; threading.Thread(target=time.sleep, args=(1000,))."
         "start(); ctypes.CDLL(None).syscall(60 if os.uname().machine == 'x86_64' else 93, 0)"
@@ -198,8 +200,8 @@ for line in sys.stdin:
 """
 
 
-def test_new_sharers_of_what_was_measured_are_counted_once() -> None:
-    """What a process had alone before it forked is its children's too, and no more memory."""
+def test_pages_shared_with_new_children_are_counted_once() -> None:
+    """The private memory of a process is shared with its children after a fork, and no more."""
     process = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", FORKER],
         stdin=subprocess.PIPE,
@@ -208,35 +210,35 @@ def test_new_sharers_of_what_was_measured_are_counted_once() -> None:
     )
     assert process.stdin
     assert process.stdout
-    reckoned = memory_monitor.Monitor(100 * MIB, 5.0)
-    reckoned.host = Still()
+    monitor = memory_monitor.Monitor(100 * MIB, 5.0)
+    monitor.host = FakeHost()
     try:
         for children in (2, 8):
             process.stdin.write(b"%d\n" % children)
             process.stdin.flush()
             process.stdout.readline()
             members = {process.pid: processes.Stat(process.pid), **memory_monitor.walk(process.pid)}
-            memory = reckoned.sample(members, time.monotonic())
+            memory = monitor.sample(members, time.monotonic())
             assert 60 * MIB < memory < 85 * MIB
     finally:
         os.killpg(process.pid, 9)
         process.communicate()
 
 
-def test_a_copy_on_write_is_seen_though_the_rss_stays() -> None:
-    """A page of a file goes and a private one comes."""
+def test_a_copy_on_write_with_unchanged_rss_is_counted() -> None:
+    """A private page replaces a page of a file."""
     pid, size = os.getpid(), 16 * MIB
-    reckoned = memory_monitor.Monitor(1 << 40, 5.0)
+    monitor = memory_monitor.Monitor(1 << 40, 5.0)
     with tempfile.TemporaryFile() as file:
         file.truncate(size)
         with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) as view:
             sum(view[at] for at in range(0, size, mmap.PAGESIZE))
             info = processes.Stat(pid)
-            reckoned.sample({pid: info}, 1.0)
-            before = reckoned._sizes[pid][0]
+            monitor.sample({pid: info}, 1.0)
+            before = monitor._sizes[pid][0]
             for at in range(0, size, mmap.PAGESIZE):
                 view[at] = 1
             after = processes.Stat(pid)
-            after.rss = info.rss  # whatever else happens here
-            reckoned.sample({pid: after}, 2.0)
-            assert reckoned._sizes[pid][0] - before > size - MIB
+            after.rss = info.rss  # whatever else this process allocated
+            monitor.sample({pid: after}, 2.0)
+            assert monitor._sizes[pid][0] - before > size - MIB

@@ -1,4 +1,4 @@
-"""Whose memory limit was hit on cgroup v2, wherever the kernel's counting falls between reads."""
+"""Whose memory limit was hit on cgroup v2, in whatever order kernel counts and reads interleave."""
 
 from itertools import combinations_with_replacement
 
@@ -8,7 +8,7 @@ from sandrun.backends import cgroup_common, cgroup_files
 from sandrun.model import MIB, Limits
 from sandrun.platform import processes
 
-READS = 10  # at least as many as one look makes
+READS = 10  # at least as many as one poll makes
 
 
 class _Files:
@@ -40,7 +40,7 @@ class _Files:
         return {"oom": oom, "oom_kill": self._happened(1) if self.is_main else 0}
 
 
-# main/ has the lowest limit around, so it strikes first; whose it is, its value tells.
+# main/ has the lowest enclosing limit, so that is hit first; its value tells whose it is.
 @pytest.mark.parametrize(
     ("whose", "in_main", "lowest"),
     [("own", False, 64), ("outer", False, 64), ("own", True, 64), ("outer", True, 32)],
@@ -66,7 +66,7 @@ def test_whose_limit_was_hit(
 
 
 class _Spinning:
-    """The limit is hit anew before each poll for `hits` times, and the kernel kills nobody."""
+    """The limit is hit before each of the first `hits` polls, and the kernel kills no process."""
 
     hits = 0
     events = 0
@@ -88,10 +88,10 @@ class _Spinning:
 
 
 @pytest.mark.parametrize(("hits", "whose"), [(1, ""), (1000, "own")])
-def test_a_limit_at_which_nobody_dies(
+def test_a_limit_at_which_the_kernel_kills_no_process(
     hits: int, whose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once is one that another process's end relieved; again and again, nobody may be killed."""
+    """After one hit another process freed memory. After many no process may be killed."""
     from sandrun.backends import cgroup2
 
     monkeypatch.setattr(cgroup2, "Files", _Spinning)

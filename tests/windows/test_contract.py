@@ -24,20 +24,20 @@ ABSENT = {
     "after_sigkill_of_the_supervisor_no_thread_lives": "no first thread that ends alone",
     "after_sigkill_of_the_whole_process_group_nothing_lives": "no process groups",
     "at_the_limit_make_deletes_its_half_written_target": "a failed allocation is the program's",
-    "at_the_limit_the_rest_has_the_grace_to_clean_up": "no SIGTERM: a job is ended as a whole",
-    "a_run_that_hit_its_limit_ends_with_137_whatever_it_says": "a failed allocation kills nobody",
+    "at_the_limit_the_other_processes_get_the_grace_to_clean_up": "a job ends as a whole",
+    "a_run_that_hit_its_limit_always_exits_with_137": "a failed allocation kills nobody",
     "no_other_user_can_hold_the_lock_of_a_runs_group": "a job has no directory to open",
-    "shared_memory_counts_once_and_counts": "a job counts what is committed",
+    "shared_memory_counts_exactly_once": "a job counts what is committed",
     "supervisor_and_keeper_killed_together_nothing_lives": "no keepers",
     "supervisor_and_keepers_killed_together_the_next_run_cleans_up": "no keepers",
-    "swap_that_was_asked_for_is_limited_or_refused": "swap is part of what is committed",
+    "requested_swap_is_limited_or_refused": "swap is part of what is committed",
     "the_group_of_a_dead_run_is_ended_by_a_run_of_another_queue": "no group outlives its sandrun",
     "the_next_run_ends_a_process_without_its_first_thread": "no keepers",
-    "the_processors_are_divided_between_the_run_and_who_ends_it": "one call ends a whole job",
+    "the_processors_are_divided_between_the_run_and_its_supervisor": "one call ends a whole job",
     "the_supervisor_replaces_a_killed_keeper": "no keepers",
-    "what_the_oom_killer_may_not_kill_is_ended_at_the_limit": "no OOM killer",
-    "who_hits_the_limit_again_is_killed_without_the_grace": "no SIGTERM and no grace",
-    "what_kind_of_memory_it_was_is_told": "a job tells one figure",
+    "processes_protected_from_the_oom_killer_are_ended_at_the_limit": "no OOM killer",
+    "a_run_that_hits_its_limit_again_is_killed_without_the_grace": "no SIGTERM and no grace",
+    "the_kinds_of_memory_are_reported": "a job tells one figure",
 }
 """What every other backend promises and has no meaning here, and why."""
 MIB = 1 << 20
@@ -134,7 +134,7 @@ def test_the_tree_dies_at_the_limit_and_is_named(place: Box) -> None:
 
 
 @not_on_wine("memory limits of jobs")
-def test_the_limit_is_the_trees_and_not_a_processs(place: Box) -> None:
+def test_the_limit_applies_to_the_tree_and_not_to_each_process(place: Box) -> None:
     script = "import subprocess, sys\nfor p in [subprocess.Popen(sys.argv[1:]) for _ in '1234']:"
     done = place.run("-m", "96M", "--", *PYTHON, f"{script} p.wait()", *hog(40))
     assert done.returncode == 137, done.stderr
@@ -195,7 +195,7 @@ def test_a_nested_run_has_its_own_limit(place: Box) -> None:
 
 
 @not_on_wine("a share of the processors, nor counts their time")
-def test_a_share_of_a_processor_holds_and_is_measured(place: Box) -> None:
+def test_a_cpu_limit_is_enforced_and_cpu_time_is_measured(place: Box) -> None:
     assert place.run("--cpus", "0.3", "--", *PYTHON, SPIN).returncode == 0
     record = place.records()[-1]
     assert 0.2 < float(str(record["cpu"])) < 0.3 * float(str(record["wall"])) + 0.2
