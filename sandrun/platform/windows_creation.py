@@ -24,12 +24,7 @@ def create(
 ) -> windows_api.ProcessInformation:
     """Create a suspended process, in the job from its start (Windows 10), so that a supervisor
     killed at this point leaves nothing behind. Raises OSError."""
-    startup, created = windows_api.StartupInfoEx(), windows_api.ProcessInformation()
-    startup.StartupInfo.cb = ctypes.sizeof(startup)
-    startup.StartupInfo.dwFlags = windows_api.STARTF_USESTDHANDLES
-    startup.StartupInfo.hStdInput = calls.GetStdHandle(windows_api.STD_INPUT_HANDLE)
-    startup.StartupInfo.hStdOutput = calls.GetStdHandle(windows_api.STD_OUTPUT_HANDLE)
-    startup.StartupInfo.hStdError = calls.GetStdHandle(windows_api.STD_ERROR_HANDLE)
+    startup, created = _startup_info(), windows_api.ProcessInformation()
     attributes, size = ctypes.create_string_buffer(_ATTRIBUTES), windows_api.SIZE(_ATTRIBUTES)
     jobs = (windows_api.HANDLE * 1)(job)
     calls.InitializeProcThreadAttributeList(attributes, 1, 0, ctypes.byref(size))
@@ -61,6 +56,17 @@ def create(
     finally:
         calls.DeleteProcThreadAttributeList(attributes)
     return created
+
+
+def _startup_info() -> windows_api.StartupInfoEx:
+    """With our own standard handles."""
+    startup = windows_api.StartupInfoEx()
+    startup.StartupInfo.cb = ctypes.sizeof(startup)
+    startup.StartupInfo.dwFlags = windows_api.STARTF_USESTDHANDLES
+    startup.StartupInfo.hStdInput = calls.GetStdHandle(windows_api.STD_INPUT_HANDLE)
+    startup.StartupInfo.hStdOutput = calls.GetStdHandle(windows_api.STD_OUTPUT_HANDLE)
+    startup.StartupInfo.hStdError = calls.GetStdHandle(windows_api.STD_ERROR_HANDLE)
+    return startup
 
 
 def _block(env: "Mapping[str, str]") -> "ctypes.Array[ctypes.c_wchar]":

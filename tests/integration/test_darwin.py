@@ -1,6 +1,5 @@
-"""What is particular to macOS: on a Mac for real, elsewhere on a kernel that pretends to be it.
-
-Pretended (tests/harness/portable) it proves the code and not the system.
+"""What is special on macOS. Elsewhere than on a Mac, tests/harness/portable simulates macOS, which
+tests the code and not the system.
 """
 
 import os
@@ -17,7 +16,7 @@ from sandrun.platform import processes
 from tests.harness import SCALE, Box, alive, launcher, pretending, wait_for
 
 MIB = 1 << 20
-# A daemon whose parent stays for argv[2] seconds, then leaves it to pid 1; its pid in argv[1].
+# A daemon whose parent exits after argv[2] seconds, so that pid 1 adopts it; argv[1] gets its pid.
 DAEMON = """
 import os, sys, time
 parent = os.getpid()
@@ -32,7 +31,7 @@ time.sleep(1000)
 
 @pytest.fixture
 def mac(make_box: "Callable[[str], Box]") -> Box:
-    """A box whose sandrun is on macOS, or believes so."""
+    """A box whose sandrun runs on macOS, real or simulated."""
     box = make_box("rlimit")
     if not DARWIN:
         box.env = pretending(box.env, "darwin")
@@ -62,7 +61,8 @@ def test_a_fast_double_fork_is_known_by_its_environment(mac: Box) -> None:
 
 
 def test_one_that_was_seen_is_remembered_whatever_it_becomes(mac: Box) -> None:
-    """Own session, no environment, adopted by pid 1: ended and named by pid and start."""
+    """A process in a session of its own, without environment, adopted by pid 1, is known by its pid
+    and start; it is named and killed."""
     file = mac.root / "pid"
     script = f'env -i "$@" & while [ ! -e {file} ]; do sleep 0.05; done'
     done = mac.run("--grace", "0.3", "--", "sh", "-c", script, "sh", *daemon(file, 2 * SCALE))
@@ -102,7 +102,7 @@ container.kill()
 
 
 def test_ctrl_c_elsewhere_and_in_the_background_is_passed_on(mac: Box) -> None:
-    """No terminal of ours: whoever sends an interrupt means us, and so the command."""
+    """Without a terminal an interrupt is meant for sandrun, and so for the command."""
     said = mac.root / "said"
     script = f'trap "echo int >>{said}; exit 3" INT; echo up >{said}; while :; do sleep 0.05; done'
     run = mac.start("--", "sh", "-c", script, new_session=True)

@@ -1,15 +1,19 @@
-"""Makes sandrun believe, on Linux, that it is on macOS: SANDRUN_TEST_PROFILE=darwin.
+"""Simulates macOS for sandrun on Linux: SANDRUN_TEST_PROFILE=darwin.
 
-Takes away what macOS lacks, and answers libproc's calls by what Linux knows, checked against the
-prototypes that sandrun declares. All else is real: processes, locks, signals, terminals. So it
-proves that the code for macOS runs and holds together; of macOS itself it proves nothing.
+Removes what macOS lacks, and implements libproc's calls from /proc, checking them against the
+prototypes that sandrun declares. Everything else is real: processes, locks, signals, terminals. So
+it proves that the code for macOS runs and is consistent; it proves nothing about macOS itself.
 
 As on macOS:
-- no sigtimedwait, pipe2, pidfd, memfd, eventfd, prlimit, real-time signals, prctl, inotify, /proc;
-- flock(2) refuses a FIFO, poll(2) tells of no hang-up unless it was asked to read, and
-  setrlimit(2) refuses RLIMIT_AS;
+- there is no sigtimedwait, pipe2, pidfd, memfd, eventfd, prlimit, real-time signal, prctl, inotify
+  or /proc;
+- flock(2) refuses a FIFO, poll(2) reports a hang-up only to a reader, and setrlimit(2) refuses
+  RLIMIT_AS;
 - an ignored signal is never pending;
-- an orphan's parent is pid 1: here the process that adopts it, SANDRUN_TEST_REAPER.
+- an orphan's parent is pid 1: here SANDRUN_TEST_REAPER, the process that adopts it.
+
+`sys.platform` is `darwin` only while the modules are loaded that choose by it: the standard library
+would not work otherwise.
 """
 
 import _signal
@@ -46,7 +50,7 @@ def _strip() -> None:
 
 
 def _drop_ignored() -> None:
-    """XNU drops what is ignored even while it is blocked; Linux keeps it pending."""
+    """XNU discards an ignored signal even if it is blocked; Linux keeps it pending."""
     wait: Callable[[Iterable[int]], int] = _signal.sigwait
     pending: Callable[[], set[int]] = _signal.sigpending
 
@@ -72,7 +76,7 @@ def _replace(module: object, *functions: "Callable[..., object]") -> None:
 
 
 def _of_sandrun() -> bool:
-    """Whether the caller of a function here is sandrun's own code."""
+    """Whether the caller's caller is code of sandrun."""
     return str(sys._getframe(2).f_globals.get("__name__")).startswith("sandrun")
 
 
@@ -112,13 +116,13 @@ def setrlimit(
 
 
 def thread_time(call: "Callable[[], float]" = time.thread_time) -> float:
-    """The stand-in for libproc costs twenty times what libproc does (a dozen files of /proc for a
-    call of 5 us), so what sandrun spends on it counts a twentieth."""
+    """One twentieth of the time: a simulated call of libproc reads a dozen files of /proc, a real
+    one takes 5 us."""
     return call() / 20
 
 
 class poll:
-    """select.poll, deaf to what was not asked for."""
+    """select.poll that reports only the events asked for."""
 
     def __init__(self, make: "Callable[[], select.poll]" = select.poll) -> None:
         self.real = make()
@@ -143,7 +147,7 @@ def _text(path: str) -> bytes:
 
 
 class _Function:
-    """One of libproc's, called as C would: the prototype is declared, the buffer fits."""
+    """A function of libproc; checks that its prototype is declared and its buffer fits."""
 
     def __init__(self, answer: "Callable[..., int]") -> None:
         self.answer = answer
@@ -160,7 +164,7 @@ class _Function:
 
 
 class _Lib:
-    """The functions of libSystem that sandrun may call; all others are missing."""
+    """The functions of libSystem that sandrun calls; there are no others."""
 
     def __init__(self) -> None:
         for name in ("proc_listpids", "proc_pidinfo", "proc_pid_rusage", "mach_timebase_info"):
@@ -214,7 +218,7 @@ class _Lib:
 
 
 def _stat(pid: int) -> "list[bytes]":
-    """Name, state, parent, group ... of /proc/PID/stat; empty: it is gone."""
+    """The fields of /proc/PID/stat from the name on; empty: the process is gone."""
     try:
         head, _, tail = _text(f"/proc/{pid}/stat").rpartition(b")")
     except OSError:
@@ -239,7 +243,7 @@ def _uid(pid: int) -> int:
 
 
 def _footprint(pid: int) -> int:
-    """What is anonymous or shared memory, each in full."""
+    """The anonymous and the shared memory, each in full."""
     try:
         words = _text(f"/proc/{pid}/status").split()
     except OSError:
@@ -253,7 +257,7 @@ def CDLL(name: "str | None", *args: object, **more: object) -> object:
 
 
 def _is_sandrun() -> bool:
-    """Whether this interpreter was started as sandrun, and not as a command of a test."""
+    """Whether this interpreter was started as sandrun, and not as a command by a test."""
     words = sys.orig_argv[1:4]
     return any(f"/{word}".endswith("/sandrun") or "sandrun.cli" in word for word in words)
 
@@ -270,7 +274,7 @@ if os.environ.get("SANDRUN_TEST_PROFILE") == "darwin" and _is_sandrun():
     _replace(ctypes, CDLL)
     _real = sys.platform
     sys.platform = "darwin"
-    # The modules that ask, which choose for all others.
+    # These modules read sys.platform and choose for all others.
     import sandrun.model
     import sandrun.platform.processes  # noqa: F401
 
