@@ -58,53 +58,102 @@ _SILENT_SECONDS = 2.0
 """Seconds until the wait for git's background maintenance is reported."""
 
 
-def settle(run: "Supervisor", outcome: "Outcome") -> "Outcome":
-    """End, await or release the processes left behind; return the outcome, which may have
-    changed."""
-    if not _lasts(run, _SETTLE):
-        return outcome
-    if run.leftovers == "kill" and not (
-        _outlasts_session(run) and _outlasts_podman(run) and _outlasts_git(run)
-    ):
-        return outcome
-    from sandrun.supervise import daemons
+class LeftoverProcesses:
+    """The processes that the command of `run` left behind."""
 
-    left = [p for p in map(daemons.describe, run.container.live_pids()) if p]
-    if run.leftovers == "wait":
-        while not run.reason and _lasts(run, 60.0):
+    def __init__(self, run: "Supervisor") -> None:
+        self.run = run
+        self.container = run.container
+
+    def settle(self, outcome: "Outcome") -> "Outcome":
+        """End, await or release the processes left behind; return the outcome, which may have
+        changed."""
+        if not self._lasts(_SETTLE):
+            return outcome
+        if self.run.leftovers == "kill" and not (
+            self._outlasts_session() and self._outlasts_podman() and self._outlasts_git()
+        ):
+            return outcome
+        from sandrun.supervise import daemons
+
+        left = [p for p in map(daemons.describe, self.container.live_pids()) if p]
+        if self.run.leftovers == "wait":
+            while not self.run.reason and self._lasts(60.0):
+                pass
+            outcome = self.run.outcome()
+        self.run.decided = True
+        outcome.leftovers = left
+        if self.run.leftovers != "leave":
+            self._stop_monitors(left)
+        if self.run.leftovers == "leave" and not self.run.reason:
+            self.container.release_processes()
+            return outcome
+        if not self.run.kill_at and self.container.live_pids():
+            self.run.stop("leftovers")
+        while not self.run.killed and self._lasts(60.0):
             pass
-        outcome = run.outcome()
-    run.decided = True
-    outcome.leftovers = left
-    if run.leftovers != "leave":
-        _stop_monitors(run, left)
-    if run.leftovers == "leave" and not run.reason:
-        run.container.release_processes()
         return outcome
-    if not run.kill_at and run.container.live_pids():
-        run.stop("leftovers")
-    while not run.killed and _lasts(run, 60.0):
-        pass
-    return outcome
 
+    def _stop_monitors(self, left: "list[Process]") -> None:
+        from sandrun.supervise import daemons
 
-def _stop_monitors(run: "Supervisor", left: "list[Process]") -> None:
-    from sandrun.supervise import daemons
+        for process in left:
+            if self.run.git and process.daemon == daemons.FSMONITOR:
+                self.run.git.stop_fsmonitor(process.pid)
 
-    for process in left:
-        if run.git and process.daemon == daemons.FSMONITOR:
-            run.git.stop_fsmonitor(process.pid)
+    def _outlasts_session(self) -> bool:
+        """Wait for processes in the command's session; whether any process still lives."""
+        deadline = time.monotonic() + _SESSION - _SETTLE
+        while time.monotonic() < deadline and any(map(_is_in_session, self.container.live_pids())):
+            if not self._lasts(0.05):
+                return False
+            if self.run.reason or self.run.killed:
+                break
+        return True
 
+    def _outlasts_podman(self) -> bool:
+        """Wait for podman to clean up after a container, or `--rm` would not remove it; whether any
+        process still lives."""
+        from sandrun.supervise import daemons
 
-def _outlasts_session(run: "Supervisor") -> bool:
-    """Wait for processes in the command's session; whether any process still lives."""
-    deadline = time.monotonic() + _SESSION - _SETTLE
-    while time.monotonic() < deadline and any(map(_is_in_session, run.container.live_pids())):
-        if not _lasts(run, 0.05):
-            return False
-        if run.reason or run.killed:
-            break
-    return True
+        deadline = time.monotonic() + _PODMAN_SECONDS
+        while time.monotonic() < deadline and daemons.cleaning(self.container.live_pids()):
+            if not self._lasts(0.05):
+                return False
+            if self.run.reason or self.run.killed:
+                break
+        return True
+
+    def _outlasts_git(self) -> bool:
+        """Wait for git's background maintenance (`gc --auto`), within the run's limits: if every
+        run ended it, it would never finish. Whether processes of the run still live then."""
+        report_at = time.monotonic() + _SILENT_SECONDS
+        while not (self.run.reason or self.run.killed):
+            pids = self.run.git.housekeepers(self.container.live_pids()) if self.run.git else []
+            if not pids:
+                break
+            if time.monotonic() >= report_at and (found := processes.describe(pids[0])):
+                messages.status(
+                    f"waiting for {found.command} (pid {found.pid}), git's background maintenance"
+                )
+                report_at = float("inf")
+            if not self._lasts(0.1):
+                return False
+        return bool(self.container.live_pids())
+
+    def _lasts(self, seconds: float) -> bool:
+        """Whether processes of the run still live after `seconds`; returns earlier when none does,
+        when there is a new reason to end them, or when they were killed."""
+        deadline = time.monotonic() + seconds
+        reason = self.run.reason
+        pause = 0.001
+        while self.container.live_pids():
+            now = time.monotonic()
+            if now >= deadline or self.run.reason != reason or self.run.killed:
+                return True
+            self.run.wait(min(deadline, now + pause))
+            pause = min(pause * 2, 0.05)
+        return False
 
 
 def _is_in_session(pid: int) -> bool:
@@ -114,50 +163,3 @@ def _is_in_session(pid: int) -> bool:
         return os.getsid(pid) == os.getsid(0)
     except OSError:  # it is gone
         return False
-
-
-def _outlasts_podman(run: "Supervisor") -> bool:
-    """Wait for podman to clean up after a container, or `--rm` would not remove it; whether any
-    process still lives."""
-    from sandrun.supervise import daemons
-
-    deadline = time.monotonic() + _PODMAN_SECONDS
-    while time.monotonic() < deadline and daemons.cleaning(run.container.live_pids()):
-        if not _lasts(run, 0.05):
-            return False
-        if run.reason or run.killed:
-            break
-    return True
-
-
-def _outlasts_git(run: "Supervisor") -> bool:
-    """Wait for git's background maintenance (`gc --auto`), within the run's limits: if every run
-    ended it, it would never finish. Whether processes of the run still live then."""
-    report_at = time.monotonic() + _SILENT_SECONDS
-    while not (run.reason or run.killed):
-        pids = run.git.housekeepers(run.container.live_pids()) if run.git else []
-        if not pids:
-            break
-        if time.monotonic() >= report_at and (found := processes.describe(pids[0])):
-            messages.status(
-                f"waiting for {found.command} (pid {found.pid}), git's background maintenance"
-            )
-            report_at = float("inf")
-        if not _lasts(run, 0.1):
-            return False
-    return bool(run.container.live_pids())
-
-
-def _lasts(run: "Supervisor", seconds: float) -> bool:
-    """Whether processes of the run still live after `seconds`; returns earlier when none does, when
-    there is a new reason to end them, or when they were killed."""
-    deadline = time.monotonic() + seconds
-    reason = run.reason
-    pause = 0.001
-    while run.container.live_pids():
-        now = time.monotonic()
-        if now >= deadline or run.reason != reason or run.killed:
-            return True
-        run.wait(min(deadline, now + pause))
-        pause = min(pause * 2, 0.05)
-    return False

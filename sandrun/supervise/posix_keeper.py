@@ -64,7 +64,7 @@ class Keeper:
     """A running keeper; `pid` is its process, a child of the supervisor."""
 
     __slots__ = (
-        *("_container", "_finish", "_lock", "_pipe", "_two"),
+        *("_container", "_finish", "_lock", "_pipe", "_with_second"),
         *("close", "parent", "pid", "pids"),
     )
 
@@ -78,16 +78,16 @@ class Keeper:
         lock: "RunLock | None",
         finish: "Callable[[], None]",
         parent: int,
-        two: bool,
+        with_second: bool,
     ) -> None:
         """Start a keeper. `close`: descriptors that must not stay open in it; `lock`: the run lock
         (None: a nested run has none of its own); `finish`: ends and records the run after the
         supervisor's death, returning when its processes are dead; `parent`: the supervisor's
-        parent, whose death is an event as well (0: it is not); `two`: there is to be a second
-        keeper (a supervisor that adopts orphans would take it for a process of the run).
+        parent, whose death is an event as well (0: it is not); `with_second`: there is to be a
+        second keeper (a supervisor that adopts orphans would take it for a process of the run).
         """
         self.parent = parent
-        self._two = two
+        self._with_second = with_second
         self.pids: set[int] = set()
         """All keepers so far: a wakeup may arrive after the death of its sender."""
         self._container = container
@@ -167,7 +167,7 @@ class Keeper:
         if parent >= 0:
             waiter.register(parent, select.POLLIN)
         # When a PID 1 exits, the kernel kills every process of its namespace.
-        wanted = self._two and supervisor != 1
+        wanted = self._with_second and supervisor != 1
         timeout = _INSTANT
         while True:
             ready = dict(waiter.poll(timeout if wanted and second.process < 0 else None))

@@ -82,7 +82,7 @@ class BaseSupervisor:
         if not self.killed and self.container.live_pids():
             from sandrun.supervise import leftovers
 
-            outcome = leftovers.settle(self, outcome)
+            outcome = leftovers.LeftoverProcesses(self).settle(outcome)
         if self.container.escaped:
             outcome = self._add_escaped(outcome)
         self._complete(outcome)

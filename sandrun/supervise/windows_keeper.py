@@ -29,7 +29,7 @@ class Keeper:
         lock: "RunLock | None",
         finish: "Callable[[], None]",
         parent: int,
-        two: bool,
+        with_second: bool,
     ) -> None:
         self.parent = parent
         self._lock = lock

@@ -63,12 +63,12 @@ _END = b"\n"
 class Witness:
     """A running witness, a child of ours; `pid` is 0 if there is none (any more)."""
 
-    __slots__ = ("_answer", "_ask", "_heard", "deferred", "descriptors", "pid")
+    __slots__ = ("_answer", "_ask", "_received", "deferred", "descriptors", "pid")
 
     def __init__(self) -> None:
         """Start it. At a limit on processes or files there is none."""
         self.pid, self._ask, self._answer = 0, -1, -1
-        self._heard: list[tuple[int, int]] = []
+        self._received: list[tuple[int, int]] = []
         """Signal and sender of what it received and we have not taken yet."""
         self.deferred: list[struct_siginfo] = []
         """Signals that we took while we waited for another of the same number, to be passed on
@@ -102,7 +102,7 @@ class Witness:
 
         by_unit = sender > 0 and _is_systemd(sender)
         by_member = sender > 0 and posix_terminal.is_in_our_group(sender)
-        found = self._was_heard(signum, sender)
+        found = self._has_received(signum, sender)
         if signum < _REAL_TIME and (by_unit or by_member):
             found = self._await_second(signum, sender, by_unit, found)
         if found and keeper and not (by_unit and _is_in_our_unit(command)):
@@ -124,18 +124,18 @@ class Witness:
             self.deferred.append(second)
             if by_unit:
                 time.sleep(max(0.0, end - time.monotonic()))
-        found = self._was_heard(signum, sender) or found
+        found = self._has_received(signum, sender) or found
         if found and second is not None and second.si_pid == sender:
             self.deferred.remove(second)
         return found
 
-    def _was_heard(self, signum: int, sender: int) -> bool:
+    def _has_received(self, signum: int, sender: int) -> bool:
         """Whether the witness received this signal too."""
         new = self._listen()
-        self._heard += new
-        found = (signum, sender) in self._heard
+        self._received += new
+        found = (signum, sender) in self._received
         if found:
-            self._heard.remove((signum, sender))
+            self._received.remove((signum, sender))
         # The other new ones may still be on their way to us.
         self._forget({number for number, _ in new if number != signum})
         return found
@@ -148,14 +148,14 @@ class Witness:
     def resume(self) -> None:
         """Note that we were continued, and have taken the signals that stopped and continued us."""
         if self.pid:
-            self._heard += self._listen()
+            self._received += self._listen()
             self._forget(set())
 
     def _forget(self, coming: "set[int]") -> None:
         """Forget signals that were merged with a pending one of ours, so that they never arrive.
         Real-time signals are not merged."""
         wanted = coming | _signal.sigpending() | {info.si_signo for info in self.deferred}
-        self._heard = [(n, by) for n, by in self._heard if n in wanted or n >= _REAL_TIME]
+        self._received = [(n, by) for n, by in self._received if n in wanted or n >= _REAL_TIME]
 
     def _listen(self) -> "list[tuple[int, int]]":
         """The signals and senders that it received since the last question."""
@@ -163,19 +163,19 @@ class Witness:
 
         waiter = select.poll()
         waiter.register(self._answer, select.POLLIN)
-        said = b""
+        reply = b""
         try:
             os.kill(self.pid, _signal.SIGCONT)  # we, or a SIGSTOP to the group, had stopped it
             os.write(self._ask, b"?")
-            while not said.endswith(_END):
+            while not reply.endswith(_END):
                 part = os.read(self._answer, 65536) if waiter.poll(_ANSWER_TIMEOUT) else b""
                 if not part:
                     raise TimeoutError
-                said += part
+                reply += part
         except OSError:  # it was killed, or does not answer
             self.dismiss()
             return []
-        numbers = list(map(int, said.split()))
+        numbers = list(map(int, reply.split()))
         return list(zip(numbers[::2], numbers[1::2], strict=True))
 
     def dismiss(self) -> None:
@@ -231,8 +231,8 @@ def _testify(ask: int, answer: int) -> None:
     while _signal.sigtimedwait(spawn.ALL_SIGNALS, 0):
         pass
     while os.read(0, 1):
-        heard = b""
+        received = b""
         while info := _signal.sigtimedwait(spawn.ALL_SIGNALS, 0):
             if info.si_pid != us and info.si_code <= 0:  # else the kernel sent it (sigaction(2))
-                heard += b"%d %d " % (info.si_signo, info.si_pid)
-        os.write(1, heard + _END)
+                received += b"%d %d " % (info.si_signo, info.si_pid)
+        os.write(1, received + _END)
