@@ -20,6 +20,9 @@ def start() -> None:
         _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
     gc.set_threshold(50_000)
     isolate()
+    from sandrun import importer
+
+    importer.install()
     from sandrun.cli import main
 
     main()

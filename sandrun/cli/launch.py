@@ -16,6 +16,9 @@ if __name__ == "__main__":
         del sys.argv[1:3]
     place = sys.argv[2]
     try:
+        from sandrun import importer
+
+        importer.install()
         from sandrun.cli import main
         from sandrun.platform import spawn
     except Exception as error:

@@ -23,7 +23,7 @@ LAYERS = (
 )
 """A room may import the rooms of the layers below its own, and none of its own layer."""
 LEVEL = {room: number for number, layer in enumerate(LAYERS) for room in layer}
-FACADE = {"sandrun", "sandrun.__main__", "sandrun.api"}
+FACADE = {"sandrun", "sandrun.__main__", "sandrun.api", "sandrun.importer"}
 """What users start and import. Every room may read `sandrun.__version__`."""
 
 
