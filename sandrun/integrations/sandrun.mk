@@ -1,40 +1,40 @@
-# sandrun.mk: every goal of a Makefile that says `include sandrun.mk` goes through sandrun's queue.
+# sandrun.mk: every goal of a Makefile with the line `include sandrun.mk` is made in sandrun's queue.
 #
 # Promises
-# - `make ANYTHING` takes its turn as `sandrun -- make ANYTHING`, whoever starts it and how. Inside
+# - `make ANYTHING` waits for its turn like `sandrun -- make ANYTHING`, whatever starts make. Inside
 #   a run of the same queue nothing happens, and that costs no process: recursion is free.
-# - Options, goals, variables, the environment, standard input, exit codes and the jobserver are
-#   plain make's, because the make that does the work gets the very words and environment of this one.
-# - -n, -q and -t run nothing and are not queued. SANDRUN_MAKE=off does without sandrun; so does a
-#   machine that has no sandrun, which is said.
-# - `make kill-all` ends every run and waiter of yours at once.
+# - Options, goals, variables, the environment, standard input, exit codes and the jobserver are those
+#   of plain make: the make that does the work gets the same words and environment as this one.
+# - -n, -q and -t run nothing and do not queue. SANDRUN_MAKE=off bypasses sandrun. On a machine
+#   without sandrun, make prints a warning and does the work itself.
+# - `make kill-all` ends all your runs and waiters at once.
 #
-# How: GNU make remakes the files that it included before it looks at the goals. Outside of a run we
-# include one file that is never there for each goal, and the recipe for the first of them is the
-# run. Each is made by a pattern rule that makes two targets, that file and its goal, so make holds
-# that the goals are done, or have failed, and ends. What the recipes of other included files (such
-# as *.d) would do is left to the make inside, by a shell that does nothing.
+# Mechanism: GNU make remakes the files that it included before it considers the goals. Outside of a
+# run we include one file that never exists (a gate) for each goal, and the recipe for the first gate
+# is the run. A pattern rule makes two targets, a gate and its goal, so make believes that the goals
+# are made, or have failed, and exits. The recipes of other included files (such as *.d) are left to
+# the make inside the run: here their shell does nothing.
 #
-# Nothing that a Makefile or a command line may set is believed: not CURDIR, MAKECMDGOALS, MAKELEVEL
-# or SHELL. The directory is the kernel's, the goals are the words with which make was started, and
-# a make inside a run that takes itself for another is refused (`sandrun make-again`).
+# Nothing that a Makefile or a command line may set is trusted: not CURDIR, MAKECMDGOALS, MAKELEVEL or
+# SHELL. The directory comes from the kernel, the goals are the words with which make was started, and
+# a make inside a run that does not know it is refused (`sandrun make-again`).
 #
 # Left to others: the run (`sandrun make-again`). A Makefile is read twice, so what it prints while
-# it is read (not in recipes) is printed twice, and --trace shows the gate as well. With -i the outer
-# make ignores errors, so one line more says that the run failed, and ends it with 2.
+# it is read (not in recipes) is printed twice, and --trace shows the gate too. With -i the outer make
+# ignores errors, so an extra line reports that the run failed, and make exits with 2.
 #
-# A Makefile may have set .RECIPEPREFIX, and make may have been told to warn of undefined variables:
-# a recipe stands behind a semicolon, and what may be undefined is asked for by `value`.
+# A Makefile may have set .RECIPEPREFIX, and make may warn of undefined variables. So recipes follow a
+# semicolon, and `value` reads variables that may be undefined.
 
-# Another make than GNU's stops at the second line; GNU make skips it, as it skips all of ifdef.
+# A make other than GNU's stops at the second line. GNU make skips it with the rest of the ifdef.
 ifdef :
-.error sandrun.mk needs GNU make 4 (gmake); to do without sandrun, leave its include line out
+.error sandrun.mk needs GNU make 4 (gmake); to do without sandrun, remove the line that includes it
 endif
 
 ifneq ($(origin sandrun.mk),file)
 sandrun.mk := $(lastword $(MAKEFILE_LIST))
-# cron's PATH, and many an IDE's, has not what a login shell's has; nor has one that the Makefile
-# sets, but then the environment with which make was started is still to be read.
+# The PATH of cron and of many IDEs lacks directories of a login shell's PATH. A Makefile may set PATH
+# too; then we also read the PATH with which make was started.
 sandrun.blank := $(subst ,, )
 sandrun.in = $(firstword $(foreach d,$(subst :, ,$(subst $(sandrun.blank),{blank},$1)),\
     $(if $(wildcard $(subst {blank},\ ,$d)/sandrun),$(if $(wildcard $(subst {blank},\ ,$d)/sandrun/.),,\
@@ -45,13 +45,13 @@ sandrun.command = $(subst {blank},$(sandrun.blank),$(or \
     tr '\0' '\n' </proc/$$PPID/environ 2>/dev/null | sed -n s/^PATH=//p)))))
 sandrun.quoted = '$(subst ','\'',$(or $(sandrun.command),sandrun))'
 
-# By a pattern, so that a Makefile that has its own goes first.
+# A pattern rule, so that a kill-all of the Makefile's own has precedence.
 kill-al%: ; @$(sandrun.quoted) kill --all || [ $$? = 1 ]
 
-# What says that we are in a run of this queue: each run that the environment names has a ticket
-# that its owner still holds open, and is around us (its cgroup, or its owner among our ancestors);
-# and there is no other project between here and that run's. (A guess that fails costs a start of
-# sandrun, which knows. Without a /proc, as on macOS, the tickets and the environment are believed.)
+# Whether we are inside a run of this queue: each run that the environment names has a ticket that its
+# owner still holds open, and encloses us (by its cgroup, or with its owner among our ancestors); and
+# no other project lies between this directory and that run's project. (A wrong `no` costs a start of
+# sandrun, which finds out. Without /proc, as on macOS, the tickets and the environment are believed.)
 sandrun.here := $(realpath .)
 sandrun.project := $(value SANDRUN_PROJECT)
 sandrun.read = $(if $(filter 4.0 4.1,$(MAKE_VERSION)),$(shell cat $1),$(file <$1))
@@ -76,7 +76,7 @@ sandrun.inside = $(and $(value SANDRUN_RUNS),$(sandrun.project),\
     $(or $(filter $(sandrun.project),$(sandrun.here)),$(sandrun.below)))
 sandrun.same = $(if $(subst |$1|,,|$2|),,same)
 
-# A shim became this make by its path, which $(MAKE) would show; plain make's shows how it was named.
+# A shim has executed this make by its path, which $(MAKE) would show; plain make shows its name.
 sandrun.shim := $(subst :, ,x$(firstword $(value SANDRUN_SHIM)))
 ifneq ($(filter $(MAKE_COMMAND),$(sandrun.shim)),)
 sandrun.stat := $(call sandrun.read,/proc/self/stat)
@@ -86,7 +86,7 @@ MAKE_COMMAND := $(notdir $(MAKE_COMMAND))
 endif
 endif
 
-# Flags are the first word of MAKEFLAGS; with only long ones it is empty or starts with --.
+# The short flags are the first word of MAKEFLAGS, which is empty or starts with -- if there are none.
 sandrun.flags := $(filter-out --%,$(firstword -$(MAKEFLAGS)))
 sandrun.plain := $(or $(filter off,$(value SANDRUN_MAKE)),\
     $(and $(sandrun.here),$(call sandrun.same,$(sandrun.here),$(value SANDRUN_MAKE))),\
@@ -102,16 +102,17 @@ sandrun.command := $(sandrun.command)
 ifeq ($(sandrun.command),)
 $(warning sandrun: not found; going on without queue and memory limit)
 else ifneq ($(filter 3.%,$(MAKE_VERSION)),)
-$(error sandrun.mk needs GNU make 4; SANDRUN_MAKE=off does without sandrun)
+$(error sandrun.mk needs GNU make 4; SANDRUN_MAKE=off bypasses sandrun)
 else
 sandrun.ignores := $(or $(findstring i,$(sandrun.flags)$(filter-out --% -I% -W% -o%,\
     $(filter -%,$(MAKEFLAGS)))),$(filter --ignore-errors,$(MAKEFLAGS)))
 override MAKEFLAGS += -s -Otarget
-# The goals: make's words without options, their values and variables; a blank in one is {blank}.
-# And whether there is a jobserver of a make around, which only the environment tells while make 4.3
-# reads. By /bin/sh, whatever SHELL is; what it was is put back for the rest of the Makefile.
-# With -w or -C any $(shell) of make 4.3 says "Entering directory", so there make's own list is taken
-# if nobody has set it; a goal with a blank looks like two in it. A newer one is silent from here on.
+# The goals: make's words without options, option values and variables; {blank} stands for a blank in
+# a goal. Also whether an outer make has a jobserver, which only the environment shows while make 4.3
+# reads the Makefile. This needs /bin/sh, so SHELL is set here, and restored for the rest of the
+# Makefile. With -w or -C, any $(shell) of make 4.3 prints "Entering directory", so make's own list is
+# used there, unless somebody has set it; in that list a goal with a blank looks like two. A newer make
+# is silent from here on.
 ifeq ($(and $(findstring w,$(sandrun.flags)),$(filter 0,$(MAKELEVEL)),\
     $(filter default undefined,$(origin MAKECMDGOALS))),)
 sandrun.over := $(if $(filter command override,$(origin SHELL)),override)
@@ -134,7 +135,8 @@ else
 sandrun.words := $(value MAKECMDGOALS)
 endif
 sandrun.goals := $(sort $(filter-out {jobs},$(sandrun.words)))
-# An emulator's or a loader's words stand before make's own; its list, where nobody has set it, knows.
+# The words of an emulator or a loader come before make's own. Make's list, if nobody has set it, lacks
+# them.
 ifeq ($(origin MAKECMDGOALS),default)
 sandrun.goals := $(foreach goal,$(sandrun.goals),$(if \
     $(filter-out $(value MAKECMDGOALS),$(subst {blank}, ,$(goal))),,$(goal)))
@@ -148,8 +150,8 @@ sandrun.goals := .sandrun.default
 override .DEFAULT_GOAL := .sandrun.default
 .sandrun.default: ;
 endif
-# A gate's name has the goal in the middle, so that no pattern of the Makefile's own fits it better
-# (in what has none make ignores directories), and `lib.a(member)/go` is no member of a library.
+# The goal is in the middle of a gate's name, so that no pattern of the Makefile's own fits better (make
+# ignores directories for a pattern without a slash), and `lib.a(member)/go` is no archive member.
 sandrun.named = $(subst {blank},\ ,$(subst :,\:,$(subst %,\%,$1)))
 sandrun.gates := $(subst {blank},\ ,$(sandrun.goals:%=.sandrun.gate/%/go))
 sandrun.first := $(firstword $(sandrun.goals:%=.sandrun.gate/%/go))
@@ -160,8 +162,8 @@ sandrun.run = $(call sandrun.same,$(subst {blank},$(sandrun.blank),$(sandrun.fir
 $(call sandrun.named,$(sandrun.goals:%=.sandrun.goal/%/go)): ;
 -include $(sandrun.gates)
 
-# Where errors are ignored the gate's is not: .IGNORE is for one file then, which is none, and with
-# -i something that make cannot ignore looks after it.
+# Where errors are ignored, the gate's error is not: .IGNORE gets the name of one file that does not
+# exist, and with -i the recipe of .sandrun.end calls $(error), which make cannot ignore.
 .IGNORE: .sandrun.none
 ifneq ($(sandrun.ignores),)
 sandrun.go = SANDRUN_MAKE=ignores exec $(sandrun.quoted)
@@ -173,8 +175,8 @@ sandrun.go = SANDRUN_MAKE=ignores exec $(sandrun.quoted)
 .sandrun.end: override .SHELLFLAGS := -c
 endif
 
-# Nobody but a gate does or says anything here. The make inside does not get these flags: -O, which
-# takes hold with -j, keeps this one from saying "Entering directory" as well.
+# Only gates do or print anything here. The inner make does not get these flags. -O, which takes effect
+# with -j, also keeps this make from printing "Entering directory".
 %: override SHELL := $(firstword $(wildcard /bin/true /usr/bin/true))
 .sandrun.gate/%/go: override SHELL := /bin/sh
 .sandrun.gate/%/go: override .SHELLFLAGS := -c
