@@ -54,7 +54,7 @@ class _Finder:
     def _read(self, source: str, cached: str) -> "CodeType | None":
         """The code of a compiled file; None unless it is that of the current source."""
         try:
-            fd = os.open(cached, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(cached, os.O_RDONLY)
             try:
                 data = os.read(fd, os.fstat(fd).st_size)
             finally:
