@@ -1,4 +1,4 @@
-"""`sandrun git`: waiting for each other, for foreign locks, and for nobody."""
+"""`sandrun git`: waiting for a turn and for lock files, and when it does not wait."""
 
 import hashlib
 import os
@@ -115,7 +115,7 @@ def test_other_indexes_have_other_locks(box: GitBox) -> None:
     assert box.end(process)[0] == 0
 
 
-def test_at_the_deadline_git_itself_speaks(box: GitBox) -> None:
+def test_at_the_deadline_git_reports_the_lock_itself(box: GitBox) -> None:
     _lock(box)
     plain = box.end(box.start(GIT, "add", "a"))
     code, said = box.git("add", "a", SANDRUN_GIT_WAIT="0.6")
@@ -127,8 +127,8 @@ def test_at_the_deadline_git_itself_speaks(box: GitBox) -> None:
     assert hint.endswith(f"if no git is active there: sandrun git -C {box.repo} unlock")
 
 
-def test_nothing_runs_twice(box: GitBox) -> None:
-    """Neither at the deadline, nor when git fails, nor through an alias."""
+def test_git_runs_exactly_once(box: GitBox) -> None:
+    """Also at the deadline, when git fails, and through an alias."""
     count = box.root / "count"
     box.hook("pre-commit", f"echo run >>{count}; exit 1")
     box.bare("config", "alias.ci", "commit --allow-empty -m x")
@@ -137,14 +137,14 @@ def test_nothing_runs_twice(box: GitBox) -> None:
     assert count.read_text() == "run\n"
 
 
-def test_no_wait_at_all_if_told_so(box: GitBox) -> None:
+def test_git_wait_0_does_not_wait(box: GitBox) -> None:
     _lock(box)
     code, said = box.git("add", "a", SANDRUN_GIT_WAIT="0")
     assert code == 128
     assert "sandrun" not in said
 
 
-def test_first_come_first_served(box: GitBox) -> None:
+def test_turns_are_granted_in_order_of_arrival(box: GitBox) -> None:
     holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
     box.reached("one")
     waiters = []
@@ -162,8 +162,8 @@ def _wake_ups(pid: int) -> str:
     return status.partition("\nvoluntary_ctxt_switches:")[2]
 
 
-def test_saying_so_does_not_cost_the_place(box: GitBox) -> None:
-    """Who leaves the kernel's queue to speak comes back as the last: so it must not wake up."""
+def test_the_status_line_does_not_cost_the_place_in_the_queue(box: GitBox) -> None:
+    """A waiter that leaves the kernel's queue loses its place, so it must not wake up."""
     holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
     box.reached("one")
     waiter = box.guarded("add", "a")
@@ -176,14 +176,14 @@ def test_saying_so_does_not_cost_the_place(box: GitBox) -> None:
     assert [box.end(process)[0] for process in (holder, waiter)] == [0, 0]
 
 
-def test_what_nobody_reads_does_not_keep_git_from_running(box: GitBox) -> None:
+def test_git_runs_although_our_message_goes_to_a_closed_pipe(box: GitBox) -> None:
     holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
     box.reached("one")
     (box.repo / "new").touch()
     waiter = box.sandrun("--git-wait", "0.3", "git", "add", "new")
     assert waiter.stdout
     waiter.stdout.close()
-    assert waiter.wait(30 * SCALE) == 0  # having said to a closed pipe that it waited in vain
+    assert waiter.wait(30 * SCALE) == 0  # after a warning to a closed pipe
     assert "new" in box.bare("ls-files")
     box.let("one")
     assert box.end(holder)[0] == 0
@@ -205,7 +205,7 @@ def test_a_stopped_waiter_stalls_nobody(box: GitBox) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_waiter_dies_of_a_signal_as_git_would(box: GitBox, signum: int) -> None:
+def test_a_signal_ends_a_waiter_as_it_would_end_git(box: GitBox, signum: int) -> None:
     holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
     box.reached("one")
     waiter = box.guarded("add", "a")
@@ -226,7 +226,7 @@ def test_a_killed_holder_frees_its_turn_at_once(box: GitBox) -> None:
     assert code == 0, said
 
 
-# Who does not wait
+# What does not wait
 
 
 FOREIGN = {
@@ -237,8 +237,8 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("how", FOREIGN)
-def test_what_git_does_not_know_waits_and_holds_nothing(box: GitBox, how: str) -> None:
-    """`git lg` may be a pager, `git cola` a window: they live as long as somebody looks at them."""
+def test_a_foreign_command_waits_and_holds_no_turn(box: GitBox, how: str) -> None:
+    """`git lg` may be a pager, `git cola` a window: they live as long as they are used."""
     word, alias = FOREIGN[how]
     programs = box.root / "programs"
     programs.mkdir()
@@ -265,8 +265,8 @@ def test_what_git_does_not_know_waits_and_holds_nothing(box: GitBox, how: str) -
     assert box.bare("log", "--format=%s", "-2").split() == ["inner", "outer"]
 
 
-def test_gits_below_a_foreign_one_take_turns_with_all(box: GitBox) -> None:
-    """It holds nothing, so that what it starts is nobody's sibling."""
+def test_git_commands_below_a_foreign_one_take_turns_with_all_others(box: GitBox) -> None:
+    """The foreign command holds no turn, so its children take turns with all others."""
     programs = box.root / "programs"
     programs.mkdir()
     (programs / "git-cola").write_text(
@@ -283,8 +283,8 @@ def test_gits_below_a_foreign_one_take_turns_with_all(box: GitBox) -> None:
     assert [box.end(process)[0] for process in (holder, window)] == [0, 0]
 
 
-def test_a_daemon_left_behind_holds_nothing(box: GitBox) -> None:
-    """It inherits every descriptor of git's, and lives on."""
+def test_a_daemon_of_a_hook_holds_no_turn(box: GitBox) -> None:
+    """It inherits all descriptors of git and outlives it."""
     box.hook("post-commit", f"({box.gate('daemon')}) >/dev/null 2>&1 & echo $! >{box.root}/pid")
     assert box.git("commit", "-q", "--allow-empty", "-m", "x")[0] == 0
     box.reached("daemon")
@@ -297,8 +297,8 @@ def test_a_daemon_left_behind_holds_nothing(box: GitBox) -> None:
     box.let("daemon")
 
 
-def test_git_s_own_daemon_holds_nothing(box: GitBox) -> None:
-    """credential-cache--daemon, started from inside a guarded command."""
+def test_a_daemon_of_git_holds_no_turn(box: GitBox) -> None:
+    """credential-cache--daemon, started by a guarded command."""
     socket = box.root / "home/socket"
     socket.parent.chmod(0o700)
     store = f"credential-cache --timeout=60 --socket={socket}"
@@ -312,15 +312,15 @@ def test_git_s_own_daemon_holds_nothing(box: GitBox) -> None:
         box.bare(*store.split(), "exit")
 
 
-def test_a_collector_in_the_background_holds_nothing(box: GitBox) -> None:
-    """`gc --auto` detaches itself from the commit that started it; here it is stopped there."""
+def test_gc_in_the_background_holds_no_turn(box: GitBox) -> None:
+    """`gc --auto` detaches from the commit that started it; here it is stopped after that."""
     inner = box.root / "exec-path"
     inner.mkdir()
     gate = f'case "$1" in repack) {box.gate("repack")};; esac'
     (inner / "git").write_text(f'#!/bin/sh\n{gate}\nexec {GIT} "$@"\n')
     (inner / "git").chmod(0o755)
     box.bare("config", "gc.auto", "1")
-    # It counts loose objects in the folder 17 alone and multiplies.
+    # gc counts the loose objects in the folder 17 only and multiplies.
     texts = (f"{number}".encode() for number in range(9999))
     named = {hashlib.sha1(b"blob %d\0%s" % (len(text), text)).hexdigest(): text for text in texts}
     for text in [text for name, text in named.items() if name.startswith("17")][:3]:
@@ -336,7 +336,7 @@ def test_a_collector_in_the_background_holds_nothing(box: GitBox) -> None:
     wait_for(lambda: not (box.repo / ".git/gc.pid").exists(), "the collector ends")
 
 
-def test_reading_never_waits(box: GitBox) -> None:
+def test_a_reading_command_never_waits(box: GitBox) -> None:
     holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
     box.reached("one")
     for name in ("index.lock", "HEAD.lock", "packed-refs.lock", "config.lock"):
@@ -363,15 +363,15 @@ commit-tree HEAD^{tree} -m x
 """
 
 
-def test_what_counts_as_reading_needs_no_lock(box: GitBox) -> None:
-    """With every lock of git's taken, each gives the same answer as without."""
+def test_reading_commands_work_with_all_locks_held(box: GitBox) -> None:
+    """While all of git's locks are held, each prints the same as without."""
     names = ("index", "HEAD", "packed-refs", "config", "refs/heads/main", "shallow", "ORIG_HEAD")
     box.bare("config", "core.fsmonitor", "false")
-    os.utime(box.repo / "a", (1, 1))  # so that status and diff would like to refresh the index
+    os.utime(box.repo / "a", (1, 1))  # makes status and diff refresh the index
     lines = [line.strip() for line in READS.replace("\n", "|").split("|") if line.strip()]
     fixed = {"GIT_AUTHOR_DATE": "1 +0000", "GIT_COMMITTER_DATE": "1 +0000"}
     quiet = {**fixed, "GIT_OPTIONAL_LOCKS": "0"}
-    for _ in range(2):  # some write objects, which fsck then sees
+    for _ in range(2):  # some write objects, which fsck then reports
         before = {line: box.end(box.start(GIT, *line.split(), **quiet)) for line in lines}
     for name in names:
         _lock(box, name + ".lock")
@@ -391,14 +391,14 @@ def test_worktrees_commit_side_by_side(box: GitBox) -> None:
     assert (code, said) == (0, "")
     for line in ("branch new", "tag new", "stash list", "config a.b c", "checkout -q -b newer"):
         assert box.git(*line.split(), cwd=other) == (0, "")
-    collector = box.guarded("gc", "-q", cwd=other)  # which wants the refs for itself
+    collector = box.guarded("gc", "-q", cwd=other)  # needs everything for itself
     wait_for(lambda: is_queued(collector), "gc waits for both worktrees")
     box.let("one")
     assert box.end(holder)[0] == 0
     assert box.end(collector)[0] == 0
 
 
-def test_fetching_does_not_hold_up_commits(box: GitBox) -> None:
+def test_a_fetch_does_not_delay_commits(box: GitBox) -> None:
     origin = box.make(box.root / "origin")
     box.bare("remote", "add", "origin", origin)
     slow = f"{box.gate('net')}; git-upload-pack"

@@ -1,4 +1,4 @@
-"""Stale locks that are healed without being asked: only with proof, and never against evidence."""
+"""Stale locks that are moved aside automatically: only with proof and without contrary evidence."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def box(tmp_path: Path) -> Iterator[GitBox]:
 
 def _booted_later(box: GitBox, *args: str) -> tuple[int, str]:
     """Run `sandrun ARGS` on a machine that booted after everything in the box was made: in a
-    time namespace, whose boot the kernel itself puts there."""
+    time namespace with a later boot time."""
     unshare = shutil.which("unshare")
     if os.geteuid() or not unshare:
         pytest.skip("needs root and unshare(1) to make a time namespace")
@@ -50,8 +50,8 @@ def _old(lock: Path) -> None:
 
 @whole_host
 def test_older_than_this_boot(box: GitBox) -> None:
-    """Healed, unless a git is there after all: then the clock or the boot time is wrong, as
-    after the restore of a virtual machine."""
+    """It is moved, unless a git is active: then the clock or the boot time is wrong, as after the
+    restore of a virtual machine."""
     lock = box.repo / ".git/index.lock"
     (box.repo / "a").write_text("two\n")
     commit = box.start(GIT, "commit", "-a", GIT_EDITOR=box.editor("one"))
@@ -98,7 +98,7 @@ def test_core_lockfile_pid(box: GitBox, owner: str, healed: bool) -> None:
     try:
         pid = {"dead": _dead_pid(), "garbage": 0}.get(owner, sleeper.pid)
         beside.write_text(f"pid {pid}\n" if pid else "?\n")
-        if owner == "younger":  # the pid was given to somebody else since
+        if owner == "younger":  # the pid was reused since
             os.utime(beside, (time.time() - 3600, time.time() - 3600))
         code, said = box.git("add", "a", SANDRUN_GIT_WAIT="0.5")
     finally:
@@ -108,8 +108,8 @@ def test_core_lockfile_pid(box: GitBox, owner: str, healed: bool) -> None:
 
 
 @whole_host
-def test_a_lock_left_by_an_ended_run(box: GitBox) -> None:
-    """A run dies in the middle of `git commit -a`; nobody needs to clean up after it."""
+def test_a_lock_left_by_a_run_that_was_ended(box: GitBox) -> None:
+    """A run is ended during `git commit -a`; its lock needs no manual clean-up."""
     (box.repo / "a").write_text("two\n")
     lock = box.repo / ".git/index.lock"
     box.env["SANDRUN_BACKEND"] = "auto"  # whatever contains a run here
@@ -123,8 +123,8 @@ def test_a_lock_left_by_an_ended_run(box: GitBox) -> None:
 
 
 @whole_host
-def test_every_kind_of_lock_left_by_an_ended_run(box: GitBox) -> None:
-    """objects/maintenance.lock, for one, makes git skip its maintenance for ever, and exit 0."""
+def test_every_kind_of_lock_left_by_a_run_that_was_ended(box: GitBox) -> None:
+    """For example, with objects/maintenance.lock git skips its maintenance and exits with 0."""
     other = box.root / "other"
     box.bare("worktree", "add", "-q", other, "-b", "side")
     box.bare("submodule", "--quiet", "add", box.make(box.root / "library"), "sub")
@@ -147,7 +147,7 @@ def test_every_kind_of_lock_left_by_an_ended_run(box: GitBox) -> None:
 
 @whole_host
 def test_a_lock_left_by_a_lost_run(box: GitBox) -> None:
-    """The supervisor is killed, and with it everything of the run, in the middle of a commit."""
+    """The supervisor is killed during a commit, and the run with it."""
     (box.repo / "a").write_text("two\n")
     lock = box.repo / ".git/index.lock"
     box.env["SANDRUN_BACKEND"] = "auto"
@@ -160,7 +160,7 @@ def test_a_lock_left_by_a_lost_run(box: GitBox) -> None:
     assert box.git("commit", "-qam", "x") == (0, "")
 
 
-def test_a_lock_of_somebody_else_s_during_a_run(box: GitBox) -> None:
+def test_a_lock_of_another_process_during_a_run(box: GitBox) -> None:
     (box.repo / "a").write_text("two\n")
     lock = box.repo / ".git/index.lock"
     gate = box.gate("run")
@@ -178,7 +178,7 @@ def test_a_lock_of_somebody_else_s_during_a_run(box: GitBox) -> None:
 
 @whole_host
 def test_a_killed_git_s_lock_is_no_proof(box: GitBox) -> None:
-    """Outside of a run nobody can tell a dead git's lock from a hidden one's: the user decides."""
+    """Outside a run the owner could be a git that we cannot see, so the user decides."""
     (box.repo / "a").write_text("two\n")
     lock = box.repo / ".git/index.lock"
     commit = box.guarded("commit", "-a", GIT_EDITOR=box.editor("one"))

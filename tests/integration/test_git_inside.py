@@ -1,4 +1,4 @@
-"""`sandrun git` inside of a git: in hooks, aliases and pagers; who is an excuse and who is not."""
+"""`sandrun git` below another git: in hooks, aliases and pagers; which ancestors it waits for."""
 
 import os
 import time
@@ -20,7 +20,7 @@ def box(tmp_path: Path) -> Iterator[GitBox]:
 
 HOOKS = {
     "plain": "{sandrun} git tag inside",
-    # Proved by who our ancestors are: nothing in the environment tells.
+    # The proof is the chain of our ancestors, not the environment.
     "clean": "env -i PATH={path} PYTHONPATH={root} {sandrun} git tag inside",
     "shim": "PATH={shims}:$PATH; git tag inside",
     "detour": "sh -c 'nice {sandrun} git tag inside; exit $?'",
@@ -30,7 +30,7 @@ HOOKS = {
 
 @pytest.mark.parametrize("outer", ["guarded", "bare"])
 @pytest.mark.parametrize("inner", HOOKS)
-def test_a_hook_goes_straight_through(box: GitBox, inner: str, outer: str) -> None:
+def test_a_git_in_a_hook_does_not_wait(box: GitBox, inner: str, outer: str) -> None:
     text = HOOKS[inner].format(
         sandrun=box.sandrun_text(),
         path=box.env["PATH"],
@@ -50,7 +50,7 @@ def test_a_hook_goes_straight_through(box: GitBox, inner: str, outer: str) -> No
 
 @pytest.mark.parametrize("outer", ["guarded", "bare"])
 def test_the_lock_of_an_ancestor_is_not_waited_for(box: GitBox, outer: str) -> None:
-    """A hook that forgets the commit's index: git refuses at once, as it does without us."""
+    """In a hook without the commit's index git fails at once, as it does without sandrun."""
     clean = f"env -i PATH={box.env['PATH']} PYTHONPATH={box.env.get('PYTHONPATH', '')}"
     inner = f"{clean} {box.sandrun_text()} git add a >{box.root}/said 2>&1"
     box.hook("pre-commit", f"test -e .git/index.lock || exit 3; {inner}; test $? = 128")
@@ -63,8 +63,8 @@ def test_the_lock_of_an_ancestor_is_not_waited_for(box: GitBox, outer: str) -> N
     assert "sandrun" not in said
 
 
-def test_add_and_stash_inside_of_a_commit(box: GitBox) -> None:
-    """What a fixing hook does; the index it sees is the commit's."""
+def test_add_and_stash_inside_a_commit(box: GitBox) -> None:
+    """As a hook that fixes files does; its index is the commit's."""
     sandrun = box.sandrun_text()
     box.hook("pre-commit", f"echo fixed >a && {sandrun} git add a && {sandrun} git stash list")
     (box.repo / "a").write_text("two\n")
@@ -72,8 +72,8 @@ def test_add_and_stash_inside_of_a_commit(box: GitBox) -> None:
     assert box.bare("show", "HEAD:a") == "fixed\n"
 
 
-def test_siblings_inside_of_a_git_take_turns(box: GitBox) -> None:
-    """`config` has no patience of its own: without turns, some of these fail."""
+def test_siblings_inside_a_git_take_turns(box: GitBox) -> None:
+    """`git config` does not wait for its lock: without turns, some of these fail."""
     sandrun = box.sandrun_text()
     loop = " ".join(f"{number}" for number in range(12))
     each = f"{sandrun} git config s.v$n $n || echo $n >>{box.root}/failed"
@@ -83,7 +83,7 @@ def test_siblings_inside_of_a_git_take_turns(box: GitBox) -> None:
     assert len(box.bare("config", "--get-regexp", "^s[.]v").splitlines()) == 12
 
 
-def test_an_ancestor_in_another_repository_is_no_excuse(box: GitBox) -> None:
+def test_below_a_git_of_another_repository_a_git_waits(box: GitBox) -> None:
     other = box.make(box.root / "other")
     holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
     box.reached("one")
@@ -104,8 +104,8 @@ def _is_queued_in_session(session: int) -> bool:
     return any(os.getsid(int(row[row.index("->") + 4])) == session for row in rows)
 
 
-def test_a_reading_ancestor_is_no_excuse(box: GitBox) -> None:
-    """From the pager of `git log`, say."""
+def test_below_a_reading_git_a_git_waits(box: GitBox) -> None:
+    """For example, from the pager of `git log`."""
     holder = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
     box.reached("one")
     process = box.start(

@@ -1,4 +1,4 @@
-"""`sandrun git` is git: its exit codes, words, terminal, and the places where it runs."""
+"""`sandrun git` behaves as git: exit codes, output, terminal, and odd directories."""
 
 import os
 import pty
@@ -33,7 +33,7 @@ def box(tmp_path: Path) -> Iterator[GitBox]:
         "-c alias.x=!exit\\ 42 x",
     ],
 )
-def test_exit_codes_and_words_are_git_s(box: GitBox, line: str) -> None:
+def test_exit_codes_and_output_are_git_s(box: GitBox, line: str) -> None:
     (box.repo / "a").write_text("two\n")
     words = line.replace("\\ ", "\0").split()
     words = [word.replace("\0", " ") for word in words]
@@ -74,7 +74,7 @@ def _echo_git(box: GitBox) -> dict[str, str]:
     return {"PATH": f"{box.shims}:{fake}:{box.env['PATH']}"}
 
 
-def test_background_reading_takes_no_optional_locks(box: GitBox) -> None:
+def test_a_reader_in_the_background_takes_no_optional_locks(box: GitBox) -> None:
     env = _echo_git(box)
     assert box.git("log", **env) == (0, "locks=0\n")
     assert box.git("log", GIT_OPTIONAL_LOCKS="1", **env) == (0, "locks=1\n")
@@ -88,10 +88,10 @@ REFRESHING = ["status --short", "diff", "describe --always --dirty", "st"]
 
 @pytest.mark.parametrize("line", REFRESHING)
 @pytest.mark.parametrize("entry", ["shim", "sandrun git", "in a run"])
-def test_what_refreshes_the_index_does_where_it_is_alone(
+def test_a_reader_refreshes_the_index_if_no_writer_is_active(
     box: GitBox, line: str, entry: str
 ) -> None:
-    """`git status; git diff-index --quiet HEAD` is how scripts ask whether anything has changed."""
+    """Scripts check for changes with `git status; git diff-index --quiet HEAD`."""
     box.bare("config", "alias.st", "status --short")
     words = {
         "shim": [str(box.shims / "git")],
@@ -106,7 +106,7 @@ def test_what_refreshes_the_index_does_where_it_is_alone(
 
 
 @pytest.mark.parametrize("line", REFRESHING)
-def test_what_refreshes_the_index_leaves_it_to_a_writer(box: GitBox, line: str) -> None:
+def test_a_reader_does_not_refresh_the_index_beside_a_writer(box: GitBox, line: str) -> None:
     box.bare("config", "alias.st", "status --short")
     plain = box.end(box.start(GIT, *line.split(), GIT_OPTIONAL_LOCKS="0"))
     os.utime(box.repo / "a", (1, 1))
@@ -115,7 +115,7 @@ def test_what_refreshes_the_index_leaves_it_to_a_writer(box: GitBox, line: str) 
     before = (box.repo / ".git/index").stat().st_mtime_ns
     code, said = box.git(*line.split(), SANDRUN_GIT_WAIT="999")
     assert (code, said.splitlines()[-1:]) == (0, plain[1].splitlines())
-    if "describe" in line:  # which cannot be told to leave it
+    if "describe" in line:  # it has no option for that
         assert "s for git commit --allow-empty" in said
     else:
         assert "sandrun" not in said, "it waits for nobody"
@@ -125,8 +125,8 @@ def test_what_refreshes_the_index_leaves_it_to_a_writer(box: GitBox, line: str) 
 
 
 @pytest.mark.parametrize("line", ["status --short", "describe --always --dirty"])
-def test_a_writer_waits_for_what_refreshes_the_index(box: GitBox, line: str) -> None:
-    """So that it does not fail on its lock."""
+def test_a_writer_waits_for_a_reader_that_refreshes_the_index(box: GitBox, line: str) -> None:
+    """Otherwise it would fail on the reader's lock."""
     watcher = box.root / "watcher"
     once = f"mkdir {box.root}/once 2>/dev/null || exit 1"  # git asks again in an older way
     watcher.write_text(f"#!/bin/sh\n{once}\n{box.gate('watcher')}\nexit 1\n")
@@ -141,7 +141,7 @@ def test_a_writer_waits_for_what_refreshes_the_index(box: GitBox, line: str) -> 
     assert box.end(writer)[0] == 0
 
 
-def test_a_diff_in_a_pager_keeps_nobody_waiting(box: GitBox) -> None:
+def test_a_diff_in_a_pager_delays_no_writer(box: GitBox) -> None:
     (box.repo / "a").write_text("two\n")
     os.utime(box.repo / "a", (1, 1))
     pager = box.root / "pager"
@@ -171,8 +171,8 @@ def _read(fd: int) -> bytes:
         return b""
 
 
-def test_told_to_take_no_optional_locks_a_status_asks_nobody(box: GitBox) -> None:
-    """As IDEs and prompts do; the shim does not even start Python for them."""
+def test_a_status_without_optional_locks_needs_no_turn(box: GitBox) -> None:
+    """As IDEs and prompts use it; the shim does not start Python for it."""
     os.utime(box.repo / "a", (1, 1))
     before = (box.repo / ".git/index").stat().st_mtime_ns
     shim = (box.shims / "git").read_text()
@@ -185,7 +185,7 @@ def test_told_to_take_no_optional_locks_a_status_asks_nobody(box: GitBox) -> Non
     assert box.end(box.start(words[0], *words[2:]))[0] == 9, "else this shows nothing"
 
 
-def test_a_shim_in_front_is_passed_by(box: GitBox) -> None:
+def test_the_real_git_behind_a_shim_is_found(box: GitBox) -> None:
     path = f"{box.shims}:{box.shims}:{box.env['PATH']}"
     shim = box.shims / "git"
     (box.repo / "b").write_text("b")
@@ -223,7 +223,7 @@ def test_the_guard_file_has_the_directory_s_owner_and_permissions(box: GitBox) -
     assert (info.st_uid, info.st_gid, info.st_mode & 0o777) == (12345, 23456, 0o660)
 
 
-def test_who_may_only_read_the_repository_cannot_delay_its_gits(box: GitBox) -> None:
+def test_a_user_who_may_only_read_the_repository_cannot_delay_git_there(box: GitBox) -> None:
     if os.geteuid():
         pytest.skip("needs root to be two users")
     for path in (box.root, *box.root.parents):
@@ -275,8 +275,8 @@ def test_two_users_take_turns(box: GitBox) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "link", "device", "directory"])
-def test_a_hostile_guard_file_blocks_nobody(box: GitBox, kind: str) -> None:
-    """Never opened if it can be helped, never waited for, never followed; one line says so."""
+def test_a_hostile_guard_file_blocks_no_git(box: GitBox, kind: str) -> None:
+    """It is not followed, not waited for and, if possible, not opened; one line reports it."""
     guard = box.repo / ".git/sandrun-guard"
     target = box.root / "target"
     target.touch(mode=0o644)
@@ -301,7 +301,7 @@ def test_a_hostile_guard_file_blocks_nobody(box: GitBox, kind: str) -> None:
     assert target.stat().st_mode & 0o777 == 0o644
 
 
-def test_a_second_name_of_another_file_keeps_its_mode(box: GitBox) -> None:
+def test_the_mode_of_a_hard_linked_file_is_not_changed(box: GitBox) -> None:
     precious = box.root / "precious"
     precious.touch(mode=0o644)
     (box.repo / ".git/sandrun-guard").hardlink_to(precious)
@@ -310,9 +310,9 @@ def test_a_second_name_of_another_file_keeps_its_mode(box: GitBox) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o775, 0o2775, 0o777, 0o700])
-def test_who_may_read_the_guard_file(box: GitBox, mode: int) -> None:
-    """A lock of a reader (F_RDLCK) keeps our gits away: only who may write may have one. The mode
-    of an older version, or of a repository that was shared since, is mended."""
+def test_the_mode_of_the_guard_file(box: GitBox, mode: int) -> None:
+    """A shared lock (F_RDLCK) would delay git, so only users who may write may open the file. The
+    mode of an older version, or from before the repository was shared, is corrected."""
     git_dir = box.repo / ".git"
     guard = git_dir / "sandrun-guard"
     git_dir.chmod(mode)

@@ -1,4 +1,4 @@
-"""What passes without a turn takes none of git's locks, as strace(1) sees it."""
+"""Commands that need no turn take none of git's locks, according to strace(1)."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from tests.gitbox import GitBox
 from tests.peers import git_locks
 
 
-def test_what_only_reads_takes_no_lock(tmp_path: Path) -> None:
+def test_reading_commands_take_no_lock(tmp_path: Path) -> None:
     box = GitBox(tmp_path)
     top = git_locks.prepared(box)
     wrong = {}
@@ -23,8 +23,8 @@ def test_what_only_reads_takes_no_lock(tmp_path: Path) -> None:
     assert {"status", "apply --check --cached ../p", "push --dry-run origin main"} <= ended
 
 
-def test_what_is_seen_is_held_against_the_table(tmp_path: Path) -> None:
-    """That it can fail: a command that writes, seen as if it only read."""
+def test_a_lock_of_a_reading_command_would_be_found(tmp_path: Path) -> None:
+    """The check can fail: here a writing command is classified as reading."""
     box = GitBox(tmp_path)
     top = git_locks.prepared(box)
     seen = git_locks.observe(box, top, ["commit", "-qam", "x"])

@@ -1,7 +1,7 @@
 """The guard's shims for programs other than git that take git's locks: jj and git-annex.
 
-git-annex is Debian's (`tests/setup tools`). jj is the real one where there is one; a stand-in,
-which takes the lock of the index as jj does, shows what does not depend on jj.
+git-annex is Debian's (`tests/setup tools`). jj is the real one if it is installed. A fake jj, which
+takes the lock of the index as jj does, shows what does not depend on jj.
 """
 
 import os
@@ -39,7 +39,7 @@ def box(tmp_path: Path) -> Iterator[GitBox]:
 
 
 def stand_before(box: GitBox, name: str, python: str = sys.executable) -> None:
-    """Put our shim for a tool on the PATH."""
+    """Put our shim for a tool first on PATH."""
     path = box.shims / name
     text = shim.text if name == "git" else lambda sandrun: shim.other(name, sandrun)
     path.write_text(text(shim.launch(python, str(PACKAGE))))
@@ -72,12 +72,12 @@ def work(tool: str) -> list[str]:
 
 
 def is_done(box: GitBox, tool: str, said: str) -> bool:
-    """Whether it did its work, which git-annex's exit code does not tell."""
+    """Whether it did its work; git-annex exits with 0 in any case."""
     return "b" in box.bare("ls-files").split() if tool == "git-annex" else bool(said)
 
 
 @pytest.mark.parametrize("how", ["guarded", "bare"])
-def test_it_waits_for_another_git(box: GitBox, tool: str, how: str) -> None:
+def test_the_tool_waits_for_another_git(box: GitBox, tool: str, how: str) -> None:
     (box.repo / "a").write_text("two\n")
     (box.repo / "b").write_text("b")
     commit, editor = ("commit", "-a"), box.editor("one")
@@ -98,8 +98,8 @@ def test_it_waits_for_another_git(box: GitBox, tool: str, how: str) -> None:
     assert is_done(box, tool, said), said
 
 
-def test_its_signals_are_those_of_its_caller(box: GitBox) -> None:
-    """Python ignores SIGPIPE and SIGXFSZ; what it becomes must not."""
+def test_the_tool_has_the_signal_dispositions_of_its_caller(box: GitBox) -> None:
+    """Python ignores SIGPIPE and SIGXFSZ; the tool that it becomes must not."""
     (box.root / "tools").mkdir()
     script = box.root / "tools/jj"
     script.write_text("#!/bin/sh\nexec grep -E 'Sig(Ign|Blk)' /proc/self/status\n")
@@ -110,8 +110,8 @@ def test_its_signals_are_those_of_its_caller(box: GitBox) -> None:
     assert box.end(box.start("jj", "new")) == bare
 
 
-def test_a_git_waits_for_it(box: GitBox, tool: str) -> None:
-    """It holds its turn while it lives: here as long as an editor or a hook does."""
+def test_a_git_waits_for_the_tool(box: GitBox, tool: str) -> None:
+    """The tool holds its turn while it lives: here as long as its editor or hook."""
     words = {"jj": ["jj", "describe"], "git-annex": ["git-annex", "sync"]}[tool]
     name = "one"
     if tool == "git-annex":
@@ -135,7 +135,7 @@ def _has_gate(box: GitBox, name: str) -> bool:
     return path.exists() and stat.S_ISFIFO(path.stat().st_mode)
 
 
-def test_the_gits_that_it_starts_do_not_wait_for_it(box: GitBox, tool: str) -> None:
+def test_git_commands_of_the_tool_do_not_wait_for_it(box: GitBox, tool: str) -> None:
     box.bare("clone", "-q", "--bare", ".", str(box.root / "origin"))
     box.bare("remote", "add", "origin", str(box.root / "origin"))
     words = {"jj": ["jj", "git", "fetch"], "git-annex": ["git-annex", "sync"]}[tool]
@@ -157,8 +157,8 @@ git_processes.possible_owners(repo))
 
 
 @pytest.mark.parametrize("name", ["jj", "git-annex"])
-def test_it_counts_as_a_git_at_work(box: GitBox, name: str) -> None:
-    """Around the gits that it starts, which take turns among themselves; and as owner of a lock."""
+def test_the_tool_counts_as_an_active_git(box: GitBox, name: str) -> None:
+    """As an ancestor of git commands, which take turns among themselves, and as owner of a lock."""
     shell = box.root / name  # a program of that name, as the kernel sees it
     shutil.copy(os.path.realpath("/bin/sh"), shell)
     script = box.root / "script"
@@ -166,7 +166,7 @@ def test_it_counts_as_a_git_at_work(box: GitBox, name: str) -> None:
     assert box.end(box.start(shell, script)) == (0, "True True\n")
 
 
-def test_a_question_waits_for_nobody(box: GitBox, tool: str) -> None:
+def test_a_reading_command_of_the_tool_does_not_wait(box: GitBox, tool: str) -> None:
     first = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
     box.reached("one")
     for words in ([tool, "version"], [tool, "--help"]):
@@ -177,7 +177,7 @@ def test_a_question_waits_for_nobody(box: GitBox, tool: str) -> None:
     assert box.end(first)[0] == 0
 
 
-def test_git_annex_by_way_of_git_holds_its_turn(box: GitBox) -> None:
+def test_git_annex_started_by_git_holds_its_turn(box: GitBox) -> None:
     need("git-annex")
     assert box.end(box.start("git-annex", "init", "-q"))[0] == 0
     stand_before(box, "git-annex")
@@ -194,7 +194,7 @@ def test_git_annex_by_way_of_git_holds_its_turn(box: GitBox) -> None:
 
 @pytest.mark.parametrize("how", ["gone", "no python", "broken"])
 @pytest.mark.parametrize("name", ["git", "jj"])
-def test_without_sandrun_it_says_so_and_runs_the_tool(box: GitBox, name: str, how: str) -> None:
+def test_without_sandrun_the_shim_warns_and_runs_the_tool(box: GitBox, name: str, how: str) -> None:
     (box.root / "tools").mkdir()
     (box.root / "tools/jj").write_text('#!/bin/sh\nexec git "$@"\n')
     (box.root / "tools/jj").chmod(0o755)

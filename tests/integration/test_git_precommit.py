@@ -1,4 +1,4 @@
-"""A real pre-commit whose hooks are sandrun's runs, inside of every kind of commit."""
+"""A real pre-commit whose hooks are runs of sandrun, in every kind of commit."""
 
 import importlib.util
 import os
@@ -30,7 +30,7 @@ repos:
         always_run: true
         verbose: true
 """
-# What the hook sees: the files as they are to be committed, and the index of this commit.
+# What the hook sees: the files that will be committed, and the index of this commit.
 MAKE = """lint:
 \t@changed=$$(git diff --cached --name-only | tr '\\n' ,); \\
 \techo LINT a=$$(cat a) index=$$(git show :a) changed=$$changed
@@ -56,7 +56,7 @@ def box(tmp_path: Path) -> Iterator[GitBox]:
 
 
 def _commit(box: GitBox, outer: str, *args: str, **env: str) -> str:
-    """Run it, through the shim or not; what the hook said."""
+    """Commit, through the shim or not; return the output of the hook."""
     git = GIT if outer == "bare" else box.shims / "git"
     began = time.monotonic()
     code, said = box.end(box.start(git, *args, **env))
@@ -75,7 +75,7 @@ outers = pytest.mark.parametrize("outer", ["guarded", "bare"])
 def test_commit(box: GitBox, outer: str) -> None:
     (box.repo / "a").write_text("two\n")
     box.bare("add", "a")
-    (box.repo / "a").write_text("unstaged\n")  # pre-commit puts it away meanwhile
+    (box.repo / "a").write_text("unstaged\n")  # pre-commit stashes it meanwhile
     assert _commit(box, outer, "commit", "-m", "x") == "LINT a=two index=two changed=a,"
     assert (box.repo / "a").read_text() == "unstaged\n"
 

@@ -1,4 +1,4 @@
-"""Before a run and around it: git at work, ancestors, variables that leak."""
+"""Runs and git: waiting for an active git, enclosing git commands, leaked variables."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ def box(tmp_path: Path) -> Iterator[GitBox]:
 
 
 def _places(box: GitBox) -> "dict[str, tuple[Path, Path, dict[str, str]]]":
-    """By name: where a run starts, the lock it must see, and its environment."""
+    """By name: where a run starts, the lock it must wait for, and its environment."""
     other = box.root / "other"
     box.bare("worktree", "add", "-q", other, "-b", "side")
     library = box.make(box.root / "library")
@@ -56,7 +56,7 @@ def test_a_run_waits_for_a_foreign_lock(box: GitBox, place: str) -> None:
 
 
 def test_a_run_waits_for_a_guarded_git(box: GitBox) -> None:
-    """A plain commit in its editor holds no lock of git's."""
+    """A plain commit in its editor holds none of git's lock files."""
     commit = box.guarded("commit", "--allow-empty", GIT_EDITOR=box.editor("one"))
     box.reached("one")
     assert not (box.repo / ".git/index.lock").exists()
@@ -68,7 +68,7 @@ def test_a_run_waits_for_a_guarded_git(box: GitBox) -> None:
     assert box.end(run) == (0, "ran\n")
 
 
-def test_a_run_goes_on_with_a_warning(box: GitBox) -> None:
+def test_after_the_wait_a_run_starts_with_a_warning(box: GitBox) -> None:
     (box.repo / "a").write_text("two\n")
     commit = box.start(GIT, "commit", "-a", GIT_EDITOR=box.editor("one"))
     box.reached("one")
@@ -83,7 +83,7 @@ def test_a_run_goes_on_with_a_warning(box: GitBox) -> None:
     assert box.end(commit)[0] == 0
 
 
-def test_a_waiting_run_can_be_left(box: GitBox) -> None:
+def test_a_signal_ends_a_run_that_waits_for_git(box: GitBox) -> None:
     (box.repo / ".git/index.lock").touch()
     run = box.sandrun("--", "echo", "ran")
     wait_for(lambda: watches(run), "the run waits")
@@ -93,7 +93,7 @@ def test_a_waiting_run_can_be_left(box: GitBox) -> None:
     assert "ran" not in said
 
 
-def test_no_git_no_wait(box: GitBox) -> None:
+def test_without_an_active_git_a_run_does_not_wait(box: GitBox) -> None:
     empty = box.root / "empty"
     empty.mkdir()
     assert box.end(box.sandrun("--", "echo", "ran", cwd=empty)) == (0, "ran\n")
@@ -114,7 +114,7 @@ INSIDE = {
 
 @pytest.mark.parametrize("how", INSIDE)
 @pytest.mark.parametrize("outer", ["guarded", "bare"])
-def test_a_run_inside_of_a_git_starts_at_once(box: GitBox, how: str, outer: str) -> None:
+def test_a_run_inside_a_git_starts_at_once(box: GitBox, how: str, outer: str) -> None:
     run = f"{box.sandrun_text()} -- sh -c 'echo ran >>{box.root}/ran'"
     library = box.make(box.root / "library")
     box.bare("submodule", "--quiet", "add", library, "sub")
@@ -127,7 +127,7 @@ def test_a_run_inside_of_a_git_starts_at_once(box: GitBox, how: str, outer: str)
         box.hook("pre-commit", f"test -e .git/index.lock && {forget} {run}")
         (box.repo / "a").write_text("two\n")
     words = [word.format(run=run) for word in INSIDE[how]]
-    # Held by nobody whom a run could wait for: were it not for the ancestor, it would wait long.
+    # A lock without an owner: without the enclosing git, the run would wait for the deadline.
     process = box.guarded(*words) if outer == "guarded" else box.start(GIT, *words)
     code, said = box.end(process, 30)
     assert code == 0, said
@@ -143,7 +143,7 @@ def _loose(box: GitBox) -> int:
 
 
 def to_be_packed(box: GitBox) -> None:
-    """So many loose objects that `gc --auto` finds it must do something: it counts folder 17."""
+    """So many loose objects that `gc --auto` repacks them: it counts those in folder 17."""
     box.bare("config", "gc.auto", "1")
     texts = (f"{number}".encode() for number in range(9999))
     named = {hashlib.sha1(b"blob %d\0%s" % (len(text), text)).hexdigest(): text for text in texts}
@@ -154,14 +154,14 @@ def to_be_packed(box: GitBox) -> None:
 
 
 def _to_be_packed_behind(box: GitBox) -> None:
-    """... in the background, as the user has said."""
+    """... in the background, as the user has configured."""
     to_be_packed(box)
     box.bare("config", "gc.autoDetach", "true")
     box.bare("config", "maintenance.autoDetach", "true")
 
 
 def _slow_repack(box: GitBox) -> dict[str, str]:
-    """git starts what its exec path has: there `git repack` blocks at the gate `repack`."""
+    """An exec path in which `git repack` blocks at the gate `repack`."""
     inner = box.root / "exec-path"
     inner.mkdir()
     gate = f'case "$1" in repack) {box.gate("repack")};; esac'
@@ -172,8 +172,8 @@ def _slow_repack(box: GitBox) -> dict[str, str]:
 
 @pytest.mark.parametrize("how", ["guarded", "bare", "cleared"])
 @pytest.mark.parametrize("backend", ["auto", "rlimit"])
-def test_the_housekeeping_of_a_commit_gets_done(box: GitBox, how: str, backend: str) -> None:
-    """Ended at the end of each run, it would never be: loose objects pile up."""
+def test_the_housekeeping_of_a_commit_is_finished(box: GitBox, how: str, backend: str) -> None:
+    """If each run killed it at its end, loose objects would pile up."""
     _to_be_packed_behind(box)
     box.env["SANDRUN_BACKEND"] = backend
     clear = ["env", "-i", f"HOME={box.root}/home", f"GIT_CONFIG_GLOBAL={box.root}/gitconfig", GIT]
@@ -203,7 +203,7 @@ def test_housekeeping_is_waited_for_within_the_limits(box: GitBox) -> None:
 
 
 def test_housekeeping_ends_at_a_limit(box: GitBox) -> None:
-    """The commit has succeeded, whatever becomes of its housekeeping."""
+    """The commit has succeeded even if its housekeeping is killed."""
     _to_be_packed_behind(box)
     box.env["SANDRUN_BACKEND"] = "auto"
     slow = _slow_repack(box)
@@ -227,7 +227,7 @@ def test_other_processes_that_a_git_leaves_are_ended(box: GitBox) -> None:
 # Variables that leak
 
 
-def test_the_list_is_git_s(box: GitBox) -> None:
+def test_the_local_variables_are_those_of_git(box: GitBox) -> None:
     listed = box.bare("rev-parse", "--local-env-vars").split()
     assert set(listed) - {"GIT_CONFIG_COUNT"} <= set(guard.LOCAL_VARIABLES)
 
@@ -242,8 +242,8 @@ HARMLESS = {"GIT_PREFIX", "GIT_EDITOR", "GIT_SEQUENCE_EDITOR", "GIT_REFLOG_ACTIO
 """What git's own hooks get and no repository is named by."""
 
 
-def test_what_hooks_leak_is_what_is_cleaned(box: GitBox) -> None:
-    """By this git itself: each hook of these commands notes what it got; the user's own stays."""
+def test_the_variables_that_hooks_leak_are_removed(box: GitBox) -> None:
+    """With the installed git: each hook records its variables. The user's own are kept."""
     log = box.root / "leaks"
     script = f"env | sed -n 's/^\\(GIT_[A-Z_0-9]*\\)=.*/\\1/p' >>{log}"
     server = box.root / "server"
@@ -268,8 +268,8 @@ def test_what_hooks_leak_is_what_is_cleaned(box: GitBox) -> None:
     assert not set(guard.LOCAL_VARIABLES) & set(config)
 
 
-def test_the_user_s_configuration_stays(box: GitBox) -> None:
-    """As CI gives it: a proxy, credentials, safe.directory."""
+def test_the_user_s_configuration_is_kept(box: GitBox) -> None:
+    """As CI sets it: a proxy, credentials, safe.directory."""
     config = {
         "GIT_CONFIG_COUNT": "2",
         "GIT_CONFIG_KEY_0": "http.proxy",
@@ -284,7 +284,7 @@ def test_the_user_s_configuration_stays(box: GitBox) -> None:
 
 
 def test_clean_git_env(box: GitBox) -> None:
-    """A test suite in a hook makes a repository of its own, and shall not hit the real one."""
+    """A test suite in a hook makes its own repository and must not write to the real one."""
     suite = "mkdir -p t && cd t && git init -q . && git config user.x y && git rev-parse --git-dir"
     env = {"GIT_DIR": str(box.repo / ".git"), "GIT_WORK_TREE": str(box.repo)}
     code, said = box.end(box.sandrun("--clean-git-env", "--", "sh", "-c", suite, **env))
@@ -294,7 +294,7 @@ def test_clean_git_env(box: GitBox) -> None:
     assert "user.x=y" in box.bare("config", "-l", "--local"), "else the first half shows nothing"
 
 
-def test_clean_git_env_from_the_file(box: GitBox) -> None:
+def test_clean_git_env_in_the_file(box: GitBox) -> None:
     (box.repo / "sandrun.toml").write_text("clean_git_env = true\n")
     assert box.end(box.sandrun("trust"))[0] == 0
     everything = dict.fromkeys(guard.LOCAL_VARIABLES, "x")
@@ -331,16 +331,16 @@ def test_leak_check(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "clean_git_env" in fix
 
 
-def test_the_tested_sandrun_is_the_one_that_guards_git(box: GitBox) -> None:
-    """Not the checkout that the tests are in, where a wheel of it was installed."""
+def test_the_installed_sandrun_guards_git(box: GitBox) -> None:
+    """It is not the checkout that the tests are in."""
     show = "import sandrun; print(sandrun.__file__)"
     said = box.end(box.start(sys.executable, "-c", show))[1]
     assert said == f"{PACKAGE / 'sandrun/__init__.py'}\n"
     assert str(PACKAGE / "sandrun") in (box.shims / "git").read_text()
 
 
-def test_the_path_of_a_guarded_git_is_light(box: GitBox) -> None:
-    """What costs more than all the rest must not be imported: compared by name, not by time."""
+def test_a_guarded_git_imports_few_modules(box: GitBox) -> None:
+    """Expensive modules must not be imported: compared by name, not by time."""
     heavy = "click psutil typing dataclasses re json subprocess pathlib ctypes tomllib threading"
     script = (
         "import os, sys\n"

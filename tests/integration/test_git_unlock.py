@@ -1,4 +1,4 @@
-"""Stale locks: what is left alone, what is moved aside, what comes back."""
+"""Stale locks: which are left alone, which are moved aside, and how they are restored."""
 
 import os
 import shutil
@@ -44,8 +44,8 @@ LIVE: "dict[str, tuple[str, list[str], dict[str, str]]]" = {
 
 
 @pytest.mark.parametrize("how", LIVE)
-def test_a_commit_in_its_editor_is_never_robbed(box: GitBox, how: str) -> None:
-    """Nobody has index.lock open then: neither that nor its age proves anything."""
+def test_the_lock_of_a_commit_in_its_editor_is_never_moved(box: GitBox, how: str) -> None:
+    """No process has index.lock open then, so neither that nor its age is proof."""
     where, args, env = LIVE[how]
     (box.repo / "deep").mkdir()
     (box.repo / "a").write_text("two\n")
@@ -71,7 +71,7 @@ def test_a_commit_in_its_editor_is_never_robbed(box: GitBox, how: str) -> None:
 
 
 @whole_host
-def test_a_stale_lock_is_moved_aside_and_can_come_back(box: GitBox) -> None:
+def test_a_stale_lock_is_moved_aside_and_can_be_restored(box: GitBox) -> None:
     lock = box.repo / ".git/index.lock"
     lock.write_text("precious")
     code, said = box.git("unlock", "--dry-run")
@@ -133,7 +133,7 @@ REAL: "dict[str, tuple[str, str]]" = {
 
 @whole_host
 @pytest.mark.parametrize("name", REAL)
-def test_each_lock_that_git_stumbles_over_is_found(box: GitBox, name: str) -> None:
+def test_each_lock_that_makes_git_fail_is_found(box: GitBox, name: str) -> None:
     line, complaint = REAL[name]
     box.bare("config", "extensions.worktreeConfig", "true")
     box.bare("repack", "-adq")
@@ -157,8 +157,8 @@ def test_each_lock_that_git_stumbles_over_is_found(box: GitBox, name: str) -> No
 
 @whole_host
 def test_locks_that_need_a_state_or_a_newer_git(box: GitBox) -> None:
-    """As their callers name them: sequencer.c, object-file.c, loose.c, midx-write.c, reftable's
-    system.c, builtin/gc.c, commit.c and stash.c."""
+    """By the names in sequencer.c, object-file.c, loose.c, midx-write.c, reftable's system.c,
+    builtin/gc.c, commit.c and stash.c."""
     names = """
     rebase-merge/git-rebase-todo.lock sequencer/opts.lock rebase-apply/patch-merge-index.lock
     objects/info/alternates.lock objects/loose-object-idx.lock objects/schedule.lock
@@ -175,7 +175,7 @@ def test_locks_that_need_a_state_or_a_newer_git(box: GitBox) -> None:
     assert [name for name in names.split() if (git_dir / name).exists()] == []
 
 
-def test_what_only_looks_like_a_lock_is_not_touched(box: GitBox) -> None:
+def test_a_file_that_only_looks_like_a_lock_is_not_moved(box: GitBox) -> None:
     for name in ("lock", "x.lockfile", "deep/unlock"):
         box.bare("branch", name)
     names = """
@@ -192,8 +192,8 @@ def test_what_only_looks_like_a_lock_is_not_touched(box: GitBox) -> None:
 
 @whole_host
 @pytest.mark.parametrize("top", ["main", "linked", "submodule"])
-def test_worktrees_and_submodules_are_looked_at_from_each_other(box: GitBox, top: str) -> None:
-    """A commit in any of them may be what was killed; `git unlock` at the top must see it."""
+def test_locks_of_worktrees_and_submodules_are_found_from_each_other(box: GitBox, top: str) -> None:
+    """A commit in any of them may have been killed; `git unlock` at the top must find its lock."""
     other = box.root / "other"
     box.bare("worktree", "add", "-q", other, "-b", "side")
     box.bare("submodule", "--quiet", "add", box.make(box.root / "library"), "sub/deep")
@@ -217,7 +217,7 @@ def test_worktrees_and_submodules_are_looked_at_from_each_other(box: GitBox, top
 
 @whole_host
 @pytest.mark.parametrize("where", ["linked", "submodule"])
-def test_a_commit_elsewhere_is_not_robbed_from_the_top(box: GitBox, where: str) -> None:
+def test_the_lock_of_a_commit_in_another_worktree_is_not_moved(box: GitBox, where: str) -> None:
     place = box.root / "other"
     if where == "linked":
         box.bare("worktree", "add", "-q", place, "-b", "side")
@@ -235,8 +235,8 @@ def test_a_commit_elsewhere_is_not_robbed_from_the_top(box: GitBox, where: str) 
 
 
 @whole_host
-def test_an_open_file_is_an_owner(box: GitBox) -> None:
-    """JGit and libgit2 are no git processes."""
+def test_a_process_that_has_the_lock_open_is_an_owner(box: GitBox) -> None:
+    """JGit and libgit2 run in processes that are not named git."""
     lock = box.repo / ".git/index.lock"
     with open(lock, "w"):
         code, said = box.git("unlock")
@@ -247,7 +247,7 @@ def test_an_open_file_is_an_owner(box: GitBox) -> None:
 
 @whole_host
 def test_who_owns_a_lock_on_the_user_s_files(box: GitBox) -> None:
-    """`git config` wherever it is; not everybody's commits, nor who has another configuration."""
+    """A `git config` in any directory; no commit, and no git with another configuration."""
     other = box.make(box.root / "other")
     box.start(GIT, "commit", "--allow-empty", cwd=other, GIT_EDITOR=box.editor("one"))
     box.reached("one")
@@ -282,7 +282,7 @@ def test_a_guarded_git_is_an_owner(box: GitBox) -> None:
 
 
 @whole_host
-def test_gits_elsewhere_and_readers_own_nothing(box: GitBox) -> None:
+def test_git_commands_of_other_repositories_and_readers_own_no_lock(box: GitBox) -> None:
     other = box.make(box.root / "other")
     (other / "a").write_text("two\n")
     box.start(GIT, "commit", "-a", cwd=other, GIT_EDITOR=box.editor("one"))
@@ -302,7 +302,7 @@ def test_gits_elsewhere_and_readers_own_nothing(box: GitBox) -> None:
     assert (other / ".git/index.lock").exists()
 
 
-def test_inside_of_a_commit(box: GitBox) -> None:
+def test_unlock_inside_a_commit(box: GitBox) -> None:
     (box.repo / "a").write_text("two\n")
     box.hook("pre-commit", f"! {box.sandrun_text()} git unlock")
     code, said = box.git("commit", "-q", "-a", "-m", "x")
@@ -311,7 +311,7 @@ def test_inside_of_a_commit(box: GitBox) -> None:
 
 
 @pytest.mark.parametrize("line", ["unlock", "unlock x", "unlock --force=1", "unlock --restore a b"])
-def test_wrong_uses(box: GitBox, line: str) -> None:
+def test_wrong_arguments_of_unlock(box: GitBox, line: str) -> None:
     empty = box.root / "empty"
     empty.mkdir()
     code, said = box.git(*line.split(), cwd=empty)
@@ -319,16 +319,16 @@ def test_wrong_uses(box: GitBox, line: str) -> None:
     assert said.startswith("sandrun: git unlock: ")
 
 
-def test_nothing_to_do(box: GitBox) -> None:
+def test_unlock_without_locks(box: GitBox) -> None:
     assert box.git("unlock") == (0, f"sandrun: {box.repo}: no lock files\n")
     assert box.git("unlock", "--restore")[0] == 1
 
 
-# The race between looking and moving
+# The race between the check and the move
 
 
 @pytest.mark.parametrize("how", ["replaced", "owned"])
-def test_a_lock_that_comes_alive_goes_straight_back(
+def test_a_live_lock_that_replaced_a_stale_one_is_moved_back(
     box: GitBox, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     lock = box.repo / ".git/index.lock"
@@ -351,7 +351,7 @@ def test_a_lock_that_comes_alive_goes_straight_back(
     assert stale.asides(_repo(box), {}) == []
 
 
-# What cannot be seen
+# Owners that cannot be seen
 
 
 @pytest.mark.parametrize(
@@ -362,7 +362,7 @@ def test_a_lock_that_comes_alive_goes_straight_back(
         ("ext4 /dev/x rw", ""),
     ],
 )
-def test_other_machines_cannot_be_seen(
+def test_possible_owners_on_other_machines_and_hidden_ones_are_reported(
     box: GitBox, monkeypatch: pytest.MonkeyPatch, mount: str, reason: str
 ) -> None:
     lock = box.repo / ".git/index.lock"
@@ -378,8 +378,8 @@ def test_other_machines_cannot_be_seen(
 
 @whole_host
 @pytest.mark.parametrize("worktree", ["main", "linked", "submodule"])
-def test_a_commit_inside_of_a_container_is_never_robbed(box: GitBox, worktree: str) -> None:
-    """It has the repository at another path, and we are outside."""
+def test_the_lock_of_a_commit_in_a_container_is_never_moved(box: GitBox, worktree: str) -> None:
+    """Its repository has another path, and we are outside the container."""
     unshare = shutil.which("unshare")
     if os.geteuid() or not unshare:
         pytest.skip("needs root and unshare(1) to make a mount namespace")
@@ -408,8 +408,8 @@ def test_a_commit_inside_of_a_container_is_never_robbed(box: GitBox, worktree: s
 
 
 @whole_host
-def test_another_user_s_git_elsewhere_is_no_owner(box: GitBox) -> None:
-    """It cannot be examined, but it would have made the lock as its own user."""
+def test_a_git_of_another_user_in_another_repository_is_no_owner(box: GitBox) -> None:
+    """It cannot be examined, but its lock would belong to its own user."""
     if os.geteuid():
         pytest.skip("needs root to be two users")
     for path in (box.root, *box.root.parents):
@@ -435,7 +435,7 @@ def test_another_user_s_git_elsewhere_is_no_owner(box: GitBox) -> None:
     assert (code, lock.exists()) == (0, False), said
 
 
-def test_in_a_container_only_by_force(box: GitBox) -> None:
+def test_in_a_container_unlock_needs_force(box: GitBox) -> None:
     unshare = shutil.which("unshare")
     if os.geteuid() or not unshare:
         pytest.skip("needs root and unshare(1) to make a pid namespace")

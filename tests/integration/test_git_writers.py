@@ -23,7 +23,7 @@ WRITERS, ROUNDS = map(int, os.environ.get("SANDRUN_TEST_GIT_WRITERS", "8x4").spl
 
 
 READS = ("status --short", "diff --stat", "describe --always --dirty")
-"""What goes on beside the writers: it refreshes the index, which takes the lock that they need."""
+"""Readers beside the writers: they refresh the index, which takes the lock that writers need."""
 
 
 @pytest.fixture
@@ -40,12 +40,12 @@ def box(tmp_path: Path) -> Iterator[GitBox]:
 
 
 def _place(box: GitBox, writer: int) -> Path:
-    """Rebasing needs a worktree that nobody else edits meanwhile."""
+    """Rebasing needs a worktree that no other writer edits meanwhile."""
     return box.root / f"worktree{writer}" if writer % 10 == 7 else box.repo
 
 
 def _steps(writer: int, turn: int) -> "list[list[str]]":
-    """What a writer does in one round: always a commit of its file, and a thing of its kind."""
+    """The commands of a writer in one round: a commit of its file, and one of its kind."""
     name = f"w{writer}-{turn}"
     new = f"../new-{name}"
     extra = [
@@ -65,7 +65,7 @@ def _steps(writer: int, turn: int) -> "list[list[str]]":
 
 
 class Load:
-    """The whole load, run with a git of choice: what failed, and how long it took."""
+    """The whole load, run with a given git: what failed, and how long it took."""
 
     def __init__(self, box: GitBox, git: list[str]) -> None:
         self.box = box
@@ -98,7 +98,7 @@ class Load:
                 self._run(words, place)
 
     def _read(self, words: "list[str]") -> None:
-        """Over and over, with a file touched so that there is something to refresh."""
+        """Repeatedly, with a file touched so that the index must be refreshed."""
         while self.writing:
             os.utime(self.box.repo / "a")
             self._run(words, self.box.repo)
@@ -118,7 +118,7 @@ class Load:
             self.failed.append(f"{' '.join(words)}: {done.stderr.strip()[:900]}")
 
     def tell(self, how: str) -> None:
-        """Print how it went."""
+        """Print the result."""
         print(
             f"\n{WRITERS} writers x {ROUNDS} rounds, {how}: {len(self.failed)} of {self.commands}"
             f" commands failed, {len(self.missing)} of {WRITERS * ROUNDS} commits missing,"

@@ -1,4 +1,4 @@
-"""The polling monitor against what is hard for one: speed, numbers, hiding, sharing."""
+"""The polling monitor in difficult cases: fast growth, many processes, daemons, shared memory."""
 
 import mmap
 import os
@@ -27,7 +27,7 @@ def python(text: str, *args: "str | int | Path") -> list[str]:
     return [sys.executable, "-I", "-S", "-c", text, *map(str, args)]
 
 
-# Grows at a given rate by `take`, and notes how far it came in a file that outlives it.
+# Grows at a given rate by `take`, and records its size in a file that outlives it.
 LEAK = """
 import mmap, os, signal, sys, time
 rate, note = int(sys.argv[1]) << 20, sys.argv[2]
@@ -70,7 +70,7 @@ def take(data):
 
 @pytest.mark.parametrize("kind", TAKES)
 def test_a_leak_of_a_gigabyte_a_second(place: Box, kind: str) -> None:
-    """Stopped within 10 % of the limit or what 100 ms bring, whichever is more."""
+    """It is stopped within 10 % of the limit or its growth in 100 ms, whichever is more."""
     note = place.root / "note"
     if not os.access("/dev/shm", os.W_OK):
         pytest.skip("no /dev/shm here")
@@ -110,9 +110,11 @@ print("survived")
 
 @pytest.mark.parametrize("processes", [1, 4])
 @pytest.mark.parametrize("kind", ["at once", "by pieces"])
-def test_hogs_as_fast_as_they_can(place: Box, kind: str, processes: int) -> None:
-    """No rlimit stands behind the monitor, so that sharing out is no way past it: each of several
-    could have had what one may."""
+def test_several_processes_that_allocate_as_fast_as_they_can(
+    place: Box, kind: str, processes: int
+) -> None:
+    """No rlimit backs the monitor: with one per process, several processes could each use what one
+    may."""
     done = place.run("-m", "400M", "--", *python(HOGS, kind, processes))
     assert (done.returncode, done.stdout) == (137, ""), done.stderr
     assert "memory limit of 400 MiB reached" in done.stderr
@@ -121,7 +123,7 @@ def test_hogs_as_fast_as_they_can(place: Box, kind: str, processes: int) -> None
     assert 400 * MIB < peak < (400 + 400 * SCALE) * MIB
 
 
-# What programs do that reserve memory and use little of it.
+# As programs do that reserve much memory and use little.
 RESERVES = {
     "a sanitizer's shadow": "kept = reserve(14 << 40); kept[1 << 40] = 1",
     "a JVM's heap, a browser's cage": "kept = [reserve(1 << 35) for _ in range(8)]",
@@ -154,13 +156,15 @@ print("ran", size[0].split()[1]); end()
 
 
 @pytest.mark.parametrize("kind", RESERVES)
-def test_memory_that_is_only_reserved_is_no_memory(place: Box, kind: str) -> None:
+def test_reserved_memory_does_not_count(place: Box, kind: str) -> None:
     file = place.root / "file"
     command = python(RESERVE.replace("BODY", RESERVES[kind]), file)
     bare = place.run(argv=command)
     done = place.run("-m", "100M", "--", *command)
     assert done.returncode == bare.returncode, done.stderr
-    if bare.returncode == 0:  # else this host lets nobody reserve so much (vm.overcommit_memory)
+    if (
+        bare.returncode == 0
+    ):  # otherwise this host permits no such reservation (vm.overcommit_memory)
         assert int(done.stdout.split()[1]) > 4 << 20  # KiB
         assert "limit of" not in done.stderr
 
@@ -175,9 +179,9 @@ def test_a_program_with_a_sanitizer(place: Box, name: str) -> None:
     assert place.run("-m", "200M", "--", program).returncode == bare.returncode
 
 
-def test_clean_pages_of_mapped_files_are_not_the_runs_memory(place: Box) -> None:
-    """As those of a pack of git's, of a database, of a linker's input: the kernel has them back
-    whenever it wants. What is written to a private mapping it cannot drop."""
+def test_clean_pages_of_mapped_files_do_not_count(place: Box) -> None:
+    """Such as those of a git pack, a database or a linker's input: the kernel can reclaim them at
+    any time. It cannot reclaim pages written to a private mapping."""
     text = """
 import mmap, sys, time
 with open(sys.argv[1], "rb") as file:
@@ -189,7 +193,7 @@ for at in range(0, len(view), 4096):
 time.sleep(0.5)
 print("through")
 """
-    with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:  # on a disk, as a rule
+    with tempfile.NamedTemporaryFile(dir="/var/tmp") as file:  # usually on a disk
         file.truncate(300 * MIB)
         if _backed_by_memory(file.name):
             pytest.skip("/var/tmp is no disk here")
@@ -204,14 +208,14 @@ print("through")
 
 
 def _backed_by_memory(path: str) -> bool:
-    """Whether the file is on a tmpfs, as its mapping's pages tell."""
+    """Whether the file is on a tmpfs, by the pages of its mapping."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), MIB, prot=mmap.PROT_READ) as view:
         before = processes.anonymous_memory("/proc/self")[1]
         sum(view[at] for at in range(0, MIB, 4096))
         return processes.anonymous_memory("/proc/self")[1] > before
 
 
-def test_warned_once_at_half(place: Box) -> None:
+def test_there_is_one_warning_at_half_of_the_limit(place: Box) -> None:
     note = place.root / "note"
     command = python(LEAK.replace("TAKE", TAKES["private"]), 300, note, "plain")
     done = place.run("-m", "300M", "--", *command)
@@ -220,8 +224,8 @@ def test_warned_once_at_half(place: Box) -> None:
     assert "most by" in warning
 
 
-def test_many_small_processes_that_share_are_counted_once(place: Box) -> None:
-    """500 forks of one that has 20 MiB: 10 GiB of summed RSS, and 60 MiB of memory or so."""
+def test_many_small_processes_that_share_memory_are_counted_once(place: Box) -> None:
+    """500 forks of a process with 20 MiB: 10 GiB of summed RSS, but about 60 MiB of memory."""
     text = """
 import os, sys, time
 kept = bytearray(b"x") * (20 << 20)
@@ -233,9 +237,9 @@ for i in range(500): os.wait()
     assert done.returncode == 0, done.stderr
 
 
-def test_what_forks_copy_is_counted_at_once(place: Box) -> None:
-    """Each writes to what it has from its parent, so that the memory is four times as much, and
-    nobody's RSS changes."""
+def test_memory_that_forks_copy_on_write_is_counted_at_once(place: Box) -> None:
+    """Each child writes to pages shared with its parent: the memory becomes four times as much,
+    and no RSS changes."""
     text = """
 import mmap, os, time
 size = 80 << 20
@@ -253,7 +257,7 @@ print("survived")
 
 
 def test_processes_in_one_address_space_are_counted_once(place: Box) -> None:
-    """vfork(2), by a compiler of whatever size: the child that waits to exec is its parent."""
+    """vfork(2), as by a large compiler: until its exec the child shares its parent's memory."""
     text = """
 import ctypes, os, time
 kept = bytearray(b"x") * (150 << 20)
@@ -273,7 +277,7 @@ for pid in made: os.kill(pid, 9); os.waitpid(pid, 0)
     assert 150 << 20 < peak < 250 << 20
 
 
-def test_many_small_processes_that_do_not_share_are_too_many(place: Box) -> None:
+def test_many_small_processes_that_share_no_memory_hit_the_limit(place: Box) -> None:
     text = """
 import os, time
 for i in range(500):
@@ -287,8 +291,8 @@ time.sleep(1000)
     wait_for(lambda: not place.leftovers(), 5, "all 500 are gone")
 
 
-def test_processes_are_bounded_above_what_the_host_has(place: Box) -> None:
-    """By the kernel, though not for root; and our own limit comes back."""
+def test_the_number_of_processes_is_limited_above_that_of_the_host(place: Box) -> None:
+    """By the kernel, except for root. Our own limit is restored."""
     run = place.start("--", "sh", "-c", "grep processes /proc/self/limits; exec sleep 1000")
     before = processes.thread_count()
     assert run.stdout
@@ -304,7 +308,7 @@ def test_processes_are_bounded_above_what_the_host_has(place: Box) -> None:
     run.wait(20 * SCALE)
 
 
-# Ends by itself after a while, should it ever get away from the tests too.
+# Ends by itself after a while, in case a test does not find it.
 CHAIN = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -317,7 +321,7 @@ while time.monotonic() < end:
 
 
 def test_a_chain_of_forks_and_exits_is_caught(place: Box) -> None:
-    """It changes its pid faster than anybody can look, and ignores the first signal."""
+    """Its pid changes faster than /proc can be read, and it ignores the first signal."""
     done = place.run("--grace", "0.2", "--", *python(CHAIN), seconds=30)
     assert done.returncode == 3
     wait_for(lambda: not place.leftovers(), 2, "nothing is left")
@@ -342,8 +346,8 @@ def test_after_sigkill_of_the_supervisor_a_chain_is_caught(place: Box) -> None:
 
 
 def test_the_monitor_costs_little(place: Box) -> None:
-    """Its keeper included, among 2,000 processes of others. A fifth of a hundredth of a core where
-    nothing else happens (tests/bench/contain.py); each leap of the host's memory costs a look."""
+    """With its keeper, among 2,000 other processes. It uses 0.2 % of a core on an idle host
+    (tests/bench/contain.py); each jump of the host's memory use costs a sample."""
     script = "i=0; while [ $i -lt 2000 ]; do sleep 1000 & i=$((i+1)); done; echo; wait"
     others = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
     text = "import time; kept = bytearray(b'x') * (300 << 20); print(flush=True); time.sleep(1000)"
@@ -371,16 +375,16 @@ def _own_cpu(pid: int) -> float:
 
 
 def data_limit(pid: int) -> int:
-    """The soft limit, which everybody may read."""
+    """The soft limit, which any user may read."""
     line = Path(f"/proc/{pid}/limits").read_text().partition("Max data size")[2]
     return int(line.split()[0].replace("unlimited", "0"))
 
 
 @pytest.mark.parametrize("user", [12345, None], ids=["a user", "root"])
-def test_a_process_of_another_user_is_not_the_runs_by_its_limit(
+def test_a_process_of_another_user_with_the_marking_limit_is_not_the_runs(
     open_box: Box, user: "int | None"
 ) -> None:
-    """Everybody can read the limit that marks a run's processes, and set it for their own."""
+    """Any user can read the limit that marks a run's processes, and set it for other processes."""
     box = open_box
     box.log.chmod(0o666)
     words = box.job("one")
@@ -391,7 +395,7 @@ def test_a_process_of_another_user_is_not_the_runs_by_its_limit(
     other = box.start(f"--data={limit}:", "sleep", "1000", argv=["prlimit"], user=65534)
     wait_for(lambda: data_limit(other.pid) == limit, 20)
     killed = [run.pid, *(pid for pid in processes.descendants(run.pid) if is_keeper(pid))]
-    for signum in (signal.SIGSTOP, signal.SIGKILL):  # all at once: the next run cleans up
+    for signum in (signal.SIGSTOP, signal.SIGKILL):  # all killed at once: the next run cleans up
         for pid in killed:
             os.kill(pid, signum)
     run.wait()

@@ -492,7 +492,7 @@ def test_a_missing_tool_is_told_as_by_a_shell(shimbox: Box) -> None:
 
 
 @pytest.mark.parametrize("how", ["gone", "no python", "broken"])
-def test_without_sandrun_it_says_so_and_runs_the_tool(shimbox: Box, how: str) -> None:
+def test_without_sandrun_the_shim_warns_and_runs_the_tool(shimbox: Box, how: str) -> None:
     path = folder(shimbox) / "mytool"
     text = path.read_text()
     (line,) = [line for line in text.splitlines() if line.startswith("if [ -x ")]

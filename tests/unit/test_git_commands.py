@@ -1,4 +1,4 @@
-"""What a git command line does, told from the line alone."""
+"""Which locks a git command line needs, by the command line alone."""
 
 import subprocess
 from pathlib import Path
@@ -61,19 +61,19 @@ def _rows(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("line", _rows(READS))
-def test_reads_need_nothing(line: str) -> None:
+def test_reading_commands_need_no_locks(line: str) -> None:
     assert classify.needs(classify.parse(line.split())) == 0
 
 
 @pytest.mark.parametrize("row", _rows(REFRESHES))
-def test_some_reads_may_refresh_the_index(row: str) -> None:
+def test_some_reading_commands_may_refresh_the_index(row: str) -> None:
     line, _, more = row.partition(" =")
     wanted = {"": 0, "paged": classify.PAGED, "locks": classify.ALWAYS_LOCKS}[more.strip()]
     assert classify.needs(classify.parse(line.split())) == classify.REFRESH | wanted
 
 
 @pytest.mark.parametrize("row", _rows(WRITES))
-def test_writes_need_their_locks(row: str) -> None:
+def test_writing_commands_need_their_locks(row: str) -> None:
     line, _, needs = row.rpartition(" = ")
     wanted = sum(BITS[name] for name in needs.split())
     assert classify.needs(classify.parse(line.split())) == wanted
@@ -92,7 +92,7 @@ def test_global_options() -> None:
 def test_every_command_of_this_git_is_known() -> None:
     words = subprocess.check_output([GIT, "--list-cmds=builtins"], text=True).split()
     unknown = {word for word in words if classify.needs(classify.parse([word, "x"])) is None}
-    # Helpers of git's own, which nobody types: they queue with everything.
+    # Internal helpers of git, which users do not type, need all locks.
     helpers = {word for word in unknown if "--" in word or word.startswith(("merge-", "remote-"))}
     assert unknown == helpers
 
@@ -102,7 +102,7 @@ JJ_PROMPT = "log --ignore-working-copy | --ignore-working-copy st | -R d --ignor
 JJ_WORKS = "| log | st | new | --no-pager log | -R help st | -Rx st | --config help new"
 
 
-def test_what_jj_does() -> None:
+def test_the_locks_of_jj_commands() -> None:
     def needs(line: str) -> "int | None":
         return classify.needs(classify.parse_other("jj", line.split()))
 
@@ -112,12 +112,12 @@ def test_what_jj_does() -> None:
 
 
 @pytest.mark.parametrize("option", ["-R d", "-Rd", "-R=d", "--repository d", "--repository=d"])
-def test_the_repository_that_jj_is_told(option: str) -> None:
+def test_the_repository_of_a_jj_command_line(option: str) -> None:
     line = f"--color never {option} st -R x"
     assert classify.parse_other("jj", line.split()).directories == ["d"]
 
 
-def test_owners_of_locks() -> None:
+def test_which_commands_may_own_a_lock() -> None:
     harmless = ["cat-file --batch", "log", "fsmonitor--daemon run", "credential-cache--daemon s"]
     suspects = ["status", "commit -a", "gc --auto", "difftool", "my-alias", "diff", ""]
     assert all(classify.is_harmless(classify.parse(line.split())) for line in harmless)
@@ -164,7 +164,7 @@ def test_an_alias_of_the_command_line(tmp_path: Path) -> None:
     assert aliases.needs(GIT, command, box.env) == TREE
 
 
-def test_a_ring_of_aliases_ends(tmp_path: Path) -> None:
+def test_a_loop_of_aliases_ends(tmp_path: Path) -> None:
     box = GitBox(tmp_path)
     for number in range(30):
         box.bare("config", f"alias.a{number}", f"a{number + 1}")

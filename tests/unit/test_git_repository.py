@@ -1,4 +1,4 @@
-"""Which repository a command acts on: every way of naming one, compared with `git rev-parse`."""
+"""The repository of a command: every way to name one, compared with `git rev-parse`."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.gitbox import GIT, GitBox, git_version
 def _git_says(
     box: GitBox, cwd: Path, options: list[str], env: dict[str, str]
 ) -> "list[str] | None":
-    """git dir, common dir and index as real paths; None: git finds no repository."""
+    """The git directory, common directory and index as real paths; None: git finds none."""
     answers = []
     for question in (["--git-dir"], ["--git-common-dir"], ["--git-path", "index"]):
         done = subprocess.run(
@@ -26,7 +26,7 @@ def _git_says(
         )
         if done.returncode:
             return None
-        # Relative answers count from where git stands after its -C options.
+        # Relative paths are relative to git's directory after its -C options.
         directories = classify.parse([*options, "x"]).directories
         answers.append(os.path.realpath(os.path.join(cwd, *directories, done.stdout.strip())))
     return answers
@@ -129,7 +129,7 @@ WAYS: "list[tuple[str, list[str], dict[str, str]]]" = [
 
 
 @pytest.mark.parametrize(("where", "options", "env"), WAYS, ids=str)
-def test_as_git_finds_it(
+def test_the_repository_is_the_one_that_git_finds(
     zoo: GitBox,
     monkeypatch: pytest.MonkeyPatch,
     where: str,
@@ -142,8 +142,8 @@ def test_as_git_finds_it(
     assert _we_say(zoo, monkeypatch, cwd, options, env) == expected
 
 
-def test_the_ways_above_find_something(zoo: GitBox) -> None:
-    """So that the comparison does not pass because git finds nothing anywhere."""
+def test_git_finds_a_repository_in_most_cases(zoo: GitBox) -> None:
+    """Otherwise the comparison would pass if git found none anywhere."""
     found = 0
     for where, options, template in WAYS:
         env = {name: value.format(root=zoo.root) for name, value in template.items()}
@@ -152,8 +152,8 @@ def test_the_ways_above_find_something(zoo: GitBox) -> None:
 
 
 def test_reftable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what gitrepository-layout(5) and reftable.txt say such a repository has, because many a
-    git cannot make one; and made by git itself where it can."""
+    """Made by hand as in gitrepository-layout(5) and reftable.txt, because older versions of git
+    cannot make one; and made by git itself if it can."""
     git_dir = tmp_path / "r/.git"
     for name in ("objects", "refs", "reftable"):
         (git_dir / name).mkdir(parents=True)
