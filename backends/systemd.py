@@ -7,9 +7,10 @@ where a process is and where its child shall start. The command is then cloned i
 the scope, so no instruction of it runs outside. systemd removes the scope when it is empty; what
 lives on in the scope of a run whose supervisor and keepers are dead, the next run ends.
 
-Where the scope may be, and which runs must not have one, is decided by `systemd_units`.
+`systemd_units` decides where the scope may be, and which runs must not have one.
 
-D-Bus by jeepney: pure Python and 12 ms to import, where dbus-fast takes 80 and pystemd a compiler.
+jeepney speaks D-Bus: it is pure Python and takes 12 ms to import; dbus-fast takes 80 ms, and
+pystemd needs a compiler.
 Sources: systemd's CGROUP_DELEGATION.md, org.freedesktop.systemd1(5).
 """
 
@@ -36,18 +37,18 @@ if TYPE_CHECKING:
 _ROOT = "/org/freedesktop/systemd1"
 _NAME = "org.freedesktop.systemd1"
 _PATIENCE = 20.0
-"""Seconds for each answer: one was not enough on a slow virtual machine."""
+"""Seconds to wait for each answer: one was too short on a slow virtual machine."""
 _PRIVATE = "systemd/private"
 _LINGER = "start the user's manager: loginctl enable-linger $USER (as root for another user)"
 
 
 def _addresses(root: bool) -> "list[str]":
-    """Where the system's manager (`root`) or our user's listens, likeliest first: its bus, then
+    """The addresses of the system's manager (`root`) or our user's, likeliest first: its bus, then
     its own socket.
 
-    Not by the environment first: it is unset under cron and ssh and another user's under su, while
-    the bus is where the uid says (pam_systemd(8), dbus.service of the user). The manager's private
-    socket is what systemctl falls back to where no bus runs.
+    The environment is not first: it is unset under cron and ssh, and another user's under su. The
+    path of the bus follows from the uid (pam_systemd(8), dbus.service of the user). systemctl also
+    falls back to the manager's private socket if no bus runs.
     """
     base = "/run" if root else f"/run/user/{os.geteuid()}"
     bus = "/run/dbus/system_bus_socket" if root else f"{base}/bus"
@@ -59,7 +60,7 @@ def _addresses(root: bool) -> "list[str]":
 
 
 def _check_host() -> None:
-    """Cheap reasons why a scope would enforce nothing, before jeepney is imported."""
+    """Raise Unusable if a scope would enforce nothing; cheap, before jeepney is imported."""
     if not os.path.isdir("/run/systemd/system"):
         raise Unusable("systemd does not run here")
     mount = cgroup_common.own_mount("")
@@ -68,7 +69,8 @@ def _check_host() -> None:
 
 
 def _ask(root: bool, work: "Callable[[_Line], T]") -> "T":
-    """What `work` answers on a line to the system's manager (`root`) or our user's; Unusable."""
+    """Call `work` with a connection to the system's manager (`root`) or our user's; return its
+    result. Raises Unusable."""
     addresses = _addresses(root)
     hint = "" if root else _LINGER
     if not addresses:
@@ -86,8 +88,8 @@ def _ask(root: bool, work: "Callable[[_Line], T]") -> "T":
 
 
 class _Line:
-    """D-Bus messages over a socket; the same for a bus and for systemd's own, which has no bus's
-    Hello and AddMatch, and tells all signals to everybody."""
+    """A D-Bus connection to a bus or to systemd's own socket. The latter has no Hello and AddMatch,
+    and sends all signals to every client."""
 
     def __init__(self, address: str) -> None:
         from jeepney.bus import get_bus
@@ -111,14 +113,15 @@ class _Line:
         self.socket.close()
 
     def call(self, message: "Any") -> "Any":
-        """Send a method call; the body of its answer. Raises ValueError with an error's text."""
+        """Send a method call; return the body of its answer. Raises ValueError with the text of an
+        error."""
         (answer,) = self.calls([message])
         if isinstance(answer, ValueError):
             raise answer
         return answer
 
     def calls(self, messages: "list[Any]") -> "list[Any]":
-        """Send method calls together; of each answer the body, or a ValueError with its text."""
+        """Send method calls together; return of each answer the body, or an error as ValueError."""
         from jeepney.low_level import HeaderFields
         from jeepney.wrappers import DBusErrorResponse, unwrap_msg
 
@@ -140,7 +143,7 @@ class _Line:
         return [found[number] for number in numbers]
 
     def properties(self, wanted: "list[tuple[str, str]]") -> "list[Any]":
-        """The value of each (unit, property), of the manager for unit ''; None: it has none."""
+        """The value of each (unit, property), None if it has none; unit '' is the manager."""
         from jeepney import DBusAddress, new_method_call
 
         calls = []
@@ -153,7 +156,8 @@ class _Line:
         return [None if isinstance(a, ValueError) else a[0][1] for a in self.calls(calls)]
 
     def job_result(self, job: str) -> str:
-        """Wait for the JobRemoved of a job, which may have come before the answer that named it."""
+        """Wait for the JobRemoved signal of a job, which may precede the answer that names the job;
+        return its result."""
         from jeepney.low_level import HeaderFields
 
         while True:
@@ -173,18 +177,18 @@ class _Line:
 
 
 def _check_namespace(line: "Any") -> None:
-    """Raise Unusable where our number is another process's for whoever listens: the kernel gives a
-    peer's number as we have it, and 0 of one outside of our pid namespace (unix(7))."""
+    """Raise Unusable if the peer is outside our pid namespace, where our pid is another process's.
+    SO_PEERCRED then has the pid 0 (unix(7))."""
     import socket
     import sys
 
     who = line.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)  # pid, uid, gid
     if not int.from_bytes(who[:4], sys.byteorder):
-        raise Unusable("systemd is outside of our pid namespace: it would move another process")
+        raise Unusable("systemd is outside our pid namespace: it would move another process")
 
 
 def _escaped(unit: str) -> str:
-    """A unit's name in an object's path (sd_bus_path_encode(3))."""
+    """The name of a unit as in the path of its object (sd_bus_path_encode(3))."""
     return "".join(
         c if c.isascii() and c.isalnum() and (n or not c.isdigit()) else f"_{ord(c):02x}"
         for n, c in enumerate(unit)
@@ -192,8 +196,9 @@ def _escaped(unit: str) -> str:
 
 
 def _direct(path: str) -> "Any":
-    """A socket to systemd itself, without a bus between. BEGIN goes with the rest (as sd-bus sends
-    it): systemd sleeps on a message that it had read together with a BEGIN that came later."""
+    """A socket to systemd itself, without a bus. BEGIN is sent together with AUTH, as by sd-bus: if
+    systemd reads a later BEGIN together with a message, it sleeps instead of handling that
+    message."""
     import socket
 
     line = socket.socket(socket.AF_UNIX)
@@ -212,7 +217,7 @@ def _direct(path: str) -> "Any":
 
 
 def _greet(line: _Line) -> None:
-    """Subscribe, before the call: the job may be over before we could ask about it."""
+    """Subscribe to signals before the call, because the job may end before we could query it."""
     from jeepney import DBusAddress, MatchRule, message_bus, new_method_call
 
     calls = [new_method_call(DBusAddress(_ROOT, _NAME, f"{_NAME}.Manager"), "Subscribe")]

@@ -1,15 +1,15 @@
-"""Where among the units of systemd a run's scope may be, and what it would leave behind there.
+"""Which slice of systemd a run's scope may be in, and which limits it would escape there.
 
-The scope is in the slice that we are in, so every limit of a slice around us holds on. Invariants:
-- No run leaves what its unit has of its own (limits, shares, device and network rules): it stays
-  in the unit where that is delegated to us, else the backend `systemd` is not usable.
+The scope is made in our own slice, so the limits of all enclosing slices apply. Invariants
+- No run escapes the settings of its own unit (limits, weights, device and network rules). If the
+  unit is delegated to us, the run stays in it; otherwise the backend `systemd` is not used.
 - A run ends when its unit is stopped: the scope is bound to the unit.
 - No run is put below a user's manager that ends before the run should: see `Place.check_end`. The
-  manager goes on while any process of a session of its user lives, also after the logout (seen with
-  252 and 257), so a run that was let go leaves one there: `hold_session`.
+  manager lives while any process of a session of its user lives, even after the logout (seen with
+  252 and 257). So a detached run leaves a process in the session: `hold_session`.
 
-All by our own group and user, and by what the unit's manager says of it. Sources:
-systemd.resource-control(5), systemd.kill(5), user@.service(5), logind.conf(5).
+Everything is derived from our own group and user, and from the properties that the unit's manager
+reports. Sources: systemd.resource-control(5), systemd.kill(5), user@.service(5), logind.conf(5).
 """
 
 import os
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from typing import Any, Protocol
 
     class Manager(Protocol):
-        """A line to a manager of units."""
+        """A connection to a manager of units."""
 
         def properties(self, wanted: "list[tuple[str, str]]") -> "list[Any]":
-            """The value of each (unit, property), of the manager for unit ''; None: it has none."""
+            """The value of each (unit, property), None if it has none; unit '' is the manager."""
 
 
 _LINGERING = "/var/lib/systemd/linger"
@@ -48,23 +48,23 @@ _RULES: "dict[str, Any]" = {
     "RestrictNetworkInterfaces": (False, []),
     "SocketBindDeny": [],
 }
-"""What is enforced on a unit's group by others than the group's files, and their defaults. (What
-allows something restricts nothing by itself, but for devices.)"""
+"""The properties enforced on a unit's group by other means than the group's files, with their
+defaults. (Properties that allow something restrict nothing by themselves, except DeviceAllow.)"""
 _STOPS_ALL = ("control-group", "mixed")
-"""The KillModes in which the end of a service ends all that is in it."""
-_RUNS = ("active", "activating", "reloading", "refreshing")
-"""The states of a unit to which something new can be bound: systemd would start one that is over,
-and refuses what is bound to one that it stops (252: TransactionIsDestructive)."""
+"""The KillModes in which the end of a service ends all its processes."""
+_BINDABLE = ("active", "activating", "reloading", "refreshing")
+"""The states of a unit to which a new unit can be bound: systemd would start an inactive unit, and
+refuses a unit bound to one that it is stopping (252: TransactionIsDestructive)."""
 
 
 class Stays(Unusable):
-    """A scope could be had, but the run must not leave its place for it."""
+    """A scope is possible, but the run must stay in its unit."""
 
     notable = True
 
 
 def user_name() -> str:
-    """Our user's name; the number where it has none."""
+    """Our user's name; the uid if it has none."""
     import pwd
 
     try:
@@ -74,18 +74,18 @@ def user_name() -> str:
 
 
 def lingers() -> bool:
-    """Whether our user's manager goes on after the last logout."""
+    """Whether our user's manager lives on after the last logout."""
     return os.path.exists(f"{_LINGERING}/{user_name()}")
 
 
 def linger_hint() -> str:
-    """The command that makes our user's manager go on."""
+    """The command after which our user's manager lives on."""
     return f"loginctl enable-linger {user_name()}"
 
 
 def hold_session() -> None:
-    """Before we leave our session's scope: leave a process there until we, and the keepers that
-    inherit the pipe from us, are gone."""
+    """Start a process that stays in our session's scope after we leave it. It exits when we and the
+    keepers, which inherit the pipe from us, have exited."""
     from sandrun.platform import spawn
 
     end, _ = os.pipe()
@@ -93,7 +93,7 @@ def hold_session() -> None:
     if child == 0:
         try:
             os.setsid()
-            if os.fork() == 0:  # an orphan: nobody here waits for it
+            if os.fork() == 0:  # an orphan, which we need not reap
                 spawn.become_helper(b"run-session", end)
                 os.read(0, 1)
         finally:
@@ -103,8 +103,8 @@ def hold_session() -> None:
 
 
 def _units(parts: "list[str]") -> "list[str]":
-    """The units in a path of groups, down to the first that has processes; what is below that is
-    not the same manager's."""
+    """The units in a path of groups, down to the first that is no slice: groups below that belong
+    to another manager."""
     found: list[str] = []
     for name in parts:
         if name.endswith((".slice", ".service", ".scope")):
@@ -115,13 +115,13 @@ def _units(parts: "list[str]") -> "list[str]":
 
 
 class Place:
-    """Where the scope shall be, and what it would leave.
+    """The slice for the scope, and the groups and units that the run would leave for it.
 
-    `slice` is the scope's; `root`: the system's manager makes it, else our user's.
+    `root`: the system's manager makes the scope, else our user's.
     """
 
     def __init__(self, own: str, limits: Limits) -> None:
-        """`own`: our group; `limits.detached`: whether the run shall outlive a logout."""
+        """`own` is our group; `limits.detached` tells whether the run must outlive a logout."""
         uid = os.geteuid()
         manager = f"user@{uid}.service"
         top = ["user.slice", f"user-{uid}.slice"]
@@ -133,11 +133,11 @@ class Place:
         self.root = uid == 0
         self.in_manager = not self.root and manager in parts
         self.in_session = self.root or self.in_manager or parts[:2] == top
-        """Not in a service of the system's or in a session of somebody else's."""
+        """We are not in a service of the system, and not in another user's session."""
         base = [] if self.root else [*top, manager]
         kept = list(base)
         if self.root or self.in_manager:
-            # Below our own manager: in the slice that we are in, as by systemd-run --slice-inherit.
+            # Below our own manager: in our own slice, as with systemd-run --slice-inherit.
             if self.in_manager:
                 base = parts[: parts.index(manager) + 1]
             kept = list(base)
@@ -149,42 +149,42 @@ class Place:
         while parts[shared : shared + 1] == kept[shared : shared + 1] != []:
             shared += 1
         self.left = ["/".join([mount, *parts[:n]]) for n in range(shared + 1, len(parts) + 1)]
-        """The groups that hold us now and would not hold the run."""
+        """The groups that we are in and the run would not be in."""
         self.kept = "/".join([mount, *kept])
         self.same = self.root or self.in_manager
-        """Whether the manager that made our unit makes the scope."""
+        """Whether the manager of our unit also makes the scope."""
         self.units = _units(parts[shared:])
-        """Those that would be left."""
+        """The units that the run would leave."""
         self.unit = self.units[-1] if self.units else ""
-        """The one whose processes we are."""
+        """The innermost of them, our own unit."""
 
     def check_limits(self) -> None:
-        """Raise Stays for what the groups that would be left have of their own; but for the limit
-        on processes, since every unit has one by default."""
+        """Raise Stays if a group that would be left has a limit of its own. A limit on processes
+        does not count, because every unit has one by default."""
         for group in self.left:
             for name, value in cgroup2_placement.limits_of(group).items():
                 if name != "pids.max":
-                    raise self._leaves(f"{name} = {value} of {group}")
+                    raise self._would_escape(f"{name} = {value} of {group}")
 
     def check_rules(self, manager: "Manager") -> None:
-        """Raise Stays for what the units that would be left have besides; `manager`: theirs."""
+        """Raise Stays if a unit that would be left has one of `_RULES`; `manager` is theirs."""
         asked = [(unit, name) for unit in self.units for name in _RULES]
         for (unit, name), value in zip(asked, manager.properties(asked), strict=True):
             if value not in (None, _RULES[name]):
-                raise self._leaves(f"{name} of {unit}")
+                raise self._would_escape(f"{name} of {unit}")
 
     def check_pids(self, manager: "Manager") -> None:
-        """Raise Stays for a limit on processes around us that is lower than that of the new place
-        and than what every unit has; `manager`: the scope's."""
+        """Raise Stays if our limit on processes is lower than that of the new slice and than the
+        default of every unit; `manager` is the scope's."""
         here = cgroup_files.lowest_limit(self.own, "pids.max")
         if here < cgroup_files.lowest_limit(self.kept, "pids.max"):
             (default,) = manager.properties([("", "DefaultTasksMax")])
             if here < (default or 0):
-                raise self._leaves(f"pids.max = {here} around {self.own}")
+                raise self._would_escape(f"pids.max = {here} around {self.own}")
 
     def check_end(self) -> None:
-        """Raise Stays if our user's manager would end before the run shall, with all that is below
-        it: some seconds after the last logout. Where we are below it already, only warn."""
+        """Raise Stays if our user's manager would end before the run should, and the run with it:
+        some seconds after the last logout. If we are already below it, only warn."""
         if self.root or (self.in_session and not self.outlives) or lingers():
             return
         name = user_name()
@@ -196,30 +196,31 @@ class Place:
         messages.warn(f"{text}, with this run in it", linger_hint())
 
     def needs_session(self) -> bool:
-        """Whether our user's manager ends before the run shall unless our session lasts so long."""
+        """Whether our user's manager outlives the run only if our session does."""
         in_scope = not self.root and self.unit.startswith("session-")
         return in_scope and self.outlives_caller and not lingers()
 
     def is_delegated(self, manager: "Manager") -> bool:
-        """Whether what is below our unit is left to us; `manager`: the unit's. By its word, as a
-        user's manager marks no group (unlike the system's, see cgroup2)."""
+        """Whether our unit is delegated to us; `manager` is the unit's. It must be asked, because a
+        user's manager marks no group (unlike the system's, see `cgroup2_placement`)."""
         (answer,) = manager.properties([(self.unit, "Delegate")])
         return bool(answer)
 
     def binding(self, manager: "Manager") -> "Iterator[tuple[str, Any]]":
-        """The property that ends the scope with our unit. A scope ends as well when we were the
-        last in it and have moved, so only its stop by command counts."""
+        """The property by which the scope ends with our unit. If our unit is a scope, that also
+        ends when we, its last process, leave it. So the new scope ends only if ours is stopped by
+        a command."""
         if not self.same or (self.outlives and self.unit.startswith(("session-", "user@"))):
-            return  # who logs out ends those
+            return  # the logout ends those units
         if self.unit.endswith(".scope"):
             yield "PartOf", ("as", [self.unit])
         elif self.unit.endswith(".service"):
             asked = [(self.unit, "KillMode"), (self.unit, "ActiveState")]
             mode, state = manager.properties(asked)
-            if mode in _STOPS_ALL and state in _RUNS:
+            if mode in _STOPS_ALL and state in _BINDABLE:
                 yield "BindsTo", ("as", [self.unit])
 
-    def _leaves(self, lost: str) -> Stays:
+    def _would_escape(self, lost: str) -> Stays:
         hint = "start it in a unit of its own: systemd-run --scope -p Delegate=yes ... sandrun ..."
         if self.unit.endswith(".service"):
             to = "--user " if self.in_manager else ""

@@ -56,7 +56,7 @@ def test_a_systemd_outside_of_our_pid_namespace_is_asked_for_nothing() -> None:
     apart = ["unshare", "--pid", "--fork", "--mount-proc", "sandrun", "--backend", "systemd"]
     done = subprocess.run([*apart, "--", "true"], capture_output=True, text=True, check=False)
     assert done.returncode == 125
-    assert "systemd is outside of our pid namespace" in done.stderr
+    assert "systemd is outside our pid namespace" in done.stderr
 
 
 @v2
