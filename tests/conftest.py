@@ -60,7 +60,7 @@ NOT_ON_MACOS = {
     r"output_or_work_is_not_idleness.*end=": "no count of what a process writes",
     r"a_zombie_leader_with_live_threads": "no first thread ends alone",
     r"(what_cannot_die_is_reported|a_frozen_group)": "no freezer",
-    r"the_fallback_is_told_once": "nothing better was passed over",
+    r"the_fallback_is_reported_once": "nothing better was passed over",
     r"a_limit_on_processes_is_named": "no container of a kernel",
     r"whose_limit_was_hit": "no cgroups",
     r"pkill_by_name_does_not_hit": "no process renames itself",

@@ -44,7 +44,7 @@ def test_in_a_container_as_well(place: Box) -> None:
 
 
 @pytest.mark.parametrize("name", ["INT", "PIPE"])
-def test_signals_of_which_no_shell_speaks(box: Box, name: str) -> None:
+def test_signals_that_no_shell_reports(box: Box, name: str) -> None:
     assert not said(box, "--", *SH, f"trap - {name}; kill -{name} $$")
 
 
@@ -53,7 +53,7 @@ def test_codes_of_a_shell_are_its_own(box: Box) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT])
-def test_what_was_sent_to_sandrun_is_not_told_back(place: Box, signum: int) -> None:
+def test_a_signal_that_was_sent_to_sandrun_is_not_reported(place: Box, signum: int) -> None:
     run = place.start("-q", "--", *SH, "echo up; exec sleep 1000")
     loud = place.start("--queue", "other", "--", *SH, "echo up; exec sleep 1000")
     for process in (run, loud):
@@ -64,7 +64,7 @@ def test_what_was_sent_to_sandrun_is_not_told_back(place: Box, signum: int) -> N
         assert "ended by" not in place.heard(process)
 
 
-def test_what_the_terminal_sent_is_not_told_back(box: Box) -> None:
+def test_a_signal_of_the_terminal_is_not_reported(box: Box) -> None:
     main, side = pty.openpty()
     up = box.root / "up"
     words = [*launcher(), "--", *SH, f"ulimit -c 0; echo >{up}; exec sleep 1000"]
@@ -162,7 +162,7 @@ def fallback() -> "Iterator[Box]":
         box.close()
 
 
-def test_the_fallback_is_told_once_a_boot_and_project(fallback: Box) -> None:
+def test_the_fallback_is_reported_once_a_boot_and_project(fallback: Box) -> None:
     note = "a monitor polls the limits, no kernel enforces them here"
     assert note not in fallback.run("-q", "--", "true").stderr
     assert note in fallback.run("--", "true").stderr
@@ -199,13 +199,13 @@ time.sleep(2)
 """
 
 
-def test_half_of_the_memory_is_no_news_if_it_stays_so(place: Box) -> None:
+def test_half_of_the_memory_is_not_reported_if_usage_stays_there(place: Box) -> None:
     words = ["-m", "100M", "--", sys.executable, "-c", BURST]
     assert "in use" not in "".join(said(place, *words))
     assert len([line for line in said(place, "-v", *words) if "in use" in line]) == 1
 
 
-def test_half_of_the_memory_is_told_once_while_it_grows(place: Box) -> None:
+def test_half_of_the_memory_is_reported_once_while_usage_grows(place: Box) -> None:
     words = ["-m", "200M", "--", sys.executable, "-c", STEPS, "110", "20", "20"]
     (line,) = (line for line in said(place, *words) if "in use" in line)
     assert line.startswith("sandrun: memory: 1")

@@ -101,7 +101,7 @@ def send(run: "subprocess.Popen[str]", by: "Callable[[int, int], None]", number:
 SENT = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1]
 
 
-def test_a_signal_to_the_group_comes_once_and_one_to_us_is_passed_on(place: Box) -> None:
+def test_a_signal_to_the_group_arrives_once_and_one_to_us_is_passed_on(place: Box) -> None:
     run = place.start("--", *LISTEN, new_session=True)
     up(run)
     for number in SENT:
@@ -111,7 +111,7 @@ def test_a_signal_to_the_group_comes_once_and_one_to_us_is_passed_on(place: Box)
     assert place.finish(run).stdout == ""
 
 
-def test_queued_signals_to_the_group_come_as_often_as_they_were_sent(place: Box) -> None:
+def test_queued_signals_to_the_group_arrive_as_often_as_they_were_sent(place: Box) -> None:
     run = place.start("--", *LISTEN, new_session=True)
     up(run)
     number = signal.SIGRTMIN + 2
@@ -142,7 +142,7 @@ def test_after_a_stop_of_the_whole_group_too(place: Box) -> None:
     assert place.finish(run).stdout == ""
 
 
-def test_a_command_that_left_the_group_is_passed_what_comes_to_it(place: Box) -> None:
+def test_signals_to_the_group_are_passed_to_a_command_outside_of_it(place: Box) -> None:
     run = place.start("--", *LISTEN, "away", new_session=True)
     up(run)
     for by in (os.killpg, os.kill):
@@ -167,7 +167,7 @@ run.wait()
 """
 
 
-def test_two_from_a_member_of_the_group_to_us_alone_come_as_two(place: Box) -> None:
+def test_two_signals_of_a_group_member_to_us_alone_arrive_as_two(place: Box) -> None:
     words = [sys.executable, "-I", "-S", "-c", MEMBER, *launcher(), "--", *LISTEN]
     run = place.start(argv=words, stdin=subprocess.PIPE, new_session=True)
     up(run)
@@ -187,8 +187,8 @@ def test_two_from_a_member_of_the_group_to_us_alone_come_as_two(place: Box) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGVTALRM])
-def test_what_ended_the_command_and_came_to_us_too_is_not_named(place: Box, number: int) -> None:
-    """The command ends while another one (or a lower number, SIGCHLD) is what we take."""
+def test_a_signal_that_reached_the_command_and_us_is_not_reported(place: Box, number: int) -> None:
+    """The command exits while we take another signal (or a lower number, SIGCHLD)."""
     run = place.start("--", "sleep", "1000", new_session=True)
     wait_for(lambda: witnesses(run.pid), 20, "a witness")
     (sleep,) = (pid for pid in processes.children(run.pid) if processes.Stat(pid).name == "sleep")
@@ -202,7 +202,7 @@ def test_what_ended_the_command_and_came_to_us_too_is_not_named(place: Box, numb
     assert (done.returncode, without_note(done.stderr)) == (128 + number, "")
 
 
-def test_what_the_command_left_in_the_group_gets_it_once(make_box: "Callable[[str], Box]") -> None:
+def test_leftovers_in_the_group_get_a_signal_once(make_box: "Callable[[str], Box]") -> None:
     place = make_box("rlimit")
     words = ["--leftovers", "wait", "--", "sh", "-c", '"$@" & :', "sh", *LISTEN]
     run = place.start(*words, new_session=True)
@@ -223,7 +223,7 @@ def test_a_run_inside_a_run(place: Box) -> None:
     assert place.finish(run).stdout == ""
 
 
-def test_without_the_witness_nothing_is_lost(place: Box) -> None:
+def test_without_a_witness_no_signal_is_lost(place: Box) -> None:
     """Somebody killed it: then a signal to the group may come twice."""
     run = place.start("--", *LISTEN, new_session=True)
     up(run)
@@ -239,7 +239,7 @@ def test_without_the_witness_nothing_is_lost(place: Box) -> None:
     assert place.finish(run).returncode == 0
 
 
-def test_the_witness_holds_nothing_and_ends_with_us(place: Box) -> None:
+def test_the_witness_keeps_nothing_open_and_exits_with_us(place: Box) -> None:
     run = place.start("--", *LISTEN, new_session=True)
     up(run)
     pid = witnesses(run.pid)[0]

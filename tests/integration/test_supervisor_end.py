@@ -70,7 +70,7 @@ def test_a_helper_that_ends_itself_soon_is_not_left_behind(place: Box) -> None:
     assert "that the command left behind: sleep 100" in done.stderr
 
 
-def test_leftovers_are_told_first_then_killed_and_named(place: Box) -> None:
+def test_leftovers_are_asked_to_end_then_killed_and_named(place: Box) -> None:
     script = left_behind(place, "trap 'echo told; exit' TERM")
     done = place.run("--", *SH, script)
     assert (done.returncode, done.stdout) == (4, "told\n")
@@ -105,7 +105,7 @@ def test_nothing_stays_as_a_zombie_where_pid_1_does_not_reap(place: Box, leaves:
     assert done.stdout == "code 4 zombies []\n", done.stderr
 
 
-def test_a_leftover_that_ignores_it_is_killed_after_the_grace(place: Box) -> None:
+def test_a_leftover_that_ignores_the_signal_is_killed_after_the_grace(place: Box) -> None:
     began = time.monotonic()
     done = place.run("--grace", "0.3", "--", *SH, left_behind(place, "trap '' TERM"))
     assert done.returncode == 4
@@ -113,13 +113,13 @@ def test_a_leftover_that_ignores_it_is_killed_after_the_grace(place: Box) -> Non
     gone(pid_in(place.root / "left"))
 
 
-def test_the_kill_signal_is_of_choice(place: Box) -> None:
+def test_the_kill_signal_can_be_chosen(place: Box) -> None:
     script = left_behind(place, "trap 'echo usr1; exit' USR1; trap '' TERM")
     done = place.run("--kill-signal", "usr1", "--", *SH, script)
     assert done.stdout == "usr1\n"
 
 
-def test_children_are_told_before_their_parents(place: Box) -> None:
+def test_children_are_signalled_before_their_parents(place: Box) -> None:
     pids, sent = place.root / "pids", place.root / "sent"
     level = "import os, signal, sys, time\ndepth = int(sys.argv[1])\n"
     level += "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\n"
@@ -145,7 +145,7 @@ def test_waiting_for_leftovers(place: Box) -> None:
     assert "waited for" in done.stderr
 
 
-def test_every_limit_holds_for_leftovers_that_are_waited_for(place: Box) -> None:
+def test_every_limit_applies_to_leftovers_that_are_waited_for(place: Box) -> None:
     script = left_behind(place)
     done = place.run("--leftovers", "wait", "-t", "0.8", "--grace", "0.2", "--", *SH, script)
     assert done.returncode == 124
@@ -178,7 +178,7 @@ def _name(pid: int) -> str:
         return ""
 
 
-def test_leftovers_that_are_left_live_on_without_our_limits(place: Box) -> None:
+def test_released_leftovers_live_on_without_our_limits(place: Box) -> None:
     before = processes.read("/proc/self/cgroup")
     run = place.start("--leftovers", "leave", "-m", "64M", "--", *SH, left_behind(place))
     assert run.wait(20 * SCALE) == 4  # its output stays open: the leftover has it
@@ -214,7 +214,7 @@ def test_the_cpu_time_of_the_whole_tree(place: Box) -> None:
     assert 0.9 < float(str(record["cpu"])) < 3 * SCALE
 
 
-def test_cpu_time_counts_what_is_over(place: Box) -> None:
+def test_cpu_time_counts_exited_processes(place: Box) -> None:
     """Many short children, none of which comes near the limit."""
     spin = "import time\nwhile time.process_time() < 0.1: pass"
     script = f"for i in $(seq 200); do {sys.executable} -I -S -c '{spin}'; done"
@@ -224,7 +224,7 @@ def test_cpu_time_counts_what_is_over(place: Box) -> None:
     assert place.run("--cpu-time", "60", "--", "true").returncode == 0
 
 
-def test_idleness(place: Box) -> None:
+def test_an_idle_run_is_ended(place: Box) -> None:
     done = place.run("--idle-timeout", "0.6", "--", "sleep", "1000")
     assert done.returncode == 124
     assert "idle-timeout: ended the run, 0.6 s without output and without use of" in done.stderr
@@ -244,7 +244,7 @@ def test_output_or_work_is_not_idleness(place: Box, act: str) -> None:
     assert place.records()[-1]["reason"] == "timeout", done.stderr
 
 
-def test_a_wait_in_a_loop_is_idleness(place: Box) -> None:
+def test_a_polling_loop_is_idle(place: Box) -> None:
     loop = "exec python3 -c 'import time\nwhile True: time.sleep(0.05)'"
     done = place.run("--idle-timeout", "1", "-t", "30", "--", *SH, loop)
     assert place.records()[-1]["reason"] == "idle", done.stderr
@@ -297,7 +297,7 @@ def test_the_signal_that_ended_the_parent_is_not_repeated(place: Box) -> None:
     assert said.read_text().split()[1:] == ["cleaning", "clean"]
 
 
-def test_who_goes_on_after_it_is_told_to_end(place: Box) -> None:
+def test_a_command_that_handles_the_end_signal_goes_on(place: Box) -> None:
     parent, said, command = trapping(place, "echo told", "--grace", "0.3")
     os.kill(processes.Stat(command).parent, signal.SIGINT)
     wait_for(lambda: "told" in said.read_text(), 10)
@@ -343,7 +343,7 @@ BACKGROUND = {
 def test_the_background_of_a_script_goes_on_however_soon_that_ends(
     make_box: "Callable[[str], Box]", how: str
 ) -> None:
-    """Before our first line, soon after it, or when the command runs: one answer."""
+    """Before our first line, soon after it, or while the command runs: the result is the same."""
     if how == "zsh" and not shutil.which("zsh"):
         pytest.skip("zsh is not installed")
     box = make_box("rlimit")
@@ -449,7 +449,7 @@ def test_what_cannot_die_is_reported_and_keeps_the_lock(make_box: "Callable[[str
 
 @ROOT_ONLY
 def test_a_frozen_group_of_a_dead_run_is_ended(make_box: "Callable[[str], Box]") -> None:
-    """Supervisor and keepers were killed while they held everything still to kill it."""
+    """Supervisor and keepers were killed while they had frozen the group to kill it."""
     place = make_box("cgroup1")
     freezer = Path("/sys/fs/cgroup/freezer")
     if not freezer.is_dir():
@@ -525,8 +525,8 @@ def build(box: Box, source: str) -> Path:
 
 @pytest.mark.skipif(ON_MACOS, reason="not on macOS: an orphan that nobody saw is nobody's")
 @pytest.mark.parametrize("killed", ["nobody", "supervisor", "all"])
-def test_what_root_left_behind_keeps_the_run_lock(open_box: Box, killed: str) -> None:
-    """It has closed the lock that it inherited, and whose run it was may not end it."""
+def test_leftovers_of_root_keep_the_run_lock(open_box: Box, killed: str) -> None:
+    """They have closed the lock that they inherited, and the user of the run may not kill them."""
     as_root = build(open_box, LIKE_SUDO)
     act = "sleep 1000 </dev/null >/dev/null 2>&1 & echo $!"
     then = ":" if killed == "nobody" else "exec sleep 1000"

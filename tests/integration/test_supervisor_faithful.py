@@ -90,7 +90,7 @@ def seen(place: Box, script: str, *words: "str | bytes", ours: bool) -> "dict[st
         "export LC_ALL=C.UTF-8 EMPTY= 'ODD=a b\nc'",
     ],
 )
-def test_all_that_is_inherited(place: Box, script: str) -> None:
+def test_the_command_inherits_everything(place: Box, script: str) -> None:
     direct = seen(place, script, "word", ours=False)
     contained = seen(place, script, "word", ours=True)
     assert contained == direct
@@ -136,8 +136,8 @@ def test_a_reader_that_goes_away_ends_the_writer_by_sigpipe(place: Box) -> None:
     assert (done.stdout, done.stderr) == ("y\n", "141\n")
 
 
-def test_the_exit_is_its_own_whatever_cannot_be_said(place: Box) -> None:
-    """With nowhere to say anything: warnings and errors are dropped, exit codes are not."""
+def test_the_exit_code_is_right_where_nothing_can_be_printed(place: Box) -> None:
+    """Warnings and errors are lost where stderr cannot be written; exit codes are not."""
     for script in ("exec >&- 2>&-", "exec >/dev/full 2>/dev/full"):
         for words, code in ((["sh", "-c", "exit 7"], 7), (["no-such-command"], 127)):
             done = place.run(
@@ -147,7 +147,7 @@ def test_the_exit_is_its_own_whatever_cannot_be_said(place: Box) -> None:
 
 
 def test_a_warning_that_nobody_reads_does_not_end_the_command(place: Box) -> None:
-    """Our own write to a closed pipe leaves us a SIGPIPE, which is none of the command's."""
+    """Our own write to a closed pipe sends us a SIGPIPE, which is not passed to the command."""
     script = '{ { "$@"; echo $? >&3; } 2>&1 >/dev/null | :; } 3>&1'
     grow = (
         "import signal, time; signal.signal(signal.SIGPIPE, signal.SIG_DFL);"

@@ -81,7 +81,7 @@ while True: signal.sigwaitinfo([signal.SIGINT]); print("int", flush=True)
 """
 
 
-def test_ctrl_c_comes_once(place: Box, shell: Terminal) -> None:
+def test_ctrl_c_arrives_once(place: Box, shell: Terminal) -> None:
     counter = place.root / "counter.py"
     counter.write_text(COUNTER)
     shell.send(f"s -t 20 -- {sys.executable} -I -S {counter}\n")
