@@ -133,10 +133,11 @@ def test_a_holders_line_of_an_unknown_version_ends_nothing(box: Box, name: str) 
 
 
 def test_one_removes_the_state_while_the_other_starts(
-    box: Box, versions: "tuple[list[str], list[str]]"
+    box: Box, versions: "tuple[list[str], list[str]]", other: "list[str]"
 ) -> None:
     """The run lock's file can be removed because every version looks at it again after locking."""
     (box.state / f"sandrun-locks-{os.geteuid()}").touch()  # no second lock file that would hide it
     first, second = ([word for word in words if word != "-I"] for words in versions)
-    late_locker(box, first, second)
+    file = "runlock.py" if versions[0] == other else "posix_run_lock.py"
+    late_locker(box, first, second, f"{file}:try_lock:flock+0")
     assert race(box, [first, second, second], 8) > 2
