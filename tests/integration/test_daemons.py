@@ -58,7 +58,7 @@ def test_exactly_the_known_variables_are_added(box: Box) -> None:
         ("GRADLE_OPTS", "", "-Dorg.gradle.daemon=false"),
     ],
 )
-def test_what_the_user_has_set_stays(box: Box, name: str, value: str, kept: str) -> None:
+def test_a_variable_that_the_user_set_is_kept(box: Box, name: str, value: str, kept: str) -> None:
     assert environment(box, **{name: value})[name] == kept
 
 

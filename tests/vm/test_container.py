@@ -1,7 +1,7 @@
 """sandrun as the entrypoint of a real container (podman), with each kind of cgroupfs.
 
-The image is that of vagrant/Containerfile, built by a real builder, and used with the settings that
-it has; only that podman did not unpack it itself ($SANDRUN_CONTAINER_ROOTFS).
+The image is that of vagrant/Containerfile, built by a real builder and run with its own settings,
+but podman does not unpack it itself ($SANDRUN_CONTAINER_ROOTFS).
 Runs in the laboratory, as root and rootless: vagrant/lab run --containers [--user] -- pytest ...
 """
 
@@ -36,7 +36,7 @@ def podman(*args: str, seconds: float = 60) -> "subprocess.CompletedProcess[str]
 
 @functools.cache
 def image() -> "dict[str, list[str]]":
-    """What the image says of itself, as OCI's configuration does."""
+    """The image's configuration (OCI)."""
     with open(f"{ROOTFS}.json") as file:
         config: dict[str, list[str]] = json.load(file)["OCIv1"]["config"]
     return config
@@ -45,7 +45,7 @@ def image() -> "dict[str, list[str]]":
 def container(
     options: "tuple[str, ...]", command: "tuple[str, ...]", settings: "dict[str, object]"
 ) -> "list[str]":
-    """The words after `podman run`; settings reach PID 1 by its environment."""
+    """The arguments of `podman run`; settings reach PID 1 in its environment."""
     given = [*image()["Env"], *(f"SANDRUN_{name.upper()}={v}" for name, v in settings.items())]
     return [
         *("--network=none", f"--workdir={image()['WorkingDir']}", *options),
@@ -70,7 +70,7 @@ def name() -> "Iterator[str]":
 
 
 def detached(name: str, options: "tuple[str, ...]", *command: str, **settings: object) -> None:
-    """Start a container that says `ready`."""
+    """Start a container and wait until it prints `ready`."""
     done = podman("run", "-d", "--name", name, *container(options, command, settings))
     assert done.returncode == 0, done.stderr
     until_logged(name, "ready")
@@ -102,8 +102,8 @@ def test_the_backend_and_the_exit_code(options: "tuple[str, ...]", backend: str)
 def examine(
     options: "tuple[str, ...]", *command: str
 ) -> "tuple[dict[str, tuple[str, str, str]], str, int]":
-    """What doctor, by a command, finds in a fresh container: (status, evidence, fix) of each
-    check, the backend in force, the exit code."""
+    """Run doctor in a fresh container; return (status, evidence, fix) of each check, the backend in
+    force, and the exit code."""
     path = (f"--env={pair}" for pair in image()["Env"])
     done = podman("run", "--rm", "--network=none", *options, *path, "--rootfs", ROOTFS, *command)
     answer = json.loads(done.stdout)
@@ -114,7 +114,7 @@ def examine(
 DOCTOR = ("sandrun", "doctor", "--json")
 
 
-def test_doctor_says_how_to_make_a_read_only_cgroupfs_writable() -> None:
+def test_doctor_reports_how_to_make_a_read_only_cgroupfs_writable() -> None:
     rows, backend, code = examine(READ_ONLY, *DOCTOR)
     assert (backend, code) == ("rlimit", 1), rows
     status, evidence, fix = rows["cgroup2"]
@@ -130,7 +130,7 @@ def test_doctor_says_how_to_make_a_read_only_cgroupfs_writable() -> None:
 
 @pytest.mark.parametrize("entrypoint", [(), ("sandrun", "--")])
 def test_doctor_finds_a_writable_cgroupfs(entrypoint: "tuple[str, ...]") -> None:
-    """By itself, and as the command of the image's entrypoint: inside a run."""
+    """Alone, and inside a run: as the command of the image's entrypoint."""
     rows, backend, code = examine(WRITABLE, *entrypoint, *DOCTOR)
     assert (backend, code) == ("cgroup2", 0), rows
     assert rows["cgroup2"][0] == "PASS"
@@ -146,14 +146,14 @@ def test_a_read_only_cgroupfs_is_refused_when_the_kernel_is_required() -> None:
 
 
 @pytest.mark.parametrize("options", [READ_ONLY, WRITABLE])
-def test_the_limit_holds_inside(options: "tuple[str, ...]") -> None:
+def test_the_limit_is_enforced_in_the_container_of_sandrun(options: "tuple[str, ...]") -> None:
     done = entry(options, "python3", "-c", HOG, memory="50M")
     assert done.returncode == 137
     assert "memory limit of 50.0 MiB reached" in done.stderr
 
 
-def test_the_containers_own_limit_is_told_from_the_runs() -> None:
-    # User Mode Linux has no OOM reaper to speak of: while the hog still dies, the kernel may take
+def test_the_containers_limit_is_distinguished_from_the_runs() -> None:
+    # User Mode Linux has no effective OOM reaper: while the hog still dies, the kernel may choose
     # a second victim, and outside the run's group that is sandrun itself.
     for _ in range(5):
         done = entry(("-m", "100m", *WRITABLE), "python3", "-c", HOG, pool="off", memory="1G")
@@ -164,7 +164,7 @@ def test_the_containers_own_limit_is_told_from_the_runs() -> None:
     assert re.search(r"MiB +pid \d+ +python3 -c", done.stderr)
 
 
-def test_the_hosts_tree_bind_mounted_is_no_place_for_a_limit() -> None:
+def test_a_bind_mount_of_the_hosts_cgroupfs_is_not_used() -> None:
     host = ("--cgroupns=private", "-v", "/sys/fs/cgroup:/sys/fs/cgroup:rw", *WRITABLE)
     done = entry(host, "python3", "-c", HOG, verbose=1, memory="50M")
     assert done.returncode == 137, done.stderr
@@ -173,9 +173,7 @@ def test_the_hosts_tree_bind_mounted_is_no_place_for_a_limit() -> None:
 
 
 @pytest.mark.parametrize("options", [READ_ONLY, WRITABLE])
-def test_stop_ends_it_within_the_grace_by_the_commands_own_handler(
-    name: str, options: "tuple[str, ...]"
-) -> None:
+def test_podman_stop_runs_the_commands_own_handler(name: str, options: "tuple[str, ...]") -> None:
     script = 'trap "echo bye; exit 7" TERM; echo ready; while :; do sleep 0.1; done'
     detached(name, options, "sh", "-c", script)
     began = time.monotonic()
@@ -186,7 +184,7 @@ def test_stop_ends_it_within_the_grace_by_the_commands_own_handler(
 
 
 @pytest.mark.parametrize("options", [READ_ONLY, WRITABLE])
-def test_zombies_are_reaped_and_exec_works_beside(name: str, options: "tuple[str, ...]") -> None:
+def test_zombies_are_reaped_and_podman_exec_works(name: str, options: "tuple[str, ...]") -> None:
     orphans = "for i in 1 2 3 4 5; do sh -c 'sleep 0.1 & exit'; done; sleep 1; echo ready; sleep 99"
     detached(name, options, "sh", "-c", orphans, memory="200M")  # leaves room in the pool
     states = podman("exec", name, "sh", "-c", "cat /proc/[0-9]*/stat").stdout

@@ -1,4 +1,4 @@
-"""The entry points of a container: PID 1 and its signals, and a checkout that it shares.
+"""The entrypoint of a container: PID 1 and its signals, and a checkout shared with it.
 
 Runs in the laboratory: vagrant/lab run --containers [--user] -- pytest ... (see test_container).
 """
@@ -46,7 +46,7 @@ def name() -> "Iterator[str]":
 
 @pytest.mark.parametrize("options", [READ_ONLY, WRITABLE])
 def test_every_signal_reaches_the_command(name: str, options: "tuple[str, ...]") -> None:
-    """PID 1 has no default actions: what it does not pass on is lost."""
+    """PID 1 has no default actions: a signal that it does not pass on is lost."""
     traps = "".join(f"trap 'echo got {text}.' {text}; " for text in FORWARDED[:-1])
     script = f"{traps} trap 'exit 33' TERM; echo ready; while :; do sleep 0.1; done"
     detached(name, options, "sh", "-c", script)
@@ -65,8 +65,8 @@ def test_a_command_without_handlers_ends_by_the_signal(name: str) -> None:
     assert exit_code(name) == 128 + signal.SIGTERM
 
 
-def test_a_command_that_will_not_end_ends_with_podmans_patience(name: str) -> None:
-    """sandrun passes SIGTERM on and adds none of its own: as PID 1 it takes all with it."""
+def test_a_command_that_ignores_sigterm_is_killed_by_podman(name: str) -> None:
+    """sandrun passes SIGTERM on and sends nothing else: when PID 1 dies, all processes die."""
     script = "trap '' TERM; setsid sleep 1000 & echo ready; while :; do sleep 0.1; done"
     detached(name, WRITABLE, "sh", "-c", script)
     assert podman("stop", "-t", "3", name).returncode == 0
@@ -83,12 +83,12 @@ def test_a_command_that_will_not_end_ends_with_podmans_patience(name: str) -> No
         (["sh", "-c", "kill -9 $$"], 137),
     ],
 )
-def test_the_container_exits_as_the_command(command: "list[str]", code: int) -> None:
+def test_the_container_has_the_exit_code_of_the_command(command: "list[str]", code: int) -> None:
     assert entry(READ_ONLY, *command).returncode == code
 
 
-def test_the_image_is_a_slim_one(name: str) -> None:
-    """No compiler and no headers in the final stage, but what needed them is there and is used."""
+def test_the_image_has_no_build_tools(name: str) -> None:
+    """The final stage has no compiler and no headers, but the modules built with them work."""
     detached(name, READ_ONLY, "sh", "-c", "echo ready; sleep 1000")
 
     def inside(script: str) -> str:
@@ -99,19 +99,21 @@ def test_the_image_is_a_slim_one(name: str) -> None:
     files = "find / -xdev ( -name cc1 -o -name Python.h -o -name capability.h -o -name '*.deb' )"
     assert inside(files.replace("(", "\\(").replace(")", "\\)")) == ""
     assert inside("ls /source /var/lib/apt/lists/*") == ""
-    assert inside("cat /etc/pip.conf /etc/apt/apt.conf.d/90host") == ""  # what the host lent
+    assert inside("cat /etc/pip.conf /etc/apt/apt.conf.d/90host") == ""  # mounted from the host
     assert "prctl" in inside("/opt/sandrun/bin/python -c 'import prctl; print(prctl.__file__)'")
     assert inside("tr '\\0' ' ' </proc/1/cmdline").endswith(" -- sh -c echo ready; sleep 1000 ")
 
 
-def test_without_a_command_it_makes_the_tests_of_what_is_mounted(tmp_path: Path) -> None:
+def test_without_a_command_the_container_makes_the_tests_of_the_mounted_project(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "Makefile").write_text("test: ; @echo tested $${SANDRUN_RUNS:+in a run}\n")
     done = entry(("-v", f"{tmp_path}:/project"))
     assert (done.returncode, done.stdout) == (0, "tested in a run\n"), done.stderr
 
 
-def test_a_checkout_that_a_container_shares_is_one_queue(name: str, tmp_path: Path) -> None:
-    """A make outside, by the include; one inside waits, though neither sees the other's pids."""
+def test_a_checkout_shared_with_a_container_has_one_queue(name: str, tmp_path: Path) -> None:
+    """A make outside uses the include. One inside waits, though neither sees the other's pids."""
     project = tmp_path / "project"
     (project / ".git").mkdir(parents=True)
     (project / ".git/HEAD").write_text("ref: refs/heads/main\n")

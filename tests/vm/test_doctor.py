@@ -1,4 +1,4 @@
-"""`sandrun doctor` in places that lack something: the right verdict, the evidence, the fix.
+"""`sandrun doctor` on hosts that lack something: the right verdict, the evidence, the fix.
 
 Runs as root in the laboratory: vagrant/lab run [--kernel ...] -- pytest -m vm tests/vm
 """
@@ -23,7 +23,7 @@ AS_USER = ["runuser", "-u", "vagrant", "--", "env", "-i", "PATH=/usr/local/bin:/
 
 
 def examine(*prefix: str) -> "tuple[dict[str, tuple[str, str, str]], str, int]":
-    """Checks by name (status, evidence, fix), the backend in force, the exit code."""
+    """Run doctor; return checks by name (status, evidence, fix), the backend in force, the code."""
     done = subprocess.run(
         [*prefix, "sandrun", "doctor", "--json"],
         capture_output=True,
@@ -38,7 +38,7 @@ def examine(*prefix: str) -> "tuple[dict[str, tuple[str, str, str]], str, int]":
 
 
 def in_namespace(mount: str) -> "list[str]":
-    """A prefix: run in a mount namespace of its own, after the command `mount`."""
+    """A command prefix: run in a new mount namespace, after the command `mount`."""
     return ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
 
 
@@ -51,7 +51,7 @@ def test_as_root() -> None:
     assert LAB.replace("hybrid", "hybrid:").replace("v1", "v1:") in rows["cgroups"][1]
 
 
-def test_as_a_plain_user_with_nothing_in_the_environment() -> None:
+def test_as_a_plain_user_with_an_empty_environment() -> None:
     rows, backend, code = examine(*AS_USER)
     if LAB == "v2":
         assert (backend, code) == ("systemd", 0), rows
@@ -64,7 +64,7 @@ def test_as_a_plain_user_with_nothing_in_the_environment() -> None:
 
 @pytest.fixture
 def stranger() -> "Iterator[str]":
-    """A user without linger and without a session, so without a manager."""
+    """A user without linger and without a session, and therefore without a manager."""
     subprocess.run(["useradd", "-m", "stranger"], check=True)
     yield "stranger"
     subprocess.run(["userdel", "-r", "stranger"], check=True, stderr=subprocess.DEVNULL)
@@ -80,14 +80,14 @@ def test_as_a_user_without_linger(stranger: str) -> None:
 
 
 @v2
-def test_over_su_with_the_other_users_environment() -> None:
+def test_after_su_with_the_other_users_environment() -> None:
     leaked = ["XDG_RUNTIME_DIR=/run/user/0", "DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/0/bus"]
     _, backend, code = examine(*AS_USER, *leaked)
     assert (backend, code) == ("systemd", 0)
 
 
 @v2
-def test_without_a_bus_the_managers_own_socket_serves() -> None:
+def test_without_a_bus_the_managers_own_socket_is_used() -> None:
     rows, backend, code = examine(*in_namespace("mount -t tmpfs none /run/dbus"))
     assert (backend, code) == ("systemd", 0), rows["systemd"]
 
@@ -125,7 +125,7 @@ def test_with_the_memory_controller_not_delegated() -> None:
         subprocess.run(["systemctl", "restart", "user@1000"], check=True)
 
 
-def test_required_but_not_to_be_had() -> None:
+def test_a_required_kernel_backend_that_is_not_available() -> None:
     done = subprocess.run(
         [*in_namespace("mount -t tmpfs none /sys/fs/cgroup"), "sandrun", "--require", "kernel",
          "--", "echo", "ran"],

@@ -1,4 +1,4 @@
-"""What leaves a run's container by systemd's hand (su, systemd-run --scope), and on the fallback.
+"""Processes that systemd moves out of a run's container (su, systemd-run --scope); the fallback.
 
 Runs in the laboratory: vagrant/lab run -- pytest -m vm tests/vm/test_escapes.py
 """
@@ -32,7 +32,7 @@ def left(said: str) -> "list[str]":
 
 
 def lives(pid: str) -> bool:
-    return not processes.has_exited(int(pid))  # an orphan is ours to reap
+    return not processes.has_exited(int(pid))  # we are the subreaper of orphans
 
 
 @v2
@@ -48,17 +48,17 @@ def test_a_scope_of_systemd_run() -> None:
 
 
 @v2
-def test_a_daemon_in_a_scope_of_a_run_that_is_over_at_once() -> None:
+def test_a_daemon_in_a_scope_of_a_run_that_ends_at_once() -> None:
     script = '"$@" </dev/null >/dev/null 2>&1 & echo $!'
     done = sandrun("--", "sh", "-c", script, "sh", *SCOPE, "sleep", "1000")
     assert done.returncode == 0, done.stderr
-    # systemd-run itself may have been ended before it had its scope.
+    # systemd-run itself may have been killed before it had its scope.
     assert left(done.stderr) or "left behind" in done.stderr
     assert not lives(done.stdout.strip())
 
 
 @v2
-def test_a_timeout_ends_what_is_in_a_scope() -> None:
+def test_a_timeout_ends_processes_in_a_scope() -> None:
     script = '"$@" & echo $!; wait'
     done = sandrun("--timeout", "5", "--", "sh", "-c", script, "sh", *SCOPE, "sleep", "1000")
     assert done.returncode == 124, done.stderr
@@ -78,7 +78,7 @@ def test_require_kernel_refuses_a_scope() -> None:
 @v2
 @as_root
 def test_a_session_of_su() -> None:
-    """From a service, PAM has logind make one; from a session it would not."""
+    """In a service, PAM has logind open a session for su; in a session it does not."""
     done = sandrun("--", "su", "-", "vagrant", "-c", "sleep 4; cat /proc/self/cgroup")
     assert done.returncode == 0, done.stderr
     assert "/session-" in done.stdout
@@ -92,7 +92,7 @@ def test_a_session_of_su() -> None:
 
 @v2
 @as_root
-def test_a_session_of_su_that_is_left_behind() -> None:
+def test_a_session_of_su_that_remains_at_the_end() -> None:
     script = "su - vagrant -c 'echo $$; exec sleep 1000' & sleep 4"
     done = sandrun("--", "sh", "-c", script)
     assert done.returncode == 0, done.stderr
@@ -101,8 +101,8 @@ def test_a_session_of_su_that_is_left_behind() -> None:
 
 
 @v2
-def test_a_run_of_its_own_in_a_scope_of_its_own_is_not_touched() -> None:
-    """It is a run of another queue, with a container of its own; its sandrun is ours no more."""
+def test_another_run_in_its_own_scope_is_not_touched() -> None:
+    """It is a run of another queue with its own container, so its sandrun is not our process."""
     inner = ["sandrun", "--queue", "other", "--", "sh", "-c", "sleep 4; cat /proc/self/cgroup"]
     done = sandrun("--", *SCOPE, *inner)
     assert done.returncode == 0, done.stderr
@@ -111,7 +111,7 @@ def test_a_run_of_its_own_in_a_scope_of_its_own_is_not_touched() -> None:
 
 
 @as_root
-def test_on_the_fallback_there_is_no_container_to_leave() -> None:
+def test_no_process_can_leave_the_container_of_the_fallback() -> None:
     top = "/sys/fs/cgroup" if LAB == "v2" else "/sys/fs/cgroup/memory"
     group = f"{top}/beside-{os.getpid()}"
     os.mkdir(group)

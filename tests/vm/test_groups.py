@@ -1,4 +1,4 @@
-"""Where runs have their groups on hosts that lack something: systemd, or the freezer of cgroup v1.
+"""The groups of runs on hosts without systemd, or without the freezer of cgroup v1.
 
 Runs as root in the laboratory: vagrant/lab run [--kernel hybrid] -- pytest -m vm tests/vm
 """
@@ -30,17 +30,17 @@ hybrid = pytest.mark.skipif(LAB != "hybrid", reason="about cgroup v2")  # beside
 
 
 def in_namespace(mount: str) -> "list[str]":
-    """A prefix: run in a mount namespace of its own, after the command `mount`."""
+    """A command prefix: run in a new mount namespace, after the command `mount`."""
     return ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh"]
 
 
-# What sandrun asks to know whether systemd manages the groups (sd_booted(3)).
+# Its presence tells sandrun that systemd manages the groups (sd_booted(3)).
 NO_SYSTEMD = in_namespace("mount -t tmpfs none /run/systemd")
 PLACE = ["sandrun", "-v", "--", "cat", "/proc/self/cgroup"]
 
 
 def found(*command: str) -> "tuple[str, str]":
-    """The group of a command that is run in a run, and what was said."""
+    """The group of the command of a run, and the run's stderr."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 0, done.stderr
     return done.stdout.removeprefix("0::").strip(), done.stderr
@@ -51,8 +51,8 @@ def gone(group: str) -> bool:
 
 
 @v2
-def test_a_systemd_outside_of_our_pid_namespace_is_asked_for_nothing() -> None:
-    """It would move whoever has our number there."""
+def test_a_systemd_outside_our_pid_namespace_is_not_used() -> None:
+    """It would move the process that has our pid there."""
     apart = ["unshare", "--pid", "--fork", "--mount-proc", "sandrun", "--backend", "systemd"]
     done = subprocess.run([*apart, "--", "true"], capture_output=True, text=True, check=False)
     assert done.returncode == 125
@@ -60,7 +60,7 @@ def test_a_systemd_outside_of_our_pid_namespace_is_asked_for_nothing() -> None:
 
 
 @v2
-def test_root_without_systemd_gets_a_group_above_its_own() -> None:
+def test_root_without_systemd_uses_a_group_above_its_own() -> None:
     group, said = found(*NO_SYSTEMD, *PLACE)
     assert "backend cgroup2" in said
     # Not below /system.slice/lab.service, which has processes: above it.
@@ -69,7 +69,7 @@ def test_root_without_systemd_gets_a_group_above_its_own() -> None:
 
 
 @v2
-def test_root_without_systemd_in_the_root_of_all_groups() -> None:
+def test_root_without_systemd_in_the_root_group() -> None:
     to_root = ["sh", "-c", f'echo 0 >{GROUPS}/cgroup.procs && exec "$@"', "sh"]
     group, said = found(*NO_SYSTEMD, *to_root, *PLACE)
     assert "backend cgroup2" in said
@@ -79,7 +79,7 @@ def test_root_without_systemd_in_the_root_of_all_groups() -> None:
 
 @pytest.fixture
 def crowded() -> "Iterator[Path]":
-    """A group with a process in it and none above but the root, and a group below it."""
+    """A group with a process, directly below the root, and a group below it."""
     outer = Path(tempfile.mkdtemp(prefix="test-", dir=GROUPS))
     inner = outer / "inner"
     inner.mkdir()
@@ -96,7 +96,7 @@ def crowded() -> "Iterator[Path]":
 
 
 @v2
-def test_root_without_systemd_passes_over_groups_with_processes(crowded: Path) -> None:
+def test_root_without_systemd_skips_groups_with_processes(crowded: Path) -> None:
     enter = ["sh", "-c", f'echo 0 >{crowded}/cgroup.procs; "$@"', "sh"]
     group, said = found(*NO_SYSTEMD, *enter, *PLACE)
     assert "backend cgroup2" in said
@@ -104,7 +104,7 @@ def test_root_without_systemd_passes_over_groups_with_processes(crowded: Path) -
 
 
 @v2
-def test_root_without_systemd_does_not_leave_a_limit_around_it() -> None:
+def test_root_without_systemd_does_not_escape_an_enclosing_limit() -> None:
     unit = ["systemd-run", "-q", "--scope", "-p", "MemoryMax=80M", "-p", "MemorySwapMax=0"]
     done = subprocess.run(
         [*unit, *NO_SYSTEMD, "sh", "-c", '"$@"; echo "code $?"', "sh", *PLACE],
@@ -162,7 +162,7 @@ CASES |= {
 
 
 @hybrid
-def test_without_a_freezer_there_is_a_v2_group_beside(without_freezer: Box) -> None:
+def test_without_a_freezer_the_run_has_a_v2_group(without_freezer: Box) -> None:
     done = without_freezer.run("--", "cat", "/proc/self/cgroup")
     run = without_freezer.records()[-1]["id"]
     assert re.search(rf"^0::/.*/sandrun-{run}/main$", done.stdout, re.M), done
@@ -172,6 +172,6 @@ def test_without_a_freezer_there_is_a_v2_group_beside(without_freezer: Box) -> N
 
 @hybrid
 @pytest.mark.parametrize("case", CASES)
-def test_with_a_v2_group_beside(without_freezer: Box, case: str) -> None:
-    """What the contract promises, kept by the other one of the two ways to end a tree on v1."""
+def test_the_contract_with_a_v2_group_instead_of_a_freezer(without_freezer: Box, case: str) -> None:
+    """The contract's promises, with the second of the two ways to kill a tree on v1."""
     CASES[case](without_freezer)

@@ -1,4 +1,4 @@
-"""The laboratory is what it says: without this, a green run in it proves nothing.
+"""The laboratory is what it claims to be; otherwise a passed test in it would prove nothing.
 
 Runs only there: vagrant/lab run [--kernel ...] [--user] -- pytest tests/vm/test_lab.py
 """
@@ -29,7 +29,7 @@ def own_group(controller: str) -> str:
     raise AssertionError(f"no {controller!r} in /proc/self/cgroup")
 
 
-def test_the_hierarchy_is_the_one_that_was_asked_for() -> None:
+def test_the_hierarchy_is_the_requested_one() -> None:
     lines = Path("/proc/mounts").read_text().splitlines()
     kinds = {fields[1]: fields[2] for fields in (line.split() for line in lines)}
     expected = {"v2": (None, "cgroup2"), "v1": ("cgroup", "tmpfs"), "hybrid": ("cgroup", "tmpfs")}
@@ -38,7 +38,7 @@ def test_the_hierarchy_is_the_one_that_was_asked_for() -> None:
 
 
 def limited_by_root() -> int:
-    """200 MiB in a 50 MiB child of the job's own group, which the kernel must end."""
+    """200 MiB in a 50 MiB child of the job's own group, which the kernel must kill."""
     if LAB == "v2":
         parent = GROUPS / own_group("")
         leaf = parent / "leaf"
@@ -76,7 +76,7 @@ def test_a_limit_kills() -> None:
     if os.geteuid() == 0:
         assert limited_by_root() == -9
     else:
-        # On v1 the manager makes the scope, but was given no memory controller to limit it with.
+        # On v1 the manager makes the scope, but has no memory controller to limit it.
         assert limited_by_the_user_manager() == (-9 if LAB == "v2" else 0)
 
 
@@ -85,5 +85,5 @@ def test_sandrun_is_installed_for_everyone() -> None:
         subprocess.run([*command, "--version"], cwd="/", check=True)
 
 
-def test_there_is_swap_to_forbid() -> None:
+def test_there_is_swap() -> None:
     assert len(Path("/proc/swaps").read_text().splitlines()) == 2

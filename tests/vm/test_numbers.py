@@ -1,4 +1,4 @@
-"""What sandrun measures is what the kernel's own files say, to the byte and the microsecond.
+"""sandrun's figures equal those of the kernel's files, to the byte and the microsecond.
 
 Runs in the laboratory, as root and as a plain user: vagrant/lab run -- pytest -m vm tests/vm
 """
@@ -50,8 +50,8 @@ def files(token: str) -> "tuple[int, float]":
 
 
 def measure(backend: str) -> None:
-    """In a process of its own, which the backend may move: run WORK, then print what the kernel's
-    files say, what the container does, and what the files say after that."""
+    """In a separate process, which the backend may move: run WORK, then print the figures of the
+    kernel's files, of the container, and of the files again."""
     container = backends.named(backend).open(f"{os.getpid():08x}", Limits(200 * MIB))
     try:
         caller = spawn.capture()
@@ -60,7 +60,8 @@ def measure(backend: str) -> None:
         while container.live_pids():
             time.sleep(0.01)
         before = after = files(container.token)
-        # The dead are accounted for an instant after they were reaped: longer on a busy machine.
+        # Exited processes are accounted for shortly after they were reaped, later on a busy
+        # machine.
         deadline = time.monotonic() + 20 * SCALE
         while time.monotonic() < deadline:
             usage = container.usage()
@@ -76,7 +77,7 @@ def measure(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["systemd", "cgroup2"] if LAB == "v2" else ["cgroup1"])
-def test_usage_is_what_the_kernels_files_say(backend: str) -> None:
+def test_usage_equals_the_kernels_files(backend: str) -> None:
     prefix = []
     if backend == "cgroup2":
         manager = [] if os.geteuid() == 0 else ["--user"]
@@ -117,7 +118,7 @@ print(int(peak), cpu)
 """
 
 
-def test_the_record_of_a_run_is_what_the_kernels_files_said(
+def test_the_record_of_a_run_equals_the_kernels_files(
     make_box: "Callable[[str], Box]",
 ) -> None:
     box = make_box("auto")

@@ -1,6 +1,6 @@
-"""Containers that a run starts by podman are in the run: its limits and its end reach them.
+"""Containers that a run starts with podman are in the run: its limits and its end apply to them.
 
-Runs in the laboratory, as root and rootless, with a podman that can be told so (Debian 13's):
+Runs in the laboratory, as root and rootless, with a podman that can be configured so (Debian 13):
 vagrant/lab run --suite trixie --containers [--user] -- pytest -m vm tests/vm/test_podman.py
 """
 
@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def no_containers() -> "Iterator[None]":
-    """Of one that a run has ended podman learns only by `rm`; the second time that goes well."""
+    """podman notices only at `rm` that a run killed a container; the second `rm` succeeds."""
     yield
     for _ in range(2):
         podman("rm", "-f", "-a", "-t", "0")
@@ -57,7 +57,7 @@ def sandrun(*args: str, **env: str) -> "subprocess.CompletedProcess[str]":
 
 
 def of_containers() -> "list[str]":
-    """The processes of containers, and those that watch them, that live."""
+    """The live processes of containers and their monitors."""
     found = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     lines = [
         p.command
@@ -67,7 +67,7 @@ def of_containers() -> "list[str]":
     return [line for line in lines if re.search(r"conmon --api|^sleep 1000", line)]
 
 
-def test_the_limit_holds_in_the_container() -> None:
+def test_the_limit_is_enforced_in_the_container() -> None:
     done = sandrun("-m", "200M", "--", "sh", "-c", f"{PODMAN} {HOG}; echo on")
     assert done.returncode == 137, done.stderr
     assert "memory limit of 200 MiB reached" in done.stderr
@@ -91,8 +91,8 @@ def test_a_detached_container_is_a_leftover() -> None:
     assert not of_containers()
 
 
-def test_one_that_has_ended_is_cleaned_up_after() -> None:
-    """podman does that when `podman run` has returned."""
+def test_a_container_that_exited_is_cleaned_up() -> None:
+    """podman cleans up after `podman run` has returned."""
     before = podman("ps", "-a", "-q").stdout
     done = sandrun(
         "--require", "kernel", "--", *PODMAN.replace("run", "run --rm", 1).split(), "true"
@@ -101,7 +101,7 @@ def test_one_that_has_ended_is_cleaned_up_after() -> None:
     assert podman("ps", "-a", "-q").stdout == before
 
 
-def test_beside_the_run_it_is_seen_named_and_ended() -> None:
+def test_a_container_outside_the_run_is_found_named_and_ended() -> None:
     run = PODMAN.replace("run", "run --cgroups=enabled", 1)
     done = sandrun("--timeout", "8", "--grace", "1", "--", "sh", "-c", f"{run} sleep 1000; :")
     assert done.returncode == 124, done.stderr
@@ -111,7 +111,7 @@ def test_beside_the_run_it_is_seen_named_and_ended() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="about a user's controllers")
-def test_the_users_podman_works_on() -> None:
+def test_later_podmans_of_the_user_still_work() -> None:
     """The first podman of a user makes a process that all later ones need."""
     podman("system", "migrate")
     first = sandrun("--", *PODMAN.split(), "sleep", "3")
@@ -122,7 +122,7 @@ def test_the_users_podman_works_on() -> None:
     assert not processes.has_exited(int(pause))
 
 
-def test_what_the_user_has_set_stays() -> None:
+def test_the_users_settings_of_podman_are_kept() -> None:
     show = ("--", "sh", "-c", 'echo "$CONTAINERS_CONF_OVERRIDE"')
     assert sandrun(*show).stdout.endswith("/sandrun/lifecycle/podman.conf\n")
     assert sandrun(*show, CONTAINERS_CONF_OVERRIDE="/a").stdout == "/a\n"

@@ -1,4 +1,4 @@
-"""What root leaves behind in a plain user's run: sudo closes the run lock that it inherits.
+"""Processes that root leaves in a plain user's run: sudo closes the run lock that it inherits.
 
 Runs in the laboratory as a plain user: vagrant/lab run --user -- pytest -m vm tests/vm/test_sudo.py
 """
@@ -23,7 +23,7 @@ LEAVE = "sudo -n sh -c 'sleep 600 >/dev/null 2>&1 & echo $!'"
 
 @pytest.fixture
 def ends() -> "Iterator[list[int]]":
-    """Pids of root's to end with the test."""
+    """Pids of root's processes to kill after the test."""
     pids: list[int] = []
     yield pids
     for pid in pids:
@@ -31,10 +31,10 @@ def ends() -> "Iterator[list[int]]":
             subprocess.call(["sudo", "-n", "kill", "-9", str(pid)])
 
 
-def test_what_root_leaves_does_not_run_beside_the_next_run(
+def test_a_process_left_by_root_does_not_overlap_the_next_run(
     make_box: "Callable[[str], Box]", ends: "list[int]"
 ) -> None:
-    """The fallback may not end it; the keeper holds the lock as long as it lives."""
+    """The fallback may not kill it; the keeper holds the lock as long as it lives."""
     box = make_box("rlimit")
     done = box.run("--grace", "1", "--", "sh", "-c", LEAVE, seconds=60)
     assert done.returncode == 0, done.stderr
@@ -51,7 +51,7 @@ def test_what_root_leaves_does_not_run_beside_the_next_run(
 
 
 @pytest.mark.skipif(LAB != "v2", reason="about cgroup v2")
-def test_the_kernel_ends_what_root_leaves(
+def test_the_kernel_kills_a_process_left_by_root(
     make_box: "Callable[[str], Box]", ends: "list[int]"
 ) -> None:
     box = make_box("auto")

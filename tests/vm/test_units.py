@@ -1,4 +1,4 @@
-"""A run among the units of systemd: it keeps what is around it, and ends when it should.
+"""Runs in units of systemd: enclosing settings apply to them, and they end when they should.
 
 Runs as root in the laboratory, on each of its releases:
 vagrant/lab run [--suite trixie] -- pytest -m vm tests/vm/test_units.py
@@ -43,7 +43,8 @@ def systemctl(*words: str) -> str:
 def in_unit(
     script: str, *properties: str, unit: str = "", slice: str = "", user: str = ""
 ) -> "tuple[str, str]":
-    """What a shell that goes on after it says in a service of its own; the exit code follows."""
+    """The output of a shell in its own service that continues after the script, then the exit
+    code."""
     out, err = Path(f"/run/test-out-{os.getpid()}"), Path(f"/run/test-err-{os.getpid()}")
     for file in (out, err):
         file.unlink(missing_ok=True)
@@ -72,7 +73,7 @@ def slice_with(*limits: str) -> "Iterator[str]":
         systemctl("daemon-reload")
 
 
-def test_the_limits_of_a_slice_hold_in_its_runs() -> None:
+def test_the_limits_of_a_slice_apply_to_its_runs() -> None:
     with slice_with("MemoryMax=100M", "MemorySwapMax=0") as around:
         out, err = in_unit("sandrun -v -- cat /proc/self/cgroup", slice=around)
         place = r"0::/testci.slice/sandrun-(\w+).scope/sandrun-\1/main\ncode 0\n"
@@ -97,7 +98,7 @@ OWN = {
 
 
 @pytest.mark.parametrize("own", OWN)
-def test_what_a_unit_has_of_its_own_is_not_left(own: str) -> None:
+def test_a_run_does_not_escape_the_settings_of_its_unit(own: str) -> None:
     out, err = in_unit("sandrun -v -- cat /proc/self/cgroup", own)
     assert re.search(rf"systemd: a new scope would escape {re.escape(OWN[own])}\b", err), err
     assert "no kernel enforces the limits: a new scope would escape" in err
@@ -109,7 +110,7 @@ def test_what_a_unit_has_of_its_own_is_not_left(own: str) -> None:
 
 
 @pytest.mark.parametrize("own", OWN)
-def test_a_delegated_unit_with_something_of_its_own_holds_the_run(own: str) -> None:
+def test_a_run_stays_in_a_delegated_unit_with_settings(own: str) -> None:
     twice = "sandrun --require kernel -- cat /proc/self/cgroup"
     out, err = in_unit(f"{twice} && {twice}", own, "Delegate=yes")
     assert re.fullmatch(
@@ -117,7 +118,7 @@ def test_a_delegated_unit_with_something_of_its_own_holds_the_run(own: str) -> N
     ), (out, err)
 
 
-def test_in_a_delegated_unit_both_limits_hold() -> None:
+def test_in_a_delegated_unit_both_limits_are_enforced() -> None:
     limit = ("MemoryMax=100M", "MemorySwapMax=0", "Delegate=yes", "OOMPolicy=continue")
     out, err = in_unit(f"sandrun -m 400M -- {HOLD}", *limit)
     assert out == "code 137\n", err
@@ -127,7 +128,7 @@ def test_in_a_delegated_unit_both_limits_hold() -> None:
 
 
 def living(word: str) -> "list[str]":
-    """The numbers of the processes with that command line."""
+    """The pids of the processes with that command line."""
     found = subprocess.run(["pgrep", "-f", "-x", word], capture_output=True, text=True, check=False)
     return found.stdout.split()
 
@@ -156,7 +157,7 @@ STARTS = {
 
 @pytest.mark.parametrize("way", STARTS)
 @pytest.mark.parametrize("own", ["Type=exec", "Type=oneshot", "CPUWeight=50", "Delegate=yes"])
-def test_the_stop_of_a_unit_ends_its_run(way: str, own: str) -> None:
+def test_stopping_a_unit_ends_its_run(way: str, own: str) -> None:
     block = ["--no-block"] if own == "Type=oneshot" else []
     command = ["systemd-run", "-q", "--collect", *block, "--unit=test-stop", "-p", own]
     subprocess.run([*command, "sh", "-c", STARTS[way]], check=True, cwd="/")
@@ -166,8 +167,8 @@ def test_the_stop_of_a_unit_ends_its_run(way: str, own: str) -> None:
 
 
 @pytest.mark.parametrize("script", [f"exec sandrun -- {SLEEP}", f"sandrun -- {SLEEP}; true"])
-def test_the_stop_of_a_users_service_ends_its_run(ci: str, script: str) -> None:
-    """Nothing of one manager can be bound to a unit of another: it ends with who started it."""
+def test_stopping_a_users_service_ends_its_run(ci: str, script: str) -> None:
+    """A unit of one manager cannot be bound to one of another: the run ends with its parent."""
     subprocess.run(["loginctl", "enable-linger", ci], check=True)
     until(lambda: active(manager_of(ci)))
     with service("test-users", script, user=ci):
@@ -189,7 +190,7 @@ with open(sys.argv[1], "w") as file:
 
 
 @pytest.mark.parametrize("own", ["Type=exec", "CPUWeight=50", "Delegate=yes"])
-def test_the_stop_of_a_unit_tells_the_command_once(own: str) -> None:
+def test_stopping_a_unit_signals_the_command_once(own: str) -> None:
     """It is in our unit, whatever that is, and systemd signals each process of that."""
     heard, script = Path("/run/test-heard"), Path("/run/test-hears")
     heard.unlink(missing_ok=True)
@@ -202,7 +203,7 @@ def test_the_stop_of_a_unit_tells_the_command_once(own: str) -> None:
     assert heard.read_text().split() == ["up", "told"]
 
 
-def test_a_run_of_a_service_whose_processes_may_stay_stays() -> None:
+def test_a_run_outlives_a_service_with_kill_mode_process() -> None:
     with service("test-stay", STARTS["detached"], "KillMode=process"):
         until(lambda: living(SLEEP))
         (run,) = living(SLEEP)
@@ -214,7 +215,7 @@ def test_a_run_of_a_service_whose_processes_may_stay_stays() -> None:
         until(lambda: not living(SLEEP))
 
 
-def test_a_service_may_run_it_while_it_stops() -> None:
+def test_a_service_may_start_a_run_while_it_stops() -> None:
     out = Path("/run/test-stopping")
     out.unlink(missing_ok=True)
     stop = f"ExecStop=sh -c 'sandrun -v -- cat /proc/self/cgroup >{out} 2>&1'"
@@ -228,14 +229,14 @@ def _ended(pids: bytes) -> bytes:
     for pid in map(int, pids.split()):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 9)
-        with contextlib.suppress(ChildProcessError):  # the tests adopt orphans
+        with contextlib.suppress(ChildProcessError):  # we are the subreaper of orphans
             os.waitpid(pid, os.WNOHANG)
     return pids
 
 
 @pytest.fixture
 def ci() -> "Iterator[str]":
-    """A user without a session; lingers if a test says so."""
+    """A user without a session; a test may make it linger."""
     name = "unit-ci"
     subprocess.run(["useradd", "-m", name], check=True)
     yield name
@@ -248,7 +249,7 @@ def ci() -> "Iterator[str]":
 
 @contextlib.contextmanager
 def login(name: str, script: str = "exec sleep 2000") -> "Iterator[subprocess.Popen[str]]":
-    """A session of that user, through PAM, in which a script runs."""
+    """Run a script in a session of that user, opened by PAM."""
     env = {"PATH": os.environ["PATH"]}
     command = ["runuser", "-l", name, "-c", f"export PATH={env['PATH']}; {script}"]
     # In a unit of its own without a session: what PAM opens is then the user's own.
@@ -298,14 +299,14 @@ SAID = Path("/tmp/unit-said")
 
 
 def let_go(way: str) -> str:
-    """A script for a login: it starts a run that way and ends as soon as that runs."""
+    """A script for a login: it starts a run in that way and exits as soon as that runs."""
     SAID.unlink(missing_ok=True)  # another user's cannot be written to (fs.protected_regular)
     seen = f"until pgrep -f -x '{SLEEP}'; do sleep 0.1; done"
     return f'{way} -- {SLEEP} >{SAID} 2>&1 & timeout 100 sh -c "{seen}"'
 
 
 @pytest.mark.parametrize("way", LET_GO)
-def test_a_job_that_shall_go_on_outlives_the_logout(ci: str, way: str) -> None:
+def test_a_detached_job_outlives_the_logout(ci: str, way: str) -> None:
     with login(ci, let_go(way)) as session:
         until(lambda: living(SLEEP))
         run = living(SLEEP)
@@ -321,7 +322,7 @@ def test_a_job_that_shall_go_on_outlives_the_logout(ci: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["setsid sandrun", "sandrun"])
-def test_a_job_that_was_let_go_keeps_the_manager_that_it_needs(ci: str, way: str) -> None:
+def test_a_detached_job_keeps_the_manager_alive(ci: str, way: str) -> None:
     with login(ci, let_go(way)) as session:
         until(lambda: living(SLEEP))
         run = living(SLEEP)
@@ -354,14 +355,14 @@ def test_a_job_of_root_outlives_the_logout(way: str) -> None:
         until(lambda: not living(SLEEP))
 
 
-def test_doctor_tells_whether_runs_outlive_the_logout(ci: str) -> None:
+def test_doctor_reports_whether_runs_outlive_the_logout(ci: str) -> None:
     with login(ci, "sandrun doctor") as session:
         said, _ = session.communicate(timeout=120 * SCALE)
     assert f"the manager of {ci} ends at the last logout" in said
     assert f"loginctl enable-linger {ci}" in said
 
 
-def test_a_user_who_lingers_has_the_kernel_for_all_of_that(ci: str) -> None:
+def test_a_lingering_user_has_a_kernel_container_in_all_cases(ci: str) -> None:
     subprocess.run(["loginctl", "enable-linger", ci], check=True)
     until(lambda: active(manager_of(ci)))
     place = "--require kernel -- cat /proc/self/cgroup"
@@ -375,14 +376,14 @@ def test_a_user_who_lingers_has_the_kernel_for_all_of_that(ci: str) -> None:
     assert "/system.slice/test-agent.service/sandrun-" in out, err
 
 
-def test_a_user_in_a_session_has_the_kernel(ci: str) -> None:
+def test_a_user_in_a_session_has_a_kernel_container(ci: str) -> None:
     with login(ci, "sandrun --require kernel -- cat /proc/self/cgroup") as session:
         said, _ = session.communicate(timeout=60 * SCALE)
     assert "/app.slice/app-sandrun.slice/sandrun-" in said
 
 
 def in_user_unit(name: str, *properties: str) -> str:
-    """What `sandrun --require kernel` says below a shell in a service of that user's manager."""
+    """The stderr of `sandrun --require kernel` below a shell in a service of the user's manager."""
     words = " ".join(f"-p {value}" for value in properties)
     start = f"systemd-run --user --quiet --wait --collect --pipe --unit=test-mine {words}"
     run = "$(command -v sandrun) --require kernel -- cat /proc/self/cgroup"
@@ -391,7 +392,7 @@ def in_user_unit(name: str, *properties: str) -> str:
     return said
 
 
-def test_a_unit_of_a_users_manager_is_not_left_either(ci: str) -> None:
+def test_a_run_does_not_escape_a_unit_of_a_users_manager(ci: str) -> None:
     said = in_user_unit(ci)
     assert re.search(rf"/{manager_of(ci)}/app.slice/sandrun-(\w+).scope/sandrun-\1/main$", said)
     said = in_user_unit(ci, "CPUWeight=50")
@@ -401,7 +402,7 @@ def test_a_unit_of_a_users_manager_is_not_left_either(ci: str) -> None:
     assert re.search(r"/app.slice/test-mine.service/sandrun-\w+/main$", said), said
 
 
-def test_no_slice_with_limits_is_left_for_a_users_manager(ci: str) -> None:
+def test_a_run_does_not_escape_a_slice_for_a_users_manager(ci: str) -> None:
     subprocess.run(["loginctl", "enable-linger", ci], check=True)
     until(lambda: active(manager_of(ci)))
     with slice_with("MemoryMax=300M") as around:
