@@ -1,8 +1,8 @@
-"""One suite for every backend, wherever it runs: here, and in the laboratory's machines.
+"""One suite for every backend, on this host and in the laboratory's machines.
 
-`backend` runs each test on each backend. What the place must offer is in SANDRUN_EXPECT, a list of
-names separated by commas (default: whatever works here, and always rlimit): one of those that
-does not work fails every test, any other is a named skip.
+The fixture `backend` runs each test on each backend. SANDRUN_EXPECT lists the backends that must
+work here, separated by commas (default: rlimit). If one of them does not work, its tests fail; the
+tests of any other backend that does not work are skipped with a reason.
 """
 
 import json
@@ -21,7 +21,7 @@ KERNEL = ("cgroup2", "systemd", "cgroup1")
 
 @cache
 def checks() -> "dict[str, tuple[bool, str]]":
-    """What `sandrun doctor` says of each backend here: (usable, evidence)."""
+    """The report of `sandrun doctor` on each backend here: (usable, evidence)."""
     answer = subprocess.run(
         [*launcher(), "doctor", "--json"],
         capture_output=True,

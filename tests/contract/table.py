@@ -1,9 +1,9 @@
-"""`table.py JUNIT-FILE...`: the contract's results: a row a case, a column a place and backend.
+"""`table.py JUNIT-FILE...`: the contract's results, a row for each case, a column for each place
+and backend.
 
 A suite's name is `PLACE-RELEASE BACKEND` (see in-lab), `fresh-RELEASE` (.ci/run), or `pytest` for
-the machine that runs CI itself.
-Where several files tell of one cell (the machine's own tests, and those in a clean root of it), the
-worst stands.
+the machine that runs CI itself. If several files have results for a cell (the machine's own tests,
+and those in a clean root of it), the worst is shown.
 """
 
 import re
@@ -11,12 +11,12 @@ import sys
 from xml.etree import ElementTree
 
 WORST = ("FAIL", "ok", "xfail", "-")
-"""What a cell says; an earlier one wins: what failed is not made good by what passed elsewhere,
-and what ran is not undone by a skip."""
+"""The values of a cell; the earliest of several is shown: a failure counts although the case passed
+elsewhere, and a pass counts although it was skipped elsewhere."""
 
 
 _CASE = r"test_(\w+)\[(cgroup1|cgroup2|job-object|rlimit|systemd)(?:-(.*))?\]"
-"""A case's name, its backend, and what else tells it from others of that name."""
+"""A case's name, its backend, and its other parameters."""
 
 
 def results(files: "tuple[str, ...]") -> "dict[str, dict[str, str]]":
@@ -39,12 +39,12 @@ def results(files: "tuple[str, ...]") -> "dict[str, dict[str, str]]":
 
 
 def _not_run(skip: ElementTree.Element) -> str:
-    """`xfail`: it ran, and did what nobody there can do."""
+    """`xfail`: it ran and failed as expected."""
     return "xfail" if skip.get("type") == "pytest.xfail" else "-"
 
 
 def main(*files: str) -> None:
-    """Print the table; columns without a single result are left out."""
+    """Print the table; columns without any result are left out."""
     table = results(files)
     columns = {column for row in table.values() for column in row if row[column] != "-"}
     order = sorted(columns)

@@ -1,4 +1,4 @@
-"""What every backend promises a run, with real processes and real limits."""
+"""The promises of every backend, with real processes and real limits."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tests.harness import ON_MACOS, SCALE, Box, alive, is_keeper, wait_for
 from tests.integration.test_group_signals import FENCE, LISTEN, up, witnesses
 
 MIB = 1 << 20
-# Grows by 4 MiB a step and touches every page; prints how far it came.
+# Grows by 4 MiB a step and touches every page; prints a line if it is not stopped.
 HOG = """
 import sys, time
 kept = []
@@ -25,7 +25,7 @@ for step in range(int(sys.argv[1]) // 4):
     time.sleep(float(sys.argv[2]))
 print("survived")
 """
-# A daemon by the book: two forks, a session of its own, no descriptor of ours; its pid in a file.
+# A classic daemon: two forks, a new session, all descriptors closed; its pid is in a file.
 DAEMON = """
 import os, sys, time
 if os.fork(): os._exit(0)
@@ -53,7 +53,7 @@ def pid_in(file: Path) -> int:
 
 
 def nothing_left(place: Box) -> None:
-    # A task leaves its group an instant before it is a zombie.
+    # A task leaves its group just before it is a zombie.
     wait_for(lambda: not place.leftovers(), 0.5, f"gone: {place.leftovers()}")
 
 
@@ -100,14 +100,14 @@ def launch(place: Box) -> list[str]:
 
 
 def test_the_tree_dies_at_the_limit_and_is_named(place: Box, backend: str) -> None:
-    # At most 65 MB/s, so that even polling sees it grow between 50 and 100 %.
+    # At most 65 MB/s, so that even polling samples it between 50 and 100 %.
     greedy = hog(600, 0.06)
     done = place.run("-m", "64M", "--", "sh", "-c", '"$@"; sleep 99; echo on', "sh", *greedy)
     assert done.returncode == 137
     assert done.stdout == ""
     assert "memory limit of 64.0 MiB reached" in done.stderr
     assert "allow more: --memory 128M" in done.stderr
-    # As last seen: a fast one grows between the last look and its end.
+    # From the last sample: a fast process grows between that and its end.
     assert re.search(rf"[3-9]\d(\.\d)? MiB +pid \d+ +{re.escape(sys.executable)}", done.stderr)
     assert len(re.findall(r"memory: .* of 64.0 MiB in use", done.stderr)) == 1
     record = place.records()[-1]
@@ -131,7 +131,8 @@ def make_hog(place: Box) -> "list[str]":
 
 
 def test_at_the_limit_make_deletes_its_half_written_target(place: Box) -> None:
-    """Else the next make takes it for done. The largest process is killed, and make told to end."""
+    """Otherwise the next make considers it done. The largest process is killed, make gets
+    SIGTERM."""
     done = place.run("-m", "64M", "--", *make_hog(place))
     assert done.returncode == 137, done.stderr
     assert "memory limit of 64.0 MiB reached" in done.stderr
@@ -163,7 +164,7 @@ def test_at_the_limit_the_other_processes_get_the_grace_to_clean_up(place: Box) 
 def test_a_run_that_hits_its_limit_again_is_killed_without_the_grace(
     place: Box, together: int
 ) -> None:
-    """A parent that ignores SIGTERM and starts its hogs anew."""
+    """A parent that ignores SIGTERM and restarts its hogs."""
     start = '"$@" & ' * together
     script = f'trap "" TERM; while :; do {start} wait; done'
     words = ["sh", "-c", script, "sh", *hog(600, 0.02)]
@@ -175,7 +176,7 @@ def test_a_run_that_hits_its_limit_again_is_killed_without_the_grace(
 
 
 def test_processes_protected_from_the_oom_killer_are_ended_at_the_limit(place: Box) -> None:
-    """A CI agent's OOMScoreAdjust=-1000 is inherited: there the kernel kills nobody."""
+    """A CI agent's OOMScoreAdjust=-1000 is inherited: then the kernel kills no process."""
     own = Path("/proc/self/oom_score_adj")
     try:
         before = own.read_text()
@@ -219,7 +220,7 @@ for i in range(3): os.wait()
     assert many.returncode == 137, many.stderr
 
 
-# Shared between processes, 4 MiB a step, as are memfd, SysV segments and files on tmpfs.
+# Shared memory, 4 MiB a step, of the same kind as memfd, SysV segments and files on tmpfs.
 SHARER = """
 import mmap, sys, time
 shared = mmap.mmap(-1, int(sys.argv[1]) << 20)
@@ -233,14 +234,15 @@ UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB}
 
 @pytest.mark.parametrize("kind", ["anon", "shmem"])
 def test_the_kinds_of_memory_are_reported(kernel_place: Box, kind: str) -> None:
-    """Each byte once: shared memory is page cache to the kernel, but not to people."""
+    """Each byte counts once: the kernel also counts shared memory as page cache, sandrun does
+    not."""
     script = HOG if kind == "anon" else SHARER
     done = kernel_place.run("-m", "96M", "--", sys.executable, "-c", script, "600", "0.005")
     assert done.returncode == 137, done.stderr
     told = re.findall(r"\b(anon|file|shmem|kernel) ([\d.]+) (\w+)", done.stderr)
     kinds = {name: float(size) * UNITS[unit] for name, size, unit in told}
     assert set(kinds) == {"anon", "file", "shmem", "kernel"}, done.stderr
-    # As last seen in use above half of the limit; the interpreter has some 10 MiB of its own.
+    # From the last sample above half of the limit; the interpreter itself has some 10 MiB.
     assert kinds.pop(kind) > 32 * MIB, done.stderr
     assert max(kinds.values()) < 16 * MIB, done.stderr
 
@@ -261,7 +263,7 @@ def test_a_daemon_is_ended_with_the_run_and_named(place: Box) -> None:
     done = place.run("--grace", "1", "--", *command, "--")
     pid = int(file.read_text()) if file.exists() else 0
     assert done.returncode == 0
-    if pid:  # else it was ended before it could write
+    if pid:  # otherwise it was killed before it could write
         assert not alive(pid)
     nothing_left(place)
 
@@ -289,7 +291,8 @@ def test_after_the_timeout_the_tree_gets_sigterm_then_sigkill(place: Box) -> Non
 
 
 def _tree(place: Box) -> "tuple[subprocess.Popen[str], list[int]]":
-    """A run with children, a daemon and a process that ignores all it can; its pids."""
+    """A run with children, a daemon and a process that ignores signals; return it and their
+    pids."""
     command, file = daemon(place)
     stubborn = place.root / "stubborn"
     script = 'trap "" HUP INT TERM; "$@"; sh -c "echo \\$\\$ >$0; while :; do sleep 1; done"'
@@ -325,7 +328,7 @@ def test_after_sigkill_of_the_whole_process_group_nothing_lives(place: Box, back
 
 
 def _keepers() -> "list[int]":
-    """Every keeper below this test, an orphan too: the tests are a subreaper."""
+    """Every keeper below this test, also orphans: the test process is a subreaper."""
     return [p for p in processes.descendants(os.getpid()) if alive(p) and _is_keeper(p)]
 
 
@@ -337,7 +340,7 @@ def _is_keeper(pid: int) -> bool:
 
 
 def _second(supervisor: int) -> int:
-    """The second keeper, in a session of its own; not who starts it, for an instant."""
+    """The second keeper, in its own session; not the process that forks it. 0: none."""
     below = processes.children(supervisor)
     for pid in _keepers():
         try:
@@ -349,7 +352,7 @@ def _second(supervisor: int) -> int:
 
 
 def _kill_at_once(pids: "list[int]") -> None:
-    """Nobody among them gets to act on the death of another."""
+    """SIGKILL them all so that none can react to the death of another."""
     for signum in (signal.SIGSTOP, signal.SIGKILL):
         for pid in pids:
             os.kill(pid, signum)
@@ -380,14 +383,14 @@ def test_a_killed_second_keeper_is_replaced(kernel_place: Box) -> None:
     wait_for(lambda: first[0] not in _keepers() and len(_keepers()) == 2, 5, "two new keepers")
     run.terminate()
     assert kernel_place.finish(run).returncode == 143
-    assert not _keepers()  # the end of sandrun is the end of all
+    assert not _keepers()  # they exit before sandrun does
 
 
 def test_supervisor_and_keepers_killed_together_the_next_run_cleans_up(place: Box) -> None:
     run, pids = _tree(place)
     _kill_at_once([run.pid, *_keepers()])
     run.wait()
-    # What the next run sees when it starts: gone, or dead and unreaped by this test.
+    # When the next run starts, they are gone, or zombies that this test has not reaped.
     script = 'for p; do [ ! -e /proc/$p ] || grep "^State" /proc/$p/status; done'
     done = place.run("--", "sh", "-c", script, "sh", *map(str, pids))
     assert set(done.stdout.split("\n")) <= {"", "State:\tZ (zombie)"}
@@ -396,7 +399,7 @@ def test_supervisor_and_keepers_killed_together_the_next_run_cleans_up(place: Bo
 
 
 def test_a_signal_to_each_process_of_our_cgroup_is_passed_on(kernel_place: Box) -> None:
-    """As systemd stops a unit: the command is in another cgroup, and does not get it so."""
+    """systemd stops a unit so. The command is in another cgroup and does not get that signal."""
     run = kernel_place.start("--", *LISTEN, new_session=True)
     up(run)
     keepers = filter(is_keeper, processes.children(run.pid))
@@ -424,7 +427,7 @@ def test_the_supervisor_replaces_a_killed_keeper(place: Box) -> None:
     wait_for(lambda: not any(map(alive, pids)), 3, "the tree is dead")
 
 
-# Its first thread has exited, others work on; they ignore what can be ignored. Its pid in a file.
+# Its first thread has exited, others live on and ignore SIGTERM. Its pid is in a file.
 HEADLESS = """
 import ctypes, os, signal, sys, threading, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -454,7 +457,7 @@ def test_a_process_without_its_first_thread_is_ended(
     """cgroup.kill alone does not reach it (seen with 6.12, 6.18 and 7.2)."""
     command, file = headless(place, threads)
     began = time.monotonic()
-    # Not the command itself, whose number the supervisor has.
+    # Not the command itself, whose pid the supervisor knows.
     words = ["sh", "-c", '"$@" & wait', "sh", *command]
     done = place.run("-t", str(2 * SCALE), "--grace", "0.2", "--", *words)
     assert done.returncode == 124, done.stderr
@@ -526,12 +529,12 @@ def test_a_cpu_limit_is_enforced_and_cpu_time_is_measured(kernel_place: Box) -> 
     limited, free = (float(str(record["cpu"])) for record in kernel_place.records()[-2:])
     wall = float(str(kernel_place.records()[-2]["wall"]))
     assert 0.2 < limited < 0.3 * wall + 0.2  # the quota is refilled every 100 ms
-    # The kernel's figure is at least what the process itself saw before its end.
+    # The kernel's figure is at least that of the process itself before its end.
     assert float(done.stdout) <= free < float(done.stdout) + 0.5 * SCALE
 
 
 def test_the_processors_are_divided_between_the_run_and_its_supervisor(kernel_place: Box) -> None:
-    """So that a fork bomb, of which all want to run, does not starve the supervisor."""
+    """Otherwise the runnable processes of a fork bomb would starve the supervisor."""
     script = (
         "cat /proc/self/cgroup; "
         'cat "/sys/fs/cgroup$(sed -n s/^0:://p /proc/self/cgroup)/../cpu.weight"'
@@ -548,13 +551,13 @@ def test_groups_are_removed(kernel_place: Box) -> None:
     run = kernel_place.start("--", "sleep", "1000")
     (row,) = wait_for(kernel_place.status, 20, "the run shows")
     wait_for(lambda: groups_of(str(row["id"])), 20, "the run's group")
-    os.kill(run.pid, signal.SIGKILL)  # perhaps before it had a keeper
+    os.kill(run.pid, signal.SIGKILL)  # possibly before it has a keeper
     kernel_place.run("--", "true")
     wait_for(lambda: not groups_of(str(row["id"])), 5, "its keeper or the next run removes it")
 
 
 def test_no_other_user_can_hold_the_lock_of_a_runs_group(kernel_place: Box) -> None:
-    """flock(2) needs a descriptor of the directory; its files are still there for the command."""
+    """flock(2) needs a descriptor of the directory. Other users can still read its files."""
     run = kernel_place.start("--", "sleep", "1000")
     (row,) = wait_for(kernel_place.status, 20, "the run shows")
     made = wait_for(lambda: groups_of(str(row["id"])), 20, "the run's group")
@@ -571,7 +574,7 @@ def test_no_other_user_can_hold_the_lock_of_a_runs_group(kernel_place: Box) -> N
 
 
 def test_the_group_of_a_dead_run_is_ended_by_a_run_of_another_queue(kernel_place: Box) -> None:
-    kernel_place.env["SANDRUN_POOL"] = "off"  # or the second run waits for the first one's memory
+    kernel_place.env["SANDRUN_POOL"] = "off"  # or the second run waits for memory
     run, pids = _tree(kernel_place)
     wait_for(partial(_second, run.pid), 5, "a second keeper")
     (row,) = kernel_place.status()
@@ -615,7 +618,7 @@ def test_ctrl_c_reaches_the_command_once(place: Box) -> None:
         wait_for(lambda: said.exists() and said.read_text() == "up\n", 20, "the command is up")
         os.write(terminal, b"\x03")
         wait_for(lambda: "int" in said.read_text(), 5, "it gets the interrupt")
-        time.sleep(0.2 * SCALE)  # a second one, sent by us, would come within this
+        time.sleep(0.2 * SCALE)  # a second one, sent by sandrun, would arrive within this time
         assert said.read_text() == "up\nint\n"
     finally:
         os.close(terminal)

@@ -1,4 +1,4 @@
-"""A process that leaves the run's container for another group is seen, named and ended."""
+"""A process that moves out of the run's container to another group is found, named and killed."""
 
 import os
 import re
@@ -13,8 +13,8 @@ from tests.contract.test_contract import nothing_left, pid_in
 from tests.entering import put_on_path
 from tests.harness import SCALE, Box, alive, launcher, wait_for
 
-# Moves itself to a group beside the run's, as su, systemd-run --scope and tmux have systemd do
-# with a process, notes its number, and becomes the command.
+# Moves itself to a sibling of the run's group, as systemd does for su, systemd-run --scope and
+# tmux, writes its pid to a file, and becomes the command.
 LEAVE = r"""
 import os, re, sys
 file, *command = sys.argv[1:]
@@ -33,7 +33,7 @@ os.execvp(command[0], command)
 
 
 class Leaver:
-    """A command that leaves the container, and what it noted."""
+    """A command that leaves the container, and the pid and group that it wrote."""
 
     def __init__(self, root: Path) -> None:
         self.file = root / f"left-{os.getpid()}"
@@ -71,18 +71,18 @@ def test_an_escaped_process_is_killed_and_named_with_its_group(
     assert not alive(leave.pid())
     (line,) = lines(done.stderr)
     group = leave.group().removeprefix("/sys/fs/cgroup").removeprefix("/memory")
-    assert f"(pid {leave.pid()}" in line  # at the first look it may be about to exec
+    assert f"(pid {leave.pid()}" in line  # when found it may be before its exec
     assert group in line
     assert line.endswith("; ended at the end")
     assert "sandrun: hint: start it in the run's own group" in done.stderr
-    assert "left behind" not in done.stderr  # once is enough
+    assert "left behind" not in done.stderr  # named only once
     nothing_left(kernel_place)
 
 
 def test_an_escaped_daemon_is_killed_though_the_container_is_empty(
     kernel_place: Box, leave: Leaver
 ) -> None:
-    """The run is over within milliseconds: nobody has had a look before."""
+    """The run ends within milliseconds, before the first search."""
     daemon = 'setsid "$@" </dev/null >/dev/null 2>&1 & until [ -e "$4" ]; do :; done'
     done = kernel_place.run("--", "sh", "-c", daemon, "sh", *leave("sleep", "1000"))
     assert done.returncode == 0
@@ -95,7 +95,7 @@ def test_the_parent_of_an_escaped_process_is_named(kernel_place: Box, leave: Lea
     done = kernel_place.run("--", "sh", "-c", script, "sh", *leave("sleep", str(2 * SCALE)))
     (line,) = lines(done.stderr)
     assert re.search(rf"\(pid {leave.pid()}, started by sh -c .* \(pid \d+\)\)", line)
-    assert "at the end" not in line  # it had ended by itself
+    assert "at the end" not in line  # it had exited by itself
 
 
 def test_children_of_an_escaped_process_are_killed(kernel_place: Box, leave: Leaver) -> None:
@@ -141,7 +141,7 @@ def test_an_escaped_process_that_ignores_sigterm_is_killed(
 def test_after_sigkill_of_the_supervisor_an_escaped_process_is_killed(
     kernel_place: Box, leave: Leaver
 ) -> None:
-    """By its mark: nobody is left who saw it leave."""
+    """It is found by its mark: the process that had found it before is dead."""
     orphan = 'setsid "$@" & sleep 1000'
     run = kernel_place.start("--", "sh", "-c", orphan, "sh", *leave("sleep", "1000"))
     pid = leave.pid()
@@ -155,7 +155,7 @@ def test_after_sigkill_of_the_supervisor_an_escaped_process_is_killed(
 def test_require_kernel_does_not_allow_an_escaped_process(
     kernel_place: Box, leave: Leaver, late: bool
 ) -> None:
-    """Ended at once, and no success when it is seen only at the end."""
+    """The run is ended at once; if the process is found only at the end, the run fails."""
     script = '"$@" & exec sleep 1000' if not late else '"$@" & until [ -e "$4" ]; do :; done'
     done = kernel_place.run(
         "--require", "kernel", "--", "sh", "-c", script, "sh", *leave("sleep", "1000")
@@ -184,8 +184,8 @@ def test_an_escaped_process_may_be_left_or_waited_for(
         wait_for(lambda: not alive(leave.pid()), 5)
 
 
-# Starts what a line of its input asks for, in the environment that it names: as an editor's, a
-# terminal's or tmux's server does for a client.
+# Starts a process with the mark that a line of its input has, as the server of an editor, a
+# terminal or tmux does for a client.
 SERVER = """
 import os, subprocess, sys, time
 mark = open(sys.argv[1]).read().strip()
@@ -207,7 +207,7 @@ def test_a_process_that_a_server_starts_with_the_runs_mark_is_not_touched(
     assert not lines(done.stderr)
 
 
-# The same, as an ancestor of the run, such as an editor whose terminal it was started in.
+# The same, but an ancestor of the run, such as an editor in whose terminal the run was started.
 ANCESTOR = """
 import os, subprocess, sys, threading
 fifo, *run = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""What is told of memory: peaks with and without page cache, who used it, and the kinds of it."""
+"""The reported memory: peaks with and without page cache, the processes that used it, its kinds."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from sandrun.model import MIB
 from tests.harness import Box
 
 UNITS = {"B": 1, "KiB": 1 << 10, "MiB": MIB}
-# Takes so many MiB, one at a time, with a pause after each, holds them for a while and ends.
+# Allocates so many MiB, one at a time, with a pause after each, keeps them for a while and exits.
 TAKE = """
 import sys, time
 mib, pause, hold = map(float, sys.argv[1:])
@@ -48,14 +48,14 @@ def peaks(box: Box) -> "tuple[int, int]":
 
 
 def is_prompt(backend: str) -> None:
-    """memory.stat is up to 2 s old under User Mode Linux 7.2, and so is the cache in it; seen on no
-    other kernel, where reading it flushes (mm/memcontrol.c, memory_stat_format)."""
+    """Skip under User Mode Linux 7.2, where memory.stat is up to 2 s old. On other kernels reading
+    it flushes it (mm/memcontrol.c, memory_stat_format)."""
     if backend in ("cgroup2", "systemd") and "User Mode Linux" in Path("/proc/cpuinfo").read_text():
         pytest.skip("memory.stat lags under User Mode Linux")
 
 
 def test_the_peak_excludes_page_cache(place: Box, file: str, backend: str) -> None:
-    """By what `peak` says, a limit can be set: with it the same command goes through."""
+    """With `peak` as its limit, the same command succeeds."""
     is_prompt(backend)
     done = place.run("-m", "80M", "--", "sh", "-c", DD, file)
     assert done.returncode == 0, done.stderr
@@ -88,8 +88,8 @@ def test_a_peak_between_two_samples_is_taken_from_the_kernel(kernel_place: Box) 
 def test_the_present_user_of_the_memory_is_named_and_not_an_earlier_one(
     place: Box, file: str, before: str
 ) -> None:
-    """First something fills the limit with cache, or more than half of it with memory, and ends.
-    Slowly: memory.stat may be 2 s old (mm/memcontrol.c, FLUSH_TIME)."""
+    """First a process fills the limit with cache, or more than half of it with memory, and exits.
+    The next is slow, because memory.stat may be 2 s old (mm/memcontrol.c, FLUSH_TIME)."""
     first = DD if before == "cache" else '"$1" "$2" "$3" 50 0.002 3'
     hog = '"$1" "$2" "$3" 400 0.06 0 & echo $!; wait'
     done = place.run("-m", "80M", "--", "sh", "-c", f"{first}; {hog}", file, *take(0, 0)[:3])
@@ -109,7 +109,7 @@ def kinds_in(text: str) -> "dict[str, float]":
     return {name: float(size) * UNITS[unit] for name, size, unit in told}
 
 
-# What fills the kernel's memory, by the number of the thing; none of them is a process's.
+# Scripts that fill the kernel's memory with many objects, none of it process memory.
 FILLERS = {
     "pipes": "time.sleep(0.02); r, w = os.pipe(); kept += r, w; os.write(w, b'x' * 65536)",
     "sockets": "time.sleep(0.05); a, b = socket.socketpair(); kept += a, b; a.setblocking(False)\n"
@@ -129,5 +129,5 @@ def test_kernel_memory_is_named(kernel_place: Box, what: str) -> None:
     assert "MiB (such as inodes, dentries, pipes, sockets)" in done.stderr
     kinds = kinds_in(done.stderr)
     assert kinds["kernel"] > 12 * MIB, done.stderr
-    # As last seen before the limit.
+    # From the last sample before the limit.
     assert 12 * MIB < sum(kinds.values()) <= 25 * MIB, done.stderr
