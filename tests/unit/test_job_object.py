@@ -189,8 +189,8 @@ def test_close_waits_for_the_message_if_the_run_ended_by_itself(
     container = opened()
     pid = _spawn(container)
     fake.late = 0.05
+    began = time.monotonic()  # before the delay starts
     fake.exit(pid)
-    began = time.monotonic()
     container.close()
     assert 0.05 <= time.monotonic() - began < 5
 
