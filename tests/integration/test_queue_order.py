@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.harness import Box, wait_for
+from tests.harness import SCALE, Box, wait_for
 
 
 def begun(box: Box) -> list[str]:
@@ -165,7 +165,7 @@ def test_no_wait_gives_up_at_once(box: Box) -> None:
     began = time.monotonic()
     done = box.run("-n", "--", "true")
     assert done.returncode == 75
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20 * SCALE
     assert "--no-wait" in done.stderr
     assert len(box.view()) == 1
 
