@@ -1,7 +1,7 @@
-"""What the tests of the git guard share: a place with real repositories, and gates instead of naps.
+"""Shared by the tests of the git guard: isolated real repositories, and gates instead of sleeps.
 
-Each `GitBox` has its own home, git configuration and state; nothing of the host's is read. What
-it starts is ended by `close`, nothing else is. A deadline is multiplied by SANDRUN_TEST_SCALE.
+Each `GitBox` has its own home, git configuration and state; the host's are not read. `close` kills
+the processes that it started and no others. Deadlines are multiplied by SANDRUN_TEST_SCALE.
 """
 
 import errno
@@ -40,11 +40,11 @@ whole_host = pytest.mark.skipif(
     or os.readlink("/proc/self/ns/pid") != stale.INITIAL_PID_NAMESPACE,
     reason="in a pid namespace nobody knows that a lock's owner is dead",
 )
-"""For tests of what is proved by seeing every process: not in a container, nor a clean root."""
+"""For tests of proofs that need to see every process of the host: not in a container."""
 
 
 def wait_for(condition: Callable[[], T], what: str, seconds: float = 20) -> T:
-    """`harness.wait_for`, which must be told what for."""
+    """`harness.wait_for` with a required description."""
     return harness.wait_for(condition, seconds, what)
 
 
@@ -100,7 +100,7 @@ class GitBox:
         })  # fmt: skip
         self.started: list[subprocess.Popen[str]] = []
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-            # A shell that runs the tests in its background wants that, for what we start too.
+            # A shell ignores SIGINT for background jobs, and our children would inherit that.
             signal.signal(signal.SIGINT, signal.default_int_handler)
         self.before = set(processes.descendants(os.getpid()))
         self.make(self.repo)
@@ -149,12 +149,12 @@ class GitBox:
         return self.end(self.guarded(*args, cwd=cwd, **env))
 
     def end(self, process: "subprocess.Popen[str]", seconds: float = 60) -> tuple[int, str]:
-        """Wait for a started process; its exit code and what it said."""
+        """Wait for a started process; return its exit code and output."""
         out, _ = process.communicate(timeout=seconds * SCALE)
         return process.returncode, out
 
     def bare(self, *args: "str | Path", cwd: "Path | str | None" = None, **env: str) -> str:
-        """Run the real git, which must succeed; its stdout."""
+        """Run the real git, which must succeed; return its stdout."""
         done = subprocess.run(
             [GIT, *map(str, args)],
             cwd=cwd or self.repo,
@@ -169,16 +169,16 @@ class GitBox:
         return done.stdout
 
     def gate(self, name: str) -> str:
-        """A shell command that says it was reached and blocks until `let(name)`."""
+        """A shell command that records that it was reached and blocks until `let(name)`."""
         os.mkfifo(self.root / f"gate-{name}")
         return f": >{self.root}/reached-{name}; read _ <{self.root}/gate-{name}"
 
     def reached(self, name: str) -> None:
-        """Wait until somebody blocks at the gate."""
+        """Wait until a process blocks at the gate."""
         wait_for((self.root / f"reached-{name}").exists, f"the gate {name} is reached")
 
     def let(self, name: str) -> None:
-        """Let the one at the gate go on."""
+        """Let the process at the gate continue."""
         path = self.root / f"gate-{name}"
 
         def opened() -> int:
@@ -188,7 +188,7 @@ class GitBox:
                 assert error.errno == errno.ENXIO
                 return 0
 
-        fd = wait_for(opened, f"somebody waits at the gate {name}")
+        fd = wait_for(opened, f"a process waits at the gate {name}")
         os.write(fd, b"\n")
         os.close(fd)
 
@@ -208,11 +208,11 @@ class GitBox:
         path.chmod(0o755)
 
     def sandrun_text(self) -> str:
-        """`sandrun` as a word in shell scripts."""
+        """The command `sandrun` for shell scripts."""
         return f"{sys.executable} -m sandrun"
 
     def close(self) -> None:
-        """End what was started and still runs, also what detached itself (see tests.conftest)."""
+        """Kill all started processes that still run, also detached ones (see tests.conftest)."""
 
         def ended() -> bool:
             left = set(processes.descendants(os.getpid())) - self.before
@@ -221,7 +221,7 @@ class GitBox:
                 os.kill(pid, signal.SIGKILL)
             return not alive
 
-        wait_for(ended, "what the test started is ended")
+        wait_for(ended, "all processes that the test started are dead")
         for process in self.started:
             process.wait()
             if process.stdout:
@@ -229,27 +229,27 @@ class GitBox:
 
 
 def heard(process: "subprocess.Popen[str]", seconds: float = 20) -> str:
-    """The next line of what a started process says."""
+    """The next line of the output of a started process."""
     assert process.stdout
     text = ""
     while not text.endswith("\n"):
         ready, _, _ = select.select([process.stdout], [], [], seconds * SCALE)
-        assert ready, f"it says nothing: {text!r}"
+        assert ready, f"it prints nothing: {text!r}"
         letter = os.read(process.stdout.fileno(), 1)
-        assert letter, f"it has ended: {text!r}"
+        assert letter, f"it has exited: {text!r}"
         text += letter.decode()
     return text
 
 
 def is_queued(process: "subprocess.Popen[str]") -> bool:
-    """Whether the process blocks on a POSIX lock, as the kernel tells."""
+    """Whether the process blocks on a POSIX lock, by /proc/locks."""
     with open("/proc/locks") as file:
         rows = [row.split() for row in file if "-> POSIX" in row]
     return any(row[row.index("->") + 4] == str(process.pid) for row in rows)
 
 
 def watches(process: "subprocess.Popen[str]") -> bool:
-    """Whether the process waits for file names to go (has an inotify descriptor)."""
+    """Whether the process waits for files to be removed: it has an inotify descriptor."""
     folder = f"/proc/{process.pid}/fd"
     try:
         return any("inotify" in os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder))
@@ -258,7 +258,7 @@ def watches(process: "subprocess.Popen[str]") -> bool:
 
 
 def is_free(git_dir: Path, byte: int = 0) -> bool:
-    """Whether nobody holds that lock of the guard file."""
+    """Whether no process holds that lock of the guard file."""
     with open(git_dir / "sandrun-guard", "r+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)

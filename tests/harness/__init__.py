@@ -1,13 +1,13 @@
-"""What the tests share: an isolated place to run sandrun in, and waiting for conditions.
+"""Shared by all tests: an isolated box to run sandrun in, and waiting for conditions.
 
 Promises
-- Nothing of the host is read or touched: each `Box` has its own project, home and state.
-- Nothing outlives a test: the test process is a subreaper, so whatever a test started stays among
-  its descendants, however it detached itself, and `Box.close` ends those and nobody else.
+- Nothing of the host is read or changed: each `Box` has its own project, home and state.
+- No process outlives a test: the test process is a subreaper, so processes that a test started stay
+  among its descendants even if they detach. `Box.close` kills them and no others.
 - Every deadline is multiplied by SANDRUN_TEST_SCALE, for slow machines.
 
-Jobs are gated, not timed: `Box.job(name)` is a command that notes its begin and its end in a log
-(O_APPEND, so the log's order is the true one) and blocks between them until `Box.let(name)`.
+Jobs are gated, not timed: `Box.job(name)` is a command that records its begin and its end in a log
+(in true order, because of O_APPEND) and blocks in between until `Box.let(name)`.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ PROFILE = os.environ.get("SANDRUN_TEST_PROFILE", "")
 ON_MACOS = PROFILE == "darwin" or DARWIN
 ROOT = Path(__file__).resolve().parents[2]
 INJECT = ROOT / "tests/harness/inject"
-"""To be put on PYTHONPATH; see its header."""
+"""A directory for PYTHONPATH; see the header of its module."""
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER, <linux/prctl.h>
 
@@ -38,7 +38,8 @@ T = TypeVar("T")
 
 
 def wait_for(condition: Callable[[], T], seconds: float = 10, what: str = "") -> T:
-    """Call `condition` until it is true; its value. AssertionError after `seconds` (scaled)."""
+    """Call `condition` until it is true; return its value. Raises AssertionError after `seconds`
+    (scaled)."""
     deadline = time.monotonic() + seconds * SCALE
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -48,15 +49,15 @@ def wait_for(condition: Callable[[], T], seconds: float = 10, what: str = "") ->
 
 
 def adopt_orphans() -> None:
-    """Make this process the subreaper of all that the tests start (macOS has no such thing)."""
+    """Make this process the subreaper of all processes of the tests (macOS has no subreaper)."""
     if not DARWIN:
         ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
 
 
 def reap_orphans() -> None:
-    """Reap all dead children, such as the last keeper of a run, which ends after sandrun did: as
-    zombies they keep their numbers (32,768 on a small machine), and every look at the
-    descendants takes longer. Between tests only: no test waits for a child of its own then.
+    """Reap all dead children, such as the last keeper of a run, which exits after sandrun. Zombies
+    would use up pids (32,768 on a small machine) and slow down each walk of the descendants. Called
+    only between tests, when no test waits for its own child.
     """
     for pid in processes.children(os.getpid()):
         if not alive(pid):
@@ -78,14 +79,14 @@ def is_keeper(pid: int) -> bool:
 
 
 def launcher() -> list[str]:
-    """The installed command next to this interpreter if there is one, else its source."""
+    """The command installed beside this interpreter, else that of the checkout."""
     installed = Path(sys.executable).with_name("sandrun")
     source = ROOT / "sandrun/bin/sandrun"
     return [str(installed)] if installed.exists() else [sys.executable, str(source)]
 
 
 def without_note(said: str) -> str:
-    """... but for the one line of the fallback about itself; no kernel backend has it."""
+    """The stderr `said` without the line that the fallback prints about itself."""
     lines = said.splitlines(keepends=True)
     return "".join(line for line in lines if not line.startswith("sandrun: a monitor polls "))
 
@@ -95,14 +96,14 @@ PACKAGE = Path(processes.__file__).resolve().parents[2]
 
 
 def installed_env(env: dict[str, str]) -> dict[str, str]:
-    """`env` in which the tested package is found: the installed one, or the checkout's."""
+    """`env` with which Python finds the tested package: the installed one, or the checkout's."""
     if PACKAGE == ROOT:
         env = {**env, "PYTHONPATH": str(ROOT)}
     return pretending(env)
 
 
 def pretending(env: dict[str, str], profile: str = PROFILE) -> dict[str, str]:
-    """`env` in which sandrun takes this for macOS if `profile` is `darwin` (see `portable`)."""
+    """`env` with which sandrun runs as on macOS if `profile` is `darwin` (see `portable`)."""
     if not profile:
         return env
     paths = [str(ROOT / "tests/harness/portable"), env.get("PYTHONPATH", "")]
@@ -171,7 +172,7 @@ class Box:
         return process
 
     def heard(self, process: "subprocess.Popen[str]") -> str:
-        """What a started process has said on stderr so far."""
+        """The stderr of a started process so far."""
         return (self.root / f"stderr-{self.started.index(process)}").read_text()
 
     def run(
@@ -183,13 +184,13 @@ class Box:
         argv: "list[str] | None" = None,
         user: "int | None" = None,
     ) -> "subprocess.CompletedProcess[str]":
-        """Run `sandrun ARGS` to its end."""
+        """Run `sandrun ARGS` and wait for it."""
         return self.finish(self.start(*args, env=env, cwd=cwd, argv=argv, user=user), seconds)
 
     def finish(
         self, process: "subprocess.Popen[str]", seconds: float = 30, input: "str | None" = None
     ) -> "subprocess.CompletedProcess[str]":
-        """Wait for a started process; its exit code and output."""
+        """Wait for a started process; return its exit code and output."""
         out, _ = process.communicate(input, timeout=seconds * SCALE)
         err = self.heard(process)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -202,7 +203,7 @@ class Box:
         return ["sh", "-c", script, "job", name, str(self.log), str(gate)]
 
     def let(self, name: str, seconds: float = 20) -> None:
-        """Let the job go on; waits until it has begun."""
+        """Wait until the job has begun, then let it continue."""
         gate = self.root / f"gate-{name}"
 
         def opened() -> int:
@@ -218,7 +219,7 @@ class Box:
         os.close(fd)
 
     def let_all(self, names: "list[str]", seconds: float = 30) -> list[str]:
-        """Let jobs go on in whatever order they begin, which is returned."""
+        """Let jobs continue in the order in which they begin; return that order."""
         order: list[str] = []
 
         def next_begun() -> list[str]:
@@ -242,19 +243,19 @@ class Box:
     def queue_up(
         self, name: str, *options: str, env: "Mapping[str, str] | None" = None
     ) -> "subprocess.Popen[str]":
-        """Start a run of `job(name)` that has to wait, and wait until it has its place."""
+        """Start a run of `job(name)` that must wait, and wait until it is in the queue."""
         process = self.start(*options, "--", *self.job(name), env=env)
         mark = f" job {name} "
         wait_for(lambda: any(mark in line for line in self.view()), 20, f"{name} is in the queue")
         return process
 
     def ids(self, *options: str) -> "dict[str, str]":
-        """The ids of those in the queue, by the names of their jobs."""
+        """The ids of the runs in the queue, by the names of their jobs."""
         rows = self.status(*options)
         return {str(row["command"]).split(" job ")[-1].split()[0]: str(row["id"]) for row in rows}
 
     def begun(self, name: str, seconds: float = 20) -> int:
-        """Wait until the job has begun; its pid."""
+        """Wait until the job has begun; return its pid."""
         wait_for(lambda: ("begin", name) in self.events(), seconds, f"{name} begins")
         for line in self.log.read_text().splitlines():
             what, whose, pid = line.split()
@@ -282,14 +283,14 @@ class Box:
         return lines
 
     def status(self, *options: str) -> "list[dict[str, object]]":
-        """The rows of `sandrun status --json`, of all queues with --all."""
+        """The rows of `sandrun status --json`; with --all those of all queues."""
         answer = json.loads(self.run(*options, "status", "--json").stdout)
         assert answer["v"] == 1
         return [row for queue in answer["queues"] for row in queue["runs"]]
 
     def last_record(self) -> "dict[str, object]":
-        """Of a run that has just ended. With backend `auto` it was in the container that comes
-        first in SANDRUN_EXPECT (see tests/contract), if that says anything."""
+        """The record of the last run. With backend `auto`, that must have used the first backend of
+        SANDRUN_EXPECT, if it is set (see tests/contract)."""
         record = self.records()[-1]
         best = os.environ.get("SANDRUN_EXPECT", "").partition(",")[0]
         if best and self.env.get("SANDRUN_BACKEND", "auto") == "auto":
@@ -310,7 +311,7 @@ class Box:
         return [pid for pid in pids if alive(pid)]
 
     def close(self) -> None:
-        """End all that the test started."""
+        """Kill all processes that the test started."""
 
         def ended() -> bool:
             for process in self.started:
@@ -323,7 +324,7 @@ class Box:
                     pass
             return not self.leftovers()
 
-        wait_for(ended, 20, "everything that the test started is dead")
+        wait_for(ended, 20, "all processes that the test started are dead")
         for process in self.started:
             process.wait()
             for pipe in (process.stdin, process.stdout):

@@ -32,7 +32,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     monkeypatch.setattr(
         windows_spawn, "command_line", lambda argv, env: (f"C:\\{argv[0]}.exe", " ".join(argv))
     )
-    monkeypatch.setattr(psutil, "Process", lambda pid: _Seen(kernel, pid))
+    monkeypatch.setattr(psutil, "Process", lambda pid: _FakePsutilProcess(kernel, pid))
     monkeypatch.setattr(sampler, "processes", windows_processes)
     before = set(kernel.handles)
     yield kernel
@@ -41,8 +41,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     assert set(kernel.handles) == before, "handles were left open"
 
 
-class _Seen:
-    """What psutil would tell of a process of the fake."""
+class _FakePsutilProcess:
+    """psutil's view of a process of the fake."""
 
     def __init__(self, kernel: Fake, pid: int) -> None:
         if not kernel.processes[pid].alive:
@@ -50,7 +50,7 @@ class _Seen:
         self.process = kernel.processes[pid]
 
     def environ(self) -> "dict[str, str]":
-        runs = [around.name.rpartition("-")[2] for around in self.process.jobs]
+        runs = [job.name.rpartition("-")[2] for job in self.process.jobs]
         return {"SANDRUN_RUNS": ";".join(f"C:\\state/{run}" for run in runs)}
 
     def cmdline(self) -> list[str]:
@@ -89,8 +89,8 @@ def _job(fake: Fake, container: job_object.JobContainer) -> Job:
     return found
 
 
-def _told(fake: Fake, container: job_object.JobContainer) -> None:
-    """Wait until the reader has what was posted so far: packets come in order."""
+def _wait_for_reader(fake: Fake, container: job_object.JobContainer) -> None:
+    """Wait until the reader has read all messages posted so far; they arrive in order."""
     assert container.port
     seen = len(container.port._messages)
     fake.calls.PostQueuedCompletionStatus(container.port.handle, 0, 0, None)
@@ -151,23 +151,23 @@ def test_an_earlier_message_does_not_end_the_wait(
 ) -> None:
     container = opened()
     fake.exit(_spawn(container))
-    _told(fake, container)
+    _wait_for_reader(fake, container)
     fake.start([_job(fake, container)])
-    told = threading.Event()
+    sent = threading.Event()
 
     def late(ended: Job, code: int = 0) -> None:
-        def tell() -> None:
-            told.set()
+        def send() -> None:
+            sent.set()
             fake._tell(ended, windows_api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO, 0)
 
         for process in ended.live():
             process.code = code
-        threading.Timer(0.05, tell).start()
+        threading.Timer(0.05, send).start()
 
     monkeypatch.setattr(job_object, "_LOST_SECONDS", 10.0)
     monkeypatch.setattr(fake, "_end", late)
     container.kill()
-    assert told.is_set()
+    assert sent.is_set()
 
 
 def test_the_message_of_a_nested_job_does_not_end_the_wait(
@@ -177,7 +177,7 @@ def test_the_message_of_a_nested_job_does_not_end_the_wait(
     container = opened()
     pid = _spawn(container)
     with monkeypatch.context() as stubborn, pytest.raises(TimeoutError) as unkillable:
-        stubborn.setattr(fake, "_end", lambda told, code: fake._tell(told, 4, 0))
+        stubborn.setattr(fake, "_end", lambda job, code: fake._tell(job, 4, 0))
         container.kill()
     assert unkillable.value.args == ([pid],)
 
@@ -239,7 +239,7 @@ def test_the_limit_is_hit_and_the_peak_is_the_kernels(fake: Fake, opened: Opener
     assert str(container.limit_hit) == ""
     assert container.usage().current == 40 * MIB
     assert not fake.allocate(pid, 40 * MIB)
-    _told(fake, container)
+    _wait_for_reader(fake, container)
     assert fake.handles[container.events[0]].is_set()
     container.poll()
     assert container.limit_hit == "own"
@@ -251,7 +251,7 @@ def test_the_process_of_one_large_allocation_is_named(fake: Fake, opened: Opener
     container = opened(limits=_limits(64 * MIB + 5))
     pid = _spawn(container)
     assert not fake.allocate(pid, 1024 * MIB)
-    _told(fake, container)
+    _wait_for_reader(fake, container)
     container.poll()
     assert container.limit_hit == "own"
     assert [process.pid for process in container.top_consumers()] == [pid]
@@ -286,7 +286,7 @@ def test_processes_are_sampled_only_while_the_job_grows(
 def test_whose_limit_was_hit(
     fake: Fake, opened: Opener, outer_mib: int, inner_mib: int, limit_hit: "tuple[str, str]"
 ) -> None:
-    """A process in a run inside a run: the message about the inner limit goes to both."""
+    """A process of a nested run: both jobs get the message about the inner limit."""
     outer = opened("outer", _limits(outer_mib * MIB))
     _spawn(outer)
     inner = opened("inner", _limits(inner_mib * MIB))
@@ -294,7 +294,7 @@ def test_whose_limit_was_hit(
     assert fake.allocate(command.pid, 40 * MIB)
     assert not fake.allocate(command.pid, 60 * MIB)
     for container in (outer, inner):
-        _told(fake, container)
+        _wait_for_reader(fake, container)
         container.poll()
     assert (outer.limit_hit, inner.limit_hit) == limit_hit
 
@@ -308,7 +308,7 @@ def test_for_an_exited_process_the_peak_decides_whose_limit_was_hit(
         assert fake.allocate(process.pid, size)
         assert not fake.allocate(process.pid, 64 * MIB)
         fake.exit(process.pid)
-        _told(fake, container)
+        _wait_for_reader(fake, container)
         container.poll()
         assert container.limit_hit == limit_hit
 
@@ -406,7 +406,7 @@ def test_the_container_of_a_dead_supervisor_is_killed_by_its_token(
 
 
 def test_the_fake_has_the_functions_of_the_table(fake: Fake) -> None:
-    """The fake takes what the prototypes take, and nothing else."""
+    """The fake functions have the parameters of the prototypes."""
     import ctypes
 
     with pytest.raises(TypeError):
