@@ -188,6 +188,14 @@ def take_over(lock: RunLock, private: "list[int]") -> bool:
         return True
     # The file's time proves when the run began; the text does not.
     holder.since = max(holder.since, lock.written_at())
+    return _end_all(lock, line, holder, container, private)
+
+
+def _end_all(
+    lock: RunLock, line: bytes, holder: Holder, container: "Container", private: "list[int]"
+) -> bool:
+    """End the processes of a lost run and finish it, or have the lock held for those that survive:
+    see `take_over`."""
     living = _end(container, holder)
     if living:
         _record_lost(holder)

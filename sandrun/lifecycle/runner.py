@@ -4,8 +4,7 @@
              -> backend opens container -> child enters it, then exec -> supervise
              -> outcome -> kill what is left -> close container -> record -> release
 
-A run inside a run of the same queue takes no ticket: it starts at once, in a container inside the
-outer one (`sandrun.queue.nesting`).
+A run inside a run of the same queue starts at once, in an inner container (`queue.nesting`).
 """
 
 import os
@@ -180,9 +179,8 @@ class Run:
         request, settings, lock = self.request, self.request.settings, self.admission.lock
         limits = settings.limits(request.project)
         limits.outlives_caller = not request.caller.parent
-        backend, container, refused = backends.choose(
-            settings.backend, request.id, limits, settings.require == "kernel"
-        )
+        strict = settings.require == "kernel"
+        backend, container, refused = backends.choose(settings.backend, request.id, limits, strict)
         others = f" (not {'; not '.join(refused)})" if refused else ""
         messages.decision(f"backend {backend.name}{others}")
         if refused and not backend.kernel and not request.enclosing:
@@ -260,7 +258,6 @@ class Run:
     def _run_supervised(
         self, backend: "Backend", container: "Container", keeper: "Keeper | None"
     ) -> Outcome:
-        """Start the command in the container and supervise it."""
         request, settings, caller = self.request, self.request.settings, self.request.caller
         self.admission.make_lock_inheritable()
         if signum := spawn.pending_end_signal(caller):
@@ -269,13 +266,13 @@ class Run:
             raise Interrupted(signum, waited=False)
         modes = _terminal_modes()
         env = request.environment(backend.name)
-        not_searched = [request.project, request.cwd]
+        excluded = [request.project, request.cwd]
         if sys.platform == "linux" and (settings.private_tmp or settings.private_ipc):
             from sandrun.lifecycle import isolation
 
             planned = isolation.plan(request, env)
             caller.isolate = planned.enter
-            not_searched += [step[0] for step in planned.steps]
+            excluded += [step[0] for step in planned.steps]
         try:
             child = container.spawn(request.command, env, caller)
         except OSError as error:
@@ -288,17 +285,14 @@ class Run:
 
             supervisor.end_event = windows_queue.end_event(self.admission.ticket)
         else:
-            supervisor.excluded = tuple(not_searched)
+            supervisor.excluded = tuple(excluded)
             # An outer run watches for daemons itself, and `none` contains nothing.
             if settings.daemons == "contain" and container.token and not request.enclosing:
                 supervisor.daemon_search = request.project, env
         self.admission.publish_queue_file()
         outcome = _call_in_root(request.cwd, supervisor.run)
-        if sys.platform != "win32" and modes and outcome.reason != "exit":
-            from sandrun.platform import posix_terminal
-            from sandrun.supervise import witness
-
-            posix_terminal.restore(modes, witness.NAME)
+        if modes and outcome.reason != "exit":
+            _restore_terminal(modes)
         stage, number, what = spawn.failure(caller)
         return _report_not_started(stage, number, request.command, what) if stage else outcome
 
@@ -375,6 +369,14 @@ def _terminal_modes() -> "list[Any] | None":
     from sandrun.platform import posix_terminal
 
     return posix_terminal.modes()
+
+
+def _restore_terminal(modes: "list[Any]") -> None:
+    if sys.platform != "win32":
+        from sandrun.platform import posix_terminal
+        from sandrun.supervise import witness
+
+        posix_terminal.restore(modes, witness.NAME)
 
 
 def _call_in_root(directory: str, call: "Callable[[], Outcome]") -> Outcome:
