@@ -412,11 +412,11 @@ def test_a_waiter_for_the_second_lock_file_leaves_at_once_and_leaves_nothing(box
     elsewhere.mkdir()
     second = box.start("--", "true", env={"SANDRUN_STATE_DIR": str(elsewhere)})
     wait_for(lambda: "is held by a run" in box.heard(second), 20)
-    before = live_processes(box)
+    # The message is written before the helper is started.
+    wait_for(lambda: len(live_processes(box)) == 4, 20, "a run, its shell, a waiter, its helper")
     second.send_signal(signal.SIGINT)
     assert box.finish(second).returncode == 130
-    wait_for(lambda: len(before - live_processes(box)) >= 2, 20)
-    assert len(live_processes(box)) == 2, "the first run, its shell and nothing else"
+    wait_for(lambda: len(live_processes(box)) == 2, 20, "the first run, its shell, nothing else")
 
 
 def test_a_killed_waiter_for_the_second_lock_file_leaves_nothing(box: Box) -> None:
