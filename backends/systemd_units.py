@@ -180,7 +180,7 @@ class Place:
         if here < cgroup_files.lowest_limit(self.kept, "pids.max"):
             (default,) = manager.properties([("", "DefaultTasksMax")])
             if here < (default or 0):
-                raise self._would_escape(f"pids.max = {here} around {self.own}")
+                raise self._would_escape(f"pids.max = {here} of {self.own} or a group above")
 
     def check_end(self) -> None:
         """Raise Stays if our user's manager would end before the run should, and the run with it:
@@ -189,7 +189,7 @@ class Place:
             return
         name = user_name()
         why = f"this is no session of {name}'s"
-        why = "the run shall outlive a logout" if self.outlives else why
+        why = "the run must outlive a logout" if self.outlives else why
         text = f"{why}, and the manager of {name} ends at the last logout"
         if not self.in_manager:
             raise Stays(text, linger_hint())

@@ -1,7 +1,7 @@
 """Classify a git command line: its global options, its subcommand, and the locks that it needs.
 
 Promises that a command classified as read-only takes no lock of git's on which another command
-would fail. A command that is not certain needs all locks. Objects are named by their content and
+would fail. An uncertain command needs TREE, REFS and REMOTE. Objects are named by their content and
 written without locks, so commands that write only objects need none.
 
 Two more kinds need none although they may write: servers and windows that live for hours (their
@@ -81,7 +81,7 @@ _NEEDS = {
             "commit-graph gc maintenance multi-pack-index pack-refs prune prune-packed reflog "
             "refs repack",
         ),
-        # Other tools that take git's locks; some exit with 0 if they could not.
+        # Scripts and tools that take several locks; some exit with 0 if they get none.
         (UNKNOWN, "annex bisect jj submodule"),
         (TREE | REFS, "lfs"),
     )

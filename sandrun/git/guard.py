@@ -58,7 +58,7 @@ _HOOKS_OWN = ("GIT_INDEX_FILE", "GIT_PREFIX")
 _DANGEROUS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY")
 
 
-def around(
+def repository_of(
     project: str, env: "Mapping[str, str]" = os.environ, here: str = os.curdir
 ) -> "Repository | None":
     """The repository that git commands of a run in `project` use, with the variables of `env`; a
@@ -102,7 +102,7 @@ def wait_for_git(project: str, patience: float, mask: "set[int]") -> None:
     """
     if sys.platform == "win32":
         return
-    repo = around(project)
+    repo = repository_of(project)
     if repo is None:
         return
     from sandrun.git import git_processes
@@ -125,7 +125,7 @@ def heal_after(
     """Move aside the locks of a run whose processes are all dead (`stale.after_run`)."""
     if sys.platform == "win32":
         return
-    repo = around(project, env, here)
+    repo = repository_of(project, env, here)
     if repo:
         from sandrun.git import stale
 
@@ -168,10 +168,10 @@ def keep_housekeeping(env: "dict[str, str]", project: str) -> None:
     count = env.get("GIT_CONFIG_COUNT") or "0"
     if not (count.isascii() and count.isdecimal()) or len(count) > 4:
         return  # git refuses it, or it is not plausible
-    said = [env.get("GIT_CONFIG_PARAMETERS", "")]
+    set_keys = [env.get("GIT_CONFIG_PARAMETERS", "")]
     if count != "0":
-        said += [text for name, text in env.items() if name.startswith("GIT_CONFIG_KEY_")]
-    if any("autodetach" in text.lower() for text in said) or _is_detach_set(env, project):
+        set_keys += [text for name, text in env.items() if name.startswith("GIT_CONFIG_KEY_")]
+    if any("autodetach" in text.lower() for text in set_keys) or _is_detach_set(env, project):
         return
     for number, key in enumerate(_DETACH, int(count)):
         env[f"GIT_CONFIG_KEY_{number}"] = key
@@ -195,7 +195,7 @@ def _is_detach_set(env: "Mapping[str, str]", project: str) -> bool:
         f"{project}/HEAD",
     )  # a linked worktree or submodule; a bare repository
     if env.get("GIT_DIR") or any(map(os.path.isfile, places)):
-        repo = around(project, env)
+        repo = repository_of(project, env)
         files[:2] = [f"{repo.common_dir}/config", f"{repo.git_dir}/config.worktree"] if repo else []
     for file in files:
         text = _head(file).lower()

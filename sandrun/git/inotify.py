@@ -13,7 +13,7 @@ assert sys.platform != "win32"
 
 _EVENTS = 0x40 | 0x80 | 0x200 | 0x400 | 0x800  # MOVED_FROM, MOVED_TO, DELETE, DELETE/MOVE_SELF
 _CLOEXEC_NONBLOCK = os.O_CLOEXEC | os.O_NONBLOCK
-_NAP = 0.05
+_POLL_SECONDS = 0.05
 
 
 class Watch:
@@ -27,7 +27,7 @@ class Watch:
     def sleep(self, seconds: float) -> None:
         """Return after a change, or after `seconds`."""
         if self.fd < 0:
-            time.sleep(min(seconds, _NAP))
+            time.sleep(min(seconds, _POLL_SECONDS))
             return
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)

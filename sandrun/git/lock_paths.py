@@ -49,15 +49,15 @@ def _family(repo: Repository) -> "Iterator[Repository]":
     for name in entries(os.path.join(repo.common_dir, "worktrees")):
         git_dir = os.path.join(repo.common_dir, "worktrees", name)
         if git_dir != repo.git_dir and repository.is_git_dir(git_dir, {}):
-            yield _plain(git_dir, repo.common_dir)
+            yield _with_default_index(git_dir, repo.common_dir)
     if repo.git_dir != repo.common_dir and repository.is_git_dir(repo.common_dir, {}):
-        yield _plain(repo.common_dir, repo.common_dir)
+        yield _with_default_index(repo.common_dir, repo.common_dir)
     for top in dict.fromkeys((repo.git_dir, repo.common_dir)):
         for module in _modules(os.path.join(top, "modules")):
-            yield from _family(_plain(module, module))
+            yield from _family(_with_default_index(module, module))
 
 
-def _plain(git_dir: str, common_dir: str) -> Repository:
+def _with_default_index(git_dir: str, common_dir: str) -> Repository:
     named = os.path.join(git_dir, "gitdir")  # in a linked worktree: the path of its `.git` file
     link = repository.first_line(named) if os.path.isfile(named) else ""
     top = os.path.dirname(link) or git_dir
@@ -81,7 +81,7 @@ def _in_repository(repo: Repository) -> "Iterator[str]":
         yield repo.index + _SUFFIX
     yield from _of_submodules(repo)
     for top in dict.fromkeys((repo.git_dir, repo.common_dir)):
-        yield from (path for path in _locks_in(top) if _is_gits(os.path.basename(path)))
+        yield from (path for path in _locks_in(top) if _is_git_lock(os.path.basename(path)))
         for name in _FLAT:
             yield from _locks_in(os.path.join(top, name))
         for name in _DEEP:
@@ -97,7 +97,7 @@ def _of_submodules(repo: Repository) -> "Iterator[str]":
         yield path
 
 
-def _is_gits(name: str) -> bool:
+def _is_git_lock(name: str) -> bool:
     base = name.removesuffix(_SUFFIX).removesuffix("~pid")
     if base in _TOP or base == "index" or base.startswith(("next-index-", "index.stash.")):
         return True

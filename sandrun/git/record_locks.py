@@ -47,15 +47,15 @@ TREE_BYTE, ALL_BYTE, REFS_BYTE, REMOTE_BYTE = range(4)
 _WIDTH = 4
 
 
-def steps(repo: "Repository", needs: int) -> "list[tuple[str, int, int]]":
+def required_locks(repo: "Repository", needs: int) -> "list[tuple[str, int, int]]":
     """The locks for `needs`, in order; each a directory, a byte and an operation."""
     if needs == classify.REFRESH:
         return [(repo.git_dir, TREE_BYTE, fcntl.LOCK_EX)]
     wanted = []
     if needs & (classify.TREE | classify.ALL):
         wanted.append((repo.git_dir, TREE_BYTE, fcntl.LOCK_EX))
-    alone = fcntl.LOCK_EX if needs & classify.ALL else fcntl.LOCK_SH
-    wanted.append((repo.common_dir, ALL_BYTE, alone))
+    all_mode = fcntl.LOCK_EX if needs & classify.ALL else fcntl.LOCK_SH
+    wanted.append((repo.common_dir, ALL_BYTE, all_mode))
     if needs & classify.REFS:
         wanted.append((repo.common_dir, REFS_BYTE, fcntl.LOCK_EX))
     if needs & classify.REMOTE:
@@ -70,7 +70,7 @@ def acquire(repo: "Repository", needs: int, base: int, wait: "Waiter") -> "list[
     holds; if it gives up, the command continues without that lock.
     """
     held: dict[str, int] = {}
-    for directory, byte, operation in steps(repo, needs):
+    for directory, byte, operation in required_locks(repo, needs):
         if directory not in held:
             held[directory] = open_file(directory)
         if held[directory] >= 0:

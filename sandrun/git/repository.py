@@ -41,18 +41,18 @@ def find(cwd: str, env: "Mapping[str, str]") -> "Repository | None":
         git_dir = follow(os.path.join(cwd, named))
         if not is_git_dir(git_dir, env):
             return None
-        top = _named_top(cwd, env) or cwd
+        top = _work_tree(cwd, env) or cwd
     else:
         git_dir, top = _discover(cwd, env)
         if not git_dir:
             return None
-        top = _named_top(cwd, env) or top
+        top = _work_tree(cwd, env) or top
     common = _common_dir(git_dir, env)
     index = os.path.join(top, env.get("GIT_INDEX_FILE") or os.path.join(git_dir, "index"))
     return Repository(os.path.realpath(git_dir), os.path.realpath(common), top, index)
 
 
-def _named_top(cwd: str, env: "Mapping[str, str]") -> str:
+def _work_tree(cwd: str, env: "Mapping[str, str]") -> str:
     """The root named by GIT_WORK_TREE, to which git changes if it starts inside."""
     named = env.get("GIT_WORK_TREE", "")
     if not named:

@@ -171,7 +171,7 @@ def move_aside(
         after = os.lstat(aside)
         same = (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
         if not same or owners(repo, aside):
-            put_back(aside, lock)
+            restore(aside, lock)
             raise SandrunError(f"{lock} was replaced by a live lock meanwhile: left alone")
         if os.path.lexists(pid_file(lock)):
             os.rename(pid_file(lock), _aside(home or repo, pid_file(lock), stamp))
@@ -188,7 +188,7 @@ def _aside(home: "Repository | None", lock: str, stamp: str) -> str:
     return os.path.join(home.common_dir, ASIDE, stamp, name)
 
 
-def put_back(aside: str, lock: str) -> None:
+def restore(aside: str, lock: str) -> None:
     """Move a lock back unless a new one exists. Raises OSError."""
     os.link(aside, lock)
     os.unlink(aside)
@@ -201,7 +201,9 @@ def put_back(aside: str, lock: str) -> None:
         folder = os.path.dirname(folder)
 
 
-def asides(repo: Repository, env: "Mapping[str, str]", stamp: str = "") -> "list[tuple[str, str]]":
+def moved_aside(
+    repo: Repository, env: "Mapping[str, str]", stamp: str = ""
+) -> "list[tuple[str, str]]":
     """The locks moved aside with a `stamp` (default: the last): their current and former paths."""
     found = [*_asides_in(repo), *_asides_beside(repo, env)]
     wanted = stamp or max((each for each, _, _ in found), default="")

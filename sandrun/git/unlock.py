@@ -105,14 +105,14 @@ def _unlock_one(
 
 
 def _restore(repo: Repository, stamp: str) -> int:
-    moved = stale.asides(repo, os.environ, stamp)
+    moved = stale.moved_aside(repo, os.environ, stamp)
     if not moved:
         messages.error(f"nothing to restore in {os.path.join(repo.common_dir, stale.ASIDE)}")
         return 1
     code = 0
     for aside, lock in moved:
         try:
-            stale.put_back(aside, lock)
+            stale.restore(aside, lock)
             messages.status(f"restored {lock}")
         except FileExistsError:
             messages.error(f"cannot restore {lock}: there is a new one")

@@ -40,7 +40,7 @@ def main(arguments: "list[str]", flags: "Mapping[str, object]", caller: spawn.Ca
     verbose, quiet = (int(str(flags.get(name, 0))) for name in ("verbose", "quiet"))
     messages.setup(verbose, quiet, str(flags.get("color", "auto")))
     env = spawn.environment({})
-    tool, place = _noted(env)
+    tool, place = _found_by_shim(env)
     if tool:
         _guard_other(tool, arguments, env, flags)
         _signal.signal(_signal.SIGPIPE, pipe)
@@ -162,13 +162,13 @@ def _wait(
     return Wait(repo, chosen.git_wait, "running git anyway", per_holder)
 
 
-def _noted(env: "Mapping[str, str]") -> "tuple[str, str]":
+def _found_by_shim(env: "Mapping[str, str]") -> "tuple[str, str]":
     """The tool, '' for git, and the path of it that the shim which became this process found; ('',
     '') without a shim."""
-    noted = env.get(SHIM_VARIABLE, "").partition("\n")[0].split(":")
-    if noted[0] != str(os.getpid()) or len(noted) < 8:
+    fields = env.get(SHIM_VARIABLE, "").partition("\n")[0].split(":")
+    if fields[0] != str(os.getpid()) or len(fields) < 8:
         return "", ""
-    return "" if noted[5] == "git" else noted[5], noted[-2]
+    return "" if fields[5] == "git" else fields[5], fields[-2]
 
 
 def real_git(env: "dict[str, str]") -> str:

@@ -348,7 +348,7 @@ def test_a_live_lock_that_replaced_a_stale_one_is_moved_back(
     with pytest.raises(SandrunError, match="replaced by a live lock"):
         stale.move_aside(_repo(box), str(lock))
     assert lock.read_text() == ("new" if how == "replaced" else "old")
-    assert stale.asides(_repo(box), {}) == []
+    assert stale.moved_aside(_repo(box), {}) == []
 
 
 # Owners that cannot be seen

@@ -315,7 +315,7 @@ def test_a_detached_job_outlives_the_logout(ci: str, way: str) -> None:
         systemctl("stop", manager_of(ci))
         assert living(SLEEP) == run
         said = SAID.read_text()
-        assert "no kernel enforces the limits: the run shall outlive a logout" in said
+        assert "no kernel enforces the limits: the run must outlive a logout" in said
         assert f"hint: loginctl enable-linger {ci}" in said
         os.kill(int(run[0]), 15)
         until(lambda: not living(SLEEP))
