@@ -32,8 +32,6 @@ from sandrun.supervise.supervisor import MEMORY, BaseSupervisor
 
 assert sys.platform != "win32"
 
-assert sys.platform != "win32"
-
 try:
     sigtimedwait, sigwaitinfo = _signal.sigtimedwait, _signal.sigwaitinfo
 except AttributeError:  # macOS
