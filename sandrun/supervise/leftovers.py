@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         git: "Git | None"
         kill_at: float | None
 
+        def poll(self) -> None: ...
         def wait(self, until: "float | None") -> None: ...
         def stop(self, reason: StopReason) -> None: ...
         def outcome(self) -> Outcome: ...
@@ -80,6 +81,7 @@ class LeftoverProcesses:
         if self.run.leftovers == "wait":
             while not self.run.reason and self._lasts(60.0):
                 pass
+            self.run.poll()  # whose limit was hit is final now
             outcome = self.run.outcome()
         self.run.decided = True
         outcome.leftovers = left

@@ -75,7 +75,7 @@ class BaseSupervisor:
         """Supervise until the end; return the outcome."""
         while self.status is None:
             self.wait(None)
-        self._poll()  # whose limit was hit is final now
+        self.poll()  # whose limit was hit is final now
         outcome = self.outcome()
         if self.leftovers == "kill" and self.container.is_too_large_to_signal():
             self._kill()
@@ -123,7 +123,7 @@ class BaseSupervisor:
 
     def _do_due(self, now: float) -> None:
         if self.poll_at is not None and now >= self.poll_at:
-            self._poll()
+            self.poll()
         if self.timeouts and not self.reason and now >= self.timeouts.due:
             exceeded = self.timeouts.check(now)
             if exceeded:
@@ -131,7 +131,7 @@ class BaseSupervisor:
         if self.kill_at is not None and now >= self.kill_at:
             self._kill()
 
-    def _poll(self) -> None:
+    def poll(self) -> None:
         """Poll the container, and act on a limit that was hit."""
         # Windows counts a thread's time in steps of 15 ms.
         share = _POLL_SHARE if self.kernel and sys.platform != "win32" else 0

@@ -70,7 +70,7 @@ class Supervisor(BaseSupervisor):
         if self.end_event:
             watched.append((self.end_event, lambda: self._end(_SIGTERM)))
         if self.container.events[0] > 0:
-            watched.append((self.container.events[0], self._poll))
+            watched.append((self.container.events[0], self.poll))
         if self.parent:
             watched.append((self.parent, self._parent_died))
         if self.status is None:

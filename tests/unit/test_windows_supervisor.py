@@ -81,6 +81,6 @@ def test_a_tree_whose_cpu_time_is_over_is_ended_at_once(
     container: Any = _Container()
     run = windows_supervisor.Supervisor(1000, container, settings, True, None)
     run.reason = reason  # whoever came first has begun to end it, and gives it the grace
-    run._poll()
+    run.poll()
     assert (container.kills, run.killed) == ((0, False) if reason else (1, True))
     assert run.reason == (reason or "cpu-time")
