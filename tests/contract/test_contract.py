@@ -239,8 +239,8 @@ def test_the_kinds_of_memory_are_reported(kernel_place: Box, kind: str) -> None:
     script = HOG if kind == "anon" else SHARER
     done = kernel_place.run("-m", "96M", "--", sys.executable, "-c", script, "600", "0.005")
     assert done.returncode == 137, done.stderr
-    told = re.findall(r"\b(anon|file|shmem|kernel) ([\d.]+) (\w+)", done.stderr)
-    kinds = {name: float(size) * UNITS[unit] for name, size, unit in told}
+    reported = re.findall(r"\b(anon|file|shmem|kernel) ([\d.]+) (\w+)", done.stderr)
+    kinds = {name: float(size) * UNITS[unit] for name, size, unit in reported}
     assert set(kinds) == {"anon", "file", "shmem", "kernel"}, done.stderr
     # From the last sample above half of the limit; the interpreter itself has some 10 MiB.
     assert kinds.pop(kind) > 32 * MIB, done.stderr
@@ -252,8 +252,8 @@ def test_requested_swap_is_limited_or_refused(place: Box, backend: str) -> None:
     if backend == "rlimit":
         assert (done.returncode, done.stdout) == (125, "")
         assert "only a kernel container limits swap" in done.stderr
-        told = place.run("-v", "--", "true").stderr
-        assert ("swap is not forbidden" in told) != ON_MACOS  # where footprints count it
+        reported = place.run("-v", "--", "true").stderr
+        assert ("swap is not forbidden" in reported) != ON_MACOS  # where footprints count it
     else:
         assert (done.returncode, done.stdout) == (0, "ran\n"), done.stderr
 

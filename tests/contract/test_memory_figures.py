@@ -97,16 +97,16 @@ def test_the_present_user_of_the_memory_is_named_and_not_an_earlier_one(
     pid = done.stdout.strip()
     named = re.findall(r"MiB  pid (\d+)  ", done.stderr)
     assert named == [pid], done.stderr
-    told = re.findall(r"in use .* most by .*\(pid (\d+)\)", done.stderr)
-    assert told == [pid] or (before == "another" and len(told) == 1), done.stderr
+    reported = re.findall(r"in use .* most by .*\(pid (\d+)\)", done.stderr)
+    assert reported == [pid] or (before == "another" and len(reported) == 1), done.stderr
     kinds = kinds_in(done.stderr)
     if kinds:
         assert kinds["anon"] > 40 * MIB
 
 
 def kinds_in(text: str) -> "dict[str, float]":
-    told = re.findall(r"\b(anon|file|shmem|kernel) ([\d.]+) (\w+)", text)
-    return {name: float(size) * UNITS[unit] for name, size, unit in told}
+    reported = re.findall(r"\b(anon|file|shmem|kernel) ([\d.]+) (\w+)", text)
+    return {name: float(size) * UNITS[unit] for name, size, unit in reported}
 
 
 # Scripts that fill the kernel's memory with many objects, none of it process memory.

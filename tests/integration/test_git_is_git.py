@@ -118,7 +118,7 @@ def test_a_reader_does_not_refresh_the_index_beside_a_writer(box: GitBox, line: 
     if "describe" in line:  # it has no option for that
         assert "s for git commit --allow-empty" in said
     else:
-        assert "sandrun" not in said, "it waits for nobody"
+        assert "sandrun" not in said, "it does not wait"
         assert (box.repo / ".git/index").stat().st_mtime_ns == before
     box.let("one")
     assert box.end(commit)[0] == 0

@@ -404,7 +404,9 @@ def test_the_lock_of_a_commit_in_a_container_is_never_moved(box: GitBox, worktre
     assert (code, lock.exists()) == (1, True), said
     other = box.root / "other/.git/index.lock"
     other.touch()
-    assert box.git("unlock", cwd=box.root / "other")[0] == 0, "it is told from another repository"
+    assert box.git("unlock", cwd=box.root / "other")[0] == 0, (
+        "it is distinguished from another repository"
+    )
 
 
 @whole_host

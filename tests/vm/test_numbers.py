@@ -68,9 +68,9 @@ def measure(backend: str) -> None:
             before, after = after, files(container.token)
             if before == after:
                 break
-        told = usage.peak_with_cache, usage.cpu
+        reported = usage.peak_with_cache, usage.cpu
         own = spent.ru_utime + spent.ru_stime
-        print(json.dumps([before, told, after, usage.sampled, usage.peak, own]))
+        print(json.dumps([before, reported, after, usage.sampled, usage.peak, own]))
     finally:
         container.kill()
         container.close()
