@@ -42,12 +42,12 @@ def probe(name: str) -> Check:
             )
         except subprocess.TimeoutExpired:
             return Check(name, FAIL, f"the probe did not end within {_SECONDS} s")
-        said = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
+        message = done.stderr.decode("utf-8", "replace").strip().partition("\n")[0]
         try:
             with open(os.path.join(scratch, "sandrun", "history.jsonl"), encoding="utf-8") as file:
                 record = json.loads(file.read())
         except (OSError, ValueError):
-            return Check(name, FAIL, said or f"the probe ended with {done.returncode}")
+            return Check(name, FAIL, message or f"the probe ended with {done.returncode}")
     if record["reason"] != "memory":
         got = "got all it asked for" if b"all" in done.stdout else f"exit {record['exit']}"
         return Check(name, FAIL, f"a probe of 96 MiB was not ended at 32 MiB ({got})")

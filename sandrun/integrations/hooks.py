@@ -178,14 +178,14 @@ def _places(root: str) -> "tuple[str, str, bool]":
     for more than this repository (a core.hooksPath of the user's or the system's)."""
     if not project.git_directory(root):
         return os.path.join(root, ".git", "hooks"), "", False
-    said = _git(root, "rev-parse", "--git-path", "hooks", "--git-common-dir").split("\n")
-    if len(said) < 2:
+    paths = _git(root, "rev-parse", "--git-path", "hooks", "--git-common-dir").split("\n")
+    if len(paths) < 2:
         return os.path.join(root, ".git", "hooks"), os.path.join(root, ".git"), False
     scope, _, chosen = _git(
         root, "config", "--show-scope", "--type=path", "--get", "core.hooksPath"
     ).partition("\t")
     everywhere = os.path.isabs(chosen) and scope not in ("local", "worktree")
-    folder, git = (os.path.normpath(os.path.join(root, name)) for name in said[:2])
+    folder, git = (os.path.normpath(os.path.join(root, name)) for name in paths[:2])
     return folder, git, everywhere
 
 

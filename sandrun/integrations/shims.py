@@ -8,7 +8,7 @@ Promises of a shim for TOOL
 - It never starts itself again. No folder of shims (marked by the file `.sandrun-shims`) is searched
   for the tool. If the search finds another program's shim (pyenv, asdf, ...) that comes back
   through PATH, it continues after that one, so it ends. A tool that starts itself by name finds
-  itself (`sandrun.git.shim` tells the two cases apart).
+  itself (`sandrun.git.shim` distinguishes the two cases).
 - If sandrun is missing or broken, it prints a warning and runs the tool.
 - A build that was configured with it has stored its path (CMakeCache.txt, config.status). So a
   removed shim leaves a forwarder, which finds the tool in the same way and runs it without sandrun.

@@ -101,7 +101,7 @@ class Admission:
                     raise
                 self.request = request.replace(state=state)
                 continue
-            # A run keeps its place when the state directory is made anew.
+            # A run keeps its place when the state directory is replaced.
             priority = request.settings.priority
             key = key or queue.claim_place(self._owner(), priority) or new_key(priority)
             try:

@@ -4,7 +4,7 @@ The covered directories are /tmp, /var/tmp and TMPDIR, or /dev/shm. Bound back i
 cannot do without or was told to use: the project, its git directories, the directory where it
 starts, its program, sandrun itself, the state of the queues that the run holds (so that a run
 inside of it finds them), and what the environment names (HOME, PATH, SSH_AUTH_SOCK, ...). TMPDIR is
-not bound back: below a covered directory it is made anew, elsewhere it is covered itself.
+not bound back: below a covered directory it is created empty, elsewhere it is covered itself.
 
 `sandrun.lifecycle.namespaces` does it.
 """

@@ -1,7 +1,7 @@
 """Our own modules that are imported late or never, held open so that they can still be imported.
 
 A run may last for hours, and the package may go away in the meantime: an upgrade replaces it, or
-somebody, perhaps the command itself, makes the virtual environment anew. To import all of them
+somebody, perhaps the command itself, recreates the virtual environment. To import all of them
 would cost every start 1.6 ms. A descriptor of each file costs a twentieth of that, and an unlinked
 file can be read as long as it is open.
 
