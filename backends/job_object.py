@@ -124,11 +124,11 @@ class Port:
                 self._new.notify_all()
             calls.SetEvent(self.event)
 
-    def take(self) -> "list[tuple[int, int]]":
+    def read_messages(self) -> "list[tuple[int, int]]":
         """The messages since the last call, each as its number and the pid that it is about."""
         with self._new:
-            taken, self._messages = self._messages, []
-        return taken
+            messages, self._messages = self._messages, []
+        return messages
 
     def wait_empty(self, seconds: float) -> bool:
         """Wait for a message that a job, ours or a nested one, is empty; return whether it came."""
@@ -184,7 +184,7 @@ class JobContainer:
         return int(created.dwProcessId)
 
     def poll(self) -> "float | None":
-        for number, pid in self.port.take() if self.port else ():
+        for number, pid in self.port.read_messages() if self.port else ():
             if number in _MEMORY and self._is_ours(pid):
                 self.limit_hit = "own"
         if self.limits.cpu_time and not self.limit_hit and self._is_cpu_time_used():

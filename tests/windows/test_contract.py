@@ -1,7 +1,7 @@
-"""What every backend promises a run (tests/contract), for Job Objects: on Windows, or on Wine.
+"""The promises of every backend (tests/contract) for Job Objects, on Windows or Wine.
 
-The cases have the names that they have there, so that they share the table of results; those that
-are not here are in ABSENT. What Wine accepts and does not do is a strict xfail.
+The cases have the same names as there, so that they share the table of results; the cases missing
+here are in ABSENT. A limit that Wine accepts and does not enforce is a strict xfail.
 """
 
 import os
@@ -39,7 +39,7 @@ ABSENT = {
     "a_run_that_hits_its_limit_again_is_killed_without_the_grace": "no SIGTERM and no grace",
     "the_kinds_of_memory_are_reported": "a job tells one figure",
 }
-"""What every other backend promises and has no meaning here, and why."""
+"""The cases that have no meaning here, and why."""
 MIB = 1 << 20
 DETACHED = 0x8  # a flag of CreateProcess; subprocess has the name on Windows
 PYTHON = [sys.executable, "-I", "-S", "-c"]
@@ -72,7 +72,7 @@ def hog(mib: int) -> list[str]:
 
 
 def nothing_left(place: Box) -> None:
-    """No process names this box's folder, the test's own aside."""
+    """Wait until no process but the test's own names this box's folder."""
 
     def left() -> list[int]:
         found = []
@@ -232,7 +232,7 @@ while True:
 
 
 def test_ctrl_c_reaches_the_command_once(place: Box) -> None:
-    """... and a second one, which it ignores as well, ends the run."""
+    """A second Ctrl-C, which the command ignores as well, ends the run."""
     said = place.root / "said"
     console = Console(place, "--timeout", "60", "--", *PYTHON, LISTENER, said)
     wait_for(lambda: said.exists() and said.read_text() == "up\n", 30, "the command is up")

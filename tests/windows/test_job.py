@@ -330,7 +330,7 @@ def test_the_port_tells_of_births_and_ends(opened: Opener, tmp_path: Path) -> No
 
     def told(*wanted: "tuple[int, int]") -> bool:
         assert container.port
-        seen.extend(container.port.take())
+        seen.extend(container.port.read_messages())
         return set(wanted) <= set(seen)
 
     wait_for(
