@@ -4,8 +4,8 @@ from sandrun.model import EXIT_GAVE_UP, SandrunError, command_text
 
 
 class Interrupted(Exception):
-    """A signal, or its counterpart on Windows, ended the wait; or, if there was none (`waited`), it
-    ends the run before the command was started."""
+    """A signal, or its counterpart on Windows, ended the run before its command started. `waited`:
+    it ended a wait; else it arrived after the wait."""
 
     def __init__(self, signum: int, waited: bool = True) -> None:
         super().__init__(signum)
@@ -14,14 +14,14 @@ class Interrupted(Exception):
 
 
 class GaveUp(SandrunError):
-    """It is not our turn, and the user allows no (longer) wait. `keep`: the ticket's place is kept
-    for the next attempt."""
+    """The run did not get its turn within the wait that the user allows. `keep`: its place in the
+    queue is kept for the next attempt."""
 
     keep = True
 
 
 def gave_up(text: str, queue: str) -> GaveUp:
-    """The error for a run that leaves the queue named `queue` ('': it has no name)."""
+    """The error for a run whose allowed wait is over. `queue`: the queue's name, '' for none."""
     return GaveUp(text, f"see who runs with: {command_for('status', queue)}", EXIT_GAVE_UP)
 
 

@@ -1,11 +1,11 @@
 """The records of past runs: one line of JSON each, in the user's state directory.
 
-Each record is one write with O_APPEND, so the records of runs that end together never mix. The next
-writer ends a line that a power cut or a full disk has torn. The file has mode 0600, because command
-lines can contain secrets; a record holds only a part of a long one.
+Each record is one write with O_APPEND, so the records of runs that end at the same time never mix.
+After a line that a power cut or a full disk has torn, the next writer begins a new line. The file
+has mode 0600, because command lines can contain secrets; a record holds only a part of a long one.
 
 Readers never fail a run and read only a bounded part at the end of the file. They skip a line that
-is torn, has another version or is no record, and they leave out fields of the wrong type.
+is torn, has another version or is not a record, and they leave out fields of the wrong type.
 """
 
 import errno
@@ -76,11 +76,11 @@ def path() -> str:
 
 
 class Log:
-    """The file for a record. It is opened before the run starts, because the next run waits until
-    the record is written and need not wait until the file is found as well.
+    """The open file for a record. It is opened before the run waits: the next run starts after the
+    record is written, and should not wait for the opening as well.
 
-    It is the user's file, or one in the directory `fallback` if the user's cannot be written and
-    `fallback` is given. Raises OSError when neither can be written.
+    It is the user's file. If that cannot be written and `fallback` is given, it is a file in the
+    directory `fallback`. Raises OSError when neither can be written.
     """
 
     def __init__(self, fallback: str = "") -> None:
@@ -92,7 +92,7 @@ class Log:
             self.fd = _open(os.path.join(fallback, "history.jsonl"))
 
     def append(self, record: "Record") -> bool:
-        """Append a record and close the file. False: it was removed meanwhile. Raises OSError."""
+        """Append a record and close the file. False: the file has been removed. Raises OSError."""
         line = (encode({"v": VERSION, **record}) + "\n").encode()
         try:
             info = os.fstat(self.fd)
@@ -104,7 +104,7 @@ class Log:
 
 
 def _byte(fd: int, at: int) -> bytes:
-    if sys.platform == "win32":  # nobody uses the file's position: writes append
+    if sys.platform == "win32":  # moving the file position is harmless: writes append
         os.lseek(fd, at, os.SEEK_SET)
         return os.read(fd, 1)
     return os.pread(fd, 1, at)
@@ -154,9 +154,9 @@ def append(record: "Record", fallback: str, log: "Log | None" = None) -> None:
 def recorded(run_id: str) -> bool:
     """Whether the last MiB of the history has a record of the run.
 
-    A supervisor may be killed after it wrote its record and before it empties the run lock's file
+    A supervisor may be killed between writing its record and emptying the run lock's file
     (`sandrun.lifecycle.recovery`). Its record is found here, unless thousands of runs have ended
-    meanwhile; then the run is recorded a second time, as lost.
+    since; then the run is recorded a second time, as lost.
     """
     mark = run_id.encode()
     lines = (line for line in _last_lines(_SEARCHED) if mark in line)
@@ -188,7 +188,8 @@ def _last_lines(size: int) -> "list[bytes]":
 
 
 class _Context:
-    """The settings that the C scanner of `json` reads. Used alone it saves a waiter that import."""
+    """The settings that the C scanner of `json` reads. Without the rest of `json`, a waiter saves
+    that import."""
 
     strict = True
     object_hook = None
@@ -219,7 +220,7 @@ _TYPES: "dict[str, type | tuple[type, ...]]" = {
 
 
 def checked(fields: "Mapping[str, object]") -> "Record":
-    """The record that `fields` hold, without those of another type than `Record` has."""
+    """The record that `fields` contain, without fields whose type is not that in `Record`."""
     record: Record = {  # type: ignore[assignment]  # the types are checked here
         key: fields[key] for key, kind in _TYPES.items() if isinstance(fields.get(key), kind)
     }
@@ -229,7 +230,7 @@ def checked(fields: "Mapping[str, object]") -> "Record":
 
 
 def records(lines: "Iterable[bytes]") -> "Iterator[Record]":
-    """The records in lines that `encode` made; other lines are skipped."""
+    """The records in lines that `encode` wrote; other lines are skipped."""
     scan = _scanner()
     for line in lines:
         try:
@@ -247,7 +248,7 @@ _LONGEST_RUN = 1e9  # seconds: 30 years
 
 def durations(project: str, show: "Callable[[list[str]], str]") -> "dict[str, float]":
     """The median wall time in seconds of a project's recent runs, for each command as `show`
-    formats it. Counts only runs whose command exited by itself."""
+    formats it. Only runs whose command exited by itself count."""
     walls: dict[str, list[float]] = {}
     for record in records(_last_lines(_RECENT)):
         if record.get("project") != project or record.get("reason") != "exit":

@@ -1,11 +1,12 @@
-"""Messages for people, on stderr only: each line has a prefix, and a `hint:` line says what helps.
+"""Messages for people, on stderr only: each line has a prefix, and a `hint:` line names a remedy.
 
 Levels: -2 nothing (`-qq`), -1 only results (`-q`), 0 normal, 1 decisions (`-v`), 2 every write to
 a control file (`-vv`). A stderr that is closed or full (its reader is stopped, or Ctrl-S in the
-terminal) neither fails nor delays a run: a message that cannot be written soon is dropped.
+terminal) neither fails nor delays a run: a message that cannot be written soon is dropped. Only on
+Windows does a full pipe block.
 
-Every text passes `model.plain` here, right before it is written: so a name in it cannot start a
-line, move the cursor or give a command to a CI service.
+Every text passes through `model.plain` here, right before it is written. So a name in it cannot
+start a line, move the cursor or give a command to a CI service.
 
 Programs subscribe to the events of the run (`subscribers`), which do not depend on the level.
 """
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
             """The run is over."""
 
         def failed(self, text: str, hint: str, code: int) -> None:
-            """sandrun exits with `code` after that message, and there is no record."""
+            """sandrun exits with `code` after this error message, and there is no record."""
 
 
 level = 0
@@ -50,7 +51,8 @@ def setup(verbose: int, quiet: int, color: str) -> None:
 
 
 def colored() -> bool:
-    """Whether to use colour: by --color, else FORCE_COLOR, NO_COLOR, a TTY that is not dumb."""
+    """Whether to use colour: by --color, else by FORCE_COLOR, else by NO_COLOR, else if stderr is a
+    terminal that is not dumb."""
     global _color
     if _color is None:
         env = os.environ
@@ -74,9 +76,10 @@ def is_terminal() -> bool:
 
 
 _TIMEOUT, _ERROR_TIMEOUT = 100, 2000
-"""Milliseconds to wait until stderr takes more; limits, signals and the next run wait meanwhile."""
+"""Milliseconds to wait until stderr accepts more. Meanwhile the run's limits are not polled, its
+signals are not handled, and the next run waits."""
 _CHUNK = 4096
-"""Bytes that surely fit when poll(2) reports a pipe as writable: PIPE_BUF (pipe(7))."""
+"""Bytes that are sure to fit when poll(2) reports a pipe as writable: PIPE_BUF (pipe(7))."""
 
 
 def write(text: str, timeout: int = _TIMEOUT) -> bool:
@@ -102,14 +105,14 @@ def _line(
     text: str, code: str = "", timeout: int = _TIMEOUT, more: "list[str] | None" = None
 ) -> bool:
     prefix = f"\x1b[{code}msandrun:\x1b[0m" if code and colored() else "sandrun:"
-    # One write, so that the lines of several sandruns on one terminal never mix.
+    # Written together, so that the lines of several sandruns on one terminal do not mix.
     lines = [text, *more] if more else [text]
     return write("".join(f"{prefix} {plain(line)}\n" for line in lines), timeout)
 
 
 def error(text: str, hint: str = "", more: "list[str] | None" = None) -> None:
-    """Report a failure. It is mostly the last message, so a slow reader gets more time. The lines
-    `more` follow the first."""
+    """Report a failure. It is usually the last message, so a slow reader gets more time. The lines
+    `more` follow `text`."""
     if level > -2 and _line(text, "31", _ERROR_TIMEOUT, more) and hint:
         _line("hint: " + hint, "36", _ERROR_TIMEOUT)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 
 DARWIN = sys.platform == "darwin"
-"""Whether the kernel is that of macOS. All modules ask here, because tests pretend it
+"""Whether the kernel is that of macOS. All modules read this constant, because tests replace it
 (tests/harness/portable)."""
 
 EXIT_GAVE_UP = 75
@@ -43,10 +43,10 @@ EXIT_CODES: "dict[Reason, int]" = {
 
 
 TOO_LARGE_TO_SIGNAL = 2000
-"""A build has fewer processes. A larger run is killed without a SIGTERM to each process."""
+"""A run with more processes, which no build has, is killed without a SIGTERM to each of them."""
 RUNS_VARIABLE = "SANDRUN_RUNS"
 """In the command's environment: `<state directory>/<run id>` of each enclosing run, outermost
-first, separated as in PATH. It helps to find them and proves nothing."""
+first, separated as in PATH. It is a hint where to find them, never a proof."""
 
 
 SCCACHE_SOCKET = "\\x00sandrun-"
@@ -93,7 +93,7 @@ class Limits:
     - `io` maps the keys of io.max (`rbps`, `wbps` in bytes per second, `riops`, `wiops`) to values
       for the disk under `directory`.
     - `cpu_time` includes the grace period after the setting of that name. It is for a kernel that
-      stops the tree by itself.
+      ends the tree by itself.
     - `detached`: the run shall outlive the session that it was started in. `outlives_caller`: the
       process that started it permits that (README, "The death of who started sandrun").
     - `set_by_user` holds the keys that the user set. A backend that cannot enforce one of these
@@ -145,7 +145,7 @@ class Limits:
 
 class Process:
     """One process of a run as last seen. `memory` in bytes (RSS or PSS, see the backend); `daemon`
-    names its row in `sandrun.supervise.daemons`, if it was looked up there."""
+    is the name of its row in `sandrun.supervise.daemons`, '' if none is known."""
 
     __slots__ = ("command", "daemon", "memory", "pid")
 
@@ -161,7 +161,7 @@ class Escape:
 
     `start` is its start time in clock ticks after boot, `group` the group in which it was seen,
     `parent` its parent if that is still in the run's group. `is_first`: its parent had not left
-    before. `outlived_command`: it was alive when the command had ended.
+    the group. `outlived_command`: it was still alive after the command had exited.
     """
 
     __slots__ = ("group", "is_first", "outlived_command", "parent", "process", "start")
@@ -181,9 +181,9 @@ class Usage:
     """The resources that a container's processes used. Bytes and seconds; None: not known.
 
     - `current` and `peak` leave out page cache that the kernel can reclaim. `peak_with_cache` is
-      the kernel's own figure, None where no cache is counted. A peak that is too short for a
-      sample counts as far as the kernel's figure proves it. `sampled`: `peak_with_cache` was
-      polled, too.
+      the kernel's own figure, None where no cache is counted. A peak between two samples counts
+      as far as the kernel's figure proves it. `sampled`: both peaks come from polling alone,
+      because the kernel keeps none.
     - `breakdown`: how much memory was `anon`, `file` (page cache), `shmem` (shared memory, tmpfs)
       and `kernel` (inodes, dentries, pipes, sockets, page tables) when usage was near the limit.
     - `stalled`: for how long no process could run because it waited for memory.
@@ -191,8 +191,8 @@ class Usage:
       their number, and that limit.
     - `near_limits`: the rlimits of the fallback that were nearly reached (`data`: bytes of one
       process; `tasks`), each with the usage and the limit.
-    - `shared`: shared memory and tmpfs in bytes, where a group counts it. Elsewhere, SysV segments
-      that processes in `shm_creators` made and left count.
+    - `shared`: shared memory and tmpfs in bytes, where a cgroup counts them. Elsewhere, the SysV
+      segments that the processes `shm_creators` created and left behind are counted instead.
     """
 
     __slots__ = (
@@ -232,12 +232,13 @@ class Outcome:
     supervisor was killed; the process that finds the run records this).
 
     - `interrupted`: Ctrl-C in the terminal ended the command. `forwarded`: the signal that ended it
-      came through sandrun or from the terminal, so its sender knows. `dumped`: it dumped core.
+      came through sandrun or from the terminal, so its sender knows of it. `dumped`: the command
+      dumped core.
     - `leftovers`: the processes that the command left behind. `escaped`: the processes that left
       the container, by pid; they are not among the leftovers. `unkillable`: processes that
       survived SIGKILL.
     - `outside`: daemons that do not belong to the run and used the CPU while it ran.
-    - `shared`: the shared memory that is left, and the commands that remove it.
+    - `shared`: the shared memory that was left behind, and the commands that remove it.
     """
 
     __slots__ = (
@@ -270,7 +271,8 @@ class Outcome:
 
 
 QUIET_SIGNALS = (2, 13)
-"""SIGINT and SIGPIPE: the user or a reader stopped the command. No shell reports these either."""
+"""SIGINT and SIGPIPE: the user, or the reader of its output, ended the command. Shells do not
+report these signals either."""
 
 
 def error_text(error: OSError) -> str:
@@ -281,8 +283,8 @@ def error_text(error: OSError) -> str:
 
 
 def out_of_descriptors(error: "BaseException | None") -> "OSError | None":
-    """The error that reports a shortage of file descriptors: `error` itself or a cause of it; None:
-    there is no shortage.
+    """The error that reports a shortage of file descriptors: `error` itself or an error during
+    whose handling it was raised; None: there is no such error.
 
     A shortage proves nothing about the file that could not be opened, so neither another backend
     nor other permissions help.
@@ -319,16 +321,16 @@ def span_text(seconds: float) -> str:
 
 
 _LINE = 4000
-"""Longest line that is shown, in characters: a name that others chose can have any length."""
+"""Characters of a line that are shown: a name that another user chose can have any length."""
 
 
 def plain(text: str) -> str:
-    """`text` as one line that terminals, logs and CI services show and never execute.
+    """`text` as one line that terminals, logs and CI services display and never interpret.
 
-    Others choose many names in it: of files, settings, queues, processes. Unprintable characters
+    Many names in it come from others: of files, settings, queues, processes. Unprintable characters
     (line feeds, terminal escapes, characters that change the direction of writing) become escapes,
-    and the start of a workflow command is broken up: `::` counts at the start of a line, `##[`,
-    `##vso[` and their kin anywhere (GitHub's ActionCommand.cs, Azure Pipelines, TeamCity). GitLab's
+    and the start of a workflow command is broken up: `::` at the start of a line, `##[`, `##vso[`
+    and similar ones anywhere (GitHub's ActionCommand.cs, Azure Pipelines, TeamCity). GitLab's
     section markers need a carriage return.
     """
     if len(text) > _LINE:

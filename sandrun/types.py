@@ -1,7 +1,7 @@
 """The closed sets and the record of a run as types.
 
-For type checkers and for the API: no module on the path of `sandrun -- true` imports this one when
-it runs, because `typing` is a cost.
+For type checkers and for the API. No module on the path of `sandrun -- true` imports this one at
+run time, because importing `typing` takes time.
 """
 
 from typing import Literal, TypedDict
@@ -15,14 +15,14 @@ Stopped = Literal["timeout", "cpu-time", "idle", "memory", "outer-memory", "pare
 Reason = Stopped | Literal["exit", "signal", "not-started", "left", "failed", "lost"]
 """Why a run ended (see `sandrun.model.Outcome`); `Stopped`: sandrun or a limit ended it."""
 StopReason = Stopped | Literal["", "signal", "leftovers"]
-"""Why a supervisor ends its run. '': it does not; `leftovers`: the command has exited before."""
+"""Why a supervisor ends its run. '': it does not; `leftovers`: the command has already exited."""
 
 
 class Record(TypedDict, total=False):
-    """What is kept of a run (`sandrun.history`), as far as it is known. Sizes in bytes, times in
-    seconds, `since` in seconds since 1970.
+    """What the history keeps of a run (`sandrun.history`), as far as it is known. Sizes in bytes,
+    times in seconds, `since` in seconds since 1970.
 
-    `limit` is the memory limit, `wait` the time in the queue, `wall` that of the run after it.
+    `limit` is the memory limit, `wait` the time in the queue, `wall` the time of the run after it.
     `cpu`, `peak`, `peak_with_cache` and `stalled` are those of `sandrun.model.Usage`.
     """
 
