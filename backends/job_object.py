@@ -127,8 +127,8 @@ class Port:
     def read_messages(self) -> "list[tuple[int, int]]":
         """The messages since the last call, each as its number and the pid that it is about."""
         with self._new:
-            messages, self._messages = self._messages, []
-        return messages
+            found, self._messages = self._messages, []
+        return found
 
     def wait_empty(self, seconds: float) -> bool:
         """Wait for a message that a job, ours or a nested one, is empty; return whether it came."""
