@@ -1,11 +1,11 @@
-"""systemd: a transient, delegated scope over D-Bus, and inside it everything as in `cgroup2`.
+"""systemd: a transient, delegated scope requested over D-Bus, and in it everything as in `cgroup2`.
 
-A session's own group is not delegated, so a plain user (through the user's manager) and root on a
-systemd host (through the system's) ask for a scope with `Delegate=yes` and our own pid in it. The
-supervisor itself has to move there: the kernel asks for write access to the common ancestor of
-where a process is and where its child shall start. The command is then cloned into its group below
-the scope, so no instruction of it runs outside. systemd removes the scope when it is empty; what
-lives on in the scope of a run whose supervisor and keepers are dead, the next run ends.
+A session's group is not delegated. So sandrun asks the user's manager, or as root the system's, for
+a scope with `Delegate=yes` that contains sandrun's own pid. The supervisor itself must move there,
+because the kernel requires write access to the common ancestor of a process's group and the group
+of its child. Then the command is cloned into its group below the scope, so none of its instructions
+runs outside. systemd removes the scope when it is empty. If the supervisor and the keepers of a run
+are dead, the next run kills the processes left in its scope.
 
 `systemd_units` decides where the scope may be, and which runs must not have one.
 
@@ -252,7 +252,7 @@ def _start(line: _Line, place: systemd_units.Place, run_id: str) -> None:
 
 
 def _collect(beside: str) -> None:
-    """End the groups of dead runs (`cgroup_common.collect`) in the scopes of that slice."""
+    """Kill and remove the groups of dead runs (`cgroup_common.collect`) in the slice's scopes."""
     from sandrun.backends import cgroup2
 
     for name in os.listdir(beside):
@@ -294,7 +294,7 @@ class SystemdBackend:
 
 
 def _move(place: systemd_units.Place, run_id: str) -> None:
-    """Move into a scope. Raises Stays where the run must not leave its place, else Unusable."""
+    """Move into a scope. Raises Stays if the run must stay in its unit, Unusable otherwise."""
     place.check_limits()
     if _addresses(place.root):
         place.check_end()
