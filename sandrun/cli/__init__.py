@@ -1,7 +1,7 @@
 """The command line. `main` starts a run itself, and loads click for everything else.
 
-Promises one clear line and a documented exit code for every mistake, never a traceback. Leaves the
-work to the rooms below. Imports all of them.
+Promises one clear line and a documented exit code for every mistake, never a traceback (unless
+SANDRUN_DEBUG is set). Leaves the work to the rooms below. Imports all of them.
 """
 
 import errno
@@ -25,14 +25,14 @@ _HELP_FLAGS = ("-h", "--help", "--version")
 _VERBATIM = ("git", "make-again")
 """Subcommands that parse all words after them themselves."""
 _REDEFINED = {"queue": ("-p", "--priority")}
-"""Flags of a run that have another meaning after a subcommand: the new priority of a waiter."""
+"""Flags of a run that a subcommand has too, with its own meaning: `queue move --priority`."""
 
 
 def main() -> "NoReturn":
-    """Run the command line and exit. Never returns, and never shows a traceback.
+    """Run the command line and exit. Never returns.
 
     os._exit skips the interpreter's tear-down, which takes a tenth of the start-up time. Nothing is
-    buffered, because messages are written with write(2).
+    lost in a buffer: messages are written with write(2), and `app` flushes standard output.
     """
     caller = spawn.capture()
     try:
@@ -92,13 +92,13 @@ def _main(argv: "list[str]", caller: spawn.CallerState) -> int:
     from sandrun.lifecycle import runner
 
     outcome = runner.run(parsed.command, chosen, root, caller)
-    if outcome.interrupted:  # a shell's loop goes on after any exit code
+    if outcome.interrupted:  # a shell ends its loop only for a death by signal, not for a code
         spawn.die_of(outcome.signal)
     return outcome.code
 
 
 def _report_unexpected(error: BaseException) -> int:
-    """Report an unexpected exception, or the signal that ended a waiter. Returns the exit code."""
+    """Report an unexpected exception, or the signal that ended the wait. Returns the exit code."""
     signum = getattr(error, "signum", 0)
     if signum:
         if getattr(error, "waited", True):
@@ -132,9 +132,9 @@ def _report_unexpected(error: BaseException) -> int:
 class Parsed:
     """A parsed command line: `flags` by key, and either a `command` or a `subcommand`.
 
-    `subcommand` is '' for a run, else its name or `--help` / `--version`. `arguments` are the words
-    after it without the options of a run, which may stand among them. `ordered` is the whole line
-    with these options in front of the subcommand, where click expects them.
+    `subcommand` is '' for a run, otherwise its name or `--help` / `--version`. `arguments` are the
+    words after it, without the options of a run among them. `ordered` is the whole line with these
+    options before the subcommand, where click expects them.
     """
 
     __slots__ = ("arguments", "command", "flags", "ordered", "subcommand")
@@ -202,7 +202,8 @@ def _separate_options(parsed: Parsed, before: "list[str]") -> None:
 
 
 def _parse_option(flags: "dict[str, object]", word: str, argv: "list[str]", at: int) -> int:
-    """Parse one word of options, and its value in `argv[at]` if it needs one; the new `at`."""
+    """Parse one word of options, and its value in `argv[at]` if it needs one. Returns the index of
+    the next word."""
     names, has_value, text = _names(word)
     for name in names:
         option = _BY_FLAG.get(name)
@@ -213,7 +214,7 @@ def _parse_option(flags: "dict[str, object]", word: str, argv: "list[str]", at: 
                 or "options of the command itself go after it, or after --; see sandrun --help",
             )
         if option.kind == "count":
-            if has_value and name == names[-1]:  # a value belongs to the last letter of a bundle
+            if has_value and name == names[-1]:  # the value belongs to the last flag of a bundle
                 raise UsageError(f"option {name} takes no value")
             flags[option.key] = int(str(flags.get(option.key, 0))) + 1
             continue

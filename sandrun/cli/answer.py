@@ -13,7 +13,7 @@ def out(text: str) -> None:
 
 
 def page(text: str) -> None:
-    """Write text as it is: JSON, a script, a path for programs, or lines that are `plain` already.
+    """Write text as it is: JSON, a script, a path for programs, or lines that went through `plain`.
     Raises OSError, also if standard output is closed."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))

@@ -1,7 +1,7 @@
-"""Everything on the command line except a run: help, status, kill, doctor, config. Uses click.
+"""The command line of everything except a run: help, status, kill, doctor, config. Uses click.
 
 The options of a run come from `options.OPTIONS`, so `--help` agrees with the parser of a run. A run
-itself never gets here.
+itself never imports this module.
 """
 
 import json
@@ -207,7 +207,7 @@ def status(
     text = status.text(queues, everything)
     if foreign:
         many = "1 entry" if foreign == 1 else f"{foreign} entries"
-        text += f"\npassed by: {many} of other users with names of your queues ({example})"
+        text += f"\nignored: {many} of other users with names of your queues ({example})"
     page(text)
 
 
@@ -240,12 +240,12 @@ def kill(obj: "tuple[str, settings.Settings]", run: "str | None", everything: bo
 @cli.command(short_help="Start no waiting run until resume.")
 @click.pass_obj
 def pause(obj: "tuple[str, settings.Settings]") -> None:
-    """Start no waiting run until `sandrun resume`. What runs goes on, and new runs queue up."""
+    """Start no waiting run until `sandrun resume`. A current run goes on; new runs queue up."""
     while True:
         try:
             out("paused" if _queue(obj).pause() else "already paused")
             return
-        except FileNotFoundError:  # the directory was just removed as unused: make it again
+        except FileNotFoundError:  # the state directory was just removed as unused: make it again
             continue
 
 
@@ -304,7 +304,7 @@ def _waiter(obj: "tuple[str, settings.Settings]", run: str) -> "tuple[Queue, Tic
 )
 @click.pass_obj
 def move(obj: "tuple[str, settings.Settings]", run: str, priority: int) -> None:
-    """Give a waiter another priority, as if it had come with it."""
+    """Give a waiter another priority, as if it had been queued with it."""
     found, ticket = _waiter(obj, run)
     if not found.move(ticket, priority):
         raise SandrunError(f"{run} no longer waits", "sandrun status")
@@ -375,7 +375,7 @@ def main(argv: "list[str]", caller: spawn.CallerState) -> int:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        # The error names the file, except for standard output.
+        # The error names the file, unless it is about standard output.
         where = f"{error.filename}" if error.filename else "cannot write the answer"
         messages.error(f"{where}: {error.strerror}")
         os._exit(EXIT_SANDRUN)

@@ -1,8 +1,8 @@
 """Completions for shells, from click's tree of commands.
 
-Everything fixed is written into them as lists of words, so a TAB starts a Python only for what
-changes: the ids of runs, and the installed shims. The shell completes the command after the options
-as it completes any command, and `git` too.
+Fixed words are written into them as lists, so a TAB starts Python only for words that change: the
+ids of runs and the installed shims. The shell completes the command after the options, and the
+words after `git`, as it completes any command.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ def text(root: click.Command, shell: str) -> str:
 
 
 def _nodes(command: click.Command, path: str = "") -> "Iterator[tuple[str, click.Command]]":
-    """All subcommands, nested ones too, by their words."""
+    """All subcommands, including nested ones, with their words ("shims add")."""
     for name, sub in describe.subcommands(command).items():
         here = f"{path} {name}".strip()
         yield here, sub
@@ -36,7 +36,7 @@ def _nodes(command: click.Command, path: str = "") -> "Iterator[tuple[str, click
 
 
 def _values(option: click.Option) -> "tuple[str, ...]":
-    # Our own types carry the option with its choices; click's are types with choices.
+    # Our own type has an attribute `option` with the choices; click's types have them themselves.
     ours = getattr(option.type, "option", None)
     found = getattr(ours or option.type, "choices", ())
     return tuple(map(str, found)) or _KINDS.get(getattr(ours, "kind", ""), ())
@@ -51,7 +51,8 @@ def _is_folder(option: click.Option) -> bool:
 
 
 def _arguments(path: str, command: click.Command) -> "tuple[str, str]":
-    """What completes a subcommand's arguments: `words`, `ids` or `shims`, and which of them."""
+    """How to complete a subcommand's arguments: `words`, `ids` or `shims`, and the words or the
+    kind of ids."""
     for param in command.params:
         if isinstance(param, click.Argument):
             choices = getattr(param.type, "choices", ())

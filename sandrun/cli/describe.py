@@ -49,7 +49,7 @@ def _roff(text: str) -> str:
 
 
 def _prose(text: str) -> "list[str]":
-    """Format paragraphs. Those after a \\b keep their line breaks."""
+    """Paragraphs as lines of roff. A paragraph that starts with \\b keeps its line breaks."""
     lines: list[str] = []
     for paragraph in text.strip().split("\n\n"):
         rows = paragraph.strip("\n").split("\n")

@@ -45,7 +45,7 @@ def trust(
 ) -> None:
     """Let a project's settings file set everything, as your own file can.
 
-    FILE is a settings file, or a directory whose settings files are meant; by default this one.
+    FILE is a settings file, or a directory that contains some; default: this project's files.
     Without trust, only the limits in a project's file apply. Trust is for the file as it is now: an
     edited file must be trusted again.
     """

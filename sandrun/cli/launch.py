@@ -1,8 +1,8 @@
-"""What a shim starts: sandrun, or, if sandrun cannot be imported, the tool itself with a warning.
+"""Started by a shim: runs sandrun or, if it cannot be imported, prints a warning and runs the tool.
 
 Usage: python -I launch.py [--as NAME] -- /path/to/tool ARGUMENTS. The tool gets NAME as argv[0].
-Or: python -I -S launch.py --guard /path/to/tool ARGUMENTS, for the shims of `sandrun.git.guard`.
--I keeps the user's environment out of this Python.
+Or: python -I -S launch.py --guard /path/to/tool ARGUMENTS, for the shims of `sandrun.git.shim`.
+-I makes Python ignore the user's PYTHON* variables and packages.
 """
 
 import os

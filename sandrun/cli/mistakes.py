@@ -1,4 +1,4 @@
-"""Errors in the use of a subcommand: what is wrong, and what was probably meant."""
+"""Usage errors of subcommands: what is wrong, and what was probably meant."""
 
 import click
 
@@ -41,5 +41,5 @@ def explained(error: click.ClickException) -> "tuple[str, str]":
         flags = [name for option in options.OPTIONS for name in option.flags]
         meant = options.did_you_mean(error.option_name, [*known, *flags])
     else:
-        text = " ".join(error.format_message().split())  # some list choices on several lines
+        text = " ".join(error.format_message().split())  # some messages have several lines
     return text[:1].lower() + text[1:].rstrip("."), meant or f"{ctx.command_path} --help"

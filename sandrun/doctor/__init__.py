@@ -1,7 +1,7 @@
-"""What works here and what does not: one check per function, one report, by system.
+"""`sandrun doctor`: one check per function, in one report. `examine` has a version per system.
 
-Promises that a check leaves nothing behind, and that each failed check names the command that fixes
-it. Imports lifecycle and what lies below it, because it examines what they do.
+Promises that a check leaves nothing behind, and that a failed check names a fix if one is known.
+Imports lifecycle and what lies below it, because it examines what they do.
 """
 
 import sys

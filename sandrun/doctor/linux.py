@@ -20,7 +20,7 @@ _WANTED = ("memory", "pids", "cpu", "io")
 
 
 def hierarchy() -> Check:
-    """Which cgroup hierarchies there are, and which of their controllers we may use."""
+    """Which cgroup hierarchies are mounted, and which of their controllers we may use."""
     v1 = [name for name in ("memory", "pids", "cpu", "blkio", "freezer") if _is_v1(name)]
     try:
         own = cgroup_common.own_group("")
@@ -29,7 +29,7 @@ def hierarchy() -> Check:
             return Check("cgroups", PASS, f"v1: {' '.join(v1)}")
         return Check("cgroups", FAIL, error.text, error.hint)
     inside = cgroup2_placement.is_ours(own)
-    if inside:  # in a run's or a leaf's group: a run that starts here gets a group beside it
+    if inside:  # a run that starts in a run's or a leaf's group gets a group beside it
         own = os.path.dirname(own)
     available = processes.read(own + "/cgroup.controllers").decode().split()
     if "memory" in v1:
@@ -83,8 +83,8 @@ def logout(probes: "list[Check]") -> "list[Check]":
     if systemd_units.lingers():
         return [Check("logout", PASS, f"the manager of {user} goes on after the last logout")]
     text = (
-        f"the manager of {user} ends at the last logout: under nohup and with --detach, and in "
-        "services of the system's, no kernel enforces the limits"
+        f"the manager of {user} ends at the last logout: under nohup, with --detach and in "
+        "system services, no kernel enforces the limits"
     )
     return [Check("logout", CAUTION, text, systemd_units.linger_hint())]
 

@@ -1,8 +1,8 @@
-"""`sandrun doctor` on Linux and macOS. A backend passes when it ended a process at its limit.
+"""`sandrun doctor` on Linux and macOS. A backend passes if it ended a process at its limit.
 
-The probe is a real run of a process that takes three times its limit. Each probe has its own
-process, state directory and home, so that it joins no queue, leaves no record, and cannot move the
-examiner into its group.
+The probe is a real run of a process that allocates three times its limit. It is started from a
+child with a state directory and a home of its own, so that it joins no queue, leaves no record, and
+cannot move `sandrun doctor` into its group.
 """
 
 import json
@@ -29,7 +29,7 @@ _PROBE = "import time; b = bytearray(b'x') * (96 << 20); time.sleep(20)"
 
 
 def _probe(name: str) -> Check:
-    """Run the probe in a backend. It changes this process, which must not be used afterwards."""
+    """Run the probe in a backend. The run changes this process, so only a child may call this."""
     caller = spawn.capture()
     root = project.working_directory()
     flags = {"backend": name, "memory": _PROBE_LIMIT, "timeout": 15.0, "grace": 0.5, "git_wait": 0}
@@ -51,7 +51,7 @@ def _probe(name: str) -> Check:
 
 
 def probe(name: str) -> Check:
-    """Run the probe in a child process with its own home and state."""
+    """Run the probe in a child process with a home and a state directory of its own."""
     with tempfile.TemporaryDirectory(prefix="sandrun-doctor-") as scratch:
         read_end, write_end = os.pipe()
         pid = os.fork()
@@ -72,7 +72,7 @@ def probe(name: str) -> Check:
 
 
 def _backends() -> "list[Check]":
-    """One probe per backend. Where the kernel can enforce limits, no other backend is needed."""
+    """One probe per backend. If a backend of the kernel passes, no other one is needed."""
     checks = [probe(name) for name in backends.ORDER]
     enforced = any(c.status == PASS and backends.named(c.name).kernel for c in checks)
     for check in checks:
@@ -85,7 +85,7 @@ def _backends() -> "list[Check]":
 
 
 def _second_lock_file() -> Check:
-    """Where the lock file is that also excludes runs with another state directory."""
+    """The path of the lock file that also excludes runs with another state directory."""
     root = project.find(project.working_directory())
     name = "checkout" if project.git_directory(root) else "locks"
     try:
@@ -101,7 +101,7 @@ def _second_lock_file() -> Check:
 
 
 def _named(queue: str) -> Check:
-    """Whether a named queue is shared, or only this user's."""
+    """Whether other users share a named queue."""
     if not shared_queue(queue):
         fix = f"install -d -m 2770 -g GROUP {SHARED_QUEUES}/{queue}"
         return Check("queue", CAUTION, f"{queue}: excludes your own runs only", fix)
@@ -120,7 +120,7 @@ def _named(queue: str) -> Check:
 
 
 def _proc() -> "list[Check]":
-    """Whether /proc shows our own processes. No check where it does, as on nearly every host."""
+    """A caution if /proc does not show our own processes; no check if it does, as nearly always."""
     if DARWIN or processes.PROC != processes.NO_PROC:
         return []
     text = "shows no processes of our pid namespace, so none can be examined or named"
@@ -128,7 +128,7 @@ def _proc() -> "list[Check]":
 
 
 def _daemons(chosen: settings.Settings) -> "list[Check]":
-    """The user's daemons that would do a run's work outside of its limits."""
+    """A caution about the user's daemons that would do a run's work outside of its limits."""
     env = dict(os.environ)
     if chosen.daemons == "contain":
         contain_daemons(env, chosen, "0")
@@ -140,7 +140,7 @@ def _daemons(chosen: settings.Settings) -> "list[Check]":
         )
     text = ", ".join(f"{p.daemon} (pid {p.pid})" for p in found[:5])
     text += ": does the work of runs outside of them, beyond their limits and their end"
-    status = PASS if chosen.daemons == "leave" else CAUTION  # the user wants it so
+    status = PASS if chosen.daemons == "leave" else CAUTION  # "leave" is the user's choice
     return [Check("daemons", status, text, daemons.ways_out(found))]
 
 
@@ -148,7 +148,7 @@ _DOCKER = ("/run/docker.sock", "/var/run/docker.sock")
 
 
 def _docker() -> "list[Check]":
-    """A caution that docker's daemon is outside of every run. No check where there is no docker."""
+    """A caution that docker's daemon is outside of every run. No check if there is no docker."""
     host = os.environ.get("DOCKER_HOST", "")
     rootless = f"{os.environ.get('XDG_RUNTIME_DIR', '')}/docker.sock"
     found = host or next(filter(_is_socket, (*_DOCKER, rootless)), "")

@@ -19,8 +19,8 @@ PASS, CAUTION, FAIL, UNUSED = "PASS", "CAUTION", "FAIL", "-"
 
 
 class Check:
-    """The result of a check. `status` is PASS, CAUTION, FAIL, or `-` where it is not needed. `fix`
-    is a command, or ''."""
+    """The result of a check. `status` is PASS, CAUTION, FAIL, or `-` for a function that is not
+    needed. `fix` is a command or advice; '' if none is known."""
 
     def __init__(self, name: str, status: str, evidence: str, fix: str = "") -> None:
         self.name = name
@@ -30,7 +30,7 @@ class Check:
 
 
 def state() -> Check:
-    """Whether the project's queue can be used, and where it is."""
+    """Whether the project's queue can be used, and the path of its state directory."""
     try:
         path = state_path(project.find(project.working_directory()))
         queue = Queue(path)

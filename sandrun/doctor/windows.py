@@ -1,4 +1,4 @@
-"""`sandrun doctor` on Windows. A backend passes when it ended a process that exceeds its limit.
+"""`sandrun doctor` on Windows. A backend passes if it ended a process that exceeds its limit.
 
 The probe is another sandrun with its own state directory and home, so that it joins no queue and
 leaves no record.
@@ -17,20 +17,20 @@ from sandrun.git import guard
 from sandrun.model import MIB, size_text
 
 _LIMIT = 32 * MIB
-# Prints `all` if it got all its memory, which a limit would have refused.
+# Prints `all` if its allocation succeeds, which a limit prevents.
 _PROBE = "b = bytearray(b'x') * (96 << 20); print('all')"
 _SECONDS = 60
 
 
 def launcher() -> "list[str]":
-    """The command that starts this sandrun, and none from the current directory or PYTHONPATH."""
+    """The command that starts this sandrun, never one in the current directory or PYTHONPATH."""
     library = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     code = f"import sys; sys.path.insert(0, {library!r}); "
     return [sys.executable, "-P", "-c", code + "from sandrun.__main__ import start; start()"]
 
 
 def probe(name: str) -> Check:
-    """Run a process that takes three times its limit in a backend."""
+    """Run a process that allocates three times its limit in a backend."""
     with tempfile.TemporaryDirectory(prefix="sandrun-doctor-") as scratch:
         env = {**os.environ, "SANDRUN_STATE_DIR": scratch, "XDG_STATE_HOME": scratch}
         env |= {"XDG_CONFIG_HOME": scratch, "SANDRUN_POOL": "off"}

@@ -1,8 +1,8 @@
-"""What a CI service shows of a run: a limit that was hit, a long wait, and what the run needed.
+"""Reports of a run to a CI service: a limit that was hit, a long wait, time and memory used.
 
 GitHub Actions: a workflow command on stderr becomes an annotation, and a row is added to the file
-GITHUB_STEP_SUMMARY. GitLab has neither, so there the same facts are one line of the job's log.
-Only the outermost run is shown. A failure to show it does not affect the run.
+GITHUB_STEP_SUMMARY. GitLab has neither, so there one line in the job's log has the same facts.
+Only the outermost run is reported. A failure to report it does not affect the run.
 
 Source: docs.github.com, "Workflow commands for GitHub Actions" (escapes, GITHUB_STEP_SUMMARY).
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sandrun.types import Reason, Record
 
 LONG_WAIT = 60.0
-"""Waits of at least so many seconds are annotated."""
+"""Seconds. A wait that is at least so long is annotated."""
 
 _HEADER = """
 | sandrun | result | waited | ran | peak memory | limit | backend |
@@ -34,7 +34,7 @@ _LIMITS: "dict[Reason, str]" = {
 
 
 def queued(run_id: str) -> None:
-    """Part of `messages.Subscriber`; nothing to show."""
+    """Part of `messages.Subscriber`; CI services need no report of it."""
 
 
 def failed(text: str, hint: str, code: int) -> None:
@@ -80,7 +80,7 @@ def _annotate(kind: str, title: str, text: str) -> None:
             value = value.replace(char, f"%{ord(char):02X}")
         return value
 
-    # The whole line is ours: its text must start no other workflow command.
+    # The text comes from others: without control characters it cannot start another command.
     title, text = plain(title), plain(text)
     messages.write(f"::{kind} title={escape(title, ':,')}::{escape(text)}\n")
 

@@ -1,11 +1,11 @@
 """How `sandrun init` reads a user's files and adds or removes a line.
 
 Promises
-- A file is replaced atomically and keeps its owner, group, mode, attributes and links. Where that
-  is impossible, it is written in place.
+- A file is replaced atomically and keeps its owner, group, mode, attributes and links. Where these
+  cannot be kept, it is written in place.
 - Only regular files are read.
-- All steps use one open directory, so that a user cannot redirect root, who works in the user's
-  project, to another directory.
+- All steps of a change use one open directory, so that a user cannot redirect root, who works in
+  the user's project, to another directory.
 """
 
 import os
@@ -42,7 +42,7 @@ def _read(fd: int) -> bytes:
 
 
 def text(path: str) -> str:
-    """The text of a file, which encodes to the same bytes again."""
+    """The text of a file. Bytes that are not UTF-8 become surrogates, so none are lost."""
     return read(path).decode("utf-8", "surrogateescape")
 
 
@@ -102,8 +102,8 @@ def _attributes(fd: int) -> "dict[str, bytes]":
 
 
 def _copy_metadata(fd: int, info: os.stat_result, attributes: "dict[str, bytes]") -> bool:
-    """Give a new file the owner, group, mode and attributes of the old one. False: not
-    permitted."""
+    """Give a new file the owner, group, mode and attributes of the old one. Returns False if that
+    is not permitted."""
     if sys.platform == "win32":
         return True
     new = os.fstat(fd)

@@ -1,10 +1,10 @@
 """`sandrun init`: set a project up so that make, hooks and tools use its queue, and undo that.
 
-Promises: it asks nothing and remembers nothing, so it can be run again at any time: each step
-examines the files as they are. A user's file is never replaced; one line of ours is added to it or
+Promises: it asks nothing and stores no state, so it can be run again at any time: each step
+examines the files as they are. A user's file is never rewritten; one line of ours is added to it or
 removed from it. A file that we wrote is removed only if it is unchanged, and a shim, which all
 projects share, only if we added it and no other project wants it. A file that is generated, or that
-belongs to more than this project, is left to the user, with the reason and with what does the same.
+belongs to more than this project, is not changed; a message gives the reason and an alternative.
 """
 
 import os
@@ -19,12 +19,12 @@ from sandrun.platform.small_files import has_table
 
 MAKEFILES = ("GNUmakefile", "makefile", "Makefile")  # the order in which GNU make looks
 INCLUDE_LINE = "-include sandrun.mk\n"
-# A directive, but no recipe (tab) and no comment that names the file.
+# Matches a directive, but not a recipe (tab) or a comment that names the file.
 _HAS_INCLUDE = re.compile(
     r"^ *[-s]?include[ \t](?:[^#\n]|\\\n)*(?<![\w.-])sandrun\.mk(?![\w.-])", re.MULTILINE
 )
-# What cmake, automake, configure, qmake, MakeMaker, premake, gyp, imake and Linux write in the
-# first comments of a Makefile that they generate.
+# The first comments of a Makefile that cmake, automake, configure, qmake, MakeMaker, premake, gyp,
+# imake or the build of Linux generates.
 _GENERATED = re.compile(
     r"^#.*\b(do not|don'?t) (edit|modify)\b(?=\W*$| (this|it\b|by hand))"
     r"|^#(.*\bmakefile(\.\w+)?)?\W*((is|was|it was) )?"
@@ -49,7 +49,7 @@ _TOOLS = {
 
 
 class Step:
-    """One step: `text` describes it, and `act` does it. Without an `act` nothing is to be done."""
+    """One step: `text` describes it, and `act` does it. Without `act` there is nothing to do."""
 
     def __init__(self, text: str, act: "Callable[[], object] | None" = None) -> None:
         self.text = text
@@ -78,9 +78,9 @@ def settings_text() -> str:
 
 
 def check(root: str) -> None:
-    """Raise SandrunError if the directory is certainly no project, so that this is a mistake."""
+    """Raise SandrunError if the directory is certainly not a project, so init is a mistake."""
     if os.path.lexists(os.path.join(root, "sandrun.toml")) or not os.access(root, os.W_OK):
-        return  # it is meant, or the first step will report that it is impossible
+        return  # sandrun.toml makes it a project; the first step reports that it is not writable
     hint = "cd to a project; or, to make this one: touch sandrun.toml, then run it again"
     if root in (os.path.realpath(home) for home in (folders.home(), _home_of_owner(root)) if home):
         raise SandrunError(f"{root} is a home directory, not a project", hint)
@@ -121,7 +121,7 @@ def _has_table(root: str) -> str:
 
 
 def _make(root: str, undo: bool) -> "Iterator[Step]":
-    """The Makefile and sandrun.mk. For a generated Makefile there is only the shim."""
+    """The steps for the Makefile and sandrun.mk. A generated Makefile gets only the shim."""
     name = next((m for m in MAKEFILES if os.path.isfile(os.path.join(root, m))), "")
     if not name:
         return
@@ -145,7 +145,7 @@ def _make(root: str, undo: bool) -> "Iterator[Step]":
 
 
 def _own_file(path: str, text: str, undo: bool, instead: str = "") -> Step:
-    """A file that contains only what we wrote."""
+    """The step for a file that contains only our text."""
     if undo:
         if not os.path.lexists(path):
             return Step(f"no {path}")
@@ -162,10 +162,11 @@ def _own_file(path: str, text: str, undo: bool, instead: str = "") -> Step:
 
 
 def _line(path: str, line: str, undo: bool, has: "re.Pattern[str]") -> Step:
-    """A line of ours in a user's file, as near to the top as possible. `has` finds such a line.
+    """The step for our line in a user's file, near to its top. `has` matches a line that does the
+    same.
 
-    Where the file's last line has no newline and ours comes after it, ours has none either, so that
-    undoing restores the file exactly.
+    If our line comes after a last line without a newline, ours has none either, so that undoing
+    restores the file exactly.
     """
     text = files.text(path)
     bare = line.rstrip()
@@ -199,7 +200,7 @@ def _without(text: str, line: str) -> "str | None":
 
 
 def _hook(root: str, undo: bool) -> "Iterator[Step]":
-    """The pre-commit hook, if there is one. Our line makes it start itself again in a run."""
+    """The step for the pre-commit hook, which our line starts again in a run; and advice."""
     hook = hooks.find(root)
     if not hook.path:
         if hook.why and not undo:
@@ -231,8 +232,8 @@ def _shims(root: str, undo: bool) -> "Iterator[Step]":
 
 
 def _with_shim(root: str, tool: str, wanted: "list[str] | None") -> Step:
-    """The shim for a tool of this project. `wanted`: the projects that want it; None: no shim
-    yet."""
+    """The step for the shim of a tool. `wanted` lists the projects that want it; None: there is no
+    shim yet."""
     if wanted is None:
         path = os.path.join(shims.directory(), tool)
         return Step(f"add a shim for {tool}: {path}", lambda: shims.add(tool, [root]))

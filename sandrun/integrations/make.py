@@ -4,14 +4,14 @@ Promises that the second make gets the words and the environment of the first, s
 options, variables and a jobserver by itself. The words are those that the kernel reports for the
 first make, not make's own account of them: `MAKEFLAGS` contains no -f, -o or -W.
 
-With -jN, both ends of the pipe that the first make has made for its jobserver stay open, unused.
+With -jN, both ends of the pipe of the first make's jobserver stay open, unused, in the second.
 
-The first make may execute itself again if an included file has changed. It must neither run twice
-nor forget a failure, so the exit code of a failure is kept in a link named after that make. A make
-that ignores errors (-i) asks for it, and we print `passed` only if the run was made and ended with
-0.
+The first make executes itself again if an included file has changed. The run must not start twice
+then, and its failure must not be lost, so its exit code is kept in a symbolic link that is named
+after that make. A make that ignores errors (-i) asks for the result, and we print `passed` only if
+the run took place and ended with 0.
 
-A make that we started, in the directory where we started it, never comes here again.
+A make that we started, in the directory where we started it, is refused.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from sandrun.queue import state
 MARK = "SANDRUN_MAKE"
 """In the environment of the inner make: the directory in which it must not queue again."""
 _IGNORES, _ENDED = "ignores", "ended"
-"""Values for us: the first make ignores errors; the run is over, and make asks how it ended."""
+"""Values of MARK that sandrun.mk sets: the first make ignores errors; it asks for the result."""
 
 _READ_ONCE = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR)
 _WITH_VALUE = "CIEfoW"  # short options whose value may be the next word
@@ -71,7 +71,7 @@ def main(flags: "dict[str, object]", caller: spawn.CallerState) -> int:
 
 
 class _Notes:
-    """How the run of a make failed, for that make only: a link in the state directory."""
+    """The exit code of a make's run, for that make only: a link in the state directory."""
 
     def __init__(self, directory: str, make: int) -> None:
         self.directory = directory
@@ -80,7 +80,7 @@ class _Notes:
     def leave(self, code: int) -> None:
         """Keep the code. Makes the state directory again if it was removed. Raises SandrunError."""
         if sys.platform == "win32":
-            return  # only administrators may make links: `read` then answers `missing`
+            return  # only administrators may make links: `read` then returns `missing`
         while True:
             directory = state.open_state(self.directory)
             try:
@@ -100,6 +100,7 @@ class _Notes:
                     os.unlink(name, dir_fd=directory)
 
     def read(self, missing: int) -> int:
+        """The code; `missing` if none was kept."""
         try:
             return int(os.readlink(os.path.join(self.directory, self.name)))
         except FileNotFoundError:
@@ -115,7 +116,7 @@ def _note(pid: int) -> str:
 
 
 def _account(pid: int) -> "tuple[list[str], dict[str, str]]":
-    """The words and the environment with which a process was started."""
+    """The arguments and the environment with which a process was started."""
     return processes.arguments(pid), processes.environ(pid)
 
 
@@ -133,7 +134,7 @@ def _stay_here(words: "list[str]") -> "list[str]":
     """The words for a make that starts in the directory to which its -C options led: each of them
     becomes `-C .`.
 
-    Raises UsageError for a makefile that can be read only once, which has happened.
+    Raises UsageError for a makefile that can be read only once: the first make has read it.
     """
     kept: list[str] = []
     value_of = ""
@@ -160,7 +161,7 @@ def _stay_here(words: "list[str]") -> "list[str]":
 
 
 def _long_value(word: str) -> str:
-    """The short form of a long option whose value is the next word; '' for others."""
+    """The short form of a long option whose value is the next word; '' for other options."""
     name, given, value = word.partition("=")
     forms = {"--file": "f", "--makefile": "f", "--include-dir": "I", "--eval": "E",
              "--old-file": "o", "--assume-old": "o", "--what-if": "W", "--new-file": "W",
@@ -174,7 +175,7 @@ def _long_value(word: str) -> str:
 
 
 def _short(word: str) -> "tuple[str, str]":
-    """A bundle of short options, and the letter whose value is the next word."""
+    """A bundle of short options, and the letter whose value is the next word, or ''."""
     for at, letter in enumerate(word[1:], 1):
         if letter in "jlO":  # takes the rest of the word, if any
             break

@@ -1,8 +1,8 @@
 """Notify the program that started us of run events: one line of JSON per event.
 
-The program passes a descriptor and names it in SANDRUN_TELL. Neither reaches the command, so a
-sandrun inside of it notifies its own caller or nobody. A caller that stops reading never fails a
-run.
+The program passes a descriptor and names it in SANDRUN_TELL. The command inherits neither, so a
+sandrun inside of it notifies its own caller or nobody. A caller that closes the pipe does not fail
+the run.
 
 The events are those of `messages.Subscriber`.
 """
@@ -36,7 +36,7 @@ def subscribe() -> None:
         os.set_inheritable(_fd, False)
         messages.subscribers.append(sys.modules[__name__])
     except (ValueError, OSError):
-        _fd = -1  # the variable is another process's, and so is the descriptor
+        _fd = -1  # not our descriptor: the variable was inherited from another process
 
 
 def queued(run_id: str) -> None:

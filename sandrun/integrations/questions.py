@@ -2,17 +2,18 @@
 
 A query does not queue, so a command line that builds must never count as one. A word counts only
 for the tools for which it is a query (`npm version patch` and `make version` do work, `gradle -V`
-and `mvn -V` go on to build). For a tool that is not listed here, only `--version` and `--help`
-alone count: `-h` and `-V` have other meanings for many (`ls -h`, `sort -V`). Words after a
-program's name or `--` belong to that program (`npx tsc --version`, `cargo run -- -V`). In doubt, it
-queues.
+and `mvn -V` go on to build). For a tool that is not listed here, only `--version` or `--help`
+alone counts: `-h` and `-V` have other meanings for many tools (`ls -h`, `sort -V`). Words after a
+program's name or `--` belong to that program (`npx tsc --version`, `cargo run -- -V`). In doubt, a
+command line queues.
 """
 
 _ALONE = "--version --help"
 
 _MAKE = "-v --version -h --help"
 
-# First words that make a query, whatever follows. `word$`: only if alone; `one+two`: these two.
+# First words that make a query, whatever follows. `word$`: only if alone; `one+two`: these two
+# words.
 _FIRST = {
     # GNU make(1); `make -p` builds, `make help` and `make version` are goals
     "make": _MAKE,
@@ -35,7 +36,7 @@ _FIRST = {
     "npx": "--version -v --help -h",  # docs.npmjs.com; elsewhere they are the program's
     # pnpm.io/cli; other words may be the names of scripts
     "pnpm": "--version -v --help -h help ls list ll la why root bin run$ config+get config+list",
-    # classic.yarnpkg.com and yarnpkg.com/cli, what both have; `yarn list` may be a script today
+    # classic.yarnpkg.com and yarnpkg.com/cli, what both have; since yarn 2 `list` may be a script
     "yarn": "--version -v --help -h info why config+get",
     "node": "--version -v --help -h --v8-options",  # nodejs.org, command-line API
     "bun": "--version -v --revision --help -h",  # bun --help
@@ -67,7 +68,7 @@ _SAME = {"py.test": "pytest", "pip3": "pip", "gradlew": "gradle", "mvnw": "mvn",
 
 # Words that make a query anywhere before `--`.
 _ANYWHERE = {
-    # GNU make(1): -t runs no recipe; all of these are make's own even after a goal
+    # GNU make(1): -t runs no recipe; make takes all of these as its own even after a goal
     "make": "--just-print|--dry-run|--recon|--question|--touch|--version|--help",
     "ninja": "-n|-h|-nv|-vn|--version",
     "ctest": "-N|--show-only|--show-only=*|--print-labels",

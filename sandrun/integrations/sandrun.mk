@@ -2,7 +2,7 @@
 #
 # Promises
 # - `make ANYTHING` waits for its turn like `sandrun -- make ANYTHING`, whatever starts make. Inside
-#   a run of the same queue nothing happens, and that costs no process: recursion is free.
+#   a run of the same queue nothing happens, and from GNU make 4.2 on that costs no process.
 # - Options, goals, variables, the environment, standard input, exit codes and the jobserver are those
 #   of plain make: the make that does the work gets the same words and environment as this one.
 # - -n, -q and -t run nothing and do not queue. SANDRUN_MAKE=off bypasses sandrun. On a machine
@@ -17,24 +17,24 @@
 #
 # Nothing that a Makefile or a command line may set is trusted: not CURDIR, MAKECMDGOALS, MAKELEVEL or
 # SHELL. The directory comes from the kernel, the goals are the words with which make was started, and
-# a make inside a run that does not know it is refused (`sandrun make-again`).
+# `sandrun make-again` refuses a make that does not know that it is inside a run.
 #
-# Left to others: the run (`sandrun make-again`). A Makefile is read twice, so what it prints while
-# it is read (not in recipes) is printed twice, and --trace shows the gate too. With -i the outer make
-# ignores errors, so an extra line reports that the run failed, and make exits with 2.
+# Limits: a Makefile is read twice, so what it prints while it is read (not in recipes) is printed
+# twice, and --trace shows the gate too. With -i the outer make ignores errors, so an extra line
+# reports that the run failed, and make exits with 2.
 #
 # A Makefile may have set .RECIPEPREFIX, and make may warn of undefined variables. So recipes follow a
 # semicolon, and `value` reads variables that may be undefined.
 
-# A make other than GNU's stops at the second line. GNU make skips it with the rest of the ifdef.
+# A make other than GNU's stops at the second line here. GNU make skips it with the whole ifdef.
 ifdef :
 .error sandrun.mk needs GNU make 4 (gmake); to do without sandrun, remove the line that includes it
 endif
 
 ifneq ($(origin sandrun.mk),file)
 sandrun.mk := $(lastword $(MAKEFILE_LIST))
-# The PATH of cron and of many IDEs lacks directories of a login shell's PATH. A Makefile may set PATH
-# too; then we also read the PATH with which make was started.
+# The PATH of cron and of many IDEs lacks directories of a login shell's PATH. If a Makefile sets PATH
+# too, we also read the PATH with which make was started.
 sandrun.blank := $(subst ,, )
 sandrun.in = $(firstword $(foreach d,$(subst :, ,$(subst $(sandrun.blank),{blank},$1)),\
     $(if $(wildcard $(subst {blank},\ ,$d)/sandrun),$(if $(wildcard $(subst {blank},\ ,$d)/sandrun/.),,\
@@ -51,7 +51,7 @@ kill-al%: ; @$(sandrun.quoted) kill --all || [ $$? = 1 ]
 # Whether we are inside a run of this queue: each run that the environment names has a ticket that its
 # owner still holds open, and encloses us (by its cgroup, or with its owner among our ancestors); and
 # no other project lies between this directory and that run's project. (A wrong `no` costs a start of
-# sandrun, which finds out. Without /proc, as on macOS, the tickets and the environment are believed.)
+# sandrun, which checks it again. Without /proc, as on macOS, we trust tickets and environment.)
 sandrun.here := $(realpath .)
 sandrun.project := $(value SANDRUN_PROJECT)
 sandrun.read = $(if $(filter 4.0 4.1,$(MAKE_VERSION)),$(shell cat $1),$(file <$1))
@@ -111,8 +111,8 @@ override MAKEFLAGS += -s -Otarget
 # a goal. Also whether an outer make has a jobserver, which only the environment shows while make 4.3
 # reads the Makefile. This needs /bin/sh, so SHELL is set here, and restored for the rest of the
 # Makefile. With -w or -C, any $(shell) of make 4.3 prints "Entering directory", so make's own list is
-# used there, unless somebody has set it; in that list a goal with a blank looks like two. A newer make
-# is silent from here on.
+# used there, unless it was set by others; in that list a goal with a blank looks like two. (A newer
+# make has applied the line above by now, and prints nothing.)
 ifeq ($(and $(findstring w,$(sandrun.flags)),$(filter 0,$(MAKELEVEL)),\
     $(filter default undefined,$(origin MAKECMDGOALS))),)
 sandrun.over := $(if $(filter command override,$(origin SHELL)),override)
@@ -135,8 +135,8 @@ else
 sandrun.words := $(value MAKECMDGOALS)
 endif
 sandrun.goals := $(sort $(filter-out {jobs},$(sandrun.words)))
-# The words of an emulator or a loader come before make's own. Make's list, if nobody has set it, lacks
-# them.
+# The words of an emulator or a loader come before make's own. Make's list lacks them, and is used if
+# it was not set by others.
 ifeq ($(origin MAKECMDGOALS),default)
 sandrun.goals := $(foreach goal,$(sandrun.goals),$(if \
     $(filter-out $(value MAKECMDGOALS),$(subst {blank}, ,$(goal))),,$(goal)))

@@ -18,8 +18,8 @@ Promises of a shim for TOOL
 The test for being inside a run is the same as in sandrun.mk: every run that the environment names
 has a ticket that its owner still holds open, and encloses us (by its cgroup, or with its owner
 among our ancestors), and no other project lies between the current directory and that run's
-project. Where sh cannot find out, a start of sandrun does. (Without /proc, as on macOS, the ticket
-files and the environment are believed.)
+project. Where sh cannot decide, sandrun is started and decides. (Without /proc, as on macOS, the
+ticket files and the environment are trusted.)
 
 Left to others: `git`, `jj` and `git-annex`, whose shims are the guard's (`sandrun.git.shim`), and
 the text of the shims for Windows (`sandrun.integrations.windows_shims`), which are batch files.
@@ -99,8 +99,8 @@ become "$@"
 """
 
 _NAME_IS_SHOWN = ("make", "gmake")
-"""Tools that show the name by which they were started: $(MAKE). Other tools find their own files by
-it, so for them a path is safer than a name that leads to the shim again."""
+"""Tools that show the name by which they were started: $(MAKE). Other tools use argv[0] to find
+their own files, so for them a path is safer than a name that leads to the shim again."""
 
 # A POSIX sh cannot give a program another name than its path, but bash can. -p ignores $BASH_ENV.
 # (Where SHLVL was unset, bash's exec leaves it as 0.) Not if the user has exported SHELLOPTS or
@@ -159,9 +159,8 @@ def text(tool: str) -> str:
 
 
 def add(tool: str, projects: "Iterable[str]" = ()) -> str:
-    """Write the shim for a tool and return its path. `projects` want it; none: the user does.
-
-    Raises SandrunError for an impossible name.
+    """Write the shim for a tool and return its path. `projects` are those that want it; none: the
+    user added it. Raises SandrunError for an impossible name.
     """
     if not tool or not set(tool) <= _NAME or tool[0] in "-.":
         raise SandrunError(f"{tool!r} cannot be the name of a tool", "sandrun shims add make")
@@ -216,7 +215,7 @@ def remove(tool: str, forward: bool = False) -> str:
 
 
 def wanted_by(tool: str) -> "list[str]":
-    """The projects that want the shim for a tool; none if the user added it."""
+    """The projects that want the shim for a tool; an empty list if the user added it."""
     with open(os.path.join(directory(), tool + _ENDING), "rb") as file:
         lines = [line[len(_WANTED) :] for line in file if line.startswith(_WANTED)]
     return [os.fsdecode(line.rstrip(b"\n")) for line in lines]
@@ -255,16 +254,15 @@ def active() -> bool:
 
 
 def hidden(tool: str) -> str:
-    """The program on PATH that comes before our shim for a tool, if the shims are on PATH; or
-    ''."""
+    """The program on PATH that comes before our shim for a tool; '' if there is none, or if the
+    shims are not on PATH."""
     found = shutil.which(tool)
     return found if active() and found and os.path.dirname(found) != directory() else ""
 
 
 def activation(shell: str) -> str:
-    """The code that puts the shims first on PATH in a shell. It works again (not in cmd.exe) where
-    a shell has inherited a PATH with the shims and a version manager has since put its own before
-    them.
+    """The code that puts the shims first on PATH in a shell. In sh and fish it also moves them to
+    the front of an inherited PATH in which a version manager has put its own shims before them.
     """
     if shell in ("cmd", "powershell"):
         from sandrun.integrations import windows_shims

@@ -26,8 +26,8 @@ call set "PATH=%%PATH:%here%;=%%"
 {tool} %*
 """
 _FOLDERS = ("LOCALAPPDATA", "APPDATA", "USERPROFILE", "PROGRAMFILES")
-"""Variables that replace paths, which often are not ASCII: cmd.exe reads a batch file in the code
-page that the console has when the shim is used."""
+"""Variables that replace the start of a path, which often is not ASCII: cmd.exe reads a batch file
+in the code page that the console has when the shim is used."""
 
 
 def text(tool: str, first_line: str) -> bytes:

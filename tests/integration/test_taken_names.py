@@ -179,7 +179,7 @@ def test_a_taken_name_costs_nobody_a_run(users: Users, kind: str) -> None:
     wait_for(lambda: "waiting, position 2 of 2" in box.heard(second), 20)
     shown = users.run("status", "--all").stdout
     assert str(users.home) in shown and " job one " in shown
-    assert f"passed by: 1 entry of other users with names of your queues ({taken[0]})" in shown
+    assert f"ignored: 1 entry of other users with names of your queues ({taken[0]})" in shown
     for path in taken:
         remove(path)
     third = users.start("--", *users.job("three"))
@@ -249,7 +249,7 @@ def test_many_foreign_names_are_one_line_and_disable_nothing(users: Users) -> No
         users.own(Path(f"/tmp/seq-exec-{number:08x}-{users.first}"), users.other)
     lines = users.run("status", "--all").stdout.splitlines()
     assert len(lines) == 3, lines
-    assert lines[-1].startswith("passed by: 300 entries of other users")
+    assert lines[-1].startswith("ignored: 300 entries of other users")
     killed = users.run("kill", lines[1].split()[2])
     assert (killed.returncode, killed.stderr) == (0, ""), killed.stdout
     assert box.finish(run).returncode != 0
