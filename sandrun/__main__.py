@@ -1,10 +1,10 @@
 """`python -m sandrun` and the entry point (setup.py) do what the command `sandrun` does.
 
-The environment is meant for the command: a `queue.py` on PYTHONPATH must not replace our own. The
-options -E and -P, in the first line of our own script, make Python ignore it. An installer's
-wrapper and `-m` lack these options, so `isolate` does what can be done after the start. It cannot
-undo what Python has already done with PYTHONHOME, with a `sitecustomize` on PYTHONPATH, or with
-another package named `sandrun` there, which Python imports instead of ours.
+The environment is meant for the command: a `queue.py` on PYTHONPATH must not replace a module that
+sandrun imports. The options -E and -P, in the first line of our own script, make Python ignore that
+environment. An installer's wrapper and `-m` lack these options, so `isolate` does what can be done
+after the start. It cannot undo what Python has already done with PYTHONHOME, with a `sitecustomize`
+on PYTHONPATH, or with another package named `sandrun` there, which Python imports instead of ours.
 """
 
 import gc
@@ -29,11 +29,11 @@ def start() -> None:
 
 
 def isolate() -> None:
-    """Import nothing from the directories in the user's environment that exists elsewhere.
+    """Let no directory from the user's environment shadow a module that exists elsewhere.
 
-    Such directories are removed from sys.path. Those of installed packages, and our own, go to its
-    end, after everything that they could shadow. If a module of the standard library has already
-    come from one of them (the wrapper of a pip before 25.3 imports `re`), start again.
+    Such directories are removed from sys.path. Those of installed packages, and our own, move to
+    its end, behind everything that they could shadow. If a module of the standard library has
+    already come from one of them (the wrapper of a pip before 25.3 imports `re`), start again.
     """
     own = os.path.dirname(os.path.dirname(_absolute(__file__)))
     standard = os.path.dirname(_absolute(os.__file__))
@@ -54,7 +54,7 @@ def isolate() -> None:
 
 
 def _absolute(path: str) -> str:
-    """The form that sys.path has."""
+    """An absolute path, as in sys.path."""
     try:
         return os.path.abspath(path)
     except OSError:  # the current directory is gone

@@ -2,13 +2,13 @@
 
     outcome = sandrun.run(["make", "test"], memory="2G", timeout="10m")
 
-Each run has its own process (`python -m sandrun`), because its supervisor handles all signals and
-reaps all children of its process. The result arrives through an inherited descriptor
-(`sandrun.integrations.notify`); messages for people are never parsed. So any thread may start and
-cancel runs. If the program is killed, its runs end, except with `detach`.
+Each run has its own sandrun process, because a supervisor handles all signals and reaps all
+children of its process. So any thread may start and cancel runs. The result arrives through an
+inherited descriptor (`sandrun.integrations.notify`); messages for people are never parsed. If the
+program is killed, its runs end, except with `detach`.
 
 Settings have the names and the values of the command line and of sandrun.toml (README,
-Configuration). A setting that is not given gets its value as there.
+Configuration). A setting that is not given comes from the same variables, files and defaults.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ from sandrun.types import BackendName, Leftovers, Reason, Record
 
 _File = int | IO[str] | IO[bytes] | None
 _LOST = (-9, EXIT_MEMORY)
-"""Exit codes of a sandrun that was killed: by SIGKILL, or on Windows by `sandrun kill`."""
+"""Exit codes of a sandrun that was killed by SIGKILL or, on Windows, by `sandrun kill`."""
 
 
 class Settings(TypedDict, total=False):
     """The settings of a run, each with the meaning and the values of its flag. Numbers have the
-    same units as in an outcome: sizes in bytes, times in seconds."""
+    units of an outcome: sizes in bytes, times in seconds."""
 
     memory: str | int
     timeout: str | float
@@ -74,8 +74,8 @@ class Settings(TypedDict, total=False):
 class Options(Settings, total=False):
     """The options of `start`, `run` and `run_async`: the settings, and some of subprocess.Popen.
 
-    With subprocess.PIPE for `stdout` or `stderr`, the outcome has the text (with sandrun's own
-    lines in stderr).
+    With subprocess.PIPE for `stdout` or `stderr`, the outcome contains that output; stderr includes
+    sandrun's own lines.
     """
 
     cwd: str | os.PathLike[str] | None
@@ -96,8 +96,8 @@ class GaveUp(SandrunError):
 class Outcome:
     """How a run ended. Sizes in bytes, times in seconds; None: not known.
 
-    - `code`: the exit code of `sandrun`, which is the command's own code, 128+n for signal n, 124
-      or 137.
+    - `code`: the exit code of `sandrun`: the command's own, 128+n for signal n, or another one of
+      README, Exit codes.
     - `reason`: `exit`, `signal`, `memory`, `outer-memory`, `timeout`, `cpu-time`, `idle`, `parent`,
       `not-started`, `escaped` (with `require="kernel"`: a process left the container), or `lost`
       when sandrun itself was killed (as `sandrun kill` does after the grace period).
@@ -152,7 +152,7 @@ class Run:
         self._listener.start()
 
     def _listen(self, events: int) -> None:
-        # Not until the end of the file: a keeper may hold the other end a moment longer.
+        # Stops before the end of the file: a keeper may have the other end open a moment longer.
         with open(events, encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 facts = json.loads(line)
@@ -170,10 +170,10 @@ class Run:
         self._over.set()
 
     def wait(self, timeout: float | None = None) -> Outcome:
-        """Wait for the end; the outcome.
+        """Wait for the end of the run; its outcome.
 
         Raises TimeoutError when the run is not over after `timeout` seconds (it goes on), GaveUp,
-        and SandrunError when sandrun itself failed and the command was not started.
+        and SandrunError when sandrun itself failed.
         """
         if not self._over.wait(timeout):
             raise TimeoutError(f"not over after {timeout} s: {self.command}")
@@ -190,9 +190,9 @@ class Run:
         return _outcome(self.command, record["exit"], record, self._output)
 
     def cancel(self) -> None:
-        """End all processes of the run, with SIGTERM and after the grace period with SIGKILL; or
-        leave the queue. Returns at once. `wait` returns the outcome, or raises GaveUp if the
-        command was not started."""
+        """End all processes of the run, with SIGTERM and after the grace period with SIGKILL. A run
+        that waits leaves the queue. Returns at once. `wait` then returns the outcome, or raises
+        GaveUp if the run was still waiting."""
         self._cancelled = True
         # Not a daemon thread: if the program exits now, the run must still be ended first.
         threading.Thread(target=self._cancel).start()
@@ -235,7 +235,7 @@ def _launcher() -> list[str]:
     """The command line of this sandrun, not of another on PATH, PYTHONPATH or in this directory."""
     library = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     code = f"import sys; sys.path.insert(0, {library!r}); "
-    # It keeps the user's environment, which this Python may need (PYTHONHOME).
+    # Without -E, because this Python may need the user's environment (PYTHONHOME).
     return [sys.executable, "-P", "-c", code + "from sandrun.__main__ import start; start()"]
 
 
@@ -258,7 +258,7 @@ def _flags(settings: Settings) -> list[str]:
 
 
 def _inherit(fd: int) -> tuple[str, list[int]]:
-    """The name by which the child finds an open file, and the descriptors that it must inherit."""
+    """The number by which the child finds an open file, and the descriptors that it inherits."""
     if sys.platform != "win32":
         return str(fd), [fd]
     import msvcrt
@@ -299,8 +299,8 @@ def start(command: Sequence[str], **options: Unpack[Options]) -> Run:
 
 
 def run(command: Sequence[str], **options: Unpack[Options]) -> Outcome:
-    """Run a command in its turn and inside its limits; the outcome. Raises as `start` and
-    `Run.wait` do.
+    """Run a command when it is its turn, inside its limits; the outcome. Raises what `start` and
+    `Run.wait` raise.
 
     An exception in the waiting thread, such as Ctrl-C, cancels the run.
     """
@@ -327,7 +327,7 @@ async def run_async(command: Sequence[str], **options: Unpack[Options]) -> Outco
         except RuntimeError:
             pass  # the loop is closed, so nothing waits any more
 
-    # One thread for each run: the loop's executor has few, and a queue may be long.
+    # A thread for each run: the loop's executor has few threads, and many runs may wait.
     threading.Thread(target=notify, daemon=True).start()
     try:
         await over.wait()

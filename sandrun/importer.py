@@ -1,10 +1,10 @@
 """Load our own modules from their compiled files with five system calls each.
 
 Python's own finder lists each directory, tries five suffixes for a package and opens the file
-through two layers: 1.2 ms of a start (`tests/setup bench launch`). The result is the same. A
+through two layers: 1.2 ms of a start (`tests/setup bench launch`). The loaded module is the same. A
 compiled file is used only if it belongs to this Python and to the current source (PEP 552: its time
-and size). In every other case the finder answers None, and Python's own import system is next:
-without a compiled file, with checked hashes, in a zip file, for a module that does not exist.
+and size). In every other case the finder returns None, and Python asks its own finders: if there is
+no compiled file, if it is checked by a hash, in a zip file, for a module that does not exist.
 """
 
 import marshal
@@ -25,7 +25,7 @@ _HEADER = 16
 
 
 class _Finder:
-    """See importlib.abc.MetaPathFinder; for the modules of the package in the directory `top`."""
+    """A finder (importlib.abc.MetaPathFinder) for our modules, which are in the directory `top`."""
 
     def __init__(self, top: str, magic: bytes) -> None:
         self.top = top
@@ -52,7 +52,7 @@ class _Finder:
         return spec
 
     def _read(self, source: str, cached: str) -> "CodeType | None":
-        """The code of a compiled file; None unless it is that of the current source."""
+        """The code in a compiled file; None if the file does not belong to the current source."""
         try:
             fd = os.open(cached, os.O_RDONLY)
             try:
@@ -74,20 +74,20 @@ class _Finder:
 
 
 class _Loader:
-    """See importlib.abc.Loader."""
+    """A loader (importlib.abc.Loader) of code that has been read."""
 
     def __init__(self, code: "CodeType") -> None:
         self.code = code
 
     def create_module(self, spec: "ModuleSpec") -> None:
-        """The default module."""
+        """None: Python creates the module."""
 
     def exec_module(self, module: "ModuleType") -> None:
         exec(self.code, module.__dict__)
 
 
 def install() -> None:
-    """Ask this finder before Python's own, if compiled files have their usual names."""
+    """Let Python ask this finder before its own, where compiled files have their usual names."""
     magic = getattr(sys.modules.get("_frozen_importlib_external"), "MAGIC_NUMBER", b"")
     usual = sys.implementation.cache_tag and not sys.pycache_prefix and not sys.flags.optimize
     if magic and usual and sys.platform != "win32":

@@ -1,8 +1,8 @@
 """The queue of a project: tickets in order, the run lock, the wait for a turn, the memory pool.
 
-Promises that each slot of a queue runs one command at a time, in order of arrival, and that a
-killed run leaves no lock behind. Leaves the run itself to others. Imports config, history,
-messages, errors, platform and model.
+Promises that each slot of a queue runs one command at a time, in the order of priority and arrival,
+and that a killed run leaves no lock behind. Leaves the run itself to others. Imports backends,
+config, history, messages, errors, platform and model.
 """
 
 import sys
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
         """The run lock of each system; one slot of a queue, once acquired.
 
         At most one process tree holds a slot, whatever the order of the tickets. The lock's file
-        holds the holder's line (`sandrun.queue.holder`) while a run is on, and nothing after a
-        clean end.
+        contains the holder's line (`sandrun.queue.holder`) while the command runs, and nothing
+        after a clean end.
         """
 
         queue: Queue
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
         slot: int
         """The slot that we hold; 0: none."""
         blocked: list[int]
-        """After a failed try, one open file for each slot: the lock that somebody else holds."""
+        """After a failed try, for each slot an open file whose lock another process holds."""
 
         @property
         def fd(self) -> int:
-            """The open file that holds the holder's line."""
+            """The open file that contains the holder's line."""
 
         def prepare(self) -> None:
             """Open the files of the first slot, so that `try_acquire` is quicker."""
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
             """The holder's line; empty after a clean end."""
 
         def write_holder(self, line: bytes) -> None:
-            """Write the holder's line. On a full disk nothing is written: then nobody can clean up
+            """Write the holder's line. On a full disk it is missing, and then no run can clean up
             after a SIGKILL."""
 
         def written_at(self) -> float:
@@ -71,7 +71,8 @@ if TYPE_CHECKING:
             """Empty the file and free the lock, also for children that inherited it."""
 
         def drop(self) -> None:
-            """Free the lock and leave the line, by which the next holder cleans up."""
+            """Free the lock and keep the line, from which the next holder learns what to clean
+            up."""
 
     _IS_IMPLEMENTED: type[RunLockContract] = RunLock
 
