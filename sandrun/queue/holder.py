@@ -1,6 +1,6 @@
 """The holder's line: a description, in the run lock's file, of the run that holds the lock.
 
-A run writes it when its command starts. A process that finds the supervisor dead learns from it
+A run writes it when its command starts. From it, a process that finds the supervisor dead learns
 what to end and what to record (`sandrun.lifecycle.recovery`). The line is only text, so it is
 rejected as a whole unless each field is well-formed (`parse`).
 """
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 class Holder:
     """The run that a holder's line describes. Every field has been checked: texts contain no NUL,
-    `state` is an absolute path, times lie in the past. `born` is the supervisor's start time in
-    clock ticks (0: unknown). `record` holds what is known for the run's record. `unkillable` are
+    `state` is an absolute path, `since` is in the past. `born` is the supervisor's start time in
+    clock ticks (0: unknown). `record` has the known fields of the run's record. `unkillable` are
     the processes that could not be ended, with their start times."""
 
     __slots__ = (
@@ -31,7 +31,7 @@ class Holder:
     )
 
     def __init__(self, fields: "Mapping[str, object]") -> None:
-        """Raises ValueError for a field that we never write, TypeError if there are no fields."""
+        """Raises ValueError, TypeError or AttributeError for fields that we never write."""
         self.id = _text(fields, "id")
         self.pid = _number(fields, "pid", 1 << 32)
         self.backend = _text(fields, "backend")
@@ -90,13 +90,13 @@ def unkillable(line: bytes) -> "list[int]":
 
 
 def kept_for(queue: Queue) -> "list[int]":
-    """The live processes that could not be ended and for which run locks of a queue are held. Takes
-    no lock to find out."""
+    """The live processes that could not be ended, for which run locks of a queue are held. Locks
+    nothing."""
     return [pid for _, line in lines(queue) for pid in unkillable(line)]
 
 
 def parse(line: bytes) -> "Holder | None":
-    """The run that a line describes. None: the line is not one of ours."""
+    """The run that a line describes; None: it is not a line that we write."""
     import json
 
     try:
@@ -116,8 +116,8 @@ def alive(known: "dict[int, int]") -> "dict[int, int]":
 
 
 def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
-    """Each slot that was ever used in a state directory, and whether it was free. We then hold it
-    until it is dropped or released."""
+    """The run lock of each slot that was ever used in a state directory, and whether it was free.
+    If so, we hold it until the next one is asked for, or until it is dropped or released."""
     for slot in queue.slots():
         lock = RunLock(queue, slot, first=slot)
         try:
@@ -129,8 +129,8 @@ def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
 
 
 def lines(queue: Queue) -> "Iterator[tuple[os.stat_result, bytes]]":
-    """Each slot's file in a state directory and its line, without locking anything. Nothing on
-    Windows, where a locked file cannot be read."""
+    """The file status and the holder's line of each slot in a state directory. Locks nothing. None
+    on Windows, where no caller needs them."""
     if sys.platform == "win32":
         return
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -144,8 +144,8 @@ def lines(queue: Queue) -> "Iterator[tuple[os.stat_result, bytes]]":
 
 
 def directory(queue: Queue, ticket: Ticket) -> str:
-    """The directory in which the run of a ticket was started; '' if unknown. While the command
-    runs, the supervisor is in `/` (except on Windows), so the holder's line has it."""
+    """The directory in which the run of a ticket was started; '' if unknown. It is read from the
+    holder's line: while the command runs, the supervisor is in `/` (except on Windows)."""
     from sandrun.platform import processes
 
     if ticket.running:

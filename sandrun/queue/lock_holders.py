@@ -20,8 +20,8 @@ assert sys.platform != "win32"
 
 def foreign(queue: "Queue | None", root: str, name: str) -> "list[dict[str, object]]":
     """The holders of the shared locks of the project `root`, or of the queue `name`, that have no
-    running ticket in `queue`. Each is a dict: `path`, and of the process `pid` (0: it is not
-    visible from here), `uid`, `user`, `command`, `since`.
+    running ticket in `queue`. Each is a dict: the lock file's `path`, and the process's `pid` (0:
+    it is not visible from here), `uid`, `user`, `command` and `since`.
     """
     folder = shared_queue(name) if name else project.git_directory(root)
     known = _supervisors(queue) if queue else set()
@@ -45,8 +45,9 @@ def _supervisors(queue: Queue) -> "set[int]":
 
 
 def _is_locked(path: str) -> bool:
-    """Whether a process that /proc/locks does not list has the lock: one of another pid namespace.
-    The test locks the file for a moment, so it is made only while no run of ours is on."""
+    """Whether a process that /proc/locks does not list, because it is in another pid namespace,
+    holds the lock. The test locks the file for a moment, so it is made only while no run of ours
+    is running."""
     import fcntl
 
     try:
@@ -63,7 +64,7 @@ def _is_locked(path: str) -> bool:
 
 
 def _process(pid: int) -> "dict[str, object]":
-    """What is visible of a process, which may be another user's."""
+    """The visible facts about a process, which may be another user's."""
     try:
         uid = processes.owner(pid)
         age = float(processes.read("/proc/uptime").split()[0])

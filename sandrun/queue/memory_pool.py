@@ -2,17 +2,17 @@
 
 Promises: the limits of the runs in the pool never add up to more than the budget, and runs enter it
 first in, first out. A limit above the budget takes the whole pool. A run inside another run is
-charged to the outer run and never comes here.
+charged to the outer run and never enters the pool.
 
 The pool is a queue like the others (`sandrun.queue.queue`), whose tickets contain the limits of
-their runs. A ticket fits if its limit and those of all live tickets ahead are within the budget;
-the running ones count as ahead. A ticket that does not fit keeps all behind it out, so runs enter
-first in, first out.
+their runs. A ticket fits if its limit plus those of all live tickets ahead are within the budget;
+running tickets count as ahead. A ticket that does not fit keeps all tickets behind it out, so runs
+enter first in, first out.
 
 Invariant: a run marks its ticket as running, then checks again, and steps back if a ticket with an
 earlier key has arrived in between. Of two runs that do this at once, at least one sees the other.
 So no lock guards the budget, and no stopped process can hold one. A stopped waiter is overtaken. If
-it was stopped between its first check and its mark, the budget may be exceeded once it continues.
+it was stopped between its first check and its mark, it may exceed the budget when it continues.
 
 The supervisor and the keeper of a run keep its ticket locked, so its reservation ends when all its
 processes are dead.
@@ -59,7 +59,7 @@ class Reservation:
         return False
 
     def _fits(self, whole: bool) -> bool:
-        """Whether the tickets ahead leave room. `whole`: running ones with a later key count
+        """Whether the tickets ahead leave room. `whole`: running tickets with a later key count,
         too."""
         used = self.ticket.extra
         names = self.queue.names()
@@ -74,7 +74,7 @@ class Reservation:
         return self.queue.is_live(other.name) and (other.running or not is_stopped(other.pid))
 
     def leave(self) -> None:
-        """End the reservation, which wakes up those who wait for room."""
+        """End the reservation. That wakes up the runs that wait for room."""
         self.queue.leave(self.ticket)
         self.queue.close()
 
@@ -82,8 +82,8 @@ class Reservation:
 def effective_limits(settings: "Settings", ceiling: int) -> "tuple[int, int]":
     """The limits on memory and swap of a run where only `ceiling` bytes exist (0: unknown).
 
-    A default and what a project's untrusted file sets are lowered to it. What the user set is kept,
-    with a warning.
+    The default, or the limit of an untrusted project's file, is lowered to that. A limit that the
+    user set is kept; one on memory causes a warning.
     """
     memory, swap = settings.memory, settings.swap
     if not ceiling:
@@ -106,13 +106,13 @@ def effective_limits(settings: "Settings", ceiling: int) -> "tuple[int, int]":
 
 
 def enqueue(run_id: str, command: "list[str]", memory: int, total: int) -> "Reservation | None":
-    """Enqueue a run with that memory limit in the pool of `total` bytes, which it then may
-    `try_enter`. None: the pool cannot be used, which is reported."""
+    """Enqueue a run with the limit `memory` in the pool of `total` bytes, which `try_enter` then
+    enters. None: the pool cannot be used, which is reported."""
     size = min(memory, total)
     while True:
         try:
             queue = Queue(pool_path())
-        except SandrunError as error:  # another user made it: that must not stop our runs
+        except SandrunError as error:  # such as another user's directory: it must not stop our runs
             if out_of_descriptors(error):
                 raise
             messages.warn(f"going on without the pool; {error.text}", error.hint)
@@ -124,7 +124,7 @@ def enqueue(run_id: str, command: "list[str]", memory: int, total: int) -> "Rese
 
 
 def explain(reservation: Reservation, ahead: "list[Ticket]") -> str:
-    """The message why a run has to wait for the pool."""
+    """The message that says why a run has to wait for the pool."""
     users = ", ".join(
         f"{size_text(t.extra)} {'by' if t.running else 'for'} {t.command} (pid {t.pid})"
         for t in ahead[:_SHOWN]

@@ -2,16 +2,16 @@
 
 The environment names the enclosing runs, but it leaks into daemons and terminal multiplexers that
 outlive their run, and tools clear it. So it is only a hint. The proof is a ticket that is locked
-(its run is alive) if the process that locked it is our ancestor, or if we are in the run's cgroup
-(as a daemon of the run is). In a pid and cgroup namespace of our own (a sandbox) neither is
-visible. There the proof is an open file of the run lock that we inherited: proc(5) lists a lock
-with the open file that holds it, and with no other. A sandbox that closes descriptors, or has no
-/proc, leaves no proof: such a run waits.
+(so its run is alive) if the process that locked it is our ancestor, or if we are in the run's
+cgroup (as a daemon of the run is). In a pid and cgroup namespace of our own (a sandbox) neither is
+visible. There the proof is an inherited open file of the run lock: /proc/PID/fdinfo lists a lock
+only for the open file that holds it (proc(5)). A sandbox that closes descriptors, or has no /proc,
+leaves no proof: such a run waits.
 
-A run that waits inside another run has a note beside its ticket, `around.<id>`, with its enclosing
-runs. The note is written before the run first reads the queues. So if two runs close a deadlock at
-the same time, at least one of them sees it. Only a wait inside a run can close one, so other runs
-do not check.
+A run that waits inside another run has a note beside its ticket, `around.<id>`, which names its
+enclosing runs. It is written before the run first reads the queues. So if two runs complete a
+deadlock at the same time, at least one of them sees it. Only a wait inside a run can complete one,
+so other runs do not check.
 """
 
 import os
@@ -34,11 +34,11 @@ if sys.platform == "win32":
     from sandrun.platform.windows_api import calls
 
     def ticket_holder(queue: Queue, ticket: Ticket) -> int:
-        """The process that locked a live ticket: Windows has no pid namespaces."""
+        """The process that locked a live ticket. Windows has no pid namespaces."""
         return ticket.pid
 
     def _inherited_runs(queue: Queue) -> "list[str]":
-        """Locks are not inherited."""
+        """None: on Windows, locks are not inherited."""
         return []
 
     def _in_container(run_id: str) -> bool:
@@ -75,8 +75,8 @@ else:
             return False
 
     def outside_holder(file: os.stat_result) -> "int | None":
-        """The process that locked the second lock file of a run lock (0: not visible); None: it is
-        a run that encloses us."""
+        """The process that locked the second lock file of a run lock (0: it is not visible); None:
+        a run that encloses us holds that lock."""
         holder = linux_locks.lock_holder(file)
         encloses = bool(holder and _is_ancestor(holder)) or linux_locks.is_inherited_lock(file)
         return None if encloses else holder
@@ -101,9 +101,9 @@ def is_inside(enclosing: str, state: str) -> bool:
 
 
 def contains_us(queue: Queue) -> bool:
-    """Whether a live run of `queue` encloses this process, whatever our environment names.
+    """Whether a live run of `queue` encloses this process, whatever the environment names.
 
-    With a cleared environment (`env -i`) a run must not wait for itself.
+    Without this, a run whose command cleared the environment (`env -i`) would wait for itself.
     """
     return any(_encloses(queue, t) for t in queue.running()) or bool(_inherited_runs(queue))
 
@@ -122,7 +122,7 @@ def _is_ancestor(pid: int) -> bool:
 
 
 def enclosing_runs(enclosing: str) -> str:
-    """The live runs that enclose this process, in the form of `enclosing`, which serves as a hint.
+    """The live runs that enclose this process, in the form of the hint `enclosing`.
 
     Searches all queues and the pool, also in the state directories that our ancestors used, because
     the environment that named them may have been cleared. Takes a millisecond, so only runs that
@@ -181,7 +181,7 @@ def _runs(enclosing: str) -> "Iterator[tuple[str, str]]":
 
 
 def is_charged(pool: Queue, enclosing: str) -> bool:
-    """Whether one of the runs `enclosing` has a reservation in the pool, to which we are
+    """Whether one of the runs `enclosing` has a reservation in the pool, to which our memory is
     charged."""
     ids = {run_id for _, run_id in _runs(enclosing)}
     return any(ticket.id in ids for ticket in pool.running())
@@ -207,7 +207,7 @@ class _NestedWaiter:
 
 
 class _Snapshot:
-    """The live tickets of one queue at one time."""
+    """The live tickets of one queue at one point in time."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -231,7 +231,7 @@ def check_deadlock(queue: Queue, ticket: Ticket, enclosing: str) -> None:
     """Raise Deadlock if `ticket` waits for a run that waits for one of our enclosing runs
     `enclosing`.
 
-    With several slots there is a deadlock only if that is so for all runs that hold a slot.
+    With several slots, there is a deadlock only if every run that holds a slot waits like that.
     """
     ours = {run_id for _, run_id in _runs(enclosing)}
     if not ours:
