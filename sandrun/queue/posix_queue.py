@@ -5,32 +5,33 @@ Promises
   locked. So every way in which a process can die removes it from the queue; a pid never proves that
   a process is alive.
 - Waiting needs no CPU time. A waiter blocks in poll(2) on the nearest live tickets ahead of it, as
-  many as the queue has slots, so each exit wakes up as many waiters as there are slots, not all.
+  many as the queue has slots. So each exit wakes up as many waiters as there are slots, not all.
 
 Invariants
-- A ticket is a FIFO that only its owner holds open for writing. When the owner exits, in any way,
-  the kernel hangs up those who watch the FIFO. A byte written into it notifies the owner: re-read
-  the queue. Neither needs a pid, so both work across pid namespaces.
+- A ticket is a FIFO that only its owner keeps open for writing. When the owner exits, in any way,
+  poll(2) reports a hang-up to the processes that watch the FIFO. A byte that is written into it
+  notifies the owner, which re-reads the queue. Neither needs a pid, so both work across pid
+  namespaces.
 - macOS refuses flock(2) on a FIFO (VNOP_ADVLOCK, XNU's bsd/vfs/kpi_vfs.c), and poll(2) does not
-  report its hang-up. There a ticket is a regular file. Whoever watches it has a child that blocks
-  in flock(2) on it (`sandrun.queue.posix_waiter`), and a notification is a byte and a SIGURG, which
-  is ignored by default.
+  report its hang-up. There a ticket is a regular file. A process that watches it has a child that
+  blocks in flock(2) on it (`sandrun.queue.posix_waiter`). A notification is a byte and a SIGURG,
+  which is ignored by default.
 - A ticket gets its name when it is already locked: it is created under a private name, locked, then
   renamed. So an unlocked ticket is dead, and anybody may remove it. No lock guards this, so no
   stopped process can hold one.
 - With S slots a ticket may run while fewer than S live tickets are ahead. If c are ahead, it must
-  wait until c - S + 1 of them are gone, and any S of them include at least one of those. So whoever
-  watches the nearest S misses no turn.
+  wait until c - S + 1 of them are gone, and any S of them include at least one of those. So a
+  waiter that watches the nearest S misses no turn.
 - The order of names decides only who waits for whom. Exclusion is the task of the run lock alone
   (`sandrun.queue.posix_run_lock`). A listing that misses a file during its rename costs a wakeup,
   never a second run.
-- A ticket that is placed ahead of others notifies the one behind it, and a ticket that runs writes
-  that into its own FIFO. So a waiter is the head of the queue without reading a long queue again,
-  if the only ticket ahead is dead, had started to run, and no notification is pending.
+- The owner of a new ticket notifies the ticket behind it, and an owner whose run starts writes that
+  into its own FIFO. So a waiter knows that it is the head, without reading a long queue again, if
+  the only ticket ahead is dead, had started to run, and no notification is pending.
 - A priority is a head start in time and part of the key. So a ticket is overtaken only by tickets
-  that arrive within the difference of the head starts after it, and nobody starves.
-- Whoever renames another's ticket (`move`), pauses or resumes the queue notifies every waiter
-  afterwards. If it is killed in between, the waiters' own recheck makes up for it
+  that arrive within the difference of the head starts after it, and no ticket starves.
+- A process that renames another's ticket (`move`), pauses or resumes the queue then notifies every
+  waiter. If it is killed before that, the waiters find the change by their own recheck
   (`sandrun.queue.waiter.RECHECK_SECONDS`).
 """
 
@@ -48,12 +49,12 @@ from sandrun.queue.queue import STARTED, BaseQueue, StateGone, Ticket, escape, n
 from sandrun.queue.state import open_state
 
 CANCEL = b"c"
-"""The notification that makes a waiter leave the queue. Any other byte: re-read the queue."""
+"""The notification that makes a waiter leave the queue. With any other byte it re-reads it."""
 WAKEUP_SIGNAL = _signal.SIGURG
-"""What a notification sends on macOS."""
+"""The signal that accompanies a notification on macOS."""
 
 _UNSUPPORTED = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
-"""From mknod(2) and flock(2) on a file system without FIFOs, or without locks."""
+"""Errors of mknod(2) and flock(2) on a file system without FIFOs or without locks."""
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_APPEND if DARWIN else 0
 
 
@@ -146,8 +147,9 @@ class Queue(BaseQueue):
     def _open_locked(self, name: str) -> "int | None":
         """Open a file if its owner has it locked; otherwise remove it.
 
-        It is opened before the lock is tested. So if the owner is alive at the test, it was the
-        FIFO's writer while we had it open, and we will be hung up (pipe_poll in Linux's fs/pipe.c).
+        It is opened before the lock is tested. So if the owner is alive at the test, the FIFO had a
+        writer while we had it open, and poll(2) will report the hang-up (pipe_poll in Linux's
+        fs/pipe.c).
         """
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
         try:

@@ -1,31 +1,31 @@
 """The run lock on POSIX: held while any process of a run is alive.
 
 Promises
-- At most one run holds a slot of a queue on this kernel, whoever started it. This does not depend
-  on the order of the tickets.
+- At most one run holds a slot of a queue on this kernel, whichever user started it. This does not
+  depend on the order of the tickets.
 - Exclusion survives the removal of the state directory, and holds between users and containers that
   share a checkout: each slot has two lock files, and a run needs both.
 
 Lock files: `executor.lock` in the state directory, and a second one that `rm -rf /tmp/seq-exec-*`
 does not remove. That is `sandrun.lock` in the git directory, or in the directory that the
-administrator made for a named queue, or else in a directory of the user's in /dev/shm. The further
-slots have a number: `executor.2.lock`.
+administrator made for a named queue; else a file in a directory of the user's in /dev/shm. The
+names for further slots contain a number: `executor.2.lock`.
 
 Invariants
 - A lock belongs to the open file (flock(2)). Children that inherit the file keep the lock, and an
   explicit unlock frees it for all of them.
-- The two files of a slot are locked in a fixed order, without blocking. A failure unlocks both, and
-  so does a waiter before it blocks on anything else. So no two runs hold one file each and wait for
-  the other's.
-- The first file holds the holder's line while a run is on, and is empty after a clean end. A line
-  that a killed run left says what must be cleaned up (`sandrun.lifecycle.recovery`).
+- The two files of a slot are locked in a fixed order, without blocking. A failure unlocks both. A
+  waiter also unlocks both before it blocks on anything but the run lock. So no two runs hold one
+  file each and wait for the other's.
+- The first file contains the holder's line while the command runs, and is empty after a clean end.
+  The line of a killed run names what must be cleaned up (`sandrun.lifecycle.recovery`).
 - A lock counts only if the locked file is the one that others would open now. So fstat is compared
-  with stat after each lock. Whoever holds the lock of that file may remove it
+  with stat after each lock. Only the holder of a file's lock may remove the file
   (`sandrun.queue.unused_states`).
 - Exactly the users who may write a shared directory may lock the file in it. Its owner (or root)
   restores that mode and group whenever they differ, for example after `chmod -R g+w`.
 - The second file is an additional protection. Where it cannot be used, the run goes on with the one
-  in /dev/shm, or without. If users are not excluded who should be, a warning says so.
+  in /dev/shm, or without. A warning reports if other users are then not excluded.
 """
 
 import errno
@@ -118,8 +118,8 @@ class LockFile:
     def _restore_rights(self, info: os.stat_result) -> None:
         """Set the mode, owner and group that the file should have, if we may.
 
-        Not if it has a second name, which may be a hard link to another file of ours. A file that
-        root creates in a user's checkout becomes the user's.
+        Not if it has a second name: it may be a hard link to another file of ours. A file that root
+        creates in a user's checkout becomes that user's.
         """
         mode, uid, gid = self.rights
         ours = folders.is_own(info.st_uid)
@@ -179,7 +179,7 @@ class RunLock:
             self._second = self._open_shared(root, name) or self._open_own()
         self._files: dict[int, list[LockFile]] = {}
         self.blocked: list[int] = []
-        """After a failed try, one open file for each slot: the lock that another run holds."""
+        """After a failed try, for each slot an open file whose lock another run holds."""
 
     @property
     def fd(self) -> int:
@@ -301,7 +301,7 @@ class RunLock:
             self._drop(slot)
 
     def _warn_of(self, file: LockFile) -> None:
-        """Warn that other users are not excluded, if there is a file that they could lock."""
+        """Warn that other users' runs are not excluded, if there is a file that they could lock."""
         try:
             info = os.stat(file.name, dir_fd=file.directory, follow_symlinks=False)
         except OSError:
@@ -318,14 +318,14 @@ class RunLock:
         messages.warn(f"{self.note}: {_NOT_EXCLUDED}", hint)
 
     def unlock(self) -> None:
-        """Unlock what was granted while we waited: we are not the head of the queue any more."""
+        """Unlock what was granted while we waited: we are no longer the head of the queue."""
         for files in self._files.values():
             for file in files:
                 file.unlock()
 
     def held_second(self) -> "tuple[str, os.stat_result] | None":
-        """The second lock file, with its path, if the last failed try found it held while the first
-        one was free."""
+        """The path and the status of the second lock file, if the last failed try found it held,
+        but the first one free."""
         for files in self._files.values():
             if len(files) > 1 and files[1].fd in self.blocked:
                 return files[1].path, os.fstat(files[1].fd)
@@ -355,8 +355,8 @@ class RunLock:
         return os.fstat(self.fd).st_mtime
 
     def write_holder(self, line: bytes) -> None:
-        """Write the holder's line. On a full disk it is missing: nobody can clean up after a
-        SIGKILL then."""
+        """Write the holder's line. On a full disk it is missing, and then no run can clean up
+        after a SIGKILL."""
         try:
             os.ftruncate(self.fd, 0)
             os.pwrite(self.fd, line, 0)
@@ -373,7 +373,7 @@ class RunLock:
         self.drop()
 
     def pass_on(self) -> None:
-        """Close all files and unlock none: a child that inherited them holds the lock."""
+        """Close all files without unlocking: a child that inherited them keeps the lock."""
         for files in self._files.values():
             for file in files:
                 file.close()
@@ -381,7 +381,7 @@ class RunLock:
         self.slot = 0
 
     def drop(self) -> None:
-        """Free the lock and close all files, and leave the line for the next holder."""
+        """Free the lock, close all files, and keep the line for the next holder."""
         for slot in list(self._files):
             self._drop(slot)
         self.slot = 0

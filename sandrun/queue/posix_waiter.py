@@ -2,12 +2,12 @@
 
 Imported only by a run that has to wait (`sandrun.queue.waiter`). Invariants
 - Signals act at once: they end the waiter (exit 128+n), unless the caller ignored them. They arrive
-  through a pipe that poll(2) watches too, so none is lost between a check and poll(2). Stops
-  (Ctrl-Z) are left to the kernel.
-- flock(2) has no timeout and cannot be polled. So a child blocks in it, on the same open file: the
-  lock that it is granted belongs to that file, hence to us. poll(2) reports that the child has
-  exited. The child dies with us.
-- On macOS such a child also stands for each ticket ahead (`sandrun.queue.posix_queue`).
+  through a pipe that poll(2) watches as well, so none is lost between a check and poll(2). The
+  kernel alone handles stop signals (Ctrl-Z).
+- flock(2) has no timeout and cannot be polled. So a child blocks in it, on the same open file. The
+  lock that it gets belongs to that open file, and so to us. poll(2) reports the child's exit. The
+  child dies with us.
+- On macOS, such a child also waits for each of the foremost tickets (`sandrun.queue.posix_queue`).
 """
 
 import fcntl
@@ -26,13 +26,13 @@ from sandrun.queue.queue import Ticket
 
 _WATCHED = 8
 """On macOS, the number of tickets ahead that a waiter watches, each by a child: the foremost, which
-run or are next. A recheck finds the end of the others."""
+run or will run next. The others' exits are found by a recheck."""
 _END_SIGNALS = (_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM)
 _NOTIFIED = (WAKEUP_SIGNAL,) if DARWIN else ()
 
 
 class Blocker:
-    """See `sandrun.queue.waiter.Blocking`. The context has the caller's signal mask `mask`.
+    """See `sandrun.queue.waiter.Blocking`. In its context, the caller's signal mask `mask` applies.
 
     `private`: the descriptors of the run's own tickets, which no child may keep open.
     """
@@ -47,7 +47,7 @@ class Blocker:
             os.set_blocking(fd, False)
         self._wakeup = _signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         signals = [s for s in _END_SIGNALS if _signal.getsignal(s) != _signal.SIG_IGN]
-        # While we were stopped, we may have become the head of the queue: SIGCONT rechecks.
+        # While we were stopped, we may have become the head of the queue: re-read it on SIGCONT.
         signals += [_signal.SIGCONT, *_NOTIFIED]
         self.handlers = {signum: _signal.signal(signum, _interrupt) for signum in signals}
         self.before = _signal.pthread_sigmask(_signal.SIG_SETMASK, self.mask)
@@ -98,11 +98,11 @@ class Blocker:
 
     def _poll(self, hangups: "list[int]", own: Ticket, seconds: float) -> bool:
         """Poll until one of `hangups` is hung up, `own` is notified, a signal arrives or the time
-        is over. True: only the first."""
+        is over. True: hang-ups were the only events."""
         poll = select.poll()
         for fd in hangups:
-            # What is in a FIFO is its owner's to read. macOS reports the hang-up of a pipe only to
-            # those that poll it for reading.
+            # Only the owner reads a FIFO's bytes, so we do not poll for them. macOS reports the
+            # hang-up of a pipe only to a process that polls it for reading.
             poll.register(fd, select.POLLIN if DARWIN else 0)
         poll.register(self.pipe, select.POLLIN)
         if DARWIN:
@@ -121,11 +121,12 @@ class Blocker:
 
 
 def _interrupt(signum: int, frame: object) -> None:
-    """A signal handler, so that poll(2) is interrupted. The number is in the pipe."""
+    """A signal handler that does nothing: Python writes the numbers of handled signals to the pipe
+    (signal.set_wakeup_fd), which ends poll(2)."""
 
 
 class _LockingChild:
-    """A child that blocks in flock(2) for us; `pipe` is hung up when it has the lock."""
+    """A child that blocks in flock(2) for us; when it has the lock, it exits and hangs up `pipe`."""
 
     def __init__(self, fd: int, operation: int, private: "list[int]") -> None:
         from sandrun.platform import processes
@@ -136,7 +137,7 @@ class _LockingChild:
         if self.pid == 0:
             try:
                 processes.die_with(parent)
-                # A ticket is alive while any process has it open; so is a pipe of the caller's.
+                # Its copies would keep our tickets alive and the caller's pipes open.
                 for other in (*private, self.pipe, 0, 1, 2):
                     os.close(other)
                 _signal.set_wakeup_fd(-1)
@@ -150,5 +151,5 @@ class _LockingChild:
 
     def kill(self) -> None:
         os.close(self.pipe)
-        os.kill(self.pid, _signal.SIGKILL)  # our child, not yet reaped: the pid is its own
+        os.kill(self.pid, _signal.SIGKILL)  # our child, not yet reaped, so the pid is not reused
         os.waitpid(self.pid, 0)
