@@ -126,7 +126,7 @@ def _interrupt(signum: int, frame: object) -> None:
 
 
 class _LockingChild:
-    """A child that blocks in flock(2) for us; when it has the lock, it exits and hangs up `pipe`."""
+    """A child that blocks in flock(2) for us; once it has the lock, it exits: `pipe` is hung up."""
 
     def __init__(self, fd: int, operation: int, private: "list[int]") -> None:
         from sandrun.platform import processes

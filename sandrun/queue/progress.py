@@ -1,10 +1,10 @@
 """What a waiter reports to its user: a live line on a terminal; elsewhere a line for each change,
 and a heartbeat.
 
-In the background of a shell another program uses the terminal. There a waiter reports as without
-one, until it is brought to the foreground.
+While a waiter is in the background of a shell, another program uses the terminal. Then the waiter
+reports as without a terminal, until it is brought to the foreground.
 
-Imported only by a run that has to wait. It reads the whole queue only when a message is due, so a
+Imported only by a run that has to wait. The whole queue is read only when a message is due, so a
 waiter without messages costs nothing.
 """
 
@@ -30,15 +30,15 @@ def _seconds(name: str, default: float) -> float:
 
 
 HEARTBEAT = _seconds("SANDRUN_HEARTBEAT", 30)
-"""Seconds between two equal lines, where there is no terminal."""
+"""Seconds after which an unchanged line is repeated where there is no terminal."""
 HINT_AFTER = _seconds("SANDRUN_HINT_AFTER", 300)
-"""Seconds behind the same run after which a hint says how to inspect it and end it."""
+"""Seconds of waiting behind the same run after which a hint says how to inspect and end it."""
 _LIVE = 1.0
 """Seconds between two live lines."""
 
 
 class Progress:
-    """Reports the position of `ticket` in `queue`; nothing with --quiet.
+    """Reports the position of `ticket` in `queue`; with --quiet nothing.
 
     `project` is the project's name in the history, `name` that of the queue ('': none). `describe`
     explains why a process is unkillable.
@@ -76,7 +76,7 @@ class Progress:
         return min(longest, max(0.0, self._pause()))
 
     def _pause(self) -> float:
-        """Seconds until a message is due although nothing has changed."""
+        """Seconds until a message is due even if nothing has changed."""
         due = self.reported_at + HEARTBEAT
         if self.behind and not self.hinted:
             due = min(due, self.behind_since + HINT_AFTER)
@@ -86,7 +86,7 @@ class Progress:
         return self._is_foreground() or mark != self.reported or self._pause() <= 0
 
     def _is_foreground(self) -> bool:
-        """Whether there is a terminal that we may use for a live line."""
+        """Whether there is a terminal, and we may use it for a live line."""
         if sys.platform == "win32" or not self.terminal:
             return self.terminal
         try:
@@ -97,13 +97,13 @@ class Progress:
     def report_position(self, nearest: "list[Ticket]") -> None:
         """Report the position and the running command if they changed or a heartbeat is due.
 
-        `nearest` are the tickets that the waiter blocks on. While they are the same, nothing has
-        changed for us. Raises StateGone.
+        `nearest` are the tickets on which the waiter blocks. While they are the same, our position
+        has not changed. Raises StateGone.
         """
         if self.silent:
             return
         now = time.monotonic()
-        # A change further ahead wakes up only the ticket behind it; the next heartbeat reports it.
+        # A change further ahead wakes up only the waiters next to it; a heartbeat reports it to us.
         mark = " ".join(t.name[0] + t.id for t in nearest)
         if not self._is_due(mark):
             return
@@ -127,12 +127,12 @@ class Progress:
             self._hint(head)
 
     def report_pause(self) -> None:
-        """Report that we are the head of the queue, but it is paused."""
+        """Report that we are the head of the queue, but the queue is paused."""
         resume = command_for("resume", self.name)
         self._once(f"waiting: the queue is paused; go on with: {resume}", "paused")
 
     def report_outside_holder(self, path: str, holder: int) -> None:
-        """Report that another user, or a container, runs in the same checkout."""
+        """Report that a run of another user, or in a container, holds the lock file `path`."""
         who = f"pid {holder}" if holder else "in another container, perhaps"
         self._once(f"waiting: {path} is held by a run that is not in this queue ({who})", path)
 
@@ -141,8 +141,8 @@ class Progress:
         self._once(text, " ".join(ahead))
 
     def report_orphans(self, unkillable: "list[int]") -> None:
-        """Report that a run's supervisor is dead, but not its processes. SIGKILL does not end
-        those that are `unkillable`."""
+        """Report that a run's supervisor is dead, but not all of its processes. SIGKILL does not
+        end the `unkillable` ones."""
         text = "waiting: processes that a terminated run left are still being ended"
         if unkillable:
             text = f"waiting for a process of a terminated run: {self.describe(unkillable[0])}"
@@ -209,7 +209,7 @@ class Progress:
 
 
 def _cut(line: str, columns: int) -> str:
-    """The part of a line that fits into `columns`; some characters take two columns."""
+    """A line, cut to at most `columns`; some characters take two columns."""
     if len(line) <= columns and line.isascii():
         return line
     from unicodedata import east_asian_width

@@ -1,12 +1,12 @@
 """The tickets of a queue and their order: what is the same on every system.
 
-A ticket is a file, and its name says everything about it. So a queue is listed without reading a
-file, and a rename changes a ticket atomically. How tickets are made, locked, watched and notified
-is in `sandrun.queue.posix_queue` and `sandrun.queue.windows_queue`.
+A ticket is a file whose name has all data about it. So a queue is listed without reading a file,
+and a rename changes a ticket atomically. `sandrun.queue.posix_queue` and
+`sandrun.queue.windows_queue` implement how tickets are created, locked, watched and notified.
 
 Versions: these names are format 1. A name of any other form belongs to another version of sandrun;
 it is skipped and never removed. A version with another format must use other names (for example
-another first letter). Between two such versions only the run lock decides: one run at a time, in no
+another first letter). The run lock alone orders the runs of two such versions: one at a time, in no
 promised order.
 """
 
@@ -19,14 +19,14 @@ from sandrun.model import SandrunError, command_text, is_run_id
 STARTED = b"R"
 """What the owner of a ticket writes into it when its run starts."""
 SECOND = 10**9
-# Keys are nanoseconds since the boot plus this. So a key that a head start makes smaller soon after
-# a boot is still a positive number of 20 digits.
+# Keys are this plus nanoseconds since the boot. So a key that a head start reduces soon after a
+# boot is still positive and has at most 20 digits.
 _KEY_BASE = 10**19
 _COMMAND_BYTES = 120  # a file name has at most 255 bytes
 _KEPT_SECONDS = 120
 """How long a place is kept for a waiter that gave up, in case it comes back."""
 _TRIES = 50
-"""How often a ticket that was renamed is searched for. So many renames in a row are no accident."""
+"""How often a renamed ticket is searched for again. So many renames in a row are no accident."""
 _QUEUE_FILE = "queue.txt"
 _PAUSED = "paused"
 _ID_AT = 22  # where the id starts in a name: after the order, 20 digits and a dot
@@ -37,8 +37,8 @@ class Ticket:
     `<w|r><key>.<id>.<pid>.<epoch seconds>.<extra>.<command>`.
 
     r (running) sorts before w (waiting). The time is when the run started to run or to wait.
-    `extra` is the head start in seconds; in the pool, the run's memory in bytes. `pid` is shown to
-    users, and signalled only after the lock has proved that the process is alive.
+    `extra` is the head start in seconds; in the pool, the run's memory in bytes. `pid` is for
+    display, and is signalled only after the lock has proved that the process is alive.
     """
 
     __slots__ = ("command", "extra", "fd", "id", "key", "name", "pid", "running", "since")
@@ -58,7 +58,8 @@ class Ticket:
         self.command = unescape(command)
 
     def has_run(self) -> bool:
-        """Whether the owner, which has exited, had started its run. Only the first call sees it."""
+        """Whether the owner, which has exited, had started its run. The first call consumes the
+        mark, so only that call returns True."""
         try:
             return STARTED in os.read(self.fd, 4096)
         except OSError:
@@ -159,7 +160,7 @@ class BaseQueue:
         return [Ticket(name) for name in self.names() if name[0] == "r" and self.is_live(name)]
 
     def slots(self) -> "list[int]":
-        """The numbers of the slots that were ever acquired, and the first."""
+        """The numbers of the slots that were ever acquired, and 1."""
         return sorted({1, *slot_numbers("executor", self.listing())})
 
     def find(self, ticket: Ticket, names: "list[str]") -> int:
@@ -177,7 +178,7 @@ class BaseQueue:
     def ahead(self, ticket: Ticket, most: int = 1, new: bool = False) -> "list[Ticket]":
         """The nearest live tickets ahead of `ticket`, at most `most`, opened to be watched.
 
-        Skips waiters that are stopped. A `new` ticket notifies the one behind it. Raises StateGone.
+        Skips stopped waiters. `new`: also notifies the ticket behind it. Raises StateGone.
         """
         names = self.names()
         at = self.find(ticket, names)
@@ -198,9 +199,9 @@ class BaseQueue:
         return found
 
     def mark(self, ticket: Ticket, running: bool) -> bool:
-        """Mark the ticket of the run lock's holder as running, so that it sorts before all that
-        wait; or as waiting again (`sandrun.queue.memory_pool`). False: it cannot be renamed, or the
-        directory was removed. That is harmless, because the run lock is held."""
+        """Mark the ticket of the run lock's holder as running, so that it sorts before all waiting
+        tickets; or as waiting again (`sandrun.queue.memory_pool`). False: it cannot be renamed, or
+        the directory was removed. That is harmless, because the run lock is held."""
         order = "r" if running else "w"
         for _ in range(_TRIES):
             first, run_id, pid, _, rest = ticket.name.split(".", 4)
@@ -219,16 +220,16 @@ class BaseQueue:
         return False
 
     def leave(self, ticket: Ticket) -> None:
-        """Remove the ticket. That wakes up those who watch it."""
+        """Remove the ticket. That wakes up the waiters that watch it."""
         self.remove(ticket.name)
         ticket.close()
         try:
             waiting = [name for name in self.names() if name[0] == "w"]
-            # A stopped waiter does not use its wakeup, and those behind it got none.
+            # A stopped waiter does not react to its wakeup, and those behind it got none.
             if waiting and is_stopped(Ticket(waiting[0]).pid):
                 self._notify_next(waiting)
             if self.paused or not ticket.running or not waiting:
-                self.publish_queue_file()  # else the next run writes it
+                self.publish_queue_file()  # else the next run does so
         except OSError:
             pass
 
@@ -246,7 +247,7 @@ class BaseQueue:
                 self.notify(name)
 
     def move(self, ticket: Ticket, head_start: int) -> bool:
-        """Give a waiting ticket another head start. False: it does not wait any more."""
+        """Give a waiting ticket another head start. False: it is no longer waiting."""
         key = ticket.key + (ticket.extra - head_start) * SECOND
         _, run_id, pid, since, _, command = ticket.name.split(".", 5)
         try:
@@ -258,7 +259,7 @@ class BaseQueue:
         return True
 
     def pause(self) -> bool:
-        """Let no waiting run start until `resume`. False: the queue was paused already."""
+        """Let no waiting run start until `resume`. False: the queue was already paused."""
         try:
             self.write_file(_PAUSED, b"", new=True)
         except FileExistsError:
@@ -316,7 +317,7 @@ class BaseQueue:
         for name in self.listing():
             if _is_private(name):
                 self.is_live(name)
-            elif name.startswith("around."):  # see sandrun.queue.nesting; newer than its ticket
+            elif name.startswith("around."):  # of sandrun.queue.nesting; made after its ticket
                 if is_run_id(name[7:]) and name[7:] not in ids:
                     self.remove(name)
             elif name.startswith("kept."):
@@ -335,12 +336,12 @@ def _is_ticket(name: str) -> bool:
 
 
 def _is_private(name: str) -> bool:
-    """Whether a file has yet to be renamed: to a ticket (`.<id>`) or to queue.txt."""
+    """Whether this is the temporary name of a ticket (`.<id>`) or of queue.txt."""
     return name[:1] == "." and (is_run_id(name[1:]) or name.startswith(".view."))
 
 
 def _is_fresh(expiry: int) -> bool:
-    # An expiry further ahead is from before the last boot.
+    # A later expiry was computed before the last boot.
     return 0 <= expiry - time.perf_counter_ns() <= _KEPT_SECONDS * SECOND
 
 
@@ -350,8 +351,8 @@ def _line(name: str) -> str:
 
 
 _UNSAFE = b'/%\\:*?"<>|.' if sys.platform == "win32" else b"/%"
-"""What a file name must not contain or, on Windows, end with. `escape` treats a blank at the
-end."""
+"""Characters that a file name must not contain or, on Windows, end with. A final blank, which it
+must not end with either, is stripped by `escape`."""
 
 
 def escape(text: str) -> str:
@@ -395,6 +396,6 @@ def is_stopped(pid: int) -> bool:
 def new_key(head_start: int) -> int:
     """The key of a ticket that arrives now with a head start in seconds.
 
-    On Linux the clock is CLOCK_MONOTONIC. On Windows time.monotonic has a resolution of 1/64 s.
+    perf_counter is CLOCK_MONOTONIC on Linux; on Windows, monotonic has a resolution of only 1/64 s.
     """
     return _KEY_BASE + time.perf_counter_ns() - head_start * SECOND
