@@ -36,7 +36,7 @@ def _own_directory(name: str) -> str:
     """The path of `name` in the state root, or elsewhere if another user has taken that name.
 
     Once made, the directory stays ours: in a sticky directory nobody else can remove or rename it.
-    A run that found the name free is excluded by the second lock file of the run lock.
+    A run that still found the name free is excluded by the second lock file of the run lock.
     """
     path = os.path.join(state_root(), name)
     if _is_free(path):
@@ -47,7 +47,7 @@ def _own_directory(name: str) -> str:
 
 
 def _is_free(path: str) -> bool:
-    """Whether no other user has taken the path of a directory of ours."""
+    """Whether a directory of ours can be, or already is, at this path."""
     try:
         info = os.lstat(path)
     except OSError:
@@ -77,8 +77,8 @@ def sha1(text: bytes) -> str:
 
 
 def shared_queue(name: str) -> str:
-    """The directory that the administrator made for the queue `name`, so that its users exclude
-    each other; '' if there is none. Only root can make one, so no other user can impose it."""
+    """The directory that the administrator made for the queue `name`, so that its users' runs
+    exclude each other; '' if there is none. Only root can make one, so nobody else imposes it."""
     path = os.path.join(SHARED_QUEUES, name)
     return path if "/" not in name and name[0] != "." and os.path.isdir(path) else ""
 
@@ -94,7 +94,7 @@ def lock_root() -> str:
         return path
     home = folders.state_home()
     fallback = os.path.join(home, name)
-    # All runs use the fallback once it exists, even if the other name has become free meanwhile.
+    # Once the fallback exists, all runs use it, even if the other name has become free.
     if home and os.path.isdir(fallback):
         return fallback
     if _is_free(path):
@@ -131,7 +131,8 @@ def pool_path() -> str:
 
 
 def all_states() -> "list[str]":
-    """The state directories of this user's queues, without what others made under such names."""
+    """The state directories of this user's queues, without those that others made under our
+    names."""
     from sandrun.queue import taken_names
 
     roots = (state_root(), *taken_names.private_roots())
@@ -155,7 +156,7 @@ def _paths_below(root: str) -> "list[str]":
 
 
 def foreign_states() -> "tuple[int, str]":
-    """How many names of our queues other users have taken, and one of these paths."""
+    """The number of our queues' names that other users have taken, and one of these paths."""
     from sandrun.queue import taken_names
 
     owners = [(path, taken_names.foreign_owner(path)) for path in _paths_below(state_root())]
@@ -166,7 +167,7 @@ def foreign_states() -> "tuple[int, str]":
 if sys.platform != "win32":
 
     def open_state(path: str) -> int:
-        """Open the state directory, and make it first if it is missing; its descriptor.
+        """Open the state directory, after making it if it is missing; its descriptor.
 
         Raises SandrunError unless it is a real directory, owned by us and writable by nobody else.
         """
@@ -204,8 +205,8 @@ if sys.platform != "win32":
     def _check_state(path: str, fd: int) -> bool:
         """Whether the directory can be used; False: it was removed.
 
-        Where it is mounted into a run's private /tmp, its name remains after it was removed
-        outside, but nothing can be made in it or in its place.
+        In a run's private /tmp, where it is mounted, its name remains after it was removed
+        outside, but nothing can be created in it or in its place.
         """
         info = os.fstat(fd)
         if not info.st_nlink:

@@ -1,8 +1,8 @@
-"""Names of ours in shared directories that another user has taken, and where to go instead.
+"""Names of ours in shared directories that another user has taken, and what is used instead.
 
-Names carry the uid that the rest of the host sees (`folders.own_uids`), so neither a user namespace
-nor fakeroot(1) makes names of root's. An entry that another user has made under a name of ours is
-never used.
+Names contain the uid that the rest of the host sees (`folders.own_uids`), so neither in a user
+namespace nor under fakeroot(1) do we use root's names. An entry that another user has made under a
+name of ours is never used.
 
 Imported only where there is such an entry.
 """
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def foreign_owner(path: str) -> "int | None":
-    """The owner of an entry at `path` that is no directory of ours; None: there is no such
-    entry."""
+    """The owner of the entry at `path` if it is not a directory of ours; None: it is one, or there
+    is no entry."""
     try:
         info = os.lstat(path)
     except OSError:
@@ -60,7 +60,7 @@ def fallback_path(name: str, taken: str) -> str:
 
 
 def fallback_lock_root(name: str, taken: str) -> str:
-    """The same for lock files: always in the state home, on which cron, ssh and an IDE agree."""
+    """The same for lock files, but only in the state home, on which cron, ssh and an IDE agree."""
     _make_state_home()
     home = folders.state_home()
     return os.path.join(home, name) if home in private_roots() else taken
@@ -76,10 +76,10 @@ def _make_state_home() -> None:
 
 
 def bad_root(root: str) -> SandrunError:
-    """The error for a SANDRUN_STATE_DIR that is relative, or in which everybody may rename.
+    """The error for a SANDRUN_STATE_DIR that is relative, or in which everybody may rename entries.
 
-    A relative one is refused and not made absolute: that would still be a different queue in each
-    directory in which sandrun is started.
+    A relative path is refused and not made absolute: the queues would still be different ones in
+    each directory in which sandrun is started.
     """
     if not os.path.isabs(root):
         return SandrunError(

@@ -5,13 +5,13 @@ Imported only by a run that has to wait. A system adds how a waiter blocks (`Blo
 
 Invariants
 - A waiter blocks on the nearest tickets ahead of it, as many as the queue has slots, and re-reads
-  the queue when it wakes up. A wakeup is only a hint: nothing is decided by it, except that the
-  only ticket ahead has run and exited (`sandrun.queue.posix_queue`).
+  the queue when it wakes up. A wakeup is only a hint. The one fact that is concluded from it is
+  that the only ticket ahead has run and exited (`sandrun.queue.posix_queue`).
 - A waiter that blocks on anything but the run lock holds no part of the run lock.
 - A stopped waiter must not delay those behind it, and the kernel notifies nobody of a stop. A run
-  that leaves the queue notifies the first waiter that is not stopped. One that is stopped between
-  its wakeup and its start is found because every waiter re-reads the queue each RECHECK_SECONDS.
-  A stopped waiter is overtaken in the order only; the run lock still excludes.
+  that leaves the queue notifies the first waiter that is not stopped. A waiter that is stopped
+  between its wakeup and its start is found because every waiter re-reads the queue after
+  RECHECK_SECONDS. A stopped waiter loses its place only; the run lock still excludes it.
 """
 
 import sys
@@ -48,13 +48,13 @@ if TYPE_CHECKING:
         def __exit__(self, kind: "type[BaseException] | None", *_: object) -> None: ...
 
         def block(self, own: Ticket, seconds: float) -> None:
-            """Block without a lock to wait for."""
+            """Block with nothing else to wait for."""
 
         def block_on_tickets(self, tickets: "list[Ticket]", own: Ticket, seconds: float) -> bool:
-            """Block until one of the open `tickets` is dead. True: nothing else happened."""
+            """Block until one of the open `tickets` is dead. True: no other event occurred."""
 
         def block_on_run_lock(self, lock: RunLock, own: Ticket, seconds: float) -> None:
-            """Block until a slot of `lock` is free that the last try found held."""
+            """Block until one of the slots of `lock` that the last try found held is free."""
 
 
 RECHECK_SECONDS = 15.0
@@ -66,8 +66,8 @@ class Waiter:
 
     `mask`: the caller's signal mask. `private`: the descriptors of the run's own tickets, which no
     child of the waiter may keep open. `check` raises if the wait would never end. `recover` ends
-    what is left of the run that a holder's line describes, if its supervisor is dead; it returns
-    whether all of that run's processes are dead.
+    the remaining processes of the run that a holder's line describes, if its supervisor is dead; it
+    returns whether all of them are dead.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Waiter:
         self.blocker.__exit__(kind, *rest)
 
     def _seconds(self) -> float:
-        """How long to block: until a recheck, a message, or the deadline is due."""
+        """Seconds to block: until a recheck, a message, or the deadline is due."""
         seconds = self.progress.seconds_to_next(RECHECK_SECONDS)
         return max(0.0, min(seconds, self.deadline - time.monotonic()))
 
@@ -133,14 +133,15 @@ class Waiter:
             is_head = False
 
     def _next_after(self, nearest: "list[Ticket]", ticket: "Ticket") -> bool:
-        """Block on the tickets ahead. True: there was one, it has run and exited, and nobody
-        notified us, so `ticket` is the head of the queue."""
+        """Block on the tickets ahead. True: there was one, it has run and exited, and no
+        notification arrived, so `ticket` is the head of the queue."""
         only_exit = self.blocker.block_on_tickets(nearest, ticket, self._seconds())
         self._check_deadline()
         return len(nearest) == 1 and only_exit and nearest[0].has_run()
 
     def _wait_for_holder(self, queue: "Queue", ticket: "Ticket", lock: "RunLock") -> bool:
-        """Block once on a run lock that is held although no ticket is ahead. True: it is ours."""
+        """Block once on a run lock that is held although no ticket is ahead. True: we acquired it
+        instead."""
         if sys.platform != "win32" and (second := lock.held_second()):
             from sandrun.queue import nesting
 
@@ -157,7 +158,7 @@ class Waiter:
         return False
 
     def _recovers(self, queue: "Queue", lock: "RunLock") -> bool:
-        """End what killed runs left that hold the run lock. True: we hold it now."""
+        """End the processes of killed runs that hold the run lock. True: we now hold it."""
         from sandrun.queue import holder
 
         held = list(map(read_holder_line, lock.blocked))
@@ -171,8 +172,8 @@ class Waiter:
         return False
 
     def wait_room(self, reservation: "Reservation") -> None:
-        """Return when the pool has room for `reservation`, which is entered then. Raises what
-        `wait_turn` raises."""
+        """Return once `reservation` has entered the pool, which needs room. Raises what `wait_turn`
+        raises."""
         from sandrun.queue import memory_pool
 
         queue, ticket = reservation.queue, reservation.ticket
@@ -182,7 +183,7 @@ class Waiter:
                 self.check()
                 text = memory_pool.explain(reservation, ahead[::-1])
                 self.progress.report_pool(text, [other.id for other in ahead])
-                # Each of them may make room. If none is left, there is room already.
+                # The exit of any of them may make room. If none is left, there is room already.
                 if ahead:
                     self.blocker.block_on_tickets(ahead, ticket, self._seconds())
                     self._check_deadline()

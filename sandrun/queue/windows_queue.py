@@ -5,18 +5,17 @@ ticket is alive exactly while it is locked, and waiting needs no CPU time.
 
 Invariants
 - A ticket is a file that only its owner has locked (LockFileEx). When the owner exits, in any way,
-  the kernel unlocks it, and so wakes up those who wait for that lock
-  (`sandrun.queue.windows_waiter`).
+  the kernel unlocks it, which wakes up the waiters for that lock (`sandrun.queue.windows_waiter`).
 - A ticket gets its name when it is already locked: it is created under a private name, locked, then
   renamed. So an unlocked ticket is dead, and anybody may remove it.
 - Every handle to a ticket shares deletion, so that it can be renamed and removed while others have
   it open. A removed file keeps its name until the last handle is closed, but it cannot be opened,
-  and so counts as dead.
+  so it counts as dead.
 - With S slots a ticket may run while fewer than S live tickets are ahead; it waits for any of the
   nearest S. The order decides only who waits for whom; exclusion is the task of the run lock alone.
-- Each ticket's owner has three named events, which others can set without knowing its process:
-  re-read the queue, leave it (`queue cancel`), end (`sandrun kill`). They are hints: the owner
-  reads the queue itself, and a lost one delays it by `sandrun.queue.waiter.RECHECK_SECONDS`.
+- Each ticket's owner has three named events, which others can set without a handle of its process:
+  re-read the queue, leave it (`queue cancel`), end (`sandrun kill`). The first is only a hint: if
+  it is lost, the owner still re-reads the queue after `sandrun.queue.waiter.RECHECK_SECONDS`.
 """
 
 import os
@@ -36,7 +35,7 @@ RECHECK = b"?"
 _EVENTS = {RECHECK: "look", CANCEL: "cancel", END: "end"}
 _ACCESS = windows_api.GENERIC_READ | windows_api.GENERIC_WRITE | windows_api.DELETE
 _TRIES = 50
-"""How often an operation is tried that a virus scanner or an indexer may prevent."""
+"""How often an operation is tried, because a virus scanner or an indexer may prevent it."""
 _PAUSE = 0.01
 
 
@@ -57,7 +56,7 @@ class OwnTicket(Ticket):
 
 
 def end_event(ticket: "Ticket | None") -> int:
-    """The event that tells the owner of a ticket of ours to end; 0: it is none."""
+    """The event that asks the owner of our own `ticket` to end; 0: it is not our own."""
     return ticket.events[END] if isinstance(ticket, OwnTicket) else 0
 
 
@@ -75,7 +74,7 @@ class Queue(BaseQueue):
         _make(self.dir, path)
 
     def close(self) -> None:
-        """Nothing but tickets is open."""
+        """Nothing to do: the directory is not open."""
 
     def _at(self, name: str) -> str:
         return f"{self.dir}\\{name}"
@@ -182,7 +181,7 @@ class _OtherTicket(Ticket):
 
 
 def _make(directory: str, shown: str) -> None:
-    """Make the state directory. Only the user can read it, as it is in the user's own folder."""
+    """Make the state directory. Only the user can read it if it is in the user's own folder."""
     try:
         os.makedirs(directory, exist_ok=True)
     except OSError as error:
@@ -197,6 +196,6 @@ def _events(run_id: str) -> "dict[bytes, int]":
     for byte in _EVENTS:
         try:
             made[byte] = windows_files.make_event(event_name(run_id, byte))
-        except OSError:  # the name is another process's, or there are none: no notifications
+        except OSError:  # another process has the name, or names are refused: no notifications
             made[byte] = windows_files.make_event()
     return made

@@ -4,10 +4,10 @@ Promises that at most one run holds a slot of a queue, whoever started it. While
 file cannot be removed or renamed, because no handle shares deletion. So no second lock file is
 needed.
 
-Unlike flock(2), children do not inherit the lock: it is free when the supervisor is dead. The run's
-job ends at that instant, with its last handle. Before the next holder starts anything, it ends what
-the last run left and waits until it is gone (`sandrun.lifecycle.recovery`); the holder's line says
-what that is.
+Unlike a lock of flock(2), it is not inherited by children: it is free when the supervisor is dead.
+The run's job ends at that instant, with its last handle. Before the next holder starts a command,
+it ends the last run's processes and waits for their exit (`sandrun.lifecycle.recovery`). The
+holder's line names their job.
 """
 
 import os
@@ -33,7 +33,7 @@ class RunLock:
         self.slot = 0
         self._handles: dict[int, int] = {}
         self.blocked: list[int] = []
-        """After a failed try, one open file for each slot: the lock that another run holds."""
+        """After a failed try, for each slot an open file whose lock another run holds."""
 
     @property
     def fd(self) -> int:
@@ -77,13 +77,13 @@ class RunLock:
         return False
 
     def unlock(self) -> None:
-        """Free the lock: we are not the head of the queue any more."""
+        """Free the lock: we are no longer the head of the queue."""
         if self.slot:
             windows_files.unlock(self._handles[self.slot])
             self.slot = 0
 
     def descriptors(self) -> "list[int]":
-        """The command inherits nothing."""
+        """None: the command inherits no lock."""
         return []
 
     def read_holder(self) -> bytes:
@@ -95,8 +95,8 @@ class RunLock:
         return 0.0
 
     def write_holder(self, line: bytes) -> None:
-        """Write the holder's line. On a full disk it is missing: nobody can clean up after a kill
-        then."""
+        """Write the holder's line. On a full disk it is missing, and then no run can clean up
+        after a kill."""
         try:
             windows_files.write(self.fd, line)
         except OSError:
@@ -109,11 +109,11 @@ class RunLock:
         self.drop()
 
     def drop(self) -> None:
-        """Free the lock and close all files, and leave the line for the next holder."""
+        """Free the lock, close all files, and keep the line for the next holder."""
         for slot in list(self._handles):
             handle = self._handles.pop(slot)
             if slot == self.slot:
-                # Closing unlocks too, but the kernel may do that later.
+                # Closing unlocks, too, but the kernel may do so later.
                 windows_files.unlock(handle)
             windows_files.close(handle)
         self.slot = 0

@@ -1,10 +1,10 @@
 """How a waiter blocks on Windows: on events, and on threads that wait for locks.
 
 Imported only by a run that has to wait (`sandrun.queue.waiter`). Invariants
-- A thread of its own waits for each lock in a blocking LockFileEx, because an overlapped one needs
-  a kernel that completes it (Wine's does not). It locks a handle of its own, shared, unlocks it at
-  once and wakes the waiter, which then reads the queue. A thread holds nothing, so one that is not
-  needed any more is left alone; it exits when its lock is free.
+- For each lock, a separate thread waits in a blocking LockFileEx, because an overlapped call needs
+  a kernel that completes it (Wine's does not). The thread locks a handle of its own, shared,
+  unlocks it at once and wakes up the waiter, which then re-reads the queue. A thread keeps no lock,
+  so one that is no longer needed is left alone; it exits when its lock is free.
 - Ctrl-C, Ctrl-Break and the closing of the console end the waiter at once (exit 128 + the number of
   the signal), and so do `sandrun kill` and `queue cancel`.
 """
@@ -30,7 +30,7 @@ class Blocker:
     def __init__(self, mask: "set[int]", private: "list[int]") -> None:
         self.freed = windows_files.make_event()
         self.watched: set[str] = set()
-        """What threads wait for at this time."""
+        """The keys of the locks that threads wait for."""
 
     def __enter__(self) -> "Blocker":
         windows_console.listen()
@@ -44,7 +44,7 @@ class Blocker:
             raise Interrupted(_SIGNALS.get(kind, SIGHUP))
 
     def block(self, own: "Ticket", seconds: float) -> None:
-        """Block also until a watched lock is free: a thread may still wait for one."""
+        """Also returns when a watched lock is free: a thread may still wait for one."""
         events = own.events if isinstance(own, OwnTicket) else {}
         order = [b"freed", b"console", *events]
         at = windows_files.wait_any([self.freed, windows_console.event, *events.values()], seconds)
@@ -69,7 +69,7 @@ class Blocker:
         self.block(own, seconds)
 
     def _watch(self, key: str, handle: int) -> None:
-        """Wake the next `block` when the lock of `handle`, which is ours to close, is free."""
+        """Wake up `block` when the lock of `handle` is free. Takes over `handle`."""
         if key in self.watched:
             windows_files.close(handle)
             return
@@ -81,7 +81,7 @@ class Blocker:
             windows_files.wait_lock(handle)
             windows_files.unlock(handle)
         except OSError:
-            pass  # the waiter reads the queue anyway
+            pass  # the waiter re-reads the queue in any case
         windows_files.close(handle)
         self.watched.discard(key)
         windows_files.set_event(self.freed)
