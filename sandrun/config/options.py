@@ -1,6 +1,6 @@
-"""The table of options, which every parser, the settings, `--help` and README's table follow.
+"""The table of options, from which every parser, the settings, `--help` and README's table follow.
 
-So a flag, a variable and a key in a file never differ in name, form or default.
+So the flag, the variable and the key of an option never differ in name, form or default.
 """
 
 from sandrun.config.values import Option
@@ -308,8 +308,8 @@ _CUTOFF = 0.74
 
 
 def closest(word: str, known: "Iterable[str]") -> str:
-    """The known word that resembles `word` most; '' if none does, or if `word` is too short to
-    tell or so long that comparing takes time."""
+    """The known word that resembles `word` most; '' if none does, or if `word` is too short for a
+    comparison or so long that it would take time."""
     if not 4 <= len(word) <= 64:
         return ""
     import difflib

@@ -1,10 +1,10 @@
 """Which project a run belongs to.
 
 Markers (`.git`, `sandrun.toml`, `pyproject.toml`) choose the project only if their owner is trusted
-(`is_trusted_uid`) or owns the directory that they are in. The owner of a directory decides over all
+(`is_trusted_uid`) or owns the directory that they are in. The owner of a directory controls all
 names below it anyway (a colleague's checkout, a container's mount, root in a user's clone). Any
-other owner put the file into a directory that others may write, such as /tmp. The settings in such
-files count by a stricter rule (`sandrun.config.settings`).
+other owner put the file into a directory that others may write, such as /tmp. For the settings in
+these files a stricter rule applies (`sandrun.config.settings`).
 """
 
 import os
@@ -65,7 +65,8 @@ def _is_marked(directory: str) -> bool:
 
 def is_trusted_uid(uid: int) -> bool:
     """Whether files of `uid` count as ours: our own, root's, and for root those of the user who ran
-    sudo. git has the same rule without root (setup.c; safe.directory in git-config(1))."""
+    sudo. git's rule is the same, except that it does not trust root (setup.c; safe.directory in
+    git-config(1))."""
     if sys.platform == "win32":
         return True
     me = os.geteuid()
@@ -73,7 +74,7 @@ def is_trusted_uid(uid: int) -> bool:
 
 
 def is_trusted_marker(directory: str, name: str) -> bool:
-    """Whether the marker `name` may choose the project for `directory` and all below it."""
+    """Whether the marker `name` may make `directory` the project of all directories below it."""
     try:
         owner = os.lstat(os.path.join(directory, name)).st_uid
         return is_trusted_uid(owner) or owner == os.stat(directory).st_uid
@@ -93,8 +94,8 @@ def working_directory() -> str:
 
 
 def start_directory(flag: object) -> str:
-    """The directory in which the search for the project starts: the value of --project, `flag`, or
-    the current directory. Raises SandrunError."""
+    """The directory in which the search for the project starts: `flag`, which is the value of
+    --project, or the current directory. Raises SandrunError."""
     directory = str(flag) if flag else working_directory()
     if flag and not os.path.isdir(directory):
         raise SandrunError(f"--project {directory}: no such directory")
@@ -102,7 +103,7 @@ def start_directory(flag: object) -> str:
 
 
 def foreign_owner(root: str) -> int:
-    """The uid of the other user who owns the checkout `root`; -1: it is ours, or no checkout."""
+    """The uid of the other user who owns the checkout `root`; -1: it is ours, or not a checkout."""
     try:
         uid = os.lstat(os.path.join(root, ".git")).st_uid
     except OSError:
@@ -113,8 +114,9 @@ def foreign_owner(root: str) -> int:
 def git_directory(root: str) -> str:
     """The git directory of a worktree's top level (gitrepository-layout(5)); '' if there is none.
 
-    `.git` is that directory, or a file that names it (in a linked worktree or a submodule). '' also
-    if the owner of the git directory could delay us by a lock in it but does not share it with us.
+    `.git` is that directory, or a file that names it (in a linked worktree or a submodule). Also ''
+    for a git directory of another user who does not share it with us, but could delay us by a lock
+    in it.
     """
     path = os.path.join(root, ".git")
     if not is_trusted_marker(root, ".git"):
@@ -136,10 +138,10 @@ def git_directory(root: str) -> str:
 
 
 def _may_lock(root: str, git: str) -> bool:
-    """Whether a lock in the git directory `git` may delay us; git has the same rule.
+    """Whether a lock in the git directory `git` may delay us.
 
-    Another user's git directory may only if that user also owns the checkout and we may write to
-    it. A user who may only read a repository does not share it, so its owner cannot delay them.
+    In another user's git directory it may only if that user also owns the checkout and we may write
+    to it. Users who may only read a repository do not share it, so its owner cannot delay them.
     """
     try:
         owner = os.stat(git).st_uid

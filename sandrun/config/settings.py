@@ -1,18 +1,18 @@
 """The effective settings of a run, and the source of each value.
 
-Precedence: flag, SANDRUN_* variable, plain variable, files, default. A wrong flag is an error: the
-user sees it at once. A wrong value elsewhere is reported in one line and the next source is used,
-because a variable that was set for another purpose must not stop a build.
+Precedence: flag, SANDRUN_* variable, plain variable, files, default. An invalid flag is an error:
+the user sees it at once. An invalid value elsewhere is reported in one line and the next source is
+used, because a variable that was set for another purpose must not stop a build.
 
 Files, in this order: those of the project (`sandrun.toml`, else `[tool.sandrun]` in pyproject.toml)
 from the directory where the run starts up to the project's top; then the user's own.
 
 Invariant: a file of the project never loosens what the user set. Without `sandrun trust`
 (`sandrun.config.trust`)
-- only limits of a project's file count, and none that is looser than in the user's file or in a
-  trusted one;
+- only the limits in a project's file count, and none that is looser than in the user's own file or
+  in a trusted one;
 - nothing in another user's file counts.
-For options that are no limits the user's own file comes first (`values.Option.is_limit`).
+For options that are not limits, the user's own file comes first (`values.Option.is_limit`).
 """
 
 import os
@@ -43,8 +43,8 @@ _IO_KEYS = {
 class Settings:
     """The value of each key of `options.OPTIONS`, and its source in `source[key]`. Immutable.
 
-    `files` are the project's files. `untrusted` has those that the user has not trusted, each with
-    the keys that are not in force for that reason.
+    `files` are the project's files. `untrusted` contains those that the user has not trusted, each
+    with the keys that are not in force for that reason.
     """
 
     source: "Mapping[str, str]"
@@ -116,8 +116,8 @@ class Settings:
             wanted.cpu_time = self.cpu_time + self.grace * (os.cpu_count() or 1)
         wanted.directory = directory
         wanted.detached = bool(self.detach)
-        # `none` cancels the limits that were set less directly than itself. As a variable it
-        # applies to an environment without limits, whatever the command lines there set.
+        # The backend `none` cancels all limits that were set less directly than itself. As a
+        # variable it describes an environment that cannot enforce any, so it cancels flags, too.
         least = self._rank("backend") if self.backend == "none" else 1
         least = 5 if self.backend == "none" and least == 3 else least
         wanted.set_by_user = frozenset(key for key in self.source if self._rank(key) >= least)
@@ -137,7 +137,7 @@ class Settings:
 def resolve(flags: "Mapping[str, object]", project_root: str, start: str = "") -> Settings:
     """The settings of a run that starts in `start` (default: the project's top).
 
-    Reads the project's files and the user's own, and warns of what is wrong in them.
+    Reads the project's files and the user's own, and warns of mistakes in them.
     """
     warnings: list[str] = []
     values: dict[str, object] = {}
@@ -163,7 +163,7 @@ def resolve(flags: "Mapping[str, object]", project_root: str, start: str = "") -
 def _set_for_run(
     option: "Option", flags: "Mapping[str, object]", warnings: "list[str]"
 ) -> "tuple[object, str] | None":
-    """The value that a flag or a variable sets for this run, and which one; None: none does."""
+    """The value that a flag or a variable sets for this run, and its name; None: none does."""
     if option.key in flags:
         return flags[option.key], option.flags[-1]
     if option.scope == "flag":
@@ -205,7 +205,7 @@ def _may_exist(path: str) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
-        pass  # reported when it is read
+        pass  # reading it reports the error
     return True
 
 

@@ -1,4 +1,4 @@
-"""Files of settings: reading one, and which of their values are in force.
+"""Settings files: reading one, and which of its values are in force.
 
 `sandrun.config.settings` states the rules. Imported only where such a file exists.
 """
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class File:
-    """A file of settings. `table` has its contents.
+    """A settings file; `table` contains its settings.
 
-    `is_own`: it is the user's own file. `is_foreign`: another user owns it. `is_unread`: it was not
-    read, because it is foreign and the user has never trusted a file at its path.
+    `is_own`: it is the user's own file. `is_foreign`: another user owns it. `is_unread`: its
+    settings were not read, because it is foreign and the user never trusted a file at its path.
     """
 
     __slots__ = ("_trusted", "is_foreign", "is_own", "is_unread", "owner", "path", "table")
@@ -43,7 +43,7 @@ class File:
         return self._trusted
 
     def get(self, option: Option, warnings: "list[str]") -> object:
-        """The value that the file gives an option; None: it gives none."""
+        """The valid value of an option in the file; None: there is none."""
         key = self.key_of(option)
         if key:
             try:
@@ -53,11 +53,11 @@ class File:
         return None
 
     def key_of(self, option: Option) -> str:
-        """The name of an option under which the file sets it; '' if it does not set it."""
+        """The key by which the file sets an option: its name or its alias; '' if it does not."""
         return next((key for key in option.names() if key in self.table), "")
 
     def texts(self) -> "dict[str, str]":
-        """Its settings as text, without values that no setting can have."""
+        """Its settings as text, without values of types that no setting has."""
         found = {}
         for key, value in self.table.items():
             try:
@@ -73,9 +73,9 @@ def value_of(
     untrusted: "dict[File, list[str]]",
     warnings: "list[str]",
 ) -> "tuple[object, str]":
-    """The value that is in force and the path of its file, or the default and `default`.
+    """The value in force and the path of its file, or the default and `default`.
 
-    Notes in `untrusted` the keys that are not in force because a file is not trusted.
+    Adds to `untrusted` the keys that are not in force because their file is not trusted.
     """
     order = files if option.is_limit else sorted(files, key=lambda file: not file.is_own)
     given = [(v, file) for file in order if (v := file.get(option, warnings)) is not None]
@@ -84,7 +84,7 @@ def value_of(
     value, source = option.default, "default"
     for at, (found, file) in enumerate(given):
         needs_no_trust = option.is_limit and not file.is_own and not file.is_foreign
-        # Trust is looked up only where the result depends on it.
+        # Whether a file is trusted is read only where the result depends on it.
         if (not needs_no_trust or limiting or at + 1 < len(given)) and file.is_trusted():
             value, source = found, file.path
             break
@@ -103,14 +103,15 @@ def _as_text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1 << 63):
-        return str(value)  # Python does not convert an int of 5,000 digits
+        return str(value)  # Python refuses to convert an int of more than 4,300 digits
     raise ValueError("a single value")
 
 
 def load(path: str, top: str, warnings: "list[str]", foreign: bool = False) -> "File | None":
     """A file of the project with the top level `top`; None: it does not exist, or has no settings.
 
-    Another user's file is read only if the user has trusted a file at its path, or if `foreign`.
+    The settings in another user's file are read only if the user has trusted a file at its path, or
+    if `foreign`.
     """
     try:
         file = File(path, os.lstat(path).st_uid)
@@ -146,7 +147,7 @@ def load_own(path: str, warnings: "list[str]") -> "File | None":
 
 
 def _fill(file: File, data: bytes, warnings: "list[str]") -> None:
-    """Parse the settings. Each kind of mistake in a file causes one line of warning."""
+    """Parse the settings. Each kind of mistake in a file causes one warning."""
     text = data.decode("utf-8-sig", "replace")
     if not text.strip():
         return
@@ -170,7 +171,7 @@ def _fill(file: File, data: bytes, warnings: "list[str]") -> None:
 
 
 _CPU_SECONDS = 1.0
-"""Most seconds of CPU time for one file; a megabyte of ordinary TOML takes less."""
+"""Seconds of CPU time that parsing one file may take; a megabyte of ordinary TOML takes less."""
 
 
 class _TooLong(Exception):

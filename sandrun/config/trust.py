@@ -1,11 +1,12 @@
 """`sandrun trust`: the project files whose settings other than limits are in force.
 
-A project's file comes with a clone. So its settings about the user's protection, other runs or
-terminal need the user's consent (`sandrun.config.settings`); git's protected configuration and
+A project's file comes with a clone. So settings in it that affect the user's protection, other runs
+or terminal need the user's consent (`sandrun.config.settings`); git's protected configuration and
 `direnv allow` have the same purpose. Trust is kept per path and content in the user's state
-directory: `trusted/<SHA-256 of the path>` holds the SHA-256 of the settings and the path. The path
-is part of it because a line such as `backend = "none"` is easily guessed: trusting it once must not
-enable it in every clone. An edited file needs trust again. An entry counts only if it is ours.
+directory: `trusted/<SHA-256 of the path>` contains the SHA-256 of the settings, and the path. The
+path is included because a line such as `backend = "none"` is easily guessed: trusting it once must
+not enable it in every clone. An edited file needs trust again. An entry counts only if its owner is
+one whose files count as ours (`project.is_trusted_uid`).
 
 Imported only where a project's file has settings that need trust.
 """
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class SettingsFile(Protocol):
-        """A file of settings (`settings_files.File`)."""
+        """A settings file (`settings_files.File`)."""
 
         path: str
         owner: int
@@ -132,7 +133,7 @@ def _user_text(uid: int) -> str:
 
 
 def describe_ignored(file: "SettingsFile", keys: "list[str]") -> str:
-    """The settings of a file that are not in force, and why."""
+    """A message: the settings of a file that are not in force, and why."""
     owner = f"belongs to {_user_text(file.owner)} and " if file.is_foreign else ""
     texts = file.texts()
     ignored = ", ".join(f"{key} = {texts[key][:40]}" for key in keys)
@@ -140,9 +141,9 @@ def describe_ignored(file: "SettingsFile", keys: "list[str]") -> str:
 
 
 def notify(untrusted: "Iterable[tuple[SettingsFile, list[str]]]", root: str, owner: int) -> None:
-    """Report the settings that are not in force, and how to change that; and that the project
-    `root` is the checkout of another user, `owner` (-1: it is not). Each is reported once per boot
-    and content; with -v always."""
+    """Report the settings that are not in force, and how to change that. Also report that the
+    project `root` is a checkout of another user, `owner` (-1: it is not). Each message is written
+    once per boot; with -v always."""
     for file, keys in untrusted:
         how = f"sandrun trust {command_text([file.path])}"
         _once(f"{describe_ignored(file, keys)}; to allow it: {how}")
@@ -171,7 +172,7 @@ def _boot() -> str:
 
 
 def _is_news(mark: str) -> bool:
-    """Whether `mark` was not noted since the boot. It is noted now, if the file can be written."""
+    """Whether `mark` has not been noted since the boot. Notes it, if the file can be written."""
     folder, boot = folders.state_home(), _boot()
     if not folder:
         return True

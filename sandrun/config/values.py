@@ -1,7 +1,7 @@
 """Settings and their values as people write them: sizes, times, rates, priorities.
 
-Each parser returns the value or raises ValueError; its message is advice for people only if it
-starts with `at least` or `more than`.
+Each parser returns the value or raises ValueError. The error's message is advice for people only if
+it starts with `at least` or `more than`.
 """
 
 import os
@@ -11,7 +11,7 @@ from sandrun.model import MIB
 MEMORY_FLOOR = MIB
 """With less, the kernel kills a command before its first instruction (64 KiB killed `true`)."""
 _CEILING = 1 << 60
-"""The largest quantity. Kernels use signed 64-bit numbers, and some add a few of them up."""
+"""The largest quantity. Kernels use signed 64-bit numbers, and sometimes add several of them."""
 _LONGEST = 10 * 365 * 86400.0
 
 
@@ -76,8 +76,8 @@ def parse_tasks(text: str) -> int:
 
 
 def parse_span(text: str) -> float:
-    """`90`, `1.5s`, `200ms`, `10m`, `2h`, `1d` as seconds. A longer time than ten years becomes ten
-    years, which is never. Raises ValueError."""
+    """`90`, `1.5s`, `200ms`, `10m`, `2h`, `1d` as seconds. A time of more than ten years becomes
+    ten years, which in effect never pass. Raises ValueError."""
     word = text.strip().lower()
     for unit, scale in (("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("d", 86400.0)):
         if word.endswith(unit):
@@ -94,7 +94,7 @@ def parse_interval(text: str) -> float:
 
 
 _PRIORITIES = {"high": 3600, "normal": 0, "low": -3600}
-"""Head starts in seconds: a high ticket precedes normal ones of up to an hour earlier."""
+"""Head starts in seconds: a high ticket precedes normal ones that arrived up to an hour earlier."""
 _MOST_HEAD_START = 10**6
 
 
@@ -108,7 +108,7 @@ def parse_priority(text: str) -> int:
 
 
 def parse_slots(text: str) -> int:
-    """How many runs of a queue may run at once. Raises ValueError."""
+    """The number of runs of a queue that may run at once. Raises ValueError."""
     value = int(text)
     if not 1 <= value <= 64:
         raise ValueError("at least 1 and at most 64")
@@ -154,14 +154,14 @@ def parse_signal(text: str) -> int:
 
 
 def parse_text(text: str) -> str:
-    """A text that is not empty. Raises ValueError."""
+    """A text that is not empty and contains no NUL. Raises ValueError."""
     if not text or "\0" in text:
         raise ValueError
     return text
 
 
 def parse_name(text: str) -> str:
-    """A text no longer than a file's name may be. Raises ValueError."""
+    """A text that is no longer than a file name may be. Raises ValueError."""
     if len(os.fsencode(text)) > 255:
         raise ValueError("at most 255 bytes")
     return parse_text(text)
@@ -208,7 +208,7 @@ class Option:
 
     `kind` selects the parser of its values; a `count` is a flag that may be repeated. `variable` is
     the plain environment variable (the `SANDRUN_` one follows from the key). `alias` is a second
-    key with the same meaning. `scope` says where the option may be set: `all`, or `flag` for the
+    key with the same meaning. `scope` is where the option may be set: `all`, or `flag` for the
     command line only.
 
     `is_limit` decides what a project's file may set before the user has run `sandrun trust`
@@ -217,9 +217,9 @@ class Option:
     the user's own file overrides it: such options affect the user's protection (backend, leftovers,
     kill_signal, grace, check_interval, detach), the user's other runs (pool, priority, queue,
     slots, the weights), whether there is a run at all (require, no_wait), what is reported to the
-    user (quiet, verbose, color) or what the command sees (clean_git_env, daemons, private_tmp). A
-    stricter `require` needs trust, too: it refuses runs, and the user decides whether a run without
-    a kernel's limits is better than none.
+    user (quiet, verbose, color) or what the command sees (clean_git_env, daemons, private_tmp,
+    private_ipc). A stricter `require` needs trust, too: it refuses runs, and the user decides
+    whether a run without a kernel's limits is better than none.
     """
 
     __slots__ = (
@@ -258,7 +258,7 @@ class Option:
         return (self.key, self.alias) if self.alias else (self.key,)
 
     def expected(self) -> str:
-        """A description of its valid values: `a number of runs`."""
+        """A description of its valid values, such as `a number of runs`."""
         return "one of " + ", ".join(self.choices) if self.choices else _EXPECTED[self.kind]
 
     def is_tighter(self, value: object, other: object) -> bool:
@@ -278,7 +278,7 @@ class Option:
         try:
             return _PARSERS[self.kind](text)
         except (ValueError, OverflowError) as error:
-            # Only our own parsers raise with advice for people; those of float() and int() have
-            # none.
+            # Only the messages of our own parsers are advice for people, not those of float() and
+            # int().
             advice = str(error) if str(error).startswith(("at least", "more than")) else ""
             raise ValueError(f"{self.expected()}{', ' + advice if advice else ''}") from None
