@@ -3,13 +3,14 @@
 The XDG base directory specification applies on every system, with the system's own defaults
 (%LOCALAPPDATA% and %APPDATA% on Windows). As it demands, a relative path in a variable is ignored.
 
-A new file or directory gets the owner, group and mode of its parent directory:
-- What root makes in a user's directory belongs to that user, who must be able to change it.
+A new file or directory gets no more rights than its parent directory has:
 - A user without access to the parent directory cannot open it, whatever the umask is.
+- What root makes in a user's directory gets that directory's owner and group, because the user must
+  be able to change it.
 - Only a new inode changes its owner, through its own descriptor: O_EXCL proves that a file is new;
   a new directory is opened without following a link and must be empty. The owner of the parent
   directory could have removed either anyway, and so gains nothing.
-On Windows a new file inherits the access rights of its parent directory, which is the same.
+On Windows a new file inherits the access rights of its parent directory, which has the same effect.
 """
 
 import os
@@ -54,7 +55,7 @@ _uids: "tuple[int, int] | None" = None
 if sys.platform == "win32":
 
     def is_own(owner: int) -> bool:
-        """True: every file in a user's directory belongs to that user."""
+        """True: on Windows every file in a user's own directory is that user's."""
         return True
 
     def _windows_folder(variable: str, name: str) -> str:
@@ -71,7 +72,7 @@ else:
         return owner in (os.geteuid(), own_uids()[0])
 
     def own_uids() -> "tuple[int, int]":
-        """Our effective uid as the kernel has it here, and as it is outside our user namespace."""
+        """Our effective uid in the kernel: here, and outside our user namespace."""
         global _uids
         if _uids is None:
             inner = outer = os.geteuid()
@@ -100,12 +101,12 @@ if sys.platform == "win32":
         os.makedirs(path, exist_ok=True)
 
     def create(path: str, flags: int = os.O_WRONLY, most: int = 0o666) -> int:
-        """Make a file that is not there yet; its descriptor. Raises OSError."""
+        """Make a file that does not exist yet; its descriptor. Raises OSError."""
         return os.open(path, flags | NEW | os.O_BINARY | os.O_NOINHERIT, most)
 
 else:
     _DIRECTORY = os.O_DIRECTORY | os.O_CLOEXEC
-    # Making a file in a directory needs no right to list it, so opening it must not need one.
+    # Making a file in a directory needs no right to read it, so opening the directory must not.
     FOLDER = getattr(os, "O_PATH", os.O_RDONLY) | _DIRECTORY
 
     def make_folders(path: str, most: int = 0o755) -> None:
@@ -132,7 +133,7 @@ else:
             os.close(parent)
 
     def create(path: str, flags: int = os.O_WRONLY, most: int = 0o666) -> int:
-        """Make a file that is not there yet with at most the rights `most`; its descriptor.
+        """Make a file that does not exist yet, with at most the rights `most`; its descriptor.
         Raises OSError."""
         above, name = os.path.split(path)
         parent = os.open(above or ".", FOLDER)
@@ -146,7 +147,7 @@ else:
     def _adapt(fd: int, parent: int, most: int) -> None:
         above = os.fstat(parent)
         mode = above.st_mode & most
-        if above.st_mode & stat.S_ISVTX:  # as in /tmp, whose files others may not change
+        if above.st_mode & stat.S_ISVTX:  # as in /tmp, where others must not change our files
             mode &= ~0o022
         try:
             if os.geteuid() == 0 and above.st_uid:

@@ -1,4 +1,4 @@
-"""Which process holds a lock of flock(2), as the kernel reports it. macOS reports nothing."""
+"""Which process holds a lock of flock(2), as the kernel reports it. macOS does not report it."""
 
 import os
 import sys
@@ -10,12 +10,12 @@ assert sys.platform != "win32"
 
 
 def lock_holder(file: os.stat_result, claimed: int = 0) -> int:
-    """The process that holds an exclusive flock(2) of a file; 0: none that we can see.
+    """The process that holds an exclusive flock(2) of a file; 0: none that is visible to us.
 
     From /proc/locks (proc(5)), whose pids are those of our pid namespace. `claimed` is the pid that
-    the file itself names, which may be of another namespace. It must agree if the device does not
-    (btrfs and overlayfs report another one to stat(2)). Without /proc/locks it is believed on macOS
-    only, where there are no pid namespaces.
+    the file itself names, possibly one of another namespace; 0: none. A line with another device
+    (btrfs and overlayfs report another one to stat(2)) counts if its pid is `claimed`, or if that
+    is 0. Without /proc/locks, `claimed` is believed on macOS only, which has no pid namespaces.
     """
     try:
         lines = processes.read(f"{processes.PROC}/locks").split(b"\n")
@@ -38,9 +38,10 @@ def lock_holder(file: os.stat_result, claimed: int = 0) -> int:
 def is_inherited_lock(file: os.stat_result) -> bool:
     """Whether a file is locked by flock(2) through an open file that we inherited.
 
-    If we cannot see the holder, an open file that an ancestor inherited counts too: Python and node
-    close descriptors for the processes that they start. Only the open file that holds a lock lists
-    it (proc(5), fdinfo; Linux 4.1); a daemon of an exited run may have the same file open without.
+    If the holder is not visible, an open file of an ancestor counts, too: Python and node close
+    descriptors for the processes that they start. /proc/PID/fdinfo lists a lock only for the open
+    file that holds it (proc(5); Linux 4.1): a daemon of an exited run may have the same file open,
+    but without the lock.
     """
     ancestors = () if lock_holder(file) else processes.ancestors(os.getpid())
     return any(_lists_lock(str(pid), file) for pid in ("self", *ancestors))
@@ -56,10 +57,10 @@ def _lists_lock(pid: str, file: os.stat_result) -> bool:
             here = os.stat(f"/proc/{pid}/fd/{name}")
             if (here.st_ino, here.st_dev) != (file.st_ino, file.st_dev):
                 continue
-            # Our own descriptors are close-on-exec.
+            # Descriptors that we opened ourselves are close-on-exec.
             inherited = pid != "self" or os.get_inheritable(int(name))
             if inherited and b"FLOCK" in processes.read(f"/proc/{pid}/fdinfo/{name}"):
                 return True
-        except OSError:  # closed: it belonged to the listing itself
+        except OSError:  # closed: it was the descriptor of the listing itself
             continue
     return False

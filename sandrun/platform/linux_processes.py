@@ -1,7 +1,7 @@
-"""What the Linux kernel knows of processes, from /proc (proc(5)).
+"""What the Linux kernel reports about processes, from /proc (proc(5)).
 
-A function that returns a truth value, a number or a list answers "no", 0 or nothing for a process
-that is gone or hidden from us, unless its docstring says that it raises OSError.
+For a process that is gone or hidden from us, a function returns False, 0 or an empty list, unless
+its docstring states otherwise.
 """
 
 import errno
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 NO_PROC = "/dev/null"
-"""A path below which there never is a file."""
+"""A path below which there is never a file."""
 MOUNT_PROC = "mount -t proc proc /proc, or unshare --mount-proc instead of unshare --pid alone"
 
 
 def become_subreaper() -> bool:
-    """Let orphans among our descendants become our children (prctl(2)); False: not here."""
+    """Let orphans among our descendants become our children (prctl(2)); False: not possible."""
     from sandrun.platform import linux_syscalls  # loads ctypes
 
     return linux_syscalls.set_child_subreaper()
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent exits, at once if it already did."""
+    """Let the kernel kill this process when its parent exits. Exits at once if it already did."""
     from sandrun.platform import linux_syscalls
 
-    linux_syscalls.set_parent_death_signal(9)  # if that fails it exits by itself, only later
+    linux_syscalls.set_parent_death_signal(9)  # without it, this process exits by itself, later
     if os.getppid() != parent:
         os._exit(0)
 
@@ -48,18 +48,18 @@ _INITS = frozenset(
 
 def orphans_are_reaped() -> bool:
     """Whether the init process of our pid namespace is known to reap orphans at once. In many
-    containers it is cat, tail, sleep or a server, which reaps late or never."""
+    containers it is cat, tail, sleep or a server, which reap late or never."""
     return _try_read(f"{PROC}/1/comm").strip() in _INITS
 
 
 def thread_count() -> int:
-    """How many threads exist on this host (proc(5): loadavg); 0: not known."""
+    """The number of threads on this host (proc(5): loadavg); 0: not known."""
     words = _try_read("/proc/loadavg").split()
     return int(words[3].partition(b"/")[2]) if words else 0
 
 
 def read(path: "str | bytes") -> bytes:
-    """A whole small file of /proc or a cgroup. Raises OSError."""
+    """The content of a small file of /proc or a cgroup. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         parts = []
@@ -74,8 +74,8 @@ def _own_proc() -> str:
     """`/proc` if it shows our own pid namespace, else `NO_PROC`.
 
     After `unshare --pid` without `--mount-proc`, and in many nested containers, the pids in /proc
-    belong to another namespace. NSpid lists our pid in every namespace from that of the /proc down
-    to our own (proc(5), Linux 4.1), and a /proc of a namespace without us has no `self`.
+    belong to another namespace. NSpid lists our pid in every namespace from that of /proc down to
+    our own (proc(5), Linux 4.1). A /proc of a namespace in which we have no pid has no `self`.
     """
     status = _try_read("/proc/self/status")
     field = b"\nNSpid:" if b"\nNSpid:" in status else b"\nPid:"
@@ -127,10 +127,10 @@ def field_bytes(text: bytes, name: bytes) -> int:
 
 
 def anonymous_memory(at: str) -> "tuple[int, int]":
-    """The memory without a file behind it of the process or thread in a directory of /proc, in
-    bytes: private (swapped-out memory included), and shared. Raises OSError.
+    """The memory, not backed by a file, of the process or thread whose directory in /proc is `at`,
+    in bytes: private (swapped-out memory included), and shared. Raises OSError.
 
-    proc(5): status, Linux 4.5; without those lines all resident memory counts as private.
+    proc(5): status, Linux 4.5. Without its lines, all resident memory counts as private.
     """
     text = read(f"{at}/status")
     private = field_bytes(text, b"\nRssAnon:" if b"\nRssAnon:" in text else b"\nVmRSS:")
@@ -143,24 +143,24 @@ def arguments(pid: int) -> "list[str]":
 
 
 def environ(pid: int) -> "dict[str, str]":
-    """The environment with which its program was started. Raises OSError."""
+    """The environment with which the process's program was started. Raises OSError."""
     entries = read(f"{PROC}/{pid}/environ").split(b"\0")
     pairs = (os.fsdecode(entry).partition("=") for entry in entries)
     return {name: value for name, _, value in pairs if name}
 
 
 def working_directory(pid: int) -> str:
-    """Its current working directory. Raises OSError."""
+    """The current working directory of a process. Raises OSError."""
     return os.readlink(f"{PROC}/{pid}/cwd")
 
 
 def owner(pid: int) -> int:
-    """Its effective uid. Raises OSError."""
+    """The effective uid of a process. Raises OSError."""
     return os.stat(f"{PROC}/{pid}").st_uid
 
 
 def has_exited(pid: int) -> bool:
-    """Whether no thread of the process lives, whether or not it was reaped."""
+    """Whether no thread of the process is alive; the process may be a zombie."""
     try:
         stat = Stat(pid)
         return stat.state in "ZX" and stat.threads <= 1
@@ -170,7 +170,7 @@ def has_exited(pid: int) -> bool:
 
 def _has_exited_unseen(pid: int) -> bool:
     """The same for a process that /proc does not show: it is gone, or hidden (hidepid), or /proc
-    shows another namespace. A pidfd is readable once no thread lives (pidfd_open(2))."""
+    shows another namespace. A pidfd is readable once no thread is alive (pidfd_open(2))."""
     pidfd = open_pidfd(pid)
     if pidfd < 0:
         return True
@@ -207,8 +207,8 @@ def children(pid: int) -> "list[int]":
 
 
 def open_pidfd(pid: int) -> int:
-    """A pidfd (pidfd_open(2)): while it is open, `kill_process` signals that process or none. -1:
-    there is no such process, or this kernel has no pidfds (before Linux 5.3)."""
+    """A pidfd (pidfd_open(2)): while it is open, `kill_process` signals that process and no other.
+    -1: there is no such process, or this kernel has no pidfds (before Linux 5.3)."""
     try:
         return os.pidfd_open(pid)
     except (OSError, AttributeError):
@@ -216,13 +216,13 @@ def open_pidfd(pid: int) -> int:
 
 
 def kill_process(pid: int, pidfd: int) -> bool:
-    """SIGKILL the process of that pidfd; without one (-1) the process that has the pid now. False:
-    it lives, and we are not permitted to."""
+    """SIGKILL the process of that pidfd; without one (-1), the process that now has the pid. False:
+    it lives, and we are not permitted to kill it."""
     if pidfd >= 0:
         try:
             _signal.pidfd_send_signal(pidfd, 9)
             return True
-        except OSError as error:  # EPERM and ENOSYS: a filter of system calls
+        except OSError as error:  # EPERM and ENOSYS may come from a seccomp filter
             if error.errno == errno.ESRCH:
                 return True
     try:
@@ -236,8 +236,8 @@ def kill_process(pid: int, pidfd: int) -> bool:
 
 def find_reaper() -> int:
     """The process that adopts orphans among our descendants, found by making one; 0: not known. It
-    is the nearest subreaper, or the init process of our pid namespace (find_new_reaper,
-    kernel/exit.c)."""
+    is the nearest ancestor that is a subreaper, or the init process of our pid namespace
+    (find_new_reaper, kernel/exit.c)."""
     read_end, write_end = os.pipe()
     try:
         child = os.fork()
@@ -278,10 +278,10 @@ def has_mark(environ: bytes, mark: str) -> bool:
 
 def marked_processes(mark: str, limit: str, among: "list[int] | None" = None) -> "list[int]":
     """The processes, except this one, that were started in the run of that mark, or that have the
-    line `limit` among their resource limits (with single blanks).
+    line `limit` (with single blanks) among their resource limits.
 
-    A double fork, setsid(2) and closed descriptors do not hide a process from this. By the limit it
-    also finds processes that cleared their environment, and those of root (sudo in a run), whose
+    A double fork, setsid(2) or closing descriptors does not hide a process from this. The limit
+    also reveals processes that cleared their environment, and those of root (sudo in a run), whose
     environment we cannot read.
     """
     pids = among or [int(entry) for entry in os.listdir(PROC) if entry.isdigit()]
@@ -289,7 +289,8 @@ def marked_processes(mark: str, limit: str, among: "list[int] | None" = None) ->
 
 
 def wait_for_marked_process(mark: str, limit: str, seconds: float) -> "list[int]":
-    """The first such process that is started within so many seconds; none: an empty list."""
+    """The first process marked in one of these ways that starts within `seconds`, in a list; else
+    an empty list."""
     deadline = time.monotonic() + seconds
     last = 0
     while time.monotonic() < deadline:
@@ -308,12 +309,12 @@ def last_pid() -> int:
 
 
 FEW_PIDS = 200
-"""Trying so many pids one by one costs less than listing all processes."""
+"""Testing that many pids one by one costs less than listing all processes."""
 
 
 def has_started_since(pid: int, but: "Iterable[int]" = ()) -> bool:
-    """Whether a process or zombie, not in `but`, exists whose pid was assigned after `pid`; also
-    True if too many pids were assigned since, or pids have wrapped around."""
+    """Whether there is a process or zombie, not in `but`, whose pid was assigned after `pid`. Also
+    True if too many pids were assigned since then, or pids have wrapped around."""
     last = last_pid()
     if not 0 <= last - pid < FEW_PIDS:
         return True
@@ -323,15 +324,15 @@ def has_started_since(pid: int, but: "Iterable[int]" = ()) -> bool:
 
 def _is_marked(pid: int, mark: str, limit: str) -> bool:
     limits = _try_read(f"{PROC}/{pid}/limits") if limit else b""
-    # Any user can read that limit and set it for a process of theirs; root does not.
+    # Any user can read that limit and set it for their own processes, so it proves nothing there.
     if limit and limit.encode() in b" ".join(limits.split()) and _user(pid) in (0, os.getuid()):
         return True
     return has_mark(_try_read(f"{memory_directory(pid)}/environ"), mark)
 
 
 def memory_directory(pid: int) -> str:
-    """The directory of /proc with the memory of a process: its own, or that of a live thread if the
-    thread group leader has exited."""
+    """The directory of /proc that shows the memory of a process: its own, or that of a live thread
+    if the thread group leader has exited."""
     try:
         stat = Stat(pid)
         if stat.state in "ZX" and stat.threads > 1:
@@ -357,12 +358,12 @@ def _try_read(path: str) -> bytes:
 
 
 PROC = _own_proc()
-"""The directory that has one directory per pid; a /proc of another namespace is never read."""
+"""The directory with one directory per pid; a /proc of another pid namespace is never read."""
 
 
 def describe(pid: int, memory: "int | None" = None) -> "Process | None":
-    """A process for people; memory is its anonymous memory unless given. None: it is gone. Of a
-    live process that /proc does not show there is only the pid."""
+    """A description of a process; its memory is the anonymous memory unless `memory` is given.
+    None: it is gone. For a live process that /proc does not show, only the pid is known."""
     try:
         at = f"{PROC}/{pid}"
         if not (line := read(f"{at}/cmdline")):

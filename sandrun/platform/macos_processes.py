@@ -1,11 +1,11 @@
-"""What the macOS kernel knows of processes, by libproc.
+"""What the macOS kernel reports about processes, through libproc.
 
-The functions are in every process (libSystem), the structures are those of <sys/proc_info.h> and
+The functions are in every process (libSystem). The structures are those of <sys/proc_info.h> and
 <sys/resource.h>; tests/layout.py compares them with the Darwin headers. For another user's process
-libproc reports only name, state and parent: memory, CPU time and start are zero then.
+libproc reports only name, state, owner and parent; memory, CPU time and start time are zero.
 
-Command lines, environments and directories (sysctl KERN_PROCARGS2) come from psutil. Apple's own
-programs, which System Integrity Protection guards, hide their environment.
+Command lines, environments (sysctl KERN_PROCARGS2) and directories come from psutil. The
+environments of Apple's own programs, which System Integrity Protection guards, are hidden.
 """
 
 import ctypes
@@ -45,7 +45,7 @@ class ProcBsdShortInfo(ctypes.Structure):
 
 
 class RusageInfoV4(ctypes.Structure):
-    """struct rusage_info_v4. Times, and the start, in the units of mach_absolute_time."""
+    """struct rusage_info_v4. Times, also the start time, in the units of mach_absolute_time."""
 
     _fields_ = (
         ("ri_uuid", ctypes.c_uint8 * 16),
@@ -90,7 +90,7 @@ for _name, _arguments in PROTOTYPES.items():
 _timebase = Timebase()
 _libc.mach_timebase_info(ctypes.byref(_timebase))
 _UNIT = _timebase.numer / _timebase.denom / 1e9
-"""Seconds."""
+"""Seconds in one unit of mach_absolute_time."""
 
 
 def _short_info(pid: int) -> ProcBsdShortInfo:
@@ -102,25 +102,26 @@ def _short_info(pid: int) -> ProcBsdShortInfo:
 
 
 PROC = NO_PROC = "/dev/null"
-"""There is no /proc: no file is below this path."""
+"""There is no /proc, and there is no file below this path."""
 MOUNT_PROC = "macOS has no /proc"
 
 
 def read(path: "str | bytes") -> bytes:
-    """A whole small file. Raises OSError."""
+    """The content of a small file. Raises OSError."""
     with open(path, "rb", buffering=0) as file:
         return file.readall()
 
 
 def owner(pid: int) -> int:
-    """Its effective uid. Raises OSError."""
+    """The effective uid of a process. Raises OSError."""
     return int(_short_info(pid).pbsi_uid)
 
 
 class Stat:
-    """What is known of a process. `rss` is the physical footprint in bytes (what its exit would
-    free, compressed pages included), `start` is in units of mach_absolute_time, `cpu` is in seconds
-    with that of reaped children; `threads` and `stack` are not known."""
+    """The known facts about a process. `rss` is the physical footprint in bytes (the memory that
+    its exit would free, compressed pages included), `start` is in units of mach_absolute_time,
+    `cpu` is in seconds and includes that of reaped children; `threads` and `stack` are not
+    known."""
 
     __slots__ = ("cpu", "name", "parent", "rss", "stack", "start", "state", "threads")
 
@@ -178,12 +179,12 @@ def arguments(pid: int) -> "list[str]":
 
 
 def environ(pid: int) -> "dict[str, str]":
-    """The environment with which its program was started. Raises OSError."""
+    """The environment with which the process's program was started. Raises OSError."""
     return dict(_ask(pid, "environ"))
 
 
 def working_directory(pid: int) -> str:
-    """Its current working directory. Raises OSError."""
+    """The current working directory of a process. Raises OSError."""
     return str(_ask(pid, "cwd"))
 
 
@@ -205,12 +206,13 @@ def marked_processes(mark: str, limit: str, among: "list[int] | None" = None) ->
 
 
 def wait_for_marked_process(mark: str, limit: str, seconds: float) -> "list[int]":
-    """None: macOS does not assign pids in order, so another scan would find no more."""
+    """An empty list: macOS does not assign pids in order, so no scan finds the newest first."""
     return []
 
 
 def describe(pid: int, memory: "int | None" = None) -> "Process | None":
-    """A process for people; memory is its footprint unless given. None: it is gone."""
+    """A description of a process; its memory is the footprint unless `memory` is given. None: it is
+    gone."""
     try:
         stat = Stat(pid)
         try:
@@ -224,7 +226,7 @@ def describe(pid: int, memory: "int | None" = None) -> "Process | None":
 
 
 def die_with(parent: int) -> None:
-    """Exit soon after the parent does. macOS has no signal for that, so a timer checks."""
+    """Exit soon after the parent does. macOS has no signal for its death, so a timer checks."""
 
     def check(*_: object) -> None:
         if os.getppid() != parent:
@@ -237,7 +239,7 @@ def die_with(parent: int) -> None:
 
 
 def become_subreaper() -> bool:
-    """False: orphans always go to launchd here."""
+    """False: on macOS, launchd adopts all orphans."""
     return False
 
 
@@ -247,7 +249,7 @@ def orphans_are_reaped() -> bool:
 
 
 def has_exited(pid: int) -> bool:
-    """Whether the process is dead, whether or not it was reaped."""
+    """Whether the process is dead; it may be a zombie."""
     try:
         return Stat(pid).state == "Z"
     except OSError:
@@ -255,12 +257,12 @@ def has_exited(pid: int) -> bool:
 
 
 def open_pidfd(pid: int) -> int:
-    """-1: there are no pidfds here."""
+    """-1: macOS has no pidfds."""
     return -1
 
 
 def kill_process(pid: int, pidfd: int) -> bool:
-    """SIGKILL the process that has the pid now. False: it lives, and we are not permitted to."""
+    """SIGKILL the process that now has the pid. False: we are not permitted to kill it."""
     try:
         os.kill(pid, 9)
     except PermissionError:
@@ -276,5 +278,5 @@ def thread_count() -> int:
 
 
 def is_oom_protected(pid: int) -> bool:
-    """False: there is no such protection here."""
+    """False: macOS has no such protection."""
     return False

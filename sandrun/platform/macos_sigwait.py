@@ -2,16 +2,18 @@
 
 sigwait(2) accepts blocked signals, and the process's timer (setitimer(2)) ends a wait with a
 timeout. The timer runs only during such a wait, so no command inherits it. Invariants
-- SIGALRM belongs to the timer and is not passed on: a late one of ours cannot be told from one of
-  another process. SIGPIPE and SIGXFSZ, which Python ignores, are not passed on either.
+- SIGALRM belongs to the timer and is not passed on: a late one from the timer cannot be
+  distinguished from one of another process. SIGPIPE and SIGXFSZ, which Python ignores, are not
+  passed on either.
 - A signal stays blocked and pending until it is accepted, as with sigtimedwait. XNU discards a
-  signal that is ignored by default even if it is blocked (psignal_internal, bsd/kern/kern_sig.c).
+  signal that is ignored by default, even if it is blocked (psignal_internal, bsd/kern/kern_sig.c).
   So those signals get a handler, which never runs; exec restores the default.
 - The sender of a signal is not known. While our process group has the terminal, signals that a
-  terminal sends (Ctrl-C, Ctrl-\\, Ctrl-Z, Ctrl-T, a new window size) count as the terminal's: the
-  kernel sent them to the command, too, and they are not passed on. SIGTTIN and SIGTTOU, which only
-  a terminal sends, always count as such. All other signals, and all in the background, are passed
-  on. So the only loss is a `kill -INT` of sandrun alone while it is in the foreground.
+  terminal sends (Ctrl-C, Ctrl-\\, Ctrl-Z, Ctrl-T, a new window size) count as the terminal's. They
+  are not passed on, because the kernel has sent them to the command, too. SIGTTIN and SIGTTOU,
+  which only a terminal sends, always count as the terminal's. All other signals, and all that
+  arrive in the background, are passed on. So the only loss is a `kill -INT` of sandrun alone while
+  it is in the foreground.
 """
 
 import sys
@@ -50,8 +52,8 @@ _had_terminal = False
 
 
 def _has_terminal() -> bool:
-    """Whether our group has the terminal. If a Ctrl-C also ended the session leader, the terminal
-    is already gone: then the previous answer counts."""
+    """Whether our process group has the terminal. If Ctrl-C also ended the session leader, the
+    terminal is already gone, and the previous result counts."""
     global _had_terminal
     now = posix_terminal.is_ours()
     _had_terminal = _had_terminal if now is None else now
@@ -79,7 +81,7 @@ def sigwaitinfo(signals: "Iterable[int]") -> Accepted:
 
 
 def sigtimedwait(signals: "Iterable[int]", seconds: float) -> "Accepted | None":
-    """The same for at most so many seconds; None: no signal arrived."""
+    """The same, for at most `seconds`; None: no signal arrived."""
     wanted = set(signals)
     if not wanted & _signal.sigpending():
         if seconds <= 0:

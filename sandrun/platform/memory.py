@@ -5,7 +5,7 @@ import sys
 
 
 def host_memory() -> int:
-    """The host's memory, or the limit of an enclosing container if that is lower, in bytes; 0: not
+    """The host's memory in bytes, or the limit of an enclosing container if that is lower; 0: not
     known."""
     found = [size for size in (total(), enclosing_limit()) if size]
     return min(found) if found else 0
@@ -38,8 +38,8 @@ else:
     def enclosing_limit() -> int:
         """The lowest memory limit of the visible cgroups that contain us; 0: none.
 
-        In a cgroup namespace the root group has the container's own limit. v1 shows no limit as
-        nearly 2**63.
+        In a cgroup namespace the root group has the container's own limit. In v1 a number near
+        2**63 means no limit.
         """
         lowest = 0
         for line in _lines("/proc/self/cgroup"):

@@ -8,9 +8,9 @@ There are two ways: posix_spawn(3) (a vfork: 0.6 ms) if the supervisor can enter
 leave it again, and fork (1.1 ms) if the child itself must enter it before exec.
 
 Python ignores SIGPIPE and SIGXFSZ before our first line, so whether the caller ignored them is not
-known. A shell passes on exactly what it ignores itself, so if the parent is a shell, /proc tells.
-For any other parent the command gets the default action, because programs that ignore SIGPIPE for
-themselves (Python, node) pass that on unintentionally.
+known. A shell passes on exactly what it ignores itself, so if the parent is a shell, its status in
+/proc decides. For any other parent the command gets the default action, because programs that
+ignore SIGPIPE for themselves (Python, node) pass that on unintentionally.
 """
 
 import errno
@@ -41,32 +41,32 @@ class CallerState:
     def __init__(self, mask: "set[int]", ignored: "frozenset[int]" = frozenset()) -> None:
         self.mask = mask
         self.ignored = ignored
-        """Signals that the caller ignored, but we or Python do not."""
+        """Signals that the command must ignore like its caller, but we or Python do not."""
         self.umask = 0o022
         self.parent = 0
         """The process whose death ends the run; 0: none."""
         self.errors = -1
-        """Read end of the pipe to which a forked child writes why it could not exec; -1: none."""
+        """Read end of the pipe to which a forked child writes why it failed; -1: none."""
         self.isolate: Callable[[], None] | None = None
-        """What the child does inside its container before exec; raises OSError."""
+        """Called by the child inside its container, before exec; raises OSError."""
 
 
 def capture() -> CallerState:
-    """Block all signals, so that none is lost from here on, and record what the caller had."""
+    """Block all signals, so that none is lost from here on, and record the caller's state."""
     mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, ALL_SIGNALS)
     parent = os.getppid()
     name, bits = _parent_status(parent)
     ignored = {s for s in _PYTHONS if bits >> (s - 1) & 1 and _is_shell(parent, name)}
     if _signal.getsignal(_signal.SIGCHLD) == _signal.SIG_IGN:
-        # Else the kernel would discard the exit status of our children.
+        # Otherwise the kernel would discard the exit statuses of our children.
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         ignored.add(_signal.SIGCHLD)
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
         except OSError:
-            # So no file of ours becomes a standard descriptor; close-on-exec, so the command finds
-            # it closed as its caller left it.
+            # So no file of ours becomes a standard descriptor. It is close-on-exec, so for the
+            # command the descriptor is closed, as the caller left it.
             os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     caller = CallerState({int(number) for number in mask}, frozenset(ignored))
     caller.umask = os.umask(0o077)
@@ -79,19 +79,19 @@ def capture() -> CallerState:
 def _is_detached(parent: bytes) -> bool:
     """Whether the run is to outlive its caller, a process named `parent` (b'': not known).
 
-    Decided by what we inherited, so the answer does not depend on how soon the caller dies. If it
-    died before our first line, `parent` is the process that adopts orphans, which lives on.
+    What we inherited decides, so the result does not depend on how soon the caller dies. If it died
+    before our first line, `parent` is the process that adopts orphans, which lives on.
     """
 
     def ignores(signum: int) -> bool:
         return bool(_signal.getsignal(signum) == _signal.SIG_IGN)
 
-    # nohup; or a shell without job control started us, or an ancestor of ours, with `&` (POSIX,
+    # By nohup, or by a shell without job control that started us or an ancestor with `&` (POSIX,
     # Shell Command Language, "Signals and Error Handling").
     if ignores(_signal.SIGHUP) or (ignores(_signal.SIGINT) and ignores(_signal.SIGQUIT)):
         return True
     leads_session = os.getsid(0) == os.getpid()
-    # With job control each job of a shell is a group of its own.
+    # With job control, each job of a shell is a process group of its own.
     leads_group = not leads_session and os.getpgrp() == os.getpid()
     is_job = leads_group and _is_shell(os.getppid(), parent)
     if not is_job and (not leads_session or parent in _LOGINS):
@@ -103,14 +103,14 @@ def _is_detached(parent: bytes) -> bool:
 
 
 ENDING = {_signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM}
-"""The signals that ask a program to terminate, and by default do it."""
+"""The signals that ask a program to terminate, and by default terminate it."""
 
 
 def interruptibly(caller: CallerState, call: "Callable[[], T]") -> "T":
     """The result of `call`, during which the signals that terminate an ordinary program terminate
-    us, too: `call` only reads, possibly slow files of others, so nothing must be undone.
+    this process, too: `call` only reads files, possibly slow ones, so nothing must be undone.
 
-    Not for PID 1, to which the kernel applies no default action (pid_namespaces(7)).
+    Not as PID 1, to which the kernel applies no default action (pid_namespaces(7)).
     """
     if os.getpid() == 1:
         return call()
@@ -130,8 +130,8 @@ def pending_end_signal(caller: CallerState) -> int:
 
 
 def _own_umask(caller: CallerState) -> None:
-    """Use the caller's umask for our own files, except that their owner keeps all rights: we and
-    later runs need those even under umask 777."""
+    """Use the caller's umask for our own files, but never restrict their owner: this run and later
+    ones need those rights even under umask 777."""
     os.umask(caller.umask & 0o077)
 
 
@@ -139,14 +139,14 @@ _PYTHONS = (_signal.SIGPIPE, _signal.SIGXFSZ)
 """The signals that Python ignores at its start."""
 _SHELLS = (b"sh", b"dash", b"bash", b"zsh", b"ksh", b"ksh93", b"mksh", b"ash", b"busybox")
 _LOGINS = (b"sshd", b"sshd-session", b"dropbear")
-"""Programs that start commands in a new session without a terminal, and exit at a hang-up."""
+"""Programs that start commands in a new session without a terminal, and exit on a hang-up."""
 
 
 def _parent_status(parent: int) -> "tuple[bytes, int]":
     """The name of our parent and a bit mask of the signals that it ignores (proc(5): Name, SigIgn);
     b'' and 0 if /proc does not show them."""
     try:
-        # Else /proc shows another pid namespace (as `processes.PROC`, which costs an import).
+        # Otherwise /proc shows another pid namespace (`processes.PROC` would cost an import).
         if os.readlink("/proc/self") != str(os.getpid()):
             return b"", 0
         fd = os.open(f"/proc/{parent}/status", os.O_RDONLY | os.O_CLOEXEC)
@@ -161,13 +161,13 @@ def _parent_status(parent: int) -> "tuple[bytes, int]":
 
 
 def _is_shell(pid: int, name: bytes) -> bool:
-    """Whether a process of that name is a shell. A shell that runs an executable script has the
-    script's name, but /proc/PID/exe is the interpreter of its first line (execve(2))."""
+    """Whether the process `pid` named `name` is a shell. A shell that runs an executable script has
+    the script's name, but /proc/PID/exe is the interpreter in its first line (execve(2))."""
     try:
         # For a file that was removed or replaced since, the kernel appends " (deleted)".
         program = os.readlink(b"/proc/%d/exe" % pid) if name and name not in _SHELLS else name
     except OSError:
-        return False  # another user's, or gone
+        return False  # another user's process, or gone
     return os.path.basename(program).partition(b" ")[0] in _SHELLS
 
 
@@ -202,8 +202,8 @@ def _nothing() -> None:
 
 
 argv0_names: "dict[str, str]" = {}
-"""The argv[0] of a command by the path that is executed, if they differ: a shim executes make by
-its path, and make passes its argv[0] on as $(MAKE)."""
+"""Maps a path that is executed to the argv[0] that it gets, if they differ: a shim executes make by
+its path, and make passes on its argv[0] as $(MAKE)."""
 
 
 def _named(argv: "list[str]") -> "list[str]":
@@ -217,15 +217,15 @@ def direct(
     enter: "Callable[[], None]" = _nothing,
     leave: "Callable[[], None]" = _nothing,
 ) -> int:
-    """Start the command by posix_spawn; its pid. We enter the container, spawn, and leave it.
+    """Start the command by posix_spawn in the container, which we enter and leave; its pid.
 
     Raises OSError if the command cannot be executed, SandrunError if we cannot enter or leave.
     """
     try:
         _move(enter)
         os.umask(caller.umask)
-        # posix_spawn can reset a disposition but not ignore a signal (SIGPIPE and SIGXFSZ are
-        # already ignored); Python's refuses an empty name.
+        # posix_spawn can reset a disposition, but cannot ignore a signal (SIGPIPE and SIGXFSZ are
+        # already ignored). Python's refuses an empty name.
         if argv[0] and not caller.isolate and _signal.SIGCHLD not in caller.ignored:
             mask, default = caller.mask, _to_default(caller)
             try:
@@ -288,7 +288,7 @@ def _child(
     try:
         enter()
         if os.getppid() != supervisor:
-            os._exit(127)  # the supervisor died before we were inside, so its cleanup missed us
+            os._exit(127)  # the supervisor died before we entered, so its cleanup missed us
         if caller.isolate:
             stage = "N"
             caller.isolate()
@@ -306,8 +306,8 @@ def _child(
 def restore(caller: CallerState) -> None:
     """Restore the caller's signals and umask in this process, which is about to exec the command.
 
-    Resets before it unblocks: a pending signal must act on the command, not on a handler of ours
-    that exec is about to remove.
+    It resets handlers before it unblocks signals: a pending signal must act as on the command, and
+    not run a handler of ours.
     """
     os.umask(caller.umask)
     for signum in _to_default(caller):
@@ -360,9 +360,9 @@ def failure(caller: CallerState) -> "tuple[str, int, str]":
 
 
 def rename_process(name: bytes) -> bool:
-    """Change the name and command line that ps and pkill show (proc(5)), and clear the environment
-    in our memory, because CI agents kill processes by marks in it. `os.environ` stays. False: not
-    possible (not Linux, or the kernel hides them)."""
+    """Change the name and command line that ps and pkill show (proc(5)). Also clear the environment
+    in our memory, because CI agents kill processes by marks in it; `os.environ` stays. False: not
+    possible (not Linux, or the kernel hides these areas)."""
     try:
         with open("/proc/self/comm", "wb", buffering=0) as comm:
             comm.write(name)
@@ -380,12 +380,12 @@ def rename_process(name: bytes) -> bool:
 
 
 _MOST = 1 << 16
-"""Descriptors below this are closed: one system call since Linux 5.9."""
+"""Descriptors below this are closed, since Linux 5.9 by one system call."""
 
 
 def become_helper(name: bytes, *kept: int) -> bool:
-    """Become a helper process of that name in `/`, with only the descriptors `kept`, in rising
-    order, as 0, 1, ... False: it could not be renamed (`rename_process`)."""
+    """Become a helper process with that name, in `/`. Keeps only the descriptors `kept` (in rising
+    order), which become 0, 1, ... False: it could not be renamed (`rename_process`)."""
     for number, fd in enumerate(kept):
         os.dup2(fd, number)
     os.closerange(len(kept), _MOST)
@@ -394,7 +394,7 @@ def become_helper(name: bytes, *kept: int) -> bool:
 
 
 def die_of(signum: int) -> None:
-    """Die of a signal, as the command did. Returns if that is not possible (PID 1)."""
+    """Terminate by a signal, as the command did. Returns if that is not possible (PID 1)."""
     _signal.signal(signum, _signal.SIG_DFL)
     os.kill(os.getpid(), signum)
     _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (signum,))

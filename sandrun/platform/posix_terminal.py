@@ -46,7 +46,7 @@ def is_ours() -> "bool | None":
 
 def modes() -> "list[Any] | None":
     """The modes (termios(3)) of the terminal if our group is in the foreground. None: it is not, or
-    our caller has made the terminal raw and will restore it."""
+    our caller has made the terminal raw, and will restore it."""
     fd = _open()
     if fd < 0:
         return None
@@ -54,7 +54,7 @@ def modes() -> "list[Any] | None":
 
     try:
         before = termios.tcgetattr(fd)
-        # 0: a group outside our pid namespace; such groups cannot be told apart.
+        # Groups outside our pid namespace all have the number 0 and cannot be distinguished.
         has_it = os.tcgetpgrp(fd) == os.getpgrp() != 0
         return before if has_it and before[3] & termios.ICANON else None
     except (OSError, termios.error):
@@ -64,12 +64,12 @@ def modes() -> "list[Any] | None":
 
 
 def restore(before: "list[Any]", helper: str) -> None:
-    """Restore these modes if no other process uses the terminal: a pager in our pipeline, for
-    example, which is in our group, may have made it raw for itself. Processes of the name `helper`,
-    which are our own, do not count.
+    """Restore these modes if no other process uses the terminal. For example, a pager in our
+    pipeline, which is in our group, may have made it raw for itself. Processes with the name
+    `helper`, which are ours, do not count.
 
-    A killed command cannot restore them, and a shell does it only for a job that a signal ended
-    (bash, jobs.c), while we exit with a code.
+    A killed command cannot restore them, and a shell restores them only for a job that a signal
+    ended (bash, jobs.c), while we exit with a code.
     """
     fd = _open()
     if fd < 0:
@@ -90,7 +90,7 @@ def restore(before: "list[Any]", helper: str) -> None:
 
 
 def _is_free(front: int) -> bool:
-    """Whether the foreground group is ours, or gone, as that of a dead interactive shell."""
+    """Whether the foreground group is ours, or is gone, like that of a dead interactive shell."""
     try:
         if front != os.getpgrp():
             os.killpg(front, 0)
@@ -101,8 +101,8 @@ def _is_free(front: int) -> bool:
 
 
 def _is_shared(helper: str) -> bool:
-    """Whether our group has a process that is no ancestor of ours, but a sibling of ours or of one.
-    Processes of the name `helper` do not count: those of an outer run."""
+    """Whether our group contains a live sibling of this process or of an ancestor of it. Processes
+    with the name `helper` do not count: they belong to an outer run."""
     from sandrun.platform import processes
 
     child = os.getpid()
@@ -136,9 +136,9 @@ def is_in_our_group(pid: int) -> bool:
 
 
 def give_to(group: int) -> None:
-    """Put `group` in the foreground again if a shell has put ours there since.
+    """Put `group` in the foreground again if a shell has put our group there since.
 
-    An interactive shell below us has a group of its own, which our own shell does not know.
+    An interactive shell below us has a group of its own, unknown to the shell that started us.
     SIGTTOU is blocked, so this cannot stop us.
     """
     fd = _open()

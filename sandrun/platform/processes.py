@@ -1,7 +1,7 @@
-"""The processes of this system, from where it keeps them: libproc, /proc, psutil.
+"""The processes of this system, as libproc, /proc or psutil report them.
 
-The system's own module has the facts (`Stat`, `children`, `environ` ...). What follows from those
-in the same way on several systems is here.
+The module of each system has the facts (`Stat`, `children`, `environ` ...). Here is what is derived
+from them in the same way on several systems.
 """
 
 import os
@@ -33,21 +33,21 @@ if sys.platform != "win32":
                 pid = Stat(pid).parent
             except OSError:
                 break
-            if pid:  # 0 stands for any process outside of the namespace
+            if pid:  # 0: a process outside our pid namespace
                 chain.append(pid)
         return chain
 
     def descendants(root: int) -> "list[int]":
-        """The descendants of `root`, parents before children, without a scan of the host; orphans
-        are among them only if an ancestor in the tree is a subreaper."""
+        """The descendants of `root`, parents before children, without a scan of the host. Orphans
+        are included only if an ancestor in the tree is a subreaper."""
         found = children(root)
         for pid in found:
             found += children(pid)
         return found
 
     def kill_if_same(pid: int, started: int) -> bool:
-        """SIGKILL the process of that pid and start time, or none. False: it lives, and we are not
-        permitted to."""
+        """SIGKILL the process of that pid if it started at `started`. False: it lives, and we are
+        not permitted to kill it."""
         pidfd = open_pidfd(pid)
         try:
             return start(pid) != started or kill_process(pid, pidfd)

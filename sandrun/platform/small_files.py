@@ -1,6 +1,6 @@
 """Reading small files that others may have made: of a project, a repository, the user.
 
-Promises that a read never blocks and is bounded, whatever kind of file has that name.
+Promises that a read never blocks and is bounded, whatever kind of file has the name.
 """
 
 import errno
@@ -8,7 +8,7 @@ import os
 from stat import S_ISDIR, S_ISLNK, S_ISREG
 
 SMALL = 1 << 20
-"""Bytes; no configuration file has a reason to be larger."""
+"""Bytes; no configuration file needs to be larger."""
 _FLAGS = os.O_RDONLY
 for _name in ("O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"):  # where the system has it
     _FLAGS |= getattr(os, _name, 0)
@@ -42,15 +42,16 @@ def read_small(path: str, top: str = "", most: int = SMALL) -> "bytes | None":
             data += part
     finally:
         os.close(fd)
-    if len(data) > most:  # it grew, or is one whose reported size is 0, as in /proc
+    if len(data) > most:  # it grew, or its reported size is 0, as in /proc
         raise OSError(errno.EFBIG, "too large")
     return data
 
 
 def has_table(data: bytes) -> bool:
-    """Whether a pyproject.toml may have a table of ours, in any of TOML's notations.
+    """Whether a pyproject.toml may have a table of ours.
 
-    It does without tomllib, so that most projects need not load that.
+    Only an inline table at the top (`tool = {sandrun = ...}`) and escapes in keys are not found. It
+    avoids tomllib, so that runs in most projects need not import that.
     """
     bare = b"\n" + data.translate(None, b" \t\r\"'")
     in_tool = b"\n[tool]" in bare and (b"\nsandrun=" in bare or b"\nsandrun." in bare)

@@ -1,12 +1,12 @@
-"""The user's uid as others see it. Imported only in a user namespace or under fakeroot(1).
+"""The user's uid as other processes see it. Imported only in a user namespace or under fakeroot(1).
 
-In a user namespace (`unshare -Ur`, rootless containers) uids mean nothing outside. The library that
-fakeroot(1) preloads answers geteuid(2) and stat(2) with other uids than the kernel has.
+In a user namespace (`unshare -Ur`, rootless containers) uids are mapped to others outside. With the
+library that fakeroot(1) preloads, geteuid(2) and stat(2) return other uids than the kernel has.
 """
 
 
 def kernel_uid(uid: int) -> int:
-    """Our effective uid in the kernel, whatever a preloaded library says; else `uid`."""
+    """Our effective uid in the kernel, whatever a preloaded library returns; `uid` if unknown."""
     for line in _lines("/proc/self/status"):
         if line.startswith("Uid:"):
             return int(line.split()[2])  # real, effective, saved, file system (proc(5))
@@ -14,7 +14,8 @@ def kernel_uid(uid: int) -> int:
 
 
 def outside_uid(uid: int) -> int:
-    """The number of `uid` in the parent of our user namespace (user_namespaces(7)); else `uid`."""
+    """The uid in the parent of our user namespace (user_namespaces(7)) to which `uid` is mapped;
+    `uid` if it is unknown."""
     for line in _lines("/proc/self/uid_map"):
         inside, outside, count = map(int, line.split())
         if inside <= uid < inside + count:

@@ -3,10 +3,10 @@
 Promises
 - Every call goes through `PROTOTYPES`, which has the argument types, the result type, and which
   result is a failure (`sandrun.platform.windows_calling` raises OSError then).
-- No type depends on the system (`wintypes.DWORD` has 8 bytes on Linux, `c_wchar` 2 or 4), so this
-  can be imported anywhere: tests/windows/layout.py compares each structure with the compiler's, and
-  a fake in the tests implements the same prototypes.
-- `use_last_error`: the interpreter cannot change a call's error number before it is read.
+- No type depends on the operating system (`wintypes.DWORD` has 8 bytes on Linux, `c_wchar` 2 or
+  4), so this can be imported anywhere: tests/windows/layout.py compares each structure with the
+  compiler's, and a fake in the tests implements the same prototypes.
+- With `use_last_error`, the interpreter cannot change a call's error number before it is read.
 
 A new call needs one line in the table; a new structure a class here and a line in `HEADERS`.
 Source: the Windows SDK's headers, as mingw-w64 has them.
@@ -104,7 +104,7 @@ class JobPort(ctypes.Structure):
 
 
 def pid_list(room: int) -> "Any":
-    """A JOBOBJECT_BASIC_PROCESS_ID_LIST with room for so many pids."""
+    """A JOBOBJECT_BASIC_PROCESS_ID_LIST with room for `room` pids."""
 
     class JobPids(ctypes.Structure):
         NumberOfAssignedProcesses: int
@@ -317,7 +317,7 @@ PROTOTYPES: "dict[str, Prototype]" = {
     "GetProcessTimes": _kernel32(BOOL, ZERO, HANDLE, POINTER, POINTER, POINTER, POINTER),
     "GetExitCodeProcess": _kernel32(BOOL, ZERO, HANDLE, POINTER),
     "TerminateProcess": _kernel32(BOOL, ZERO, HANDLE, DWORD),
-    # Wine has this call, Windows has not
+    # exists in Wine, not in Windows
     "wine_get_version": Prototype("ntdll", ctypes.c_char_p, NEVER),
 }
 

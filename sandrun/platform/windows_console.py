@@ -1,8 +1,8 @@
 """The events of the console: Ctrl-C, Ctrl-Break, and the end of the console.
 
-A console sends its events to all attached processes, so the command has got its Ctrl-C already. For
-each event the system starts a thread, which only records it. Without a console there are no events,
-and nothing fails.
+A console sends its events to all attached processes, so the command has already received a Ctrl-C.
+For each event the system starts a thread, which only records it. Without a console there are no
+events, and nothing fails.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from sandrun.platform import windows_api, windows_files
 from sandrun.platform.windows_api import calls
 
 _CLOSING_SECONDS = 10
-"""Windows terminates the processes of a closed console after at most five seconds."""
+"""More than the five seconds after which Windows terminates the processes of a closed console."""
 
 event = 0
 """The handle of a Windows event that is set while `pending` is not empty; 0: not listening."""
@@ -29,12 +29,12 @@ def listen() -> None:
         return
     event = windows_files.make_event()
     kind = getattr(ctypes, "WINFUNCTYPE", ctypes.CFUNCTYPE)(windows_api.BOOL, windows_api.DWORD)
-    _handler = kind(_record)  # must stay referenced: the system calls it until we exit
+    _handler = kind(_record)  # must stay referenced while the system may call it
     calls.SetConsoleCtrlHandler(_handler, True)
 
 
 def restore() -> None:
-    """Let the console's events terminate us again, like an ordinary program."""
+    """Let the console's events terminate us again, as they terminate an ordinary program."""
     global event, _handler
     if event:
         calls.SetConsoleCtrlHandler(_handler, False)
@@ -46,7 +46,7 @@ def _record(kind: int) -> int:
     pending.append(kind)
     windows_files.set_event(event)
     if kind >= windows_api.CTRL_CLOSE_EVENT:  # or logoff, or shutdown
-        # We are terminated when this returns, so leave the time to end the run.
+        # The process is terminated when this returns, so wait while the main thread ends the run.
         calls.WaitForSingleObject(calls.GetCurrentProcess(), _CLOSING_SECONDS * 1000)
     return 1
 
@@ -60,7 +60,7 @@ def take_events() -> "list[int]":
 
 
 def write(text: str) -> bool:
-    """Write to stderr; False: there is none. Blocks on a full pipe."""
+    """Write to stderr; False: not possible. Blocks on a full pipe."""
     try:
         if sys.stderr is not None and sys.stderr.isatty():
             sys.stderr.write(text)  # a console needs UTF-16, which Python's stream writes
@@ -73,8 +73,8 @@ def write(text: str) -> bool:
 
 
 def break_all(members: "set[int]") -> bool:
-    """Send Ctrl-Break to the processes of our console if all of them are among `members`; else
-    False, because a shell or our caller would get it, too."""
+    """Send Ctrl-Break to the processes of our console. False: not all of them are among `members`,
+    so a shell or our caller would get it, too."""
     room = 256
     pids = (windows_api.DWORD * room)()
     try:

@@ -1,7 +1,7 @@
 """Creating a suspended process inside a job.
 
-Promises that it has the caller's standard handles and console, the given environment and every
-inheritable handle, and that it executes no instruction before its thread is resumed.
+Promises that the process has the caller's standard handles and console, the given environment and
+every inheritable handle, and that it executes no instruction before its thread is resumed.
 Leaves to others: the command line (`sandrun.platform.windows_spawn`), the job
 (`sandrun.backends.job_object`).
 """
@@ -22,8 +22,8 @@ _ATTRIBUTES = 256
 def create(
     path: str, line: str, env: "Mapping[str, str]", job: int
 ) -> windows_api.ProcessInformation:
-    """Create a suspended process, in the job from its start (Windows 10), so that a supervisor
-    killed at this point leaves nothing behind. Raises OSError."""
+    """Create a suspended process that is in the job from its start (Windows 10), so that a
+    supervisor that is killed at this point leaves nothing behind. Raises OSError."""
     startup, created = _startup_info(), windows_api.ProcessInformation()
     attributes, size = ctypes.create_string_buffer(_ATTRIBUTES), windows_api.SIZE(_ATTRIBUTES)
     jobs = (windows_api.HANDLE * 1)(job)
@@ -46,7 +46,7 @@ def create(
         | windows_api.CREATE_UNICODE_ENVIRONMENT
         | windows_api.EXTENDED_STARTUPINFO_PRESENT
     )
-    # The command inherits all inheritable handles, as without us; ours are not inheritable.
+    # The command inherits all inheritable handles, as without sandrun; ours are not inheritable.
     inherit, here = True, None
     try:
         calls.CreateProcessW(
@@ -59,7 +59,7 @@ def create(
 
 
 def _startup_info() -> windows_api.StartupInfoEx:
-    """With our own standard handles."""
+    """The start-up information, with our own standard handles."""
     startup = windows_api.StartupInfoEx()
     startup.StartupInfo.cb = ctypes.sizeof(startup)
     startup.StartupInfo.dwFlags = windows_api.STARTF_USESTDHANDLES

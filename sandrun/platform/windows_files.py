@@ -1,8 +1,8 @@
 """Files, locks and events of Windows, as the queue needs them. Handles are ints; 0: none.
 
 A lock (LockFileEx) is mandatory for the bytes that it covers. So ours cover one byte far behind the
-end of the file, and everybody can still read and write the file. A lock belongs to a handle and a
-process; the kernel releases it when the handle is closed or the process exits.
+end of the file, and other processes can still read and write the file. A lock belongs to a handle
+and a process; the kernel releases it when the handle is closed or the process exits.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ _LOCK_AT_HIGH = 0x40000000  # the high half of the offset: 2**62
 
 
 def extended(path: str) -> str:
-    """An absolute path in the form without the limit of 260 characters."""
+    """An absolute path in the form that has no limit of 260 characters."""
     if path.startswith("\\\\?\\"):
         return path
     if path.startswith("\\\\"):
@@ -119,7 +119,7 @@ def set_named_event(name: str) -> bool:
 
 
 def wait_any(handles: "list[int]", seconds: "float | None") -> int:
-    """Wait until one of up to 64 handles is signalled: its index; -1 after so many seconds."""
+    """Wait until one of up to 64 handles is signalled: its index; -1: none was, for `seconds`."""
     array = (windows_api.HANDLE * len(handles))(*handles)
     # Rounded up, because the caller would busy-wait if this returned too early.
     span = min(int(max(0.0, seconds or 0.0) * 1000) + 1, windows_api.INFINITE - 1)

@@ -1,7 +1,7 @@
 """The processes of Windows, by psutil.
 
-A function answers "no", 0 or nothing for a process that is gone or that we may not access, unless
-its docstring says that it raises OSError.
+For a process that is gone or that we may not access, a function returns False, 0 or an empty list,
+unless its docstring states otherwise.
 """
 
 from sandrun.model import Process
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def _process(pid: int) -> "psutil.Process":
-    """Raises OSError if there is no such process."""
+    """psutil's object for a process. Raises OSError if there is no such process."""
     import psutil
 
     try:
@@ -37,7 +37,7 @@ def read(path: "str | bytes") -> bytes:
 
 
 class Stat:
-    """What is known of a live process. `cpu` is in seconds, `rss` in bytes, `start` in ms."""
+    """The known facts about a live process. `cpu` in seconds, `rss` in bytes, `start` in ms."""
 
     __slots__ = ("cpu", "name", "parent", "rss", "start", "state", "threads")
 
@@ -56,11 +56,11 @@ class Stat:
                 self.threads = process.num_threads()
         except psutil.Error as error:
             raise ProcessLookupError(str(error)) from None
-        self.state = "R"  # Windows has no Ctrl-Z that stops a process
+        self.state = "R"  # Windows has no stopped processes
 
 
 def written(pid: int) -> int:
-    """The bytes that a process has written to any file."""
+    """The bytes that a process has written, to all files."""
     try:
         return int(getattr(_ask(pid, "io_counters"), "write_bytes", 0))
     except OSError:
@@ -133,8 +133,8 @@ def descendants(root: int) -> "list[int]":
 
 
 def describe(pid: int, memory: "int | None" = None) -> "Process | None":
-    """A process for people; memory is its committed memory, which a job limits, unless given. None:
-    it is gone."""
+    """A description of a process; its memory is the committed memory, which a job limits, unless
+    `memory` is given. None: it is gone."""
     import psutil
 
     try:

@@ -3,8 +3,8 @@
 Promises that the command gets the caller's standard handles, console, environment and directory.
 It shares our process group, so the console sends it Ctrl-C directly and once.
 
-A command's name is looked up as by cmd.exe, in PATH with the extensions of PATHEXT, except that the
-current directory is searched only if the name has a directory.
+A command's name is looked up as cmd.exe does, in PATH with the extensions of PATHEXT, except that
+the current directory is not searched for a name without a directory.
 """
 
 import ctypes
@@ -30,10 +30,10 @@ _BATCH = (".bat", ".cmd")
 _UNSAFE = '"%\n\r'
 
 _started: "list[subprocess.Popen[bytes]]" = []
-"""Keeps the handles of the processes that `direct` started open, so their pids are not reused."""
+"""The processes that `direct` started. Their handles stay open, so their pids are not reused."""
 
 parent_process = 0
-"""An open handle of our parent, which shows its death whenever it happens; 0: not known."""
+"""An open handle of our parent, which is signalled when the parent exits; 0: not known."""
 
 
 class CallerState:
@@ -57,7 +57,7 @@ def capture() -> CallerState:
     parent = os.getppid()
     process = open_process(parent)
     if process:
-        # A pid may have been reused; a parent is older than its child.
+        # The pid may have been reused, but a parent is older than its child.
         if _started_at(process) <= _started_at(calls.GetCurrentProcess()):
             caller.parent, parent_process = parent, process
         else:
@@ -66,7 +66,7 @@ def capture() -> CallerState:
 
 
 def interruptibly(caller: CallerState, call: "Callable[[], T]") -> "T":
-    """The result of `call`; the console's events stay pending meanwhile."""
+    """The result of `call`. The console's events stay pending meanwhile."""
     return call()
 
 
@@ -76,7 +76,7 @@ def pending_end_signal(caller: CallerState) -> int:
 
 
 def restore(caller: CallerState) -> None:
-    """Let Ctrl-C terminate this process again, like an ordinary program."""
+    """Let Ctrl-C terminate this process again, as it terminates an ordinary program."""
     windows_console.restore()
 
 
@@ -124,7 +124,8 @@ def environment(extra: "Mapping[str, str]") -> "dict[str, str]":
 
 
 def program(name: str, env: "Mapping[str, str]") -> str:
-    """The file of a command's name, never one of our shims. Raises FileNotFoundError."""
+    """The file that a command's name stands for, never one of our shims. Raises
+    FileNotFoundError."""
     extensions = env.get("PATHEXT", ".COM;.EXE;.BAT;.CMD").split(";")
     endings = [e for e in extensions if e]
     if os.path.splitext(name)[1]:
@@ -173,16 +174,16 @@ def direct(argv: "list[str]", env: "Mapping[str, str]", caller: CallerState) -> 
     import subprocess
 
     path, line = command_line(argv, env)
-    # The command inherits all inheritable handles, as without us; ours are not inheritable.
+    # The command inherits all inheritable handles, as without sandrun; ours are not inheritable.
     process = subprocess.Popen(line, executable=path, env=dict(env), close_fds=False)
     _started.append(process)
     return process.pid
 
 
 def failure(caller: CallerState) -> "tuple[str, int, str]":
-    """Nothing: on Windows a started command was executed."""
+    """Never a failure: on Windows a started command was executed."""
     return "", 0, ""
 
 
 def die_of(signum: int) -> None:
-    """Nothing: Windows has no death by signal, so the exit code reports it."""
+    """Does nothing: on Windows no signal terminates a process; the exit code reports it."""

@@ -58,8 +58,7 @@ class Ticket:
         self.command = unescape(command)
 
     def has_run(self) -> bool:
-        """Whether the owner, which has exited, had started its run. The first call consumes the
-        mark, so only that call returns True."""
+        """Whether the owner, which has exited, had started its run. Only the first call is true."""
         try:
             return STARTED in os.read(self.fd, 4096)
         except OSError:
