@@ -92,10 +92,11 @@ class Limits:
     - `swap` is allowed on top of `memory`.
     - `io` maps the keys of io.max (`rbps`, `wbps` in bytes per second, `riops`, `wiops`) to values
       for the disk under `directory`.
-    - `cpu_time` includes the grace period after the setting of that name. It is for a kernel that
-      ends the tree by itself.
+    - `cpu_time` is the setting of that name plus a grace period on every processor. It is for a
+      kernel that ends the tree by itself.
     - `detached`: the run shall outlive the session that it was started in. `outlives_caller`: the
-      process that started it permits that (README, "The death of who started sandrun").
+      process that started it permits that (README, "The death of the process that started
+      sandrun").
     - `set_by_user` holds the keys that the user set. A backend that cannot enforce one of these
       refuses the run; a default is enforced where that is possible.
     """
