@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from sandrun.config.settings import Settings
 
 PROJECT_VARIABLE = "SANDRUN_PROJECT"
-"""Names, in the command's environment, the project whose queue the innermost run of a project has
-joined. A shim or a Makefile reads it and RUNS_VARIABLE to find out, without starting sandrun, that
-it need not queue."""
+"""In the command's environment: the project of the innermost run that is in a project's queue. A
+shim or a Makefile reads it and RUNS_VARIABLE to find out, without starting sandrun, that it need
+not queue."""
 _PODMAN = f"{os.path.dirname(__file__)}/podman.conf"
 """On cgroup v2, makes podman (4.4 and newer) put containers into the run's group instead of beside
 it. It is a file of the package, so a run writes none and a killed run leaves none."""
@@ -82,13 +82,12 @@ class Request:
 
     @property
     def mark(self) -> str:
-        """What RUNS_VARIABLE says of this run: the state directory and the id."""
+        """The entry of this run in RUNS_VARIABLE: the state directory and the id."""
         return f"{self.state}/{self.id}"
 
     def environment(self, backend: str = "") -> "dict[str, str]":
-        """The environment of the command: the caller's, and what marks and contains this run.
-
-        `backend` is the one that contains it, '' if it is not chosen yet.
+        """The environment of the command: the caller's, with the variables that mark this run and
+        keep its work inside. `backend` is '' if it is not chosen yet.
         """
         runs = f"{self.enclosing}{os.pathsep}{self.mark}" if self.enclosing else self.mark
         marks = {RUNS_VARIABLE: runs}
@@ -108,10 +107,10 @@ class Request:
 def contain_daemons(env: "dict[str, str]", settings: "Settings", run_id: str) -> None:
     """Set each variable that makes a tool work in the run, unless the user has set it.
 
-    sccache cannot work without a server, so the run gets a server of its own, named by `run_id`,
-    unless nothing would end it with the run. An abstract Unix socket leaves no file and cannot be
-    another user's. Versions that know only the port (before SCCACHE_SERVER_UDS, or not on Linux)
-    get one below those that the kernel gives to clients (ip_local_port_range in ip(7)).
+    sccache cannot work without a server, so the run gets a server of its own, named by `run_id`, if
+    the server is ended with the run. An abstract Unix socket leaves no file and cannot be another
+    user's. Versions that know only the port (before SCCACHE_SERVER_UDS, or not on Linux) get one
+    below those that the kernel gives to clients (ip_local_port_range in ip(7)).
     """
     is_ended = settings.leftovers == "kill" and settings.backend != "none"
     for name, value in DAEMONLESS:

@@ -1,10 +1,10 @@
 """The admission of a run: `ticket -> head of the queue -> run lock -> pool`.
 
-Promises: `Admission.acquire` returns with the run lock and the memory reservation held, or with
-neither for a run inside a run of the same queue; or it raises and leaves nothing behind. `release`
-gives everything back in the order that wakes the next run once.
+Promises: `Admission.acquire` returns with the run lock and, if the pool applies, the memory
+reservation, or with neither for a run inside a run of the same queue; or it raises and leaves
+nothing behind. `release` releases all of them in the order that wakes the next run once.
 
-Imports lazily what a run needs only when it has to wait.
+Modules that only a waiting run needs are imported lazily.
 """
 
 import os
@@ -51,7 +51,7 @@ class Admission:
         self._deadline = time.monotonic() + wait_timeout if wait_timeout else float("inf")
 
     def private_descriptors(self) -> "list[int]":
-        """What only the supervisor may hold open: a ticket is alive while it is locked."""
+        """Descriptors that only the supervisor may hold open: a ticket is alive while locked."""
         return [self.ticket.fd] if self.ticket else []
 
     def make_lock_inheritable(self) -> None:
@@ -60,13 +60,13 @@ class Admission:
             os.set_inheritable(fd, True)
 
     def publish_queue_file(self) -> None:
-        """Rewrite queue.txt. Called after the command was started, because it can wait."""
+        """Rewrite queue.txt. Called after the command was started, because it is not urgent."""
         if self.queue:
             self.queue.publish_queue_file()
 
     def release(self) -> None:
-        """Release the run lock, then the ticket, whose end wakes the next run: in this order, so
-        that it finds the lock free."""
+        """Release the run lock, then remove the ticket, which wakes the next run: in this order, so
+        that the next run finds the lock free."""
         if self.lock:
             self.lock.release()
         if self.queue and self.ticket:
@@ -81,7 +81,7 @@ class Admission:
     def acquire(self) -> None:
         """Enqueue the run and return when it may start.
 
-        Raises SandrunError (exit code 75 when the user would not wait longer), Refused, and
+        Raises SandrunError (exit code 75 when the wait is given up), Refused, and
         errors.Interrupted when a signal ends the wait.
         """
         request = self.request
@@ -111,7 +111,7 @@ class Admission:
                 queue.close()
 
     def _owner(self) -> str:
-        """Whom a kept place is for: the same command, from the same directory."""
+        """Identifies the owner of a kept place: the same command, from the same directory."""
         words = [self.request.cwd, *self.request.command]
         return sha1("\0".join(words).encode("utf-8", "surrogateescape"))[:16]
 
@@ -150,7 +150,7 @@ class Admission:
     def _clean_up(self, lock: RunLock) -> bool:
         """Clean up after the last holder of the run lock, if it was killed.
 
-        False: the lock is held again, for processes of that run that cannot be ended.
+        False: another process holds the lock now, for processes of that run that cannot be ended.
         """
         if not lock.read_holder():
             return True
@@ -167,7 +167,7 @@ class Admission:
         queue.publish_queue_file()
         lock.prepare()
         if self.request.settings.backend != "auto":
-            backends.named(self.request.settings.backend)  # imported now, to start sooner then
+            backends.named(self.request.settings.backend)  # imported before the wait, not after it
 
         def wait(waiter: "Waiter") -> None:
             waiter.wait_turn(queue, ticket, lock)
@@ -213,7 +213,7 @@ class Admission:
             self._leave_pool()
             return
         self.publish_queue_file()
-        # Whoever waits for our own run waits, through us, for the pool.
+        # A process that waits for our run also waits for the pool.
         enclosing += f"{os.pathsep if enclosing else ''}{self.request.mark}"
         try:
             private = [*self.private_descriptors(), ticket.fd]
@@ -230,7 +230,7 @@ class Admission:
         private: "list[int]",
         wait: "Callable[[Waiter], None]",
     ) -> None:
-        """Wait in `queue`. Announce the `enclosing` runs, so that a deadlock is found."""
+        """Wait in `queue`. Announce the `enclosing` runs, so that a deadlock is detected."""
         from sandrun import errors
         from sandrun.queue import nesting
         from sandrun.queue.progress import Progress

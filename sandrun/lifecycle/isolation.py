@@ -1,12 +1,12 @@
-"""What a run with `--private-tmp` or `--private-ipc` must not see, and what it must still see.
+"""The directories that `--private-tmp` and `--private-ipc` cover, and the paths that stay visible.
 
-The covered directories are /tmp, /var/tmp and TMPDIR, or /dev/shm. Bound back is what the command
-cannot do without or was told to use: the project, its git directories, the directory where it
+The covered directories are /tmp, /var/tmp and TMPDIR, or /dev/shm. Paths below them that the
+command needs or may use are bound back: the project, its git directories, the directory where it
 starts, its program, sandrun itself, the state of the queues that the run holds (so that a run
-inside of it finds them), and what the environment names (HOME, PATH, SSH_AUTH_SOCK, ...). TMPDIR is
+inside of it finds them), and paths in the environment (HOME, PATH, SSH_AUTH_SOCK, ...). TMPDIR is
 not bound back: below a covered directory it is created empty, elsewhere it is covered itself.
 
-`sandrun.lifecycle.namespaces` does it.
+`sandrun.lifecycle.namespaces` makes the mounts.
 """
 
 import os
@@ -32,7 +32,7 @@ _NOT_KEPT = frozenset((*_TEMPORARY, "PWD", "OLDPWD", "_"))
 
 
 def check(request: Request) -> None:
-    """Raise SandrunError unless the run can have what it asks for. Called before the wait."""
+    """Raise SandrunError unless the run can have these directories. Called before the wait."""
     planned = plan(request, request.environment())
     for directory, _, _, kept in planned.steps:
         messages.decision(f"{directory} is the run's own, except: {', '.join(kept) or 'nothing'}")
@@ -43,7 +43,7 @@ def check(request: Request) -> None:
 
 def plan(request: Request, env: "Mapping[str, str]") -> Plan:
     """The plan for a run whose command gets the environment `env`. Raises SandrunError."""
-    settings, cwd = request.settings, project.working_directory()  # may have been renamed
+    settings, cwd = request.settings, project.working_directory()  # its path may have changed
     top = _project(request, cwd)
     covered = ["/dev/shm"] if settings.private_ipc else []
     temporary: list[str] = []
@@ -60,7 +60,7 @@ def plan(request: Request, env: "Mapping[str, str]") -> Plan:
     if is_current(env.get("PWD", "")):
         names.add(env["PWD"])
     planned = Plan(sorted(directories), names, cwd, bool(settings.private_ipc))
-    if settings.backend != "none":  # a monitor does not see memory that no process maps
+    if settings.backend != "none":  # a monitor does not count a file that no process maps
         planned.options = f"size={settings.memory}"
     return planned
 
@@ -79,9 +79,9 @@ def _refuse(
     """Raise SandrunError if covering a directory would hide what the run needs, or what it writes
     to HOME.
 
-    `own` are the directories that the options name, `temporary` those that only TMPDIR names. The
-    latter may be any directory, so no variable may name it, except sandrun's and those that are
-    about temporary files too (SLURM_TMPDIR, RUNNER_TEMP).
+    `own` are the directories that the options cover, `temporary` those that only TMPDIR names. The
+    latter may be any directory, so no other variable may name it, except sandrun's and those for
+    temporary files (SLURM_TMPDIR, RUNNER_TEMP).
     """
     names = dict.fromkeys(map(os.path.realpath, needed), "")
     for name, value in env.items():
@@ -102,7 +102,7 @@ def _refuse(
 
 
 def _state(request: Request) -> "Iterator[str]":
-    """The state directories that a run inside of this one shares with it. Makes those of the pool
+    """The state directories that a run inside of this one shares with it. Creates those of the pool
     and the locks, which any run may need."""
     for path in (pool_path(), lock_root()):
         try:
@@ -124,7 +124,7 @@ def _git(starts: "tuple[str, str]", env: "Mapping[str, str]") -> "Iterator[str]"
 
 
 def _programs(name: str, cwd: str) -> "Iterator[str]":
-    """The command's program, if a path names it, and sandrun's own files."""
+    """The command's program, if it is given as a path, and sandrun's own files."""
     if "/" in name:
         path = os.path.normpath(os.path.join(cwd, name))
         yield path
@@ -148,7 +148,7 @@ def named(env: "Mapping[str, str]") -> "Iterator[str]":
 
 
 def _with_prefix(path: str) -> "Iterator[str]":
-    """A directory of programs, and the one above it, where their other files are (as in a venv)."""
+    """`path`; for a directory of programs also its parent, which has their files (as in a venv)."""
     yield path
     above, name = os.path.split(path)
     if name in ("bin", "sbin"):

@@ -5,10 +5,10 @@ through its supervisor (SIGTERM, which the command gets), and after the grace th
 as a lost run is.
 
 The proof that a target is ours: the pid that is signalled is the holder of the ticket's lock, as
-the kernel reports it in our namespace, asked again before each signal. The holder of a lock is
-alive, so the pid is its own. The pid in a ticket's name is used only where the kernel does not
-report the holder (macOS), and never one that means many processes (kill(2): 0, -1) or init.
-`sandrun.lifecycle.recovery` proves what a killed supervisor left.
+the kernel reports it in our namespace, queried anew for SIGTERM and for SIGKILL. The holder of a
+lock is alive, so the pid is its own. The pid in a ticket's name is used only where the kernel does
+not report the holder (macOS), and never one that means many processes (kill(2): 0, -1) or init.
+`sandrun.lifecycle.recovery` proves which processes a killed supervisor left.
 
 Windows has no signals: see `sandrun.lifecycle.windows_kill`.
 """
@@ -65,7 +65,7 @@ def end(state: str, run: "str | None", everything: bool, grace: float) -> Answer
 def _end_queue(
     queue: Queue, run: "str | None", everything: bool, grace: float, answer: Answer
 ) -> None:
-    # An empty id, as from a script's unset variable, names no run, not even the project's.
+    # An empty id, as from a script's unset variable, matches no run, not even the project's.
     tickets = [
         t for t in queue.tickets() if everything or t.id == run or (run is None and t.running)
     ]
@@ -107,7 +107,7 @@ def _end_holder(queue: Queue, ticket: Ticket, grace: float) -> bool:
 
 
 def _why() -> str:
-    """Why the holder of a lock may be unknown."""
+    """The reason why the holder of a lock may be unknown."""
     if sys.platform == "win32":
         return ""
     from sandrun.platform import processes
@@ -134,8 +134,8 @@ def _is_gone_within(queue: Queue, ticket: Ticket, seconds: float) -> bool:
 
 
 def _end_lost(queue: Queue) -> bool:
-    """End what killed supervisors left, by the holder's lines. Returns whether anything was
-    ended."""
+    """End the processes that killed supervisors left, by the holders' lines. Returns whether any
+    was ended."""
     ended = False
     for lock, free in holder.each_slot(queue):
         line = lock.read_holder()

@@ -1,16 +1,16 @@
 """Our own modules that are imported late or never, held open so that they can still be imported.
 
 A run may last for hours, and the package may go away in the meantime: an upgrade replaces it, or
-somebody, perhaps the command itself, recreates the virtual environment. To import all of them
-would cost every start 1.6 ms. A descriptor of each file costs a twentieth of that, and an unlinked
-file can be read as long as it is open.
+somebody, perhaps the command itself, recreates the virtual environment. Importing all of them at
+the start would cost every run 1.6 ms. A descriptor of each file costs a twentieth of that, and an
+unlinked file can be read as long as it is open.
 
 Promise: after `hold`, the modules that it names come from the version that is running. While a
 module's file is still in its place, Python imports it as usual; after that, it comes from the open
 file. One finder checks this before Python's own finders, because another version's file may be in
-that place. A second one comes after them, because the package may vanish in between: a source file
-before its compiled file, for example. A waiter holds more modules open, because the run ahead of it
-may replace sandrun's own package.
+that place. A second one follows Python's finders, because the package may vanish while they search:
+a source file before its compiled file, for example. A waiter holds more modules open, because the
+run ahead of it may replace sandrun's own package.
 """
 
 import marshal
@@ -39,7 +39,7 @@ LATE = (
     ),
     *(f"supervise/{name}" for name in ["shared_memory", "termination", "timeouts", "witness"]),
 )
-"""What the supervisor and its keepers import after the command has started."""
+"""Modules that the supervisor and its keepers import after the command has started."""
 WAITING = (
     *(
         f"backends/{name}"
@@ -57,19 +57,19 @@ WAITING = (
     "platform/user_ids",
     *(f"supervise/{name}" for name in ["keeper", "posix_keeper"]),
 )
-"""What a run imports between its turn and the command's start."""
+"""Modules that a run imports between its turn and the command's start."""
 _ENOUGH = 64
-"""Below this limit on descriptors (getrlimit(2), RLIMIT_NOFILE) none is used for this."""
+"""Below this limit on descriptors (getrlimit(2), RLIMIT_NOFILE) no module is held open."""
 _HEADER = 16
 """Bytes before the code in a compiled file (PEP 552)."""
 
 _held: "dict[str, tuple[int, str]]" = {}
-"""By module, the descriptor and the path of its file."""
+"""The descriptor and the path of each module's file."""
 
 
 def hold(names: "tuple[str, ...]" = LATE) -> None:
     """Open these modules' files. One that cannot be opened (in a zip file) is imported as usual."""
-    # On Windows, no one could replace an open file.
+    # On Windows an open file cannot be replaced, so an upgrade would fail.
     if sys.platform == "win32" or os.sysconf("SC_OPEN_MAX") < _ENOUGH:
         return
     top = os.path.dirname(os.path.dirname(__file__))
@@ -103,11 +103,11 @@ class _Finder:
         fd, path = _held.get(name, (-1, ""))
         if fd < 0 or (self.first and _is_there(fd, path)):
             return None
-        kind: type[ModuleSpec] = type(sys.__spec__)  # spares importing importlib.machinery
+        kind: type[ModuleSpec] = type(sys.__spec__)  # without importing importlib.machinery
         return kind(name, self, origin=path)  # type: ignore[arg-type]
 
     def create_module(self, spec: "ModuleSpec") -> None:
-        """Let Python create it as usual."""
+        """Have Python create the module as usual."""
 
     def exec_module(self, module: "ModuleType") -> None:
         if sys.platform == "win32":

@@ -13,9 +13,9 @@ that of `unshare --map-current-user` (user_namespaces(7)): exec drops the capabi
 set-user-ID programs gain nothing in it.
 
 Measured as a plain user, compared with the bare command: these calls cost 2.7 ms, 2 of them for
-ctypes; `unshare sh -c 'mount ...; exec "$@"'` 4.5 ms, and its failures look like the command's;
-`bwrap` 2.1 ms, but it stays as the command's parent, takes signals and job control from it, sets
-no_new_privs, and is usually not installed.
+ctypes; `unshare sh -c 'mount ...; exec "$@"'` costs 4.5 ms, and its failures look like the
+command's; `bwrap` costs 2.1 ms, but it stays as the command's parent, takes signals and job control
+from it, sets no_new_privs, and is usually not installed.
 """
 
 import errno
@@ -37,8 +37,8 @@ class Plan:
     """Which directories to cover, and what to bind back into them.
 
     Each of the `steps` is a directory and three lists of names below it: directories to make,
-    symbolic links to copy, and what to bind back. A bind mount has the real path of what it shows,
-    so the links on the way to it, and on the way to each covered directory, are copied too.
+    symbolic links to copy, and paths to bind back. A bind mount is made at the real path, so the
+    links on the way to it, and on the way to each covered directory, are copied too.
     """
 
     def __init__(self, directories: "list[str]", names: "set[str]", cwd: str, ipc: bool) -> None:
@@ -68,7 +68,7 @@ class Plan:
             self._add(path, {k for k in kept if is_below(k, path)}, links)
 
     def _add(self, path: str, kept: "set[str]", links: "set[str]") -> None:
-        """Add a directory to cover. The directories around it were added before."""
+        """Add a directory to cover. The directories that contain it were added before."""
         outer = next((step for step in reversed(self.steps) if is_below(path, step[0])), None)
         if outer and not any(is_below(path, f"{outer[0]}/{k}") for k in outer[3]):
             outer[1].append(path[len(outer[0]) + 1 :])
@@ -212,7 +212,7 @@ def _copy_owner_and_mode(path: str, info: os.stat_result) -> None:
 
 
 def attempt(planned: Plan) -> "SandrunError | None":
-    """Enter the namespaces in a child process. None: it worked; else why it did not."""
+    """Enter the namespaces in a child process. Returns the error, or None if that worked."""
     read_end, write_end = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -1,12 +1,12 @@
 """Cleaning up after a supervisor that was killed.
 
-The run's keeper does it at once. If the keeper was killed too, the next run of the queue does it:
+The run's keeper does it at once. If the keepers were killed too, the next run of the queue does it:
 it reads the holder's line in the run lock's file. Several processes may end a run's processes at
 once, which is harmless. Only the holder of the run lock writes the record, so there is one record.
 
-A process that nobody can end (another user's, or one in uninterruptible sleep) may have closed the
-run lock that it inherited, as sudo does. So the process that finds it holds the lock until it is
-gone (`outlast`), and the holder's line names it.
+A process that cannot be ended (another user's, or one in uninterruptible sleep) may have closed the
+run lock that it inherited, as sudo does. So the process that finds it holds the lock until the
+unkillable one is gone (`outlast`), and the holder's line names that one.
 
 A process is killed only with proof that it is the run's. The line is only text: it may be damaged,
 copied, or written by a version that knows other backends. So nothing is ended unless
@@ -16,7 +16,7 @@ copied, or written by a version that knows other backends. So nothing is ended u
   no process has the supervisor's pid and start time;
 - the backend is one of ours, and accepts the token as that of this very run (`attach`);
 - the backend proves that the processes are the run's (`cgroup_common`, `rlimit`).
-What cannot be proved is left alone and reported. Git's locks are moved only if every process is
+Processes without proof are left alone and reported. Git's locks are moved only if every process is
 dead, and only those that were made after the line was written (`git.stale`).
 """
 
@@ -47,7 +47,8 @@ def outlast(container: "Container", known: "dict[int, int]") -> None:
     """Return when these processes, their descendants and all others of the container are dead.
 
     They may fork and exit, and may be another user's, so they are polled each second. The container
-    is asked only when none of them is left, because on the fallback that scans the host."""
+    is queried only when none of them is left, because with the fallback that scans all processes.
+    """
     if sys.platform == "win32":
         return  # no process of ours waits there
     import select
@@ -67,7 +68,7 @@ def outlast(container: "Container", known: "dict[int, int]") -> None:
 
 
 def end_orphans(queue: Queue, line: bytes) -> bool:
-    """End what is left of the run that `line` describes, if its supervisor is dead.
+    """End the processes left of the run that `line` describes, if its supervisor is dead.
 
     False: the supervisor is alive, some process survived, or the line does not prove which
     processes are the run's.
@@ -186,7 +187,7 @@ def take_over(lock: RunLock, private: "list[int]") -> bool:
         )
         _record_lost(holder)
         return True
-    # The file's time proves when the run began; the text does not.
+    # The time of the file is proof of when the run began; the text is not.
     holder.since = max(holder.since, lock.written_at())
     return _end_all(lock, line, holder, container, private)
 
@@ -207,6 +208,6 @@ def _end_all(
             container.close()
 
         return not keeper.hold(lock, private, wait)
-    # Our own git variables may lead to another repository than that run's did.
+    # Our own git variables may name another repository than that run's did.
     _finish(container, holder, {})
     return True

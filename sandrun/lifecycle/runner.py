@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from sandrun.types import Record
 
 _KILLED = ("signal", "timeout", "cpu-time", "idle", "parent", "memory", "escaped")
-"""Reasons after which git's locks may be left: the run's processes had no time to clean up."""
+"""Reasons after which git's locks may be left: the run's processes may not have cleaned up."""
 
 
 def run(
     command: "list[str]", settings: "Settings", project: str, caller: spawn.CallerState
 ) -> Outcome:
-    """Run `command` through the queue of `project`, contained, and return how it ended.
+    """Run `command` in the queue of `project` and in a container, and return its outcome.
 
     Raises SandrunError when sandrun fails before the command was started, and errors.Interrupted
     when a signal ends sandrun before that.
@@ -82,7 +82,7 @@ class Run:
         }
         self._log: history.Log | None = None
         self._keeper: Keeper | None = None
-        self._line = b""  # the holder's line (`sandrun.queue.holder`), once there is a container
+        self._line = b""  # the holder's line (`sandrun.queue.holder`), set with the container
         self._unkillable: list[int] = []
 
     @property
@@ -94,7 +94,7 @@ class Run:
         """Wait for admission, run the command, record the run, and release everything."""
         began = time.time()
         try:
-            self._log = history.Log()  # opened before the wait: no hand-off waits for it
+            self._log = history.Log()  # opened before the wait, so that it delays no hand-off
         except OSError:
             pass  # the record will go to the state directory
         for subscriber in messages.subscribers:
@@ -277,7 +277,7 @@ class Run:
             child = container.spawn(request.command, env, caller)
         except OSError as error:
             return _report_not_started("X", error.errno or 0, request.command)
-        # Nothing may come before this: what the terminal sends now reaches the command without us.
+        # No code may come in between: the terminal's signals now reach the command without us.
         supervisor = Supervisor(child, container, settings, backend.kernel, keeper)
         supervisor.git = guard
         if sys.platform == "win32":
@@ -320,7 +320,7 @@ _NOTED = "fallback-noted"  # this note names the boot in which the fallback was 
 
 
 def _guarded(step: "Callable[[], None]") -> None:
-    """Do a step after the command's end. Whatever fails in it, the command's exit code stands."""
+    """Do a step after the command's end. A failure in it does not change the exit code."""
     try:
         step()
     except Exception as error:
@@ -331,7 +331,7 @@ def _guarded(step: "Callable[[], None]") -> None:
 
 
 def _remove_unused(root: str) -> None:
-    """After the first run of a project: remove the state of projects that are no longer used."""
+    """After a project's first run, remove the state of projects that are no longer used."""
     if sys.platform == "win32":
         return
     try:
@@ -351,7 +351,7 @@ def _report_end(outcome: Outcome, settings: "Settings", backend: "Backend") -> N
 
 
 def _report_not_started(stage: str, number: int, command: "list[str]", what: str = "") -> Outcome:
-    """Report why the command was not started. `stage` N: `what` of its namespaces failed."""
+    """Report why the command was not started. Stage N: the step `what` of its namespaces failed."""
     if sys.platform == "linux" and stage == "N":
         from sandrun.lifecycle import namespaces
 
@@ -381,8 +381,8 @@ def _restore_terminal(modes: "list[Any]") -> None:
 
 def _call_in_root(directory: str, call: "Callable[[], Outcome]") -> Outcome:
     """Call `call` in `/`, so that the caller's `directory` can be unmounted or removed once the
-    command has left it. Then go back, unless the path leads to another directory by now: the
-    environment may name files by a relative path (GIT_DIR)."""
+    command has left it. Then return to it, because the environment may name files by a relative
+    path (GIT_DIR), unless its path leads to another directory by now."""
     if sys.platform == "win32":
         return call()
     try:

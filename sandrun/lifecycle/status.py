@@ -55,7 +55,7 @@ def describe(path: str, root: str = "", name: str = "") -> "dict[str, object]":
             rows = [_row(queue, ticket, ticket.id in waiting) for ticket in queue.tickets()]
             if queue.paused:
                 note = f"paused; go on with: {command_for('resume', name)}"
-            # This locks for an instant, so only where no run should hold the lock.
+            # This locks for an instant, so it is done only if no run should hold the lock.
             elif not any(row["running"] for row in rows):
                 lost = not all(free for _, free in holder.each_slot(queue))
             if lost:
@@ -94,7 +94,7 @@ def _row(queue: Queue, ticket: Ticket, waits_for_memory: bool) -> "dict[str, obj
 
 
 def _stopped(ticket: Ticket) -> int:
-    """The stopped process that holds up a run or a waiter; 0: none."""
+    """The stopped process that delays a run or a waiter; 0: none."""
     if sys.platform == "win32":
         return 0
     # A supervisor stops when the terminal stops the command, but not at a SIGSTOP to it alone.

@@ -1,8 +1,8 @@
 """How `sandrun kill` ends the holder of a ticket on Windows (`sandrun.lifecycle.kill`).
 
-An event asks the holder to end. After the grace it is terminated, and its job ends the tree. Its
-process is opened by the pid in the ticket's name before the ticket is checked once more; a live
-ticket then proves that the pid is its own.
+An event asks the holder to end. After the grace the holder is terminated, and its job ends the
+tree. The process is opened by the pid in the ticket's name, then the ticket is checked once more:
+if it is still alive, the pid is the holder's.
 """
 
 from sandrun.platform import windows_api, windows_files, windows_spawn
