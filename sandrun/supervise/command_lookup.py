@@ -1,4 +1,4 @@
-"""Whether a command can be executed, whether it may still appear, and what was meant otherwise.
+"""Whether a command can be executed, whether it may still appear, and what the user meant if not.
 
 Imported only by a run that waits for its turn or for a git, or that could not start. A mistyped
 command is refused before the wait; a command that may still be created is not.
@@ -23,7 +23,7 @@ _BUILTINS = frozenset(
 )
 
 _OURS = {"help": "--help", "version": "--version", "run": ""}
-"""Subcommands of many tools, and the option that we have instead; '': none is needed."""
+"""Subcommands of many tools, and the option of sandrun for it; '': none is needed."""
 
 
 def refusal(name: str, project: str, since: float) -> int:
@@ -82,7 +82,7 @@ def _is_below(path: str, project: str) -> bool:
 
 
 def hint(command: "list[str]") -> str:
-    """What the user may have meant by a command that does not exist; '': no idea."""
+    """What the user may have meant by a command that does not exist; '' if nothing is close."""
     name = command[0]
     if name in _BUILTINS or _is_line(name):
         import shlex

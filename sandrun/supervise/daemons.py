@@ -1,8 +1,8 @@
-"""Daemons of tools: how to recognize each, what ends it, and how a run does without it.
+"""Daemons of tools: how to recognize each, which command ends it, and how a run does without it.
 
-The table is data: `tried` names the version that a row was tried with, or says that only the source
-was read. A process that a run left behind is reported with the command that would have ended it.
-The variables by which a run makes daemons unnecessary are `lifecycle.DAEMONLESS`, which costs no
+The table is data: `tried` is the version that a row was tried with; otherwise only the source was
+read. A process that a run left behind is reported with the command that would have ended it. The
+variables by which a run makes daemons unnecessary are in `lifecycle.DAEMONLESS`, which costs no
 import.
 
 A match is a hint for people and proves nothing: no process is ended because of one.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Daemon:
-    """A row.
+    """A row of the table.
 
     `shows`: patterns of its command line, the program without its directory; `*` is any text.
     `ends`: the command that ends it, or that works without it. `instead`: the setting by which the
@@ -65,7 +65,7 @@ class Daemon:
         self.idle = idle
 
     def way_out(self) -> str:
-        """What to do about it, for a hint."""
+        """How to end it or do without it, for a hint."""
         return self.ends + (f", or {self.instead}" if self.instead else "")
 
 
@@ -301,7 +301,7 @@ TABLE = (
 
 
 def known(pid: int) -> "Daemon | None":
-    """The row of a live process, by its command line; None: it has none, or is gone."""
+    """The row that matches the command line of a live process; None: none does, or it is gone."""
     line = _line(pid)
     return next((row for row in TABLE if any(_is_like(line, p) for p in row.shows)), None)
 
@@ -354,7 +354,7 @@ def describe(pid: int) -> "Process | None":
 
 
 def is_own_server(process: "Process", settings: "Settings") -> bool:
-    """Whether it is the server that the run had instead of the user's, which needs no report."""
+    """Whether it is the run's own sccache server (`contain_daemons`), which needs no report."""
     if process.daemon != SERVER or settings.daemons != "contain" or settings.leftovers != "kill":
         return False
     ours = os.environ.get("SCCACHE_SERVER_UDS", "").startswith(SCCACHE_SOCKET)
@@ -362,7 +362,7 @@ def is_own_server(process: "Process", settings: "Settings") -> bool:
 
 
 def ways_out(found: "list[Process]") -> str:
-    """The commands that would have ended the known ones, at most three; '': none is known."""
+    """The commands that would have ended the known daemons, at most three; '': none is known."""
     names = {process.daemon for process in found}
     rows = [row for row in TABLE if row.name in names]
     return "; ".join(f"{row.name}: {row.way_out()}" for row in rows[:3])

@@ -43,7 +43,7 @@ class Outside:
         self._pids = _processes()
 
     def search(self) -> bool:
-        """Examine some of the processes; whether there are more to examine."""
+        """Examine some of the processes. Returns whether there are more."""
         until = time.monotonic() + _SLICE
         while self._pids and time.monotonic() < until:
             pid = self._pids.pop()
@@ -56,7 +56,7 @@ class Outside:
         return bool(self._pids)
 
     def active(self) -> "list[Process]":
-        """The daemons that have worked since."""
+        """The daemons that have worked since the run began."""
         lasted = time.monotonic() - self.began
         found = []
         for pid, (start, cpu) in self.before.items():
@@ -80,7 +80,7 @@ def _processes() -> "list[int]":
     try:
         return [int(name) for name in os.listdir(processes.PROC) if name.isdigit()]
     except OSError:
-        return []  # no /proc, or another namespace's
+        return []  # no /proc, or that of another pid namespace
 
 
 def _serves(pid: int, project: str, env: "Mapping[str, str]") -> bool:
@@ -91,7 +91,7 @@ def _serves(pid: int, project: str, env: "Mapping[str, str]") -> bool:
         if not row or not row.serves:
             return False
         if row.variable and env.get(row.variable) != os.environ.get(row.variable):
-            return False  # the run sets it, and needs no such daemon
+            return False  # the run sets the variable, and needs no such daemon
         if row.serves == "user":
             return RUNS_VARIABLE not in processes.environ(pid)  # else it belongs to another run
         top = project.rstrip("/") + "/"
@@ -102,8 +102,9 @@ def _serves(pid: int, project: str, env: "Mapping[str, str]") -> bool:
 
 
 def _cpu(pid: int) -> float:
-    """Seconds of CPU time of a process and its reaped children, own ones not in ticks of 10 ms:
-    clock_getcpuclockid(3), whose macro is MAKE_PROCESS_CPUCLOCK. Raises OSError: it is gone."""
+    """Seconds of CPU time of a process and its reaped children. Its own time is not rounded to
+    ticks of 10 ms: clock_getcpuclockid(3), whose macro is MAKE_PROCESS_CPUCLOCK. Raises OSError if
+    it is gone."""
     if DARWIN:
         raise NotImplementedError
     return time.clock_gettime(~pid << 3 | 2) + processes.Stat(pid).reaped

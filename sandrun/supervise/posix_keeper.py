@@ -10,11 +10,11 @@ poll(2) on a pipe whose only other end is the supervisor's: end of file is the s
 It shares the open file of the run lock, so the lock is held until the keeper exits. If the keeper
 alone is killed, the supervisor starts another.
 
-If both are killed together, a second keeper does the work. The first keeper starts it, when the run
-has lasted an instant, as an orphan, so that a program that kills a tree of processes from its root
-(CI agents do) does not find it. It blocks in read(2), first until the supervisor's death, then
-until the first keeper's; a dismissed one exits before its keeper does. It is the keeper's child
-only where nobody reaps orphans, so that it would stay as a zombie. If all three are killed, the
+If both are killed together, a second keeper does the work. The first keeper starts it after 20 ms
+of the run, as an orphan, so that a program that kills a tree of processes from its root (CI agents
+do) does not find it. It blocks in read(2), first until the supervisor's death, then until the first
+keeper's; if dismissed, it exits before the first keeper does. Where PID 1 does not reap orphans, it
+would stay as a zombie, so there it is a child of the first keeper. If all three are killed, the
 next run of the queue does their work (`sandrun.lifecycle.recovery`).
 
 Measured (cgroup1, beside the same run without them): the first keeper costs a run 3 ms, the second
@@ -24,11 +24,12 @@ block.
 The keeper also watches the container's events and the supervisor's parent, because the supervisor
 blocks until a signal and can wait for nothing else: an event becomes a wakeup, a real-time signal,
 which the kernel queues even when one is pending. (A thread in the supervisor would do as well, but
-a process with a thread can neither fork another keeper safely nor close what the thread polls.)
-PR_SET_PDEATHSIG would cost the hot path ctypes, and is about the parent's thread.
+a process with a thread can neither fork another keeper safely nor close a file that the thread
+polls.) PR_SET_PDEATHSIG would cost every run the import of ctypes, and reports the death of the
+parent's thread, not of its process.
 
-What proves that it hits the run: it ends the container that its supervisor opened, by the same
-object, and signals its own parent only, which is the supervisor as long as it is the parent.
+The proof that it hits only the run: it ends the container that its supervisor opened, by the same
+object, and signals only its own parent, which is the supervisor as long as that lives.
 
 Its name and command line do not contain sandrun: `pkill -f sandrun` is meant for the supervisor,
 and the keeper has to survive that to clean up.
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from sandrun.backends.protocol import Container
 
     class RunLock(Protocol):
-        """What the keeper asks of the run lock."""
+        """What the keeper needs of the run lock."""
 
         def pass_on(self) -> None: ...
         def release(self) -> None: ...
@@ -116,7 +117,7 @@ class Keeper:
         self._start()
 
     def dismiss(self) -> None:
-        """Have the keepers exit: the run is over and its container is closed."""
+        """Make the keepers exit: the run is over and its container is closed."""
         try:
             os.write(self._pipe, b"..")  # each reads one byte
         except OSError:
@@ -126,7 +127,7 @@ class Keeper:
     def outlast(self) -> None:
         """Leave the run lock to the keeper, which treats this as our death: it holds the lock as
         long as `finish` waits for unkillable processes. They may have closed the lock that they
-        inherited, as what sudo starts has."""
+        inherited: sudo closes it in the processes that it starts."""
         if self._lock:
             self._lock.pass_on()
         os.close(self._pipe)
@@ -149,7 +150,7 @@ class Keeper:
             second.await_end()
         else:
             self._finish()
-            # In this order: the second must not act on a lock that another run holds by then.
+            # In this order: the second keeper must not act when another run may hold the lock.
             second.dismiss()
             if self._lock:
                 self._lock.release()
@@ -179,19 +180,19 @@ class Keeper:
                 second.start()
                 if second.process >= 0:
                     waiter.register(second.process, select.POLLIN)
-                timeout *= 2  # where none can be started, try ever more rarely
+                timeout *= 2  # if none can be started, try again ever more rarely
                 continue
             _wake(supervisor)
             if parent in ready:
                 waiter.unregister(parent)
             if events in ready and mask == select.POLLPRI:
-                os.pread(events, 4096, 0)  # kernfs reports a change until the file is read again
+                os.pread(events, 4096, 0)  # kernfs reports a change until the file is read
             elif events in ready:
                 waiter.unregister(events)  # an eventfd, left for the supervisor to read
 
 
 def _detach(close: "list[int]") -> None:
-    """Give up what belongs to the supervisor: its session, name, descriptors and directory."""
+    """Give up everything shared with the supervisor: session, name, descriptors and directory."""
     os.setsid()
     # A signal to our former group must not look like one that was sent to each process
     # (`sandrun.supervise.witness`).
@@ -208,8 +209,8 @@ def _detach(close: "list[int]") -> None:
 
 def hold(lock: "RunLock", close: "list[int]", until: "Callable[[], None]") -> bool:
     """Leave the run lock to a process that holds it until `until` returns, for a run that has
-    unkillable processes. `close`: descriptors that must not stay open in that process. Whether the
-    lock is held so (not on Windows)."""
+    unkillable processes. `close`: descriptors that must not stay open in that process. Returns
+    whether there is such a process (not on Windows)."""
     if os.fork() == 0:
         try:
             _detach(close)
@@ -222,8 +223,8 @@ def hold(lock: "RunLock", close: "list[int]", until: "Callable[[], None]") -> bo
 
 
 class _Second:
-    """The second keeper. `pipe`: end of file is the supervisor's death, here too; `finish`: called
-    then, if the first keeper died as well."""
+    """The second keeper. `pipe`: as in the first keeper, end of file is the supervisor's death;
+    `finish`: called if then the first keeper dies as well."""
 
     __slots__ = ("_finish", "_link", "_pipe", "pid", "process")
 
@@ -272,10 +273,10 @@ class _Second:
 
     def _keep(self, link: int) -> None:
         if not os.read(self._pipe, 1) and not os.read(link, 1):
-            self._finish()  # our exit frees the lock, and the next run reads that this one ended
+            self._finish()  # our exit frees the lock; the holder's line stays for the next run
 
     def dismiss(self) -> None:
-        """Have it exit: the first keeper's work is done."""
+        """Make it exit: the first keeper has done the work."""
         if self.process >= 0:
             os.write(self._link, b".")
 
@@ -290,7 +291,7 @@ class _Second:
             self._forget()
 
     def _forget(self) -> None:
-        """Close the descriptors of a dead one, and reap it."""
+        """Close the descriptors of a dead second keeper, and reap it."""
         for fd in (self.process, self._link):
             if fd >= 0:
                 os.close(fd)
@@ -306,8 +307,8 @@ _INSTANT = 20
 
 
 def _orphans_are_reaped() -> bool:
-    """Whether the init of our pid namespace reaps orphans: it is known to, and has no dead child
-    now. Elsewhere the supervisor adopts them itself (`cgroup_common.adopt_orphans`)."""
+    """Whether PID 1 of our pid namespace reaps orphans: it is a program that is known to do so, and
+    has no zombie now. Otherwise the supervisor adopts them (`cgroup_common.adopt_orphans`)."""
     return processes.orphans_are_reaped() and not any(
         map(processes.has_exited, processes.children(1))
     )
@@ -322,6 +323,6 @@ def _wake(supervisor: int) -> None:
 
 
 def _open_process(pid: int) -> int:
-    """A pidfd, readable when the process dies; -1: none. If it was dead already, the supervisor
-    sees that its parent has changed."""
+    """A pidfd, readable when the process dies; -1: none. If the parent was dead already, the
+    supervisor sees that its parent has changed."""
     return processes.open_pidfd(pid) if pid else -1

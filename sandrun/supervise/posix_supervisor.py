@@ -3,22 +3,22 @@
 Promises
 - Each signal sent to sandrun is passed on to the command, in the order in which the kernel delivers
   them, also one that came before the command existed (all are blocked from the first line on, and
-  taken one by one with sigwaitinfo(2)). What is sent to our process group, by the terminal or by
+  taken one by one with sigwaitinfo(2)). A signal to our process group, from the terminal or by
   kill(2), reaches the command from the kernel, because it shares that group, and is not sent again.
 - When the command stops (Ctrl-Z), we stop the same way, so the shell's job control works.
-- Every child is reaped, adopted ones too: sandrun can be PID 1, and where PID 1 is not known to
+- Every child is reaped, also an adopted one: sandrun can be PID 1, and where PID 1 is not known to
   reap orphans, we adopt them (prctl(2), PR_SET_CHILD_SUBREAPER). No process that we ended is a
   zombie when we exit.
 - When the process that started us dies, the run ends. If a signal asked the command to end just
-  before, the command gets the grace first: many programs take a second signal as a request to end
+  before, the command gets the grace first: many programs treat a second signal as a request to end
   without cleaning up.
 - At a memory limit the largest process is killed, by the kernel where one enforces the limit. The
   others, which may have to clean up, are asked to end and have the grace, unless they reach the
   limit again.
 
-What proves that a signal hits the run: the command's pid is its own until we have reaped it. Any
-other pid was read from the container an instant ago, and the kernel gives pids in turn, so that one
-comes back only after all others. SIGKILL of many is left to the container, which pins each.
+The proof that a signal hits only the run: the command's pid is its own until we have reaped it. Any
+other pid was read from the container an instant ago, and the kernel assigns pids in turn, so a pid
+is reused only after all others. SIGKILL of many is left to the container, which pins each process.
 """
 
 import os
@@ -52,12 +52,12 @@ if TYPE_CHECKING:
 _JOB_STOPS = (_signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU)
 _SI_USER_MAX = 0  # si_code > 0: sent by the kernel (sigaction(2))
 _WITNESS = 0.002
-"""Seconds until there is a witness of the signals to our group: a shorter run never pays for it
+"""Seconds until the witness of the signals to our group is started: a shorter run never pays for it
 (2 ms of processor time, beside the command)."""
 _OUTSIDE = 0.02
 """Seconds until the search for daemons outside begins, in steps of 2 ms: a shorter run has none."""
 _SHARED = 1 << 18
-"""Bytes of shared memory that count as left: the kernel counts in portions."""
+"""The least shared memory, in bytes, that counts as left: the kernel charges it in batches."""
 _CLOCK_SKEW = 0.02
 """Seconds by which a file's times may be behind our clock, and we behind the command's start."""
 _REAP_SECONDS = 1.0
@@ -111,7 +111,7 @@ class Supervisor(BaseSupervisor):
 
     def _complete(self, outcome: Outcome) -> None:
         if self.witness:
-            self.witness.dismiss()  # it exits while we do what follows
+            self.witness.dismiss()  # it exits during the following steps
         super()._complete(outcome)
         if self.outside:
             outcome.outside = self.outside.active()
@@ -139,7 +139,7 @@ class Supervisor(BaseSupervisor):
 
     def _block(self, until: "float | None") -> None:
         if self.witness and self.witness.deferred:
-            # After all others, so that a signal sent again and again does not keep others from us.
+            # Deferred signals come last, so that a signal sent again and again delays no other.
             same = {info.si_signo for info in self.witness.deferred}
             info = sigtimedwait(spawn.ALL_SIGNALS - same, 0) or self.witness.deferred.pop(0)
         elif until is not None:
@@ -184,7 +184,7 @@ class Supervisor(BaseSupervisor):
             self.keeper.close += self.witness.descriptors
 
     def _search_daemons(self, project: str, env: "Mapping[str, str]") -> bool:
-        """Search for daemons outside of the run for a moment; whether there is more to search."""
+        """Search for daemons outside of the run for a moment. Returns whether to search on."""
         from sandrun.supervise import outside
 
         self.outside = self.outside or outside.Outside(self.child, project, env)
@@ -194,8 +194,8 @@ class Supervisor(BaseSupervisor):
         if self.keeper and signum == self.keeper.WAKEUP and sender in self.keeper.pids:
             self.poll_at = 0.0
             return
-        # From ourselves: a write of ours to a closed pipe. The kernel queues what is blocked even
-        # if it is ignored, and the command has nothing to do with it.
+        # A signal from ourselves is the SIGPIPE of a write of ours: the kernel queues a blocked
+        # signal even if it is ignored. It does not concern the command.
         if signum == _signal.SIGCHLD or sender == os.getpid():
             return
         self.received.add(signum)
@@ -206,7 +206,8 @@ class Supervisor(BaseSupervisor):
         from_kernel = code > _SI_USER_MAX and signum != _signal.SIGALRM
         if from_kernel and signum == _signal.SIGINT:
             self.interrupted = True
-        # The witness is not asked about the terminal's: a stop must not come after its SIGCONT.
+        # The witness is not asked about the terminal's signals: that takes time, and we must not
+        # stop after the SIGCONT that continues the job.
         to_group = from_kernel or self._came_to_group(signum, sender)
         # A hang-up goes to the session's leader alone, so a leader has to pass it on.
         if from_kernel and signum == _signal.SIGHUP and os.getsid(0) == os.getpid():
@@ -222,7 +223,7 @@ class Supervisor(BaseSupervisor):
     def _pass_to_command(self, signum: int) -> None:
         if os.getpid() == 1 and signum in (*_JOB_STOPS, _signal.SIGCONT):
             self.stop_sent = signum != _signal.SIGCONT
-            # Below PID 1 every group is orphaned, where the kernel drops those (setpgid(2)).
+            # Every group below PID 1 is orphaned, so the kernel drops such signals (setpgid(2)).
             if self.stop_sent and _has_default_action(self.child, signum):
                 signum = _signal.SIGSTOP
         self._send(self.child, signum)
@@ -235,7 +236,7 @@ class Supervisor(BaseSupervisor):
         )
 
     def _pass_to_leftovers(self, signum: int, to_group: bool) -> None:
-        """After the command's exit nobody else passes signals to leftovers outside our group."""
+        """After the command's exit only we can pass a signal to leftovers outside our group."""
         if to_group and signum in _JOB_STOPS:
             self._suspend(signum)
             return
@@ -244,9 +245,9 @@ class Supervisor(BaseSupervisor):
                 self._send(pid, signum)
 
     def _take_copies(self, signum: int) -> None:
-        """Take our own copies of the signal that ended the command, unless we took them before.
-        What came to the group is in our queue before we can see that end: the kernel signals a
-        group and announces an exit under one lock (tasklist_lock; exit_notify, kernel/exit.c)."""
+        """Take our own copies of the signal that ended the command, unless we took them before. A
+        signal to the group is in our queue before we can see the command's end: the kernel signals
+        a group and announces an exit under one lock (tasklist_lock; exit_notify, kernel/exit.c)."""
         deferred = self.witness.deferred if self.witness else []
         copies = [info for info in deferred if info.si_signo == signum]
         deferred[:] = [info for info in deferred if info.si_signo != signum]
@@ -282,9 +283,8 @@ class Supervisor(BaseSupervisor):
     def _command_stopped(self, signum: int) -> None:
         """The command was stopped by job control: stop too, and continue together with it.
 
-        SIGSTOP is meant for the command alone, and stopping with it would suspend its limits; but
-        if the command had the terminal, nobody else can give that back to the shell. PID 1 cannot
-        stop.
+        SIGSTOP is meant for the command alone, and stopping with it would suspend its limits. But
+        if the command had the terminal, only we can give it back to the shell. PID 1 cannot stop.
         """
         if self.reason or self.stop_sent:
             return
@@ -300,15 +300,15 @@ class Supervisor(BaseSupervisor):
             self._send(self.child, _signal.SIGCONT)
 
     def _suspend(self, signum: int) -> None:
-        """Stop by `signum`; returns when continued. Our own SIGCONT is consumed: a SIGCONT to us
-        alone is meant for the command as well, and one to the group has reached it."""
-        # The terminal's own is still pending: left there, it would stop us a second time.
+        """Stop by `signum`; return when continued. The SIGCONT that continues us is consumed: the
+        command continues anyway, by a SIGCONT of ours or by one to the group."""
+        # The terminal's stop signal may still be pending, and would stop us a second time.
         while sigtimedwait((signum,), 0) is not None:
             pass
         if self.witness:
             self.witness.suspend()
-        # A stop removes a pending SIGCONT, so one that is pending came after the stop: a shell
-        # whose own process is in between (a function) does not wait for us to stop before its fg.
+        # A stop signal removes a pending SIGCONT, so a pending one came after the stop: a shell
+        # with a process of its own in between (a function) sends fg before we have stopped.
         if _signal.SIGCONT not in _signal.sigpending():
             _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (signum,))
             os.kill(os.getpid(), signum)
@@ -328,12 +328,12 @@ class Supervisor(BaseSupervisor):
 
         self.pressure = termination.MemoryPressure(self.container, self.limit, self.kernel, now)
         begun, self.reason = self.reason, MEMORY[self.container.limit_hit == "outer"]
-        if not begun:  # else the run was asked to end already, and has the rest of the grace
+        if not begun:  # otherwise the run was asked to end already, and has the rest of the grace
             self.stop(self.reason)
 
     def _ask_to_end(self, reason: "StopReason") -> bool:
         """Send the kill signal to the whole tree, children first; at a memory limit kill the
-        largest process, unless the kernel does. A fork bomb cannot be asked."""
+        largest process, unless the kernel does. A tree that is too large to signal is not asked."""
         if self.container.is_too_large_to_signal():
             return False
         pids = self.container.live_pids()
@@ -370,8 +370,8 @@ class Supervisor(BaseSupervisor):
 
 
 def _has_default_action(pid: int, signum: int) -> bool:
-    """Whether the signal would have its default action there, by proc(5): it is neither caught nor
-    ignored nor blocked. A process that waits for it blocks it, which only wchan shows."""
+    """Whether the signal would have its default action in the process: it is neither caught nor
+    ignored nor blocked (proc(5)). A process that waits for it blocks it, which only wchan shows."""
     from sandrun.platform import processes
 
     try:

@@ -34,9 +34,9 @@ _BURST_SECONDS = 0.1
 
 
 class MemoryWarning:
-    """Reports once that more than half of the memory limit is in use, if the usage still grows: a
-    burst that ends there needs no warning, and a run that soon reaches the limit is reported then.
-    With -v at once."""
+    """Reports once that half of the memory limit is in use, if the usage still grows: a burst that
+    ends there needs no warning, and a run that soon reaches the limit is reported then. With -v, it
+    reports at once."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -44,7 +44,7 @@ class MemoryWarning:
         self.settled = 0
 
     def report(self, current: int, container: "Container") -> bool:
-        """Take note of the `current` usage; whether it was reported."""
+        """Take note of the `current` usage. Returns whether it was reported."""
         if not self.settled and time.monotonic() >= self.since + _BURST_SECONDS:
             self.settled = current
         grows = self.settled and current > self.settled + self.limit // 50
@@ -61,7 +61,7 @@ class MemoryWarning:
 
 
 def end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:
-    """Report why the run ended, unless the command simply exited, and what it left behind."""
+    """Report why the run ended, unless the command simply exited, and its leftovers."""
     if outcome.reason in ("memory", "outer-memory"):
         _memory(outcome, settings, backend)
     elif outcome.reason in ("timeout", "cpu-time", "idle"):
@@ -113,7 +113,7 @@ def _did(settings: "Settings") -> str:
 
 
 def _escaped(outcome: Outcome, settings: "Settings") -> "tuple[str, str]":
-    """Which processes left the container, for which group, what had started them, and whether they
+    """Which processes left the container, to which group, what had started them, and whether they
     were ended; and a hint."""
     first = [escape for escape in outcome.escaped.values() if escape.is_first]
     texts = []
@@ -163,7 +163,7 @@ def _shared(texts: "list[str]", commands: "list[str]") -> "tuple[str, str]":
 
 
 def _signal(outcome: Outcome) -> str:
-    """The message that a shell would print; it sees only our exit code."""
+    """The message that a shell would print, which sees only our exit code."""
     try:
         name = signal.Signals(outcome.signal).name
     except ValueError:
@@ -244,7 +244,7 @@ def unkillable(pid: int) -> str:
 
 
 def way_to_end(pid: int) -> str:
-    """What ends such a process, as the end of a sentence; '' if only waiting helps."""
+    """A command that ends such a process, as the end of a sentence; '' if only waiting helps."""
     if sys.platform == "win32":
         return ""
     try:

@@ -1,10 +1,10 @@
 """Shared memory that outlives the processes of a run: reported, and removed if provably the run's.
 
 The run's cgroup is still charged for what is left (`Usage.shared`), so a run that leaves none never
-imports this. SysV segments are found by their creator, files of POSIX shared memory and in other
-tmpfs by owner and time (proc(5), shm_overview(7), tmpfs(5)); files that the same user made
-elsewhere meanwhile cannot be distinguished. A segment is removed only if its creator was seen in
-the run, it was made since the run began, and no process is attached. Files are never removed.
+imports this. SysV segments are found by their creator; files in a tmpfs, such as those of POSIX
+shared memory, by owner and time (proc(5), shm_overview(7), tmpfs(5)). Files that other programs of
+the user made meanwhile cannot be distinguished. A segment is removed only if its creator was seen
+in the run, it was made since the run began, and no process is attached. Files are never removed.
 """
 
 import os
@@ -23,9 +23,9 @@ SHARED = "/dev/shm"
 _SEGMENTS = "/proc/sysvipc/shm"
 _IPC_RMID = 0  # <linux/ipc.h>
 _ENTRIES = 5000
-"""The number of names that are examined, of all tmpfs together: about 20 ms."""
+"""The number of names that are examined, in all tmpfs together: about 20 ms."""
 _SMALL = 64
-"""Once all but this part (1/64) of the memory is attributed, smaller files are not named."""
+"""Once all but 1/64 of the memory is attributed, files smaller than that part are not named."""
 _OURS = ("seq-exec-", "sandrun-")
 """The start of the names of sandrun's own directories."""
 
@@ -116,7 +116,7 @@ def _files(since: float, most: int, excluded: "set[str]") -> "list[tuple[str, in
     left = _ENTRIES
     while folders and left > 0:
         try:
-            # All places at the top before what is deep in one of them.
+            # The tops of all places come before the folders deep in one of them.
             with os.scandir(folders.pop(0)) as entries:
                 for entry in entries:
                     left -= 1

@@ -3,11 +3,11 @@
 Promises
 - A limit on time or memory ends the run: its processes are asked to end, and are killed after the
   grace.
-- Usage of more than half of the memory limit is reported once.
+- Usage of half of the memory limit is reported once, if it still grows.
 - `run` returns when no process of the run is left, or when the user wants leftovers left, or when
   a process survives SIGKILL: then the outcome names it, and the run lock is not given up.
 
-The systems' own supervisors add how to wait for events, how to ask processes to end, and what an
+The supervisor of each system adds how to wait for events, how to ask processes to end, and what an
 exit status means. Left to others: the queue, the limits on time (`sandrun.supervise.timeouts`), the
 processes that the command leaves behind (`sandrun.supervise.leftovers`), the messages about the end
 (`sandrun.supervise.report`).
@@ -32,8 +32,8 @@ MEMORY: "tuple[StopReason, StopReason]" = ("memory", "outer-memory")
 _FIRST_POLL = 0.01
 """Seconds until the first poll: most commands that exit within an instant are never polled."""
 _POLL_SHARE = 20
-"""Polling a kernel's container may use one part in so many of our CPU time; the limit does not
-depend on it. (The monitor of the fallback bounds its own cost.)"""
+"""Polling a kernel's container may use one part in so many of a processor's time; the limit does
+not depend on polling. (The monitor of the fallback bounds its own cost.)"""
 
 
 class BaseSupervisor:
@@ -89,7 +89,7 @@ class BaseSupervisor:
         return outcome
 
     def _add_escaped(self, outcome: Outcome) -> Outcome:
-        """The outcome of a run of which processes left the container."""
+        """The outcome of a run with processes that left the container."""
         left = outcome.leftovers
         if self.strict and outcome.reason in ("exit", "signal"):
             outcome = Outcome("escaped", EXIT_CODES["escaped"])
@@ -101,13 +101,13 @@ class BaseSupervisor:
         return outcome
 
     def _complete(self, outcome: Outcome) -> None:
-        """Add to the outcome what is known when no process of the run is left."""
+        """Add to the outcome the facts that are final only when no process of the run is left."""
         outcome.usage = self.container.usage()
         outcome.top_consumers = self.container.top_consumers()
         outcome.unkillable = self.unkillable
 
     def wait(self, until: "float | None") -> None:
-        """Block until something happens, the next action is due, or `until`; act on it."""
+        """Block until an event, until the next action is due, or until `until`; then act."""
         times = [due for due in (until, *self._dues()) if due is not None]
         self._block(min(times) if times else None)
         self._do_due(time.monotonic())
@@ -148,7 +148,7 @@ class BaseSupervisor:
             self._warn()
 
     def _limit_hit(self, now: float) -> None:
-        """A limit was hit: whatever the command's status says, this is how the run ended."""
+        """A limit was hit, so that is how the run ends, whatever the command's exit status is."""
         raise NotImplementedError
 
     def _warn(self) -> None:
@@ -172,7 +172,7 @@ class BaseSupervisor:
             self._kill()
 
     def _ask_to_end(self, reason: "StopReason") -> bool:
-        """Ask every process of the run to end; whether that was possible."""
+        """Ask every process of the run to end. Returns whether that was possible."""
         raise NotImplementedError
 
     def _kill(self) -> None:
@@ -192,5 +192,5 @@ class BaseSupervisor:
         return self._exit_outcome(self.status)
 
     def _exit_outcome(self, status: int) -> Outcome:
-        """The outcome of a command that was not stopped by us."""
+        """The outcome of a command that we did not end."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""How the processes of a run are asked to end, on POSIX: in which order, and what is awaited.
+"""How the processes of a run are asked to end on POSIX: in which order, and until when we wait.
 
 Imported only by a run that is ended before its command has exited, or that left processes behind.
 """
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 _SETTLE_SECONDS = 0.5
 """Seconds after a run began to end at its memory limit in which it may still reach that limit: a
-large process takes its time to die, and the kernel holds the limit meanwhile."""
+large process takes some time to die, and the kernel enforces the limit meanwhile."""
 
 
 class MemoryPressure:
-    """Whether a run that ends at its memory limit reaches the limit again; where no kernel holds
-    the limit meanwhile, also whether it takes more than it had."""
+    """Whether a run that ends at its memory limit reaches the limit again; where no kernel enforces
+    the limit meanwhile, also whether it uses more than before."""
 
     def __init__(self, container: "Container", limit: int, kernel: bool, now: float) -> None:
         self._container = container
@@ -35,7 +35,7 @@ class MemoryPressure:
         self._oom_events = container.oom_events
 
     def persists(self, now: float) -> bool:
-        """Whether it does, by the container's last poll."""
+        """Whether the pressure persists, by the container's last poll."""
         if now < self._settled_at:
             self._oom_events = self._container.oom_events
         more = not self._kernel and (self._container.usage().current or 0) > self._most
@@ -45,9 +45,10 @@ class MemoryPressure:
 def ask_to_end(
     pids: "list[int]", signum: int, send: "Callable[[int, int], None]"
 ) -> "dict[int, int]":
-    """Send the signal to these processes, children first; return their starts."""
+    """Send the signal to these processes, children first; return their start times."""
     starts = {pid: processes.start(pid) for pid in pids}
-    # A child starts after its parent; within one tick of the clock its pid tells, as a rule.
+    # A child starts after its parent; within one tick of the clock the higher pid is usually the
+    # child's.
     for pid in sorted(pids, key=lambda pid: (starts[pid], pid), reverse=True):
         send(pid, signum)
         send(pid, _signal.SIGCONT)  # a stopped process could not act on it
@@ -66,9 +67,9 @@ def _memory_of(pid: int) -> int:
 
 
 def await_reaped(ended: "Mapping[int, int]", reap: "Callable[[], None]", seconds: float) -> None:
-    """Return when none of the `ended` processes (their starts by pid) is a zombie that we or init
-    shall reap, at the latest after so many seconds. Programs that look up a pid (dmypy, bazel,
-    Xvfb) take a zombie for alive. `reap` reaps what we have adopted."""
+    """Return when none of the `ended` processes (start times by pid) lives or is a zombie that we
+    or init must reap, at the latest after so many seconds. Programs that look up a pid (dmypy,
+    bazel, Xvfb) take a zombie for a live process. `reap` reaps our children, also adopted ones."""
     deadline = time.monotonic() + seconds
     pause = 0.0005
     for pid, start in ended.items():
@@ -79,8 +80,8 @@ def await_reaped(ended: "Mapping[int, int]", reap: "Callable[[], None]", seconds
 
 
 def _is_unreaped(pid: int, start: int) -> bool:
-    """Whether the process lives, or is a zombie of ours or init's. Other parents keep zombies as
-    long as they like."""
+    """Whether the process lives, or is a zombie whose parent is we or init. How long another parent
+    keeps a zombie is not ours to wait for."""
     try:
         stat = processes.Stat(pid)
     except OSError:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SHORTEST = 0.01
 _IDLE_SAMPLES = 10
-"""Samples in an idle timeout: it is noticed late by one part in so many at most."""
+"""Samples in an idle timeout: its end is noticed late by at most one part in so many."""
 _IDLE_SHARE = 0.01
 _NEVER = float("inf")
 

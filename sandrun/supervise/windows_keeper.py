@@ -1,9 +1,8 @@
 """The keeper on Windows, where no process has to outlive the supervisor.
 
-A job is terminated when its last handle is closed, which only the supervisor has, so the
-supervisor's death ends the tree; the next run of the queue writes the record
-(`sandrun.lifecycle.recovery`). The supervisor can wait for everything at once and watches its
-parent by itself.
+A job is terminated when its last handle is closed. Only the supervisor has one, so the supervisor's
+death ends the tree; the next run of the queue writes the record (`sandrun.lifecycle.recovery`). The
+supervisor can wait for all events at once and watches its parent itself.
 """
 
 TYPE_CHECKING = False
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from sandrun.backends.protocol import Container
 
     class RunLock(Protocol):
-        """What the keeper asks of the run lock."""
+        """What the keeper needs of the run lock."""
 
         def drop(self) -> None: ...
 
@@ -47,5 +46,5 @@ class Keeper:
 
 
 def hold(lock: "RunLock", close: "list[int]", until: "Callable[[], None]") -> bool:
-    """False: no process of ours outlasts the caller here, which keeps the run lock."""
+    """Returns False: no process of ours outlives the caller here, which keeps the run lock."""
     return False

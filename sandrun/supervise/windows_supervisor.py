@@ -2,13 +2,13 @@
 
 Promises
 - The command gets the console's Ctrl-C from the console. The first has no other effect; a second
-  ends the run, because the command had its chance. `sandrun kill` and the limits on time ask the
-  command to end by Ctrl-Break where the console is the run's alone, and kill it after the grace.
-  Where a shell shares the console nothing can ask the run only, so it is killed at once.
-- An exit code is passed on whole, 32 bits, an NTSTATUS such as 0xC0000005 too.
+  ends the run, because the command had time to act on the first. `sandrun kill` and the limits on
+  time ask the command to end by Ctrl-Break where the console is the run's alone, and kill it after
+  the grace. If a shell shares the console, the run alone cannot be asked, so it is killed at once.
+- All 32 bits of an exit code are passed on, also of an NTSTATUS such as 0xC0000005.
 - When the process that started us dies, the run ends.
 
-What a job does by itself when we are killed: `sandrun.backends.job_object`.
+`sandrun.backends.job_object` describes what a job does by itself when we are killed.
 """
 
 import os
@@ -44,7 +44,7 @@ class Supervisor(BaseSupervisor):
         keeper: "Keeper | None",
     ) -> None:
         """Raises SandrunError if the command cannot be watched."""
-        # The pid is the command's as long as its container has it open.
+        # The pid stays the command's as long as the container has a handle of the process.
         self.process = windows_spawn.open_process(child)
         if not self.process:
             raise SandrunError(f"cannot watch the command (pid {child})")
@@ -89,7 +89,7 @@ class Supervisor(BaseSupervisor):
         for kind in windows_console.take_events():
             if kind not in (windows_api.CTRL_C_EVENT, windows_api.CTRL_BREAK_EVENT):
                 self._end(_SIGHUP)
-            # Else it is the Ctrl-Break that we sent.
+            # Otherwise it is the Ctrl-Break that we sent.
             elif kind == windows_api.CTRL_C_EVENT or not self.reason:
                 self.interrupts += 1
         if self.interrupts > 1 and not self.killed:
@@ -98,7 +98,7 @@ class Supervisor(BaseSupervisor):
             self._kill()
 
     def _limit_hit(self, now: float) -> None:
-        """Kill the run: a job that is full refuses memory, and lets nobody clean up."""
+        """Kill the run: a job at its limit refuses memory, so no process could clean up."""
         if self.container.limit_hit != "cpu-time":
             if self.reason in MEMORY:
                 return

@@ -2,30 +2,30 @@
 
 kill(2) of a group (`kill %1`, timeout(1), dumb-init, `tini -g`, CI agents) reaches the command from
 the kernel, but a signal to sandrun alone has to be passed on, and siginfo does not distinguish the
-two. The witness blocks every signal, so the signals to the group stay pending there.
+two. The witness blocks every signal, so the signals to the group stay pending in it.
 
 Invariants
-- A signal of which the witness cannot tell counts as sent to us alone: it may arrive twice then,
-  but none is lost.
+- A signal about which the witness cannot answer counts as sent to us alone: it may arrive twice
+  then, but none is lost.
 - The witness is in our group and younger than we are. The kernel signals the members of a group
   under one lock, the youngest first (`attach_pid` puts each at the head of the list, kernel/pid.c),
   so the witness has every signal that we have from the group.
-- Only what the same sender sent to both of us counts. The witness's name is not sandrun's, so a
-  signal by name does not reach both (signals from before it had that name do not count). A signal
-  to every process of our cgroup (`systemctl stop`), with the command in another cgroup, reaches the
-  keeper too, which is in another group. systemd also signals the other cgroups of our unit
-  (systemd.kill(5)).
-- The witness keeps only its two pipes open, and exits when we do: at their end of file.
+- Only a signal that the same sender sent to both of us counts. The witness's name is not sandrun's,
+  so a signal by name does not reach both (signals from before it had that name do not count). A
+  signal to every process of our cgroup (`systemctl stop`), with the command in another cgroup,
+  reaches the keeper too, which is in another process group. systemd also signals the other cgroups
+  of our unit (systemd.kill(5)).
+- The witness keeps only its two pipes open. It exits when we do, at the end of file.
 
-Standard signals do not queue (signal(7)): one sent to us while another of its number is pending is
-merged with that, as it would be in the command.
+Standard signals do not queue (signal(7)): a signal that is sent to us while another of its number
+is pending is merged with that one, as it would be in the command.
 
 Why the supervisor does not move to a group of its own (setpgid(2)): a session leader cannot, and
 dumb-init, tini and CI agents make us one; a group leader, which a shell makes us, would need
-another process that lends it a pid; and a shell's `fg`, a SIGCONT to the job's group, would not
-reach us, so the job would stay stopped.
+another process whose pid names the new group; and a shell's `fg`, a SIGCONT to the job's group,
+would not reach us, so the job would stay stopped.
 
-The witness is forked when the command has run for an instant, and nobody waits for it: until then a
+The witness is forked when the command has run for 2 ms, and no process waits for it: until then a
 signal to the group arrives twice. Measured: 2 ms of processor time (the fork 0.5, the pages that it
 copies 1.0, this module 0.3) and 1.6 MiB, none of it for a shorter run. PID 1 has no witness,
 because kill(2) cannot name its group; macOS has none, because a process there cannot change its
@@ -61,18 +61,18 @@ _END = b"\n"
 
 
 class Witness:
-    """A running witness, a child of ours; `pid` is 0 if there is none (any more)."""
+    """A running witness, a child of ours; `pid` is 0 if there is none, or none any more."""
 
     __slots__ = ("_answer", "_ask", "_received", "deferred", "descriptors", "pid")
 
     def __init__(self) -> None:
-        """Start it. At a limit on processes or files there is none."""
+        """Start the witness. At a limit on processes or files there is none."""
         self.pid, self._ask, self._answer = 0, -1, -1
         self._received: list[tuple[int, int]] = []
         """Signal and sender of what it received and we have not taken yet."""
         self.deferred: list[struct_siginfo] = []
-        """Signals that we took while we waited for another of the same number, to be passed on
-        after that one: at most one of a number."""
+        """Signals that we took while waiting for another one of the same number, to be handled
+        later: at most one of each number."""
         self.descriptors: list[int] = []
         """Descriptors that no other process of ours may keep open."""
         if DARWIN or os.getpid() == 1:
@@ -111,8 +111,8 @@ class Witness:
         return found
 
     def _await_second(self, signum: int, sender: int, by_unit: bool, found: bool) -> bool:
-        """Whether the group received it, from a sender that signals us and then the group and means
-        one signal: timeout(1) signals its child, then its group, and the kernel merges the two if
+        """Whether the group received it, from a sender that sends one signal first to us, then to
+        the group: timeout(1) signals its child, then its group, and the kernel merges the two if
         the first is still pending. systemd signals a unit's first process, then all, one by one.
         `found`: the group has it already, so only a second one that is pending now belongs to it.
         """
@@ -146,7 +146,7 @@ class Witness:
             os.kill(self.pid, _signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Note that we were continued, and have taken the signals that stopped and continued us."""
+        """Forget the signals that stopped and continued us, after we were continued."""
         if self.pid:
             self._received += self._listen()
             self._forget(set())
@@ -158,14 +158,14 @@ class Witness:
         self._received = [(n, by) for n, by in self._received if n in wanted or n >= _REAL_TIME]
 
     def _listen(self) -> "list[tuple[int, int]]":
-        """The signals and senders that it received since the last question."""
+        """The signals that it received since the last question, with their senders."""
         import select
 
         waiter = select.poll()
         waiter.register(self._answer, select.POLLIN)
         reply = b""
         try:
-            os.kill(self.pid, _signal.SIGCONT)  # we, or a SIGSTOP to the group, had stopped it
+            os.kill(self.pid, _signal.SIGCONT)  # we, or a SIGSTOP to the group, may have stopped it
             os.write(self._ask, b"?")
             while not reply.endswith(_END):
                 part = os.read(self._answer, 65536) if waiter.poll(_ANSWER_TIMEOUT) else b""
@@ -179,7 +179,7 @@ class Witness:
         return list(zip(numbers[::2], numbers[1::2], strict=True))
 
     def dismiss(self) -> None:
-        """End it. (By SIGKILL, because it may be stopped.)"""
+        """End the witness, by SIGKILL, because it may be stopped."""
         if self.pid:
             os.kill(self.pid, _signal.SIGKILL)  # our child, not yet reaped: the pid is its own
 
