@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _ROOT = "/org/freedesktop/systemd1"
 _NAME = "org.freedesktop.systemd1"
 _PATIENCE = 20.0
-"""Seconds to wait for each answer: one was too short on a slow virtual machine."""
+"""Seconds to wait for each answer: 1 s was too short on a slow virtual machine."""
 _PRIVATE = "systemd/private"
 _LINGER = "start the user's manager: loginctl enable-linger $USER (as root for another user)"
 
@@ -121,7 +121,8 @@ class _Line:
         return answer
 
     def calls(self, messages: "list[Any]") -> "list[Any]":
-        """Send method calls together; return of each answer the body, or an error as ValueError."""
+        """Send method calls together; return the body of each answer, or its error as a
+        ValueError."""
         from jeepney.low_level import HeaderFields
         from jeepney.wrappers import DBusErrorResponse, unwrap_msg
 

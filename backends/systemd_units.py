@@ -1,4 +1,4 @@
-"""Which slice of systemd a run's scope may be in, and which limits it would escape there.
+"""The slice of systemd in which a run's scope may be, and the limits that it would escape there.
 
 The scope is made in our own slice, so the limits of all enclosing slices apply. Invariants
 - No run escapes the settings of its own unit (limits, weights, device and network rules). If the
@@ -6,7 +6,7 @@ The scope is made in our own slice, so the limits of all enclosing slices apply.
 - A run ends when its unit is stopped: the scope is bound to the unit.
 - No run is put below a user's manager that ends before the run should: see `Place.check_end`. The
   manager lives while any process of a session of its user lives, even after the logout (seen with
-  252 and 257). So a detached run leaves a process in the session: `hold_session`.
+  252 and 257). So a run that outlives its caller leaves a process in the session: `hold_session`.
 
 Everything is derived from our own group and user, and from the properties that the unit's manager
 reports. Sources: systemd.resource-control(5), systemd.kill(5), user@.service(5), logind.conf(5).
@@ -48,13 +48,13 @@ _RULES: "dict[str, Any]" = {
     "RestrictNetworkInterfaces": (False, []),
     "SocketBindDeny": [],
 }
-"""The properties enforced on a unit's group by other means than the group's files, with their
-defaults. (Properties that allow something restrict nothing by themselves, except DeviceAllow.)"""
+"""The properties that are enforced on a unit's group by other means than the group's files, with
+their defaults. (A property that allows something restricts nothing alone, except DeviceAllow.)"""
 _STOPS_ALL = ("control-group", "mixed")
 """The KillModes in which the end of a service ends all its processes."""
 _BINDABLE = ("active", "activating", "reloading", "refreshing")
-"""The states of a unit to which a new unit can be bound: systemd would start an inactive unit, and
-refuses a unit bound to one that it is stopping (252: TransactionIsDestructive)."""
+"""The states of a unit to which a new unit can be bound: systemd would start an inactive one, and
+refuses to bind to one that it is stopping (252: TransactionIsDestructive)."""
 
 
 class Stays(Unusable):
@@ -74,12 +74,12 @@ def user_name() -> str:
 
 
 def lingers() -> bool:
-    """Whether our user's manager lives on after the last logout."""
+    """Whether our user's manager stays after the last logout."""
     return os.path.exists(f"{_LINGERING}/{user_name()}")
 
 
 def linger_hint() -> str:
-    """The command after which our user's manager lives on."""
+    """The command after which our user's manager stays after the last logout."""
     return f"loginctl enable-linger {user_name()}"
 
 
@@ -133,7 +133,7 @@ class Place:
         self.root = uid == 0
         self.in_manager = not self.root and manager in parts
         self.in_session = self.root or self.in_manager or parts[:2] == top
-        """We are not in a service of the system, and not in another user's session."""
+        """We are root, below our user's manager, or in a session of our user."""
         base = [] if self.root else [*top, manager]
         kept = list(base)
         if self.root or self.in_manager:
@@ -196,20 +196,20 @@ class Place:
         messages.warn(f"{text}, with this run in it", linger_hint())
 
     def needs_session(self) -> bool:
-        """Whether our user's manager outlives the run only if our session does."""
+        """Whether our user's manager lives until the run's end only if our session does."""
         in_scope = not self.root and self.unit.startswith("session-")
         return in_scope and self.outlives_caller and not lingers()
 
     def is_delegated(self, manager: "Manager") -> bool:
-        """Whether our unit is delegated to us; `manager` is the unit's. It must be asked, because a
-        user's manager marks no group (unlike the system's, see `cgroup2_placement`)."""
+        """Whether our unit is delegated to us; `manager` is the unit's. It must be queried: a
+        user's manager does not mark delegated groups (unlike the system's, `cgroup2_placement`)."""
         (answer,) = manager.properties([(self.unit, "Delegate")])
         return bool(answer)
 
     def binding(self, manager: "Manager") -> "Iterator[tuple[str, Any]]":
-        """The property by which the scope ends with our unit. If our unit is a scope, that also
-        ends when we, its last process, leave it. So the new scope ends only if ours is stopped by
-        a command."""
+        """The property by which the scope ends with our unit. Our unit may be a scope that ends
+        because we, its last process, leave it. So PartOf ends the new one only if a command stops
+        ours."""
         if not self.same or (self.outlives and self.unit.startswith(("session-", "user@"))):
             return  # the logout ends those units
         if self.unit.endswith(".scope"):
