@@ -99,7 +99,8 @@ class Outcome:
     - `code`: the exit code of `sandrun`: the command's own, 128+n for signal n, or another one of
       README, Exit codes.
     - `reason`: `exit`, `signal`, `memory`, `outer-memory`, `timeout`, `cpu-time`, `idle`, `parent`,
-      `not-started`, `escaped` (with `require="kernel"`: a process left the container), or `lost`
+      `not-started`, `escaped` (with `require="kernel"`: a process left the container), `left` (a
+      signal ended the run between its turn and its start, such as in a wait for git), or `lost`
       when sandrun itself was killed (as `sandrun kill` does after the grace period).
     - `peak`: the most memory in use without page cache that the kernel can reclaim.
       `peak_with_cache` includes it; None where no cache is counted.

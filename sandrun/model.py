@@ -1,6 +1,6 @@
 """The values that all rooms share: errors, limits, usage, outcome, and texts for people.
 
-It is on the path of every run, so it imports nothing that costs time. `sandrun.types` and
+This module is on the path of every run, so it imports nothing that costs time. `sandrun.types` and
 `sandrun.backends.protocol` hold the types that only a type checker needs.
 """
 
@@ -94,7 +94,7 @@ class Limits:
       for the disk under `directory`.
     - `cpu_time` is the setting of that name plus a grace period on every processor. It is for a
       kernel that ends the tree by itself.
-    - `detached`: the run shall outlive the session that it was started in. `outlives_caller`: the
+    - `detached`: the run must outlive the session in which it was started. `outlives_caller`: the
       process that started it permits that (README, "The death of the process that started
       sandrun").
     - `set_by_user` holds the keys that the user set. A backend that cannot enforce one of these

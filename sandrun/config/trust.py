@@ -121,7 +121,7 @@ def paths() -> "list[str]":
 
 
 def _user_text(uid: int) -> str:
-    """A user for people: `uid 1000 (anna)`."""
+    """A user as messages name them: `uid 1000 (anna)`."""
     if sys.platform == "win32":
         return f"uid {uid}"
     import pwd

@@ -1,7 +1,8 @@
 """What the operating system offers: processes, spawning, signals, terminals, files.
 
-Promises the same contract on every system (`spawn`, `processes`), chosen statically; all other
-modules belong to one system. Leaves policy to the rooms above. Imports model and bare.
+Promises the same contract on every system (`spawn`, `processes`, `folders`, `memory`,
+`small_files`), chosen statically; every other module belongs to one system. Leaves policy to the
+rooms above. Imports model and bare.
 """
 
 import sys

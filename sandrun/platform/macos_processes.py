@@ -102,7 +102,7 @@ def _short_info(pid: int) -> ProcBsdShortInfo:
 
 
 PROC = NO_PROC = "/dev/null"
-"""There is no /proc, and there is no file below this path."""
+"""macOS has no /proc. Below this path there is never a file."""
 MOUNT_PROC = "macOS has no /proc"
 
 

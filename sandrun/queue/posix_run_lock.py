@@ -388,7 +388,7 @@ class RunLock:
 
 
 _LONGEST = 1 << 22
-"""More bytes than any holder's line: a command line has two million at most (execve(2))."""
+"""More bytes than any holder's line, in which the command line is cut (`history.bounded`)."""
 
 
 def read_holder_line(fd: int) -> bytes:
