@@ -84,7 +84,7 @@ def value_of(
     value, source = option.default, "default"
     for at, (found, file) in enumerate(given):
         needs_no_trust = option.is_limit and not file.is_own and not file.is_foreign
-        # Whether a file is trusted is read only where the result depends on it.
+        # Trust is read only where the result depends on it.
         if (not needs_no_trust or limiting or at + 1 < len(given)) and file.is_trusted():
             value, source = found, file.path
             break

@@ -129,8 +129,8 @@ def each_slot(queue: Queue) -> "Iterator[tuple[RunLock, bool]]":
 
 
 def lines(queue: Queue) -> "Iterator[tuple[os.stat_result, bytes]]":
-    """The file status and the holder's line of each slot in a state directory. Locks nothing. None
-    on Windows, where no caller needs them."""
+    """The file status and the holder's line of each slot in a state directory. Locks nothing.
+    Empty on Windows, where no caller needs them."""
     if sys.platform == "win32":
         return
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -144,8 +144,8 @@ def lines(queue: Queue) -> "Iterator[tuple[os.stat_result, bytes]]":
 
 
 def directory(queue: Queue, ticket: Ticket) -> str:
-    """The directory in which the run of a ticket was started; '' if unknown. It is read from the
-    holder's line: while the command runs, the supervisor is in `/` (except on Windows)."""
+    """The directory in which the run of a ticket was started; '' if unknown. If the command runs,
+    the holder's line has it, because the supervisor is then in `/` (except on Windows)."""
     from sandrun.platform import processes
 
     if ticket.running:

@@ -38,7 +38,7 @@ if sys.platform == "win32":
         return ticket.pid
 
     def _inherited_runs(queue: Queue) -> "list[str]":
-        """None: on Windows, locks are not inherited."""
+        """No ids: on Windows, locks are not inherited."""
         return []
 
     def _in_container(run_id: str) -> bool:

@@ -25,7 +25,7 @@ Invariants
 - Exactly the users who may write a shared directory may lock the file in it. Its owner (or root)
   restores that mode and group whenever they differ, for example after `chmod -R g+w`.
 - The second file is an additional protection. Where it cannot be used, the run goes on with the one
-  in /dev/shm, or without. A warning reports if other users are then not excluded.
+  in /dev/shm, or without. If other users are then not excluded, a warning says so.
 """
 
 import errno

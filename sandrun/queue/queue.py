@@ -58,7 +58,7 @@ class Ticket:
         self.command = unescape(command)
 
     def has_run(self) -> bool:
-        """Whether the owner, which has exited, had started its run. Only the first call is true."""
+        """Whether the owner, now exited, had started its run. Only the first call returns True."""
         try:
             return STARTED in os.read(self.fd, 4096)
         except OSError:

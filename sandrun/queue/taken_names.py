@@ -1,8 +1,8 @@
 """Names of ours in shared directories that another user has taken, and what is used instead.
 
-Names contain the uid that the rest of the host sees (`folders.own_uids`), so neither in a user
-namespace nor under fakeroot(1) do we use root's names. An entry that another user has made under a
-name of ours is never used.
+Names contain the uid that the rest of the host sees (`folders.own_uids`), so a process in a user
+namespace or under fakeroot(1) does not use root's names. An entry that another user has made under
+a name of ours is never used.
 
 Imported only where there is such an entry.
 """

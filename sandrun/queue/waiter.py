@@ -11,7 +11,7 @@ Invariants
 - A stopped waiter must not delay those behind it, and the kernel notifies nobody of a stop. A run
   that leaves the queue notifies the first waiter that is not stopped. A waiter that is stopped
   between its wakeup and its start is found because every waiter re-reads the queue after
-  RECHECK_SECONDS. A stopped waiter loses its place only; the run lock still excludes it.
+  RECHECK_SECONDS. A stopped waiter loses only its place; the run lock still excludes it.
 """
 
 import sys

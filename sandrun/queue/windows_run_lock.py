@@ -83,7 +83,7 @@ class RunLock:
             self.slot = 0
 
     def descriptors(self) -> "list[int]":
-        """None: the command inherits no lock."""
+        """No descriptors: the command inherits no lock."""
         return []
 
     def read_holder(self) -> bytes:
