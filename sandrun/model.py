@@ -145,8 +145,8 @@ class Limits:
 
 
 class Process:
-    """One process of a run as last seen. `memory` in bytes (RSS or PSS, see the backend); `daemon`
-    is the name of its row in `sandrun.supervise.daemons`, '' if none is known."""
+    """One process of a run as last seen. `memory` in bytes, as the backend or `processes.describe`
+    measures it; `daemon` is the name of its row in `sandrun.supervise.daemons`, or ''."""
 
     __slots__ = ("command", "daemon", "memory", "pid")
 

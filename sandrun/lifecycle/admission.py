@@ -33,7 +33,7 @@ class Refused(Exception):
 
 
 class Admission:
-    """A run's ticket, run lock and memory reservation, each None until it is acquired.
+    """A run's ticket, run lock and memory reservation, each None until the run asks for it.
 
     A run inside a run of the same queue has none of them. `request` is what was asked, with the
     effective limits and the state directory that is used.

@@ -10,8 +10,8 @@ unkillable one is gone (`outlast`), and the holder's line names that one.
 
 A process is killed only with proof that it is the run's. The line is only text: it may be damaged,
 copied, or written by a version that knows other backends. So nothing is ended unless
-- every field is well-formed, and the line names the state directory that it was found in
-  (`Holder`);
+- every field is well-formed (`Holder`), and the line names the state directory that it was found
+  in (`_container`);
 - the supervisor is dead: we hold the run lock that it held, or no live ticket has the run's id; and
   no process has the supervisor's pid and start time;
 - the backend is one of ours, and accepts the token as that of this very run (`attach`);

@@ -103,7 +103,7 @@ def _stopped(ticket: Ticket) -> int:
 
 
 def tree_memory(pid: int) -> int:
-    """The summed RSS of a process's descendants, in bytes; 0 where it is unknown."""
+    """The summed memory of a process's descendants (`processes.describe`), in bytes; 0: unknown."""
     found = map(processes.describe, processes.descendants(pid))
     return sum(process.memory for process in found if process)
 
