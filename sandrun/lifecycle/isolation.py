@@ -60,7 +60,7 @@ def plan(request: Request, env: "Mapping[str, str]") -> Plan:
     if is_current(env.get("PWD", "")):
         names.add(env["PWD"])
     planned = Plan(sorted(directories), names, cwd, bool(settings.private_ipc))
-    if settings.backend != "none":  # a monitor does not count a file that no process maps
+    if settings.backend != "none":  # a monitor does not count a file that no process has open
         planned.options = f"size={settings.memory}"
     return planned
 
