@@ -12,6 +12,7 @@ Configuration). A setting that is not given comes from the same variables, files
 """
 
 import asyncio
+import io
 import json
 import os
 import subprocess
@@ -28,6 +29,8 @@ from sandrun.types import BackendName, Leftovers, Reason, Record
 _File = int | IO[str] | IO[bytes] | None
 _LOST = (-9, EXIT_MEMORY)
 """Exit codes of a sandrun that was killed by SIGKILL or, on Windows, by `sandrun kill`."""
+_SETTLE_SECONDS = 30.0
+"""A sandrun that has not entered the queue by then is stopped, or waits for a file system."""
 
 
 class Settings(TypedDict, total=False):
@@ -74,8 +77,9 @@ class Settings(TypedDict, total=False):
 class Options(Settings, total=False):
     """The options of `start`, `run` and `run_async`: the settings, and some of subprocess.Popen.
 
-    With subprocess.PIPE for `stdout` or `stderr`, the outcome contains that output; stderr includes
-    sandrun's own lines.
+    With subprocess.PIPE for `stdout` or `stderr`, the outcome contains that output as text; stderr
+    includes sandrun's own lines. `encoding` and `errors` are those of open(): by default, output
+    that is not text in the locale's encoding raises UnicodeDecodeError, as with Popen(text=True).
     """
 
     cwd: str | os.PathLike[str] | None
@@ -83,9 +87,11 @@ class Options(Settings, total=False):
     stdin: _File
     stdout: _File
     stderr: _File
+    encoding: str | None
+    errors: str | None
 
 
-_POPEN_OPTIONS = frozenset(("cwd", "env", "stdin", "stdout", "stderr"))
+_POPEN_OPTIONS = frozenset(("cwd", "env", "stdin", "stdout", "stderr", "encoding", "errors"))
 
 
 class GaveUp(SandrunError):
@@ -132,63 +138,100 @@ class Run:
     def __init__(
         self,
         command: Sequence[str],
-        process: "subprocess.Popen[str]",
+        process: "subprocess.Popen[bytes]",
         env: Mapping[str, str],
-        settings: Settings,
+        options: Options,
         events: int,
     ) -> None:
         self.command = tuple(command)
         self._env = env
-        self._grace = ["--grace", str(settings["grace"])] if "grace" in settings else []
+        self._options = options
         self.pid = process.pid
         self.id = ""
         self._process = process
         self._cancelled = False
         self._ended: Record = {}
         self._failed: dict[str, object] = {}
-        self._output: tuple[str | None, str | None] = (None, None)
+        self._output: tuple[bytes | None, bytes | None] = (None, None)
+        self._error: Exception | None = None
         self._queued = threading.Event()
         self._over = threading.Event()
         self._listener = threading.Thread(target=self._listen, args=(events,), daemon=True)
         self._listener.start()
 
     def _listen(self, events: int) -> None:
+        # Whatever happens here, those who wait must wake up.
+        reader = threading.Thread(target=self._read_events, args=(events,), daemon=True)
+        try:
+            reader.start()
+            self._output = self._process.communicate()  # a command waits while its pipe is full
+            reader.join()
+        except Exception as error:
+            self._error = error
+        finally:
+            self._queued.set()
+            self._over.set()
+
+    def _read_events(self, events: int) -> None:
         # Stops before the end of the file: a keeper may have the other end open a moment longer.
         with open(events, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                facts = json.loads(line)
-                if facts["event"] == "queued":
+                try:
+                    facts = json.loads(line)
+                    event = facts["event"]
+                except (ValueError, TypeError, KeyError):
+                    return  # a SIGKILL cut the line off: as if it had not begun
+                if event == "queued":
                     self.id = facts["id"]
                     self._queued.set()
-                    continue
-                if facts["event"] == "ended":
+                elif event == "ended":
                     self._ended = facts
+                    return
                 else:
                     self._failed = facts
-                break
-        self._output = self._process.communicate()
-        self._queued.set()
-        self._over.set()
+                    return
 
     def wait(self, timeout: float | None = None) -> Outcome:
         """Wait for the end of the run; its outcome.
 
         Raises TimeoutError when the run is not over after `timeout` seconds (it goes on), GaveUp,
-        and SandrunError when sandrun itself failed.
+        SandrunError when sandrun itself failed, and UnicodeDecodeError when the run is over and its
+        output cannot be decoded. Other exceptions, such as MemoryError, mean that its output could
+        not be read.
         """
         if not self._over.wait(timeout):
             raise TimeoutError(f"not over after {timeout} s: {self.command}")
+        if self._error:
+            raise self._error
         record, code = self._ended, self._process.returncode
         if not record and code in _LOST:
             record = {"reason": "lost", "id": self.id}
-            return _outcome(self.command, EXIT_MEMORY, record, self._output)
+            return self._outcome(EXIT_MEMORY, record)
         if not record:
             text = str(self._failed.get("text") or f"sandrun ended with {code}")
             kind = GaveUp if code == EXIT_GAVE_UP or self._cancelled else SandrunError
             raise kind(text, str(self._failed.get("hint") or ""), code)
         if record["reason"] == "failed":
             raise SandrunError(f"sandrun failed: {' '.join(self.command)}", "see its stderr", code)
-        return _outcome(self.command, record["exit"], record, self._output)
+        return self._outcome(record["exit"], record)
+
+    def _outcome(self, code: int, record: Record) -> Outcome:
+        out, err = self._output
+        return Outcome(
+            command=self.command,
+            code=code,
+            reason=record["reason"],
+            id=record["id"],
+            backend=record.get("backend", ""),
+            wait=record.get("wait", 0.0),
+            wall=record.get("wall", 0.0),
+            cpu=record.get("cpu", 0.0),
+            peak=record.get("peak"),
+            limit=record.get("limit", 0),
+            stdout=_text(out, self._options),
+            stderr=_text(err, self._options),
+            peak_with_cache=record.get("peak_with_cache"),
+        )
 
     def cancel(self) -> None:
         """End all processes of the run, with SIGTERM and after the grace period with SIGKILL. A run
@@ -199,37 +242,26 @@ class Run:
         threading.Thread(target=self._cancel).start()
 
     def _cancel(self) -> None:
-        self._queued.wait()
-        kill = [*_launcher(), "-qq", *self._grace, "kill", self.id]
-        silent = subprocess.DEVNULL
-        if self._over.is_set():
+        if not self._queued.wait(_SETTLE_SECONDS):
+            self._process.terminate()  # nothing is started yet that SIGTERM could leave behind
             return
+        if self._over.is_set() and self._process.returncode is not None:
+            return
+        grace = ["--grace", str(self._options["grace"])] if "grace" in self._options else []
+        kill = [*_launcher(), "-qq", *grace, "kill", self.id]
+        silent = subprocess.DEVNULL
         done = subprocess.run(kill, env=self._env, stdout=silent, stderr=silent, check=False)
         if done.returncode:  # a run inside a run of the same queue has no ticket
             self._process.terminate()
 
 
-def _outcome(
-    command: tuple[str, ...],
-    code: int,
-    record: Record,
-    output: "tuple[str | None, str | None]",
-) -> Outcome:
-    return Outcome(
-        command=command,
-        code=code,
-        reason=record["reason"],
-        id=record["id"],
-        backend=record.get("backend", ""),
-        wait=record.get("wait", 0.0),
-        wall=record.get("wall", 0.0),
-        cpu=record.get("cpu", 0.0),
-        peak=record.get("peak"),
-        limit=record.get("limit", 0),
-        stdout=output[0],
-        stderr=output[1],
-        peak_with_cache=record.get("peak_with_cache"),
-    )
+def _text(data: bytes | None, options: Options) -> str | None:
+    """Output as subprocess.Popen(text=True) returns it, which on Windows decodes in threads whose
+    errors reach nobody. Raises UnicodeDecodeError, and LookupError for an unknown name."""
+    if data is None:
+        return None
+    encoding, errors = options.get("encoding"), options.get("errors")
+    return io.TextIOWrapper(io.BytesIO(data), encoding, errors).read()
 
 
 def _launcher() -> list[str]:
@@ -271,12 +303,13 @@ def _inherit(fd: int) -> tuple[str, list[int]]:
 
 def start(command: Sequence[str], **options: Unpack[Options]) -> Run:
     """Start a run, which may first wait for its turn, and return at once. Raises TypeError for an
-    invalid command or option, and OSError as subprocess.Popen does."""
+    invalid command or option, and OSError and LookupError as subprocess.Popen does."""
     if isinstance(command, str) or not command:
         raise TypeError("a command is a list of words and not empty")
     env = options.get("env")
     caller_env = dict(os.environ if env is None else env)
     words = [*_launcher(), *_flags(options), "--", *command]
+    _text(b"", options)  # an unknown encoding fails now, not after the run
     events, sender = os.pipe()
     name, inherited = _inherit(sender)
     try:
@@ -289,7 +322,6 @@ def start(command: Sequence[str], **options: Unpack[Options]) -> Run:
             stderr=options.get("stderr"),
             pass_fds=inherited,
             close_fds=bool(inherited),
-            text=True,
         )
     except BaseException:
         os.close(events)

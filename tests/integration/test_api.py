@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -156,6 +157,81 @@ def test_asyncio_runs_and_cancels(here: Box) -> None:
 
     assert [outcome.code for outcome in asyncio.run(main())] == [0, 1, 2, 3]
     wait_for(lambda: not here.leftovers(), 20)
+
+
+def test_output_that_is_no_text_is_an_error_as_with_popen(here: Box) -> None:
+    command = ["printf", r"caf\351"]
+    for _ in range(2):
+        with pytest.raises(UnicodeDecodeError):
+            sandrun.start(command, **quiet(encoding="utf-8")).wait(60 * SCALE)
+    assert sandrun.run(command, **quiet(encoding="utf-8", errors="replace")).stdout == "caf\ufffd"
+    assert sandrun.run(command, **quiet(encoding="latin-1")).stdout == "caf\xe9"
+    assert sandrun.run(["printf", r"a\r\nb"], **quiet()).stdout == "a\nb"
+    with pytest.raises(LookupError):
+        sandrun.start(["touch", "ran"], **quiet(encoding="nonesuch"))
+    assert not (here.project / "ran").exists()
+
+
+@pytest.mark.parametrize("line", [b'{"v": 1, "event": "end', b"5\n", b"{}\n", b"\377\n"])
+def test_an_event_that_was_cut_off_is_none(
+    here: Box, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    code = f"""if 1:
+        import os, sys
+        os.write(int(os.environ["SANDRUN_TELL"]), {line!r})
+        os.kill(os.getpid(), 9) if sys.argv[-1] == "die" else sys.exit(3)
+    """
+    monkeypatch.setattr(api, "_launcher", lambda: [sys.executable, "-c", code])
+    with pytest.raises(sandrun.SandrunError, match="ended with 3"):
+        sandrun.start(["fail"], **quiet()).wait(60 * SCALE)
+    assert sandrun.start(["die"], **quiet()).wait(60 * SCALE).reason == "lost"
+
+
+def test_output_may_be_larger_than_a_pipe(here: Box) -> None:
+    script = "head -c 200000 /dev/zero; head -c 200000 /dev/zero >&2"
+    done = sandrun.start(["sh", "-c", script], **quiet()).wait(30 * SCALE)
+    assert (done.ok, done.stdout, done.stderr) == (True, "\0" * 200000, "\0" * 200000)
+
+
+def test_an_error_while_the_output_is_read_reaches_the_caller(here: Box) -> None:
+    code = """
+import resource, subprocess, sandrun
+script = "until [ -e go ]; do sleep 0.05; done; head -c 64M /dev/zero"
+run = sandrun.start(["sh", "-c", script], stdout=subprocess.PIPE)
+run._queued.wait(60)
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + (32 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
+open("go", "w").close()
+try:
+    run.wait(60)
+except MemoryError:
+    print("raised")
+"""
+    program = here.start(argv=[sys.executable, "-c", code])
+    assert here.finish(program, 90).stdout == "raised\n"
+    wait_for(lambda: not here.leftovers(), 20)
+
+
+def test_cancelling_a_run_that_reports_nothing_keeps_no_program_alive(
+    here: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "_SETTLE_SECONDS", 0.1)
+    before = set(threading.enumerate())
+    run = sandrun.start(["touch", "ran"], **quiet())
+    os.kill(run.pid, signal.SIGSTOP)
+    run.cancel()
+
+    def ended() -> bool:
+        return all(t.daemon for t in set(threading.enumerate()) - before)
+
+    try:
+        wait_for(ended, 20, "the thread that cancels")
+    finally:
+        os.kill(run.pid, signal.SIGCONT)
+    with pytest.raises(sandrun.GaveUp):
+        run.wait(60 * SCALE)
+    assert not (here.project / "ran").exists()
 
 
 def test_settings_are_those_of_the_command_line() -> None:
