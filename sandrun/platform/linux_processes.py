@@ -216,15 +216,15 @@ def open_pidfd(pid: int) -> int:
 
 
 def kill_process(pid: int, pidfd: int) -> bool:
-    """SIGKILL the process of that pidfd; without one (-1), the process that now has the pid. False:
-    it lives, and we are not permitted to kill it."""
+    """SIGKILL the process of that pidfd; without one (-1) or without the system call, the process
+    that now has the pid. False: it lives, and we are not permitted to kill it."""
     if pidfd >= 0:
         try:
             _signal.pidfd_send_signal(pidfd, 9)
             return True
-        except OSError as error:  # EPERM and ENOSYS may come from a seccomp filter
-            if error.errno == errno.ESRCH:
-                return True
+        except OSError as error:
+            if error.errno != errno.ENOSYS:  # by its pid we could hit a process that got it since
+                return error.errno == errno.ESRCH
     try:
         os.kill(pid, 9)
     except PermissionError:
@@ -284,8 +284,9 @@ def marked_processes(mark: str, limit: str, among: "list[int] | None" = None) ->
     also reveals processes that cleared their environment, and those of root (sudo in a run), whose
     environment we cannot read.
     """
-    pids = among or [int(entry) for entry in os.listdir(PROC) if entry.isdigit()]
-    return [pid for pid in pids if pid != os.getpid() and _is_marked(pid, mark, limit)]
+    if among is None:
+        among = [int(entry) for entry in os.listdir(PROC) if entry.isdigit()]
+    return [pid for pid in among if pid != os.getpid() and _is_marked(pid, mark, limit)]
 
 
 def wait_for_marked_process(mark: str, limit: str, seconds: float) -> "list[int]":
