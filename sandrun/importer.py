@@ -24,12 +24,19 @@ _HEADER = 16
 """Bytes before the code in a compiled file (PEP 552): magic number, flags, time and size."""
 
 
+def validity(source: os.stat_result) -> bytes:
+    """What the header of a compiled file has after the magic number if it is of that source, and
+    valid by time and size: no flags, and both as 32 bits."""
+    numbers = 0, int(source.st_mtime) & 0xFFFFFFFF, source.st_size & 0xFFFFFFFF
+    return b"".join(number.to_bytes(4, "little") for number in numbers)
+
+
 class _Finder:
     """A finder (importlib.abc.MetaPathFinder) for our modules, which are in the directory `top`."""
 
     def __init__(self, top: str, magic: bytes) -> None:
         self.top = top
-        self.magic = magic + bytes(4)  # no flags: valid by time and size
+        self.magic = magic
         self.suffix = f".{sys.implementation.cache_tag}.pyc"
 
     def find_spec(self, name: str, *_: object) -> "ModuleSpec | None":
@@ -62,9 +69,7 @@ class _Finder:
             info = os.stat(source)
         except OSError:
             return None
-        numbers = int(info.st_mtime) & 0xFFFFFFFF, info.st_size & 0xFFFFFFFF
-        header = self.magic + b"".join(number.to_bytes(4, "little") for number in numbers)
-        if data[:_HEADER] != header:
+        if data[:_HEADER] != self.magic + validity(info):
             return None
         try:
             code: CodeType = marshal.loads(memoryview(data)[_HEADER:])

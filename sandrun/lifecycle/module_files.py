@@ -17,6 +17,8 @@ import marshal
 import os
 import sys
 
+from sandrun import importer
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
@@ -91,9 +93,10 @@ def hold(names: "tuple[str, ...]" = LATE) -> None:
 
 
 class _Finder:
-    """Finds held modules. The `first` finder finds only those whose file has left its place.
+    """Finds held modules, before Python's own finders, which could lose a file while they open it.
 
-    See importlib.abc.MetaPathFinder.
+    The `first` finder leaves a compiled file to Python that is in its place, but not of the current
+    source; the last one finds it if Python did not. See importlib.abc.MetaPathFinder.
     """
 
     def __init__(self, first: bool) -> None:
@@ -101,7 +104,7 @@ class _Finder:
 
     def find_spec(self, name: str, *_: object) -> "ModuleSpec | None":
         fd, path = _held.get(name, (-1, ""))
-        if fd < 0 or (self.first and _is_there(fd, path)):
+        if fd < 0 or (self.first and _is_stale(fd, path)):
             return None
         kind: type[ModuleSpec] = type(sys.__spec__)  # without importing importlib.machinery
         return kind(name, self, origin=path)  # type: ignore[arg-type]
@@ -123,10 +126,14 @@ _finder = _Finder(first=True)
 _last_finder = _Finder(first=False)
 
 
-def _is_there(fd: int, path: str) -> bool:
+def _is_stale(fd: int, path: str) -> bool:
+    """Whether the open file is the current one, but compiled from another source (PEP 552)."""
     held = os.fstat(fd)
+    folder, _, name = path.rpartition("/__pycache__/")
     try:
         there = os.stat(path)
+        source = os.stat(f"{folder}/{name.partition('.')[0]}.py")
     except OSError:
         return False
-    return (held.st_dev, held.st_ino) == (there.st_dev, there.st_ino)
+    replaced = (held.st_dev, held.st_ino) != (there.st_dev, there.st_ino)
+    return not replaced and os.pread(fd, _HEADER, 0)[4:] != importer.validity(source)

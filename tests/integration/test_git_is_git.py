@@ -293,7 +293,7 @@ def test_a_hostile_guard_file_blocks_no_git(box: GitBox, kind: str) -> None:
         guard.symlink_to(target)
     else:
         guard.mkdir()
-    line = f"sandrun: {guard} is no regular file: gits here take no turns\n"
+    line = f"sandrun: {guard} is no regular file: git commands here take no turns\n"
     for args in (["add", "a"], ["status", "--short"]):
         code, said = box.git(*args)
         assert (code, said.partition("sandrun: hint")[0]) == (0, line)

@@ -17,7 +17,7 @@ FREE = {
 }  # fmt: skip
 OURS = {
     *("sandrun", "sandrun.bare", "sandrun.cli", "sandrun.history", "sandrun.messages"),
-    "sandrun.model",
+    "sandrun.model", "sandrun.importer",
     "sandrun.backends", "sandrun.backends.none", "sandrun.git", "sandrun.git.guard",
     *(f"sandrun.config{name}" for name in ("", ".options", ".project", ".settings", ".values")),
     *(f"sandrun.lifecycle{name}" for name in ("", ".admission", ".module_files", ".runner")),

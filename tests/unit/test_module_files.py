@@ -95,13 +95,40 @@ def test_a_held_module_is_loaded_from_the_open_file(tmp_path: Path) -> None:
         module_files._held["sandrun.late"] = held.fileno(), str(file)
         finder = module_files._Finder(first=True)
         try:
-            assert finder.find_spec("sandrun.late") is None  # as long as it is in its place
             file.unlink()
             file.write_text("raise SystemError\n")
             sys.meta_path.insert(0, finder)
             assert importlib.import_module("sandrun.late").value == 3
         finally:
             sys.meta_path.remove(finder)
+            del module_files._held["sandrun.late"]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_loaded"),
+    [("", True), ("source gone", True), ("replaced", True), ("stale", False)],
+)
+def test_only_a_stale_compiled_file_is_left_to_python(
+    tmp_path: Path, change: str, is_loaded: bool
+) -> None:
+    """Python could lose any other file between finding and opening it."""
+    source = tmp_path / "late.py"
+    source.write_text("value = 3\n")
+    cached = Path(py_compile.compile(str(source), doraise=True) or "")
+    with open(cached) as held:
+        module_files._held["sandrun.late"] = held.fileno(), str(cached)
+        try:
+            if change == "source gone":
+                source.unlink()
+            elif change == "replaced":
+                cached.unlink()
+                source.write_text("raise SystemError\n")
+                py_compile.compile(str(source), doraise=True)
+            elif change == "stale":
+                source.write_text("value = 4  # not compiled yet\n")
+            spec = module_files._Finder(first=True).find_spec("sandrun.late")
+            assert (spec is not None) == is_loaded
+        finally:
             del module_files._held["sandrun.late"]
 
 
