@@ -180,7 +180,7 @@ class Run:
                     facts = json.loads(line)
                     event = facts["event"]
                 except (ValueError, TypeError, KeyError):
-                    return  # a SIGKILL cut the line off: as if it had not begun
+                    return  # cut short, by a SIGKILL or because this program was stopped
                 if event == "queued":
                     self.id = facts["id"]
                     self._queued.set()

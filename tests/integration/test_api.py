@@ -143,6 +143,35 @@ def test_the_command_does_not_see_the_event_descriptor(here: Box) -> None:
     assert sandrun.run(["sh", "-c", script], **quiet()).stdout == plain
 
 
+def test_a_program_that_is_stopped_at_the_end_loses_the_outcome_and_does_not_hang(
+    here: Box,
+) -> None:
+    """With a pipe of one page, as a user who has very many pipes gets it (pipe(7))."""
+    script = """
+import fcntl, os, sandrun, sys
+pipe = os.pipe
+def small():
+    ends = pipe()
+    fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, 4096)
+    return ends
+os.pipe = small
+run = sandrun.start(sys.argv[1:])
+try:
+    print(run.wait(60).reason)
+except sandrun.SandrunError as error:
+    print(error.text)
+"""
+    program = here.start(*here.job("one"), "é" * 4000, argv=[sys.executable, "-c", script])
+    here.begun("one")
+    program.send_signal(signal.SIGSTOP)
+    try:
+        here.let("one")
+        assert here.run("--", "true").returncode == 0
+    finally:
+        program.send_signal(signal.SIGCONT)
+    assert here.finish(program, 90).stdout == "sandrun ended with 0\n"
+
+
 def test_asyncio_runs_and_cancels(here: Box) -> None:
     async def main() -> "tuple[sandrun.Outcome, ...]":
         task = asyncio.create_task(sandrun.run_async(["sleep", "1000"], queue="other", **quiet()))
