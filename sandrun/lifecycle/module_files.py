@@ -128,6 +128,8 @@ _last_finder = _Finder(first=False)
 
 def _is_stale(fd: int, path: str) -> bool:
     """Whether the open file is the current one, but compiled from another source (PEP 552)."""
+    if sys.platform == "win32":
+        return False  # nothing is held there
     held = os.fstat(fd)
     folder, _, name = path.rpartition("/__pycache__/")
     try:
