@@ -226,12 +226,17 @@ class _Snapshot:
         finally:
             queue.close()
 
+    def running_ids(self) -> "list[str]":
+        """The ids of the runs that hold a slot."""
+        return [run.id for run in self.running]
+
 
 def check_deadlock(queue: Queue, ticket: Ticket, enclosing: str) -> None:
     """Raise Deadlock if `ticket` waits for a run that waits for one of our enclosing runs
     `enclosing`.
 
-    With several slots, there is a deadlock only if every run that holds a slot waits like that.
+    With several slots, there is a deadlock only if every run that holds a slot waits like that. If
+    one of them is in a deadlock without us, the runs in that one detect it.
     """
     ours = {run_id for _, run_id in _runs(enclosing)}
     if not ours:
@@ -240,7 +245,8 @@ def check_deadlock(queue: Queue, ticket: Ticket, enclosing: str) -> None:
     here = next((s for s in snapshots if s.path == queue.path), None)
     if here is None or not here.running:
         return
-    waiters = [_waiter_inside(run.id, ours, snapshots, set()) for run in here.running]
+    stuck = _stuck_waiters(ours, snapshots)
+    waiters = [_waiter_inside(run.id, ours, stuck, set()) for run in here.running]
     first = waiters[0]
     if first is None or None in waiters:
         return
@@ -262,21 +268,30 @@ def _snapshots(enclosing: str) -> "Iterator[_Snapshot]":
             continue
 
 
+def _stuck_waiters(ours: "set[str]", snapshots: "list[_Snapshot]") -> "list[_NestedWaiter]":
+    """The waiters that get no turn while the runs `ours` do not end: every run that holds a slot is
+    one of these or encloses another such waiter."""
+    stuck = [waiter for snapshot in snapshots for waiter in snapshot.waiters]
+    while True:
+        blocked = ours.union(*(waiter.enclosing for waiter in stuck))
+        found = [w for w in stuck if w.queue.running and blocked.issuperset(w.queue.running_ids())]
+        if len(found) == len(stuck):
+            return found
+        stuck = found
+
+
 def _waiter_inside(
-    run_id: str, ours: "set[str]", snapshots: "list[_Snapshot]", visited: "set[str]"
+    run_id: str, ours: "set[str]", stuck: "list[_NestedWaiter]", visited: "set[str]"
 ) -> "_NestedWaiter | None":
-    """The waiter inside the run `run_id` that waits for one of the runs `ours`, directly or
-    indirectly."""
-    if run_id in visited:
-        return None
+    """The waiter of `stuck` inside the run `run_id` that waits for one of the runs `ours`, directly
+    or indirectly."""
     visited.add(run_id)
-    for waiter in (w for s in snapshots for w in s.waiters if run_id in w.enclosing):
-        running = [run.id for run in waiter.queue.running]
-        if running and all(
-            run in ours or _waiter_inside(run, ours, snapshots, visited) is not None
-            for run in running
-        ):
-            return waiter
+    for waiter in (w for w in stuck if run_id in w.enclosing):
+        for run in waiter.queue.running_ids():
+            if run in ours:
+                return waiter
+            if run not in visited and _waiter_inside(run, ours, stuck, visited):
+                return waiter
     return None
 
 

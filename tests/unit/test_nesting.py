@@ -1,12 +1,15 @@
-"""Which process holds a lock, as the kernel lists it."""
+"""Which process holds a lock, as the kernel lists it; which waits are a deadlock."""
 
 import fcntl
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from sandrun.platform import linux_locks, processes
+from sandrun.queue import Ticket, nesting
 
 
 def test_the_kernel_reports_the_holder(tmp_path: Path) -> None:
@@ -71,3 +74,57 @@ def test_only_the_open_file_that_holds_the_lock_proves_it(tmp_path: Path) -> Non
         os.set_inheritable(file.fileno(), True)
         fcntl.flock(file, fcntl.LOCK_UN)
         assert not linux_locks.is_inherited_lock(info)
+
+
+def is_deadlock(
+    monkeypatch: pytest.MonkeyPatch, slots: "dict[str, str]", waits: "list[str]"
+) -> bool:
+    """Whether the run O, inside which a run waits for the queue q, is in a deadlock. `slots`: the
+    runs that hold the slots of each queue; `waits`: `A b` is a waiter inside A for the queue b."""
+
+    def ticket(state: str, letter: str) -> Ticket:
+        return Ticket(f"{state}{'1' * 20}.{letter * 8}.1.1.0.job")
+
+    queues: dict[str, Any] = {name: nesting._Snapshot(f"/none/{name}") for name in slots}
+    for name, letters in slots.items():
+        queues[name].running = [ticket("r", letter) for letter in letters]
+    for inside, name in (wait.split() for wait in ["O q", *waits]):
+        enclosing = f"/none/any/{inside * 8}"
+        waiter = nesting._NestedWaiter(queues[name], ticket("w", "f"), enclosing)
+        queues[name].waiters.append(waiter)
+    monkeypatch.setattr(nesting, "_snapshots", lambda enclosing: queues.values())
+    here: Any = SimpleNamespace(path="/none/q")
+    try:
+        nesting.check_deadlock(here, ticket("w", "f"), f"/none/o/{'O' * 8}")
+    except nesting.Deadlock:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("slots", "waits", "expected"),
+    [
+        ({"q": "A", "o": "O"}, ["A o"], True),
+        ({"q": "A", "o": "O"}, [], False),
+        ({"q": "AB", "o": "O"}, ["A o"], False),  # B ends
+        ({"q": "AB", "o": "O"}, ["A o", "B o"], True),
+        ({"q": "A", "o": "OX"}, ["A o"], False),  # X ends
+        # A waits for B and C, which wait for the same third run.
+        ({"q": "A", "b": "BC", "d": "D", "o": "O"}, ["A b", "B d", "C d", "D o"], True),
+        ({"q": "AB", "d": "D", "o": "O"}, ["A d", "B d", "D o"], True),
+        ({"q": "A", "b": "BC", "d": "D", "o": "O"}, ["A b", "B d", "D o"], False),  # C ends
+        ({"q": "A", "b": "BC", "d": "DX", "o": "O"}, ["A b", "B d", "C d", "D o"], False),
+        # A slot is held by a run that waits for A itself, the other by O.
+        ({"q": "A", "b": "BO"}, ["A b", "B q"], True),
+        ({"q": "A", "b": "BO"}, ["A b"], False),
+        # A deadlock of others, which one of them ends.
+        ({"q": "A", "b": "B", "o": "O"}, ["A b", "B q"], False),
+        ({"q": "AB", "c": "C", "b": "B", "o": "O"}, ["A o", "B c", "C b"], False),
+        # A has two waiters; one of them is enough.
+        ({"q": "A", "x": "X", "o": "O"}, ["A x", "A o"], True),
+    ],
+)
+def test_a_deadlock_blocks_every_slot(
+    monkeypatch: pytest.MonkeyPatch, slots: "dict[str, str]", waits: "list[str]", expected: bool
+) -> None:
+    assert is_deadlock(monkeypatch, slots, waits) == expected
