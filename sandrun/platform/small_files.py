@@ -50,12 +50,16 @@ def read_small(path: str, top: str = "", most: int = SMALL) -> "bytes | None":
 def has_table(data: bytes) -> bool:
     """Whether a pyproject.toml may have a table of ours.
 
-    Only an inline table at the top (`tool = {sandrun = ...}`) and escapes in keys are not found. It
-    avoids tomllib, so that runs in most projects need not import that.
+    Only escapes in keys are not found. It avoids tomllib, so that runs in most projects need not
+    import that.
     """
-    bare = b"\n" + data.translate(None, b" \t\r\"'")
+    bare = b"\n" + data.removeprefix(b"\xef\xbb\xbf").translate(None, b" \t\r\"'")
     in_tool = b"\n[tool]" in bare and (b"\nsandrun=" in bare or b"\nsandrun." in bare)
-    return b"[tool.sandrun]" in bare or b"\ntool.sandrun" in bare or in_tool
+    if b"[tool.sandrun]" in bare or b"\ntool.sandrun" in bare or in_tool:
+        return True
+    inline = b"{" + bare.partition(b"\ntool={")[2].replace(b"\n", b"")  # TOML 1.1 has line ends
+    keys = (b"{sandrun={", b",sandrun={", b"{sandrun.", b",sandrun.")
+    return any(key in inline for key in keys)
 
 
 def _require_small(info: os.stat_result, most: int) -> None:

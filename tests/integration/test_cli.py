@@ -140,11 +140,14 @@ def config(box: Box, *options: str, env: "dict[str, str] | None" = None) -> "dic
         'tool.sandrun = { memory = "104M" }\n',
         '[tool]\nsandrun = { memory = "104M" }\n',
         '[project]\nname = "x"\n[tool]\nother.x = 1\nsandrun.memory = "104M"\n',
+        'tool = { sandrun = { memory = "104M" } }\n',
+        "tool = {other = {x = 1}, 'sandrun'.memory = \"104M\"}\n[project]\n",
+        '\ufefftool.sandrun.memory = "104M"\n',
     ],
 )
 def test_the_table_in_pyproject_has_any_of_tomls_spellings(box: Box, text: str) -> None:
     """For the settings, and for what marks a project."""
-    (box.project / "pyproject.toml").write_text(text)
+    (box.project / "pyproject.toml").write_text(text, "utf-8")
     below = box.project / "below"
     below.mkdir()
     done = box.run("config", cwd=below)

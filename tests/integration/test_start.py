@@ -61,6 +61,13 @@ def test_no_backend_of_linux_needs_click_or_psutil(
     assert not imported(box, "--", "true") & heavy - started(box, "import ctypes")
 
 
-def test_a_project_file_without_our_table_costs_no_toml_parser(box: Box) -> None:
-    (box.project / "pyproject.toml").write_text("[tool.other]\nmemory = 1\n")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[tool.other]\nmemory = 1\n",
+        'tool = { other = { memory = 1 } }\n[project]\ndependencies = ["a", "sandrun==1"]\n',
+    ],
+)
+def test_a_project_file_without_our_table_costs_no_toml_parser(box: Box, text: str) -> None:
+    (box.project / "pyproject.toml").write_text(text)
     assert imported(box, "--", "true") - FREE - LATE == OURS | FILES
