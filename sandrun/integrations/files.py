@@ -47,9 +47,14 @@ def text(path: str) -> str:
 
 
 def write_new(path: str, content: str) -> None:
-    """Write a new file. Raises OSError."""
-    with open(folders.create(path), "w", encoding="utf-8", newline="\n") as file:
-        file.write(content)
+    """Write a new file, which a failed write does not leave. Raises OSError."""
+    fd = folders.create(path)
+    try:
+        with open(fd, "w", encoding="utf-8", newline="\n") as file:
+            file.write(content)
+    except BaseException:
+        os.unlink(path)
+        raise
 
 
 def change(path: str, edit: "Callable[[str], str]") -> None:
@@ -82,7 +87,7 @@ def _replace(name: str, prefix: str, at: "int | None", edit: "Callable[[str], st
         if same:
             os.replace(private, path, src_dir_fd=at, dst_dir_fd=at)
             return
-    except OSError:
+    except BaseException:
         os.unlink(private, dir_fd=at)
         raise
     os.unlink(private, dir_fd=at)

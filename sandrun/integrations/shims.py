@@ -25,6 +25,7 @@ Left to others: `git`, `jj` and `git-annex`, whose shims are the guard's (`sandr
 the text of the shims for Windows (`sandrun.integrations.windows_shims`), which are batch files.
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -37,6 +38,10 @@ MARK = ".sandrun-shims"
 _FIRST_LINE = "# sandrun shim for {tool}"
 _ENDING = ".cmd" if sys.platform == "win32" else ""
 _WANTED = b"rem sandrun init: " if sys.platform == "win32" else b"# sandrun init: "
+
+_PRIVATE = ".new."
+"""How the name of a file begins that will replace another one; the name of a tool cannot."""
+_ABANDONED = 60  # seconds
 
 _TEXT = """#!/bin/sh
 {first_line}: {tool} runs in the project's queue (sandrun shims)
@@ -177,9 +182,27 @@ def add(tool: str, projects: "Iterable[str]" = ()) -> str:
 
 
 def _replace(path: str, text: bytes) -> None:
-    private = f"{path}.{os.getpid()}"
-    _write(private, text, 0o755)
-    os.replace(private, path)  # a shell that reads the old file must not see half of this one
+    folder, name = os.path.split(path)
+    private = os.path.join(folder, f"{_PRIVATE}{name}.{os.urandom(4).hex()}")
+    try:
+        _write(private, text, 0o755)
+        _sweep(folder, os.stat(private).st_mtime)
+        os.replace(private, path)  # a shell that reads the old file must not see half of this one
+    except BaseException:
+        with contextlib.suppress(OSError):  # the first failure is the one to report
+            os.unlink(private)
+        raise
+
+
+def _sweep(folder: str, now: float) -> None:
+    """Remove the private files of killed writers: no tool's name begins like theirs, and no writer
+    takes as long as `_ABANDONED`. `now` is by the clock of the file system."""
+    for name in os.listdir(folder):
+        if name.startswith(_PRIVATE):
+            path = os.path.join(folder, name)
+            with contextlib.suppress(OSError):  # another sweep was faster
+                if now - os.lstat(path).st_mtime > _ABANDONED:
+                    os.unlink(path)
 
 
 def _write(path: str, data: bytes, mode: int = 0o644) -> None:

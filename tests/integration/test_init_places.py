@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from sandrun.integrations import files
 from tests.entering import need, put_on_path
 from tests.harness import Box, launcher
 
@@ -643,3 +644,19 @@ def test_access_lists_stay(project: Box) -> None:
     init(project)
     said = project.run("-n", str(makefile), argv=["getfacl"]).stdout
     assert f"user:{USER}:rw-" in said
+
+
+class _NoBytes(str):
+    def encode(self, *_: str) -> str:  # type: ignore[override]
+        return "no bytes"
+
+
+def test_a_write_that_fails_in_any_way_leaves_no_file(tmp_path: Path) -> None:
+    makefile = tmp_path / "Makefile"
+    makefile.write_text("all:\n")
+    with pytest.raises(TypeError):  # anything but an OSError, such as Ctrl-C
+        files.change(str(makefile), _NoBytes)
+    with pytest.raises(UnicodeEncodeError):
+        files.write_new(str(tmp_path / "sandrun.toml"), "# \ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["Makefile"]
+    assert makefile.read_text() == "all:\n"

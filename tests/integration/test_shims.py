@@ -4,13 +4,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from sandrun.integrations import shims
 from tests.entering import makefile, need, put_on_path, said, witnessed
-from tests.harness import Box, wait_for
+from tests.harness import Box, installed_env, launcher, wait_for
 
 TOOL = '#!/bin/sh\necho "tool $0 [$*] ${SANDRUN_RUNS:+in a run}"\nexit ${EXIT-0}\n'
 
@@ -589,6 +590,36 @@ def test_what_is_not_ours_is_not_touched(shimbox: Box) -> None:
         assert shimbox.run("shims", *words).returncode == 125
     assert mine.read_text() == "#!/bin/sh\n"
     assert shimbox.run("shims", "list").stdout == "mytool\n"
+
+
+def test_a_shim_that_cannot_be_written_leaves_nothing_on_path(shimbox: Box) -> None:
+    before = sorted(path.name for path in folder(shimbox).iterdir())
+    words = ["-c", 'ulimit -f 1; exec "$@"', "sh", *launcher(), "shims", "add", "other"]
+    done = shimbox.run(*words, argv=["sh"])
+    assert (done.returncode, "File too large" in done.stderr) == (125, True), done.stderr
+    assert sorted(path.name for path in folder(shimbox).iterdir()) == before
+    with pytest.raises(TypeError):  # anything but an OSError, such as Ctrl-C
+        shims._replace(str(folder(shimbox) / "other"), "no bytes")  # type: ignore[arg-type]
+    assert sorted(path.name for path in folder(shimbox).iterdir()) == before
+
+
+def test_what_a_killed_add_left_is_removed_by_the_next(shimbox: Box) -> None:
+    code = """
+import os, sys
+from sandrun.integrations import shims
+os.replace = lambda *paths: os.kill(os.getpid(), 9)
+shims.add(sys.argv[1])
+"""
+    before = {path.name for path in folder(shimbox).iterdir()}
+    killed = shimbox.run("-c", code, "other", argv=[sys.executable], env=installed_env(shimbox.env))
+    assert killed.returncode == -9
+    (left,) = [path for path in folder(shimbox).iterdir() if path.name not in before]
+    add(shimbox, "third")
+    assert left.exists()  # it may be that of an add at work
+    os.utime(left, (0, 0))
+    add(shimbox, "fourth")
+    after = {path.name for path in folder(shimbox).iterdir()}
+    assert after == before | {"third", "fourth"}
 
 
 def test_the_git_shim_waits_for_its_turn(shimbox: Box) -> None:
