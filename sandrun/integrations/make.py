@@ -78,9 +78,12 @@ class _Notes:
         self.name = _note(make)
 
     def leave(self, code: int) -> None:
-        """Keep the code. Makes the state directory again if it was removed. Raises SandrunError."""
+        """Keep the code, unless that make is gone. Makes the state directory again if it was
+        removed. Raises SandrunError."""
         if sys.platform == "win32":
             return  # only administrators may make links: `read` then returns `missing`
+        if not self.name:
+            return
         while True:
             directory = state.open_state(self.directory)
             try:
@@ -101,6 +104,8 @@ class _Notes:
 
     def read(self, missing: int) -> int:
         """The code; `missing` if none was kept."""
+        if not self.name:
+            return missing
         try:
             return int(os.readlink(os.path.join(self.directory, self.name)))
         except FileNotFoundError:
@@ -108,11 +113,11 @@ class _Notes:
 
 
 def _note(pid: int) -> str:
-    """A name that no other process, earlier or later, can have."""
+    """A name that no other process, earlier or later, can have; '' for a process that is gone."""
     try:
         return f"made.{pid}.{processes.Stat(pid).start}"
     except OSError:
-        return f"made.{pid}.gone"
+        return ""
 
 
 def _account(pid: int) -> "tuple[list[str], dict[str, str]]":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sandrun.integrations import make as make_again
 from tests.entering import PLAIN, job_goals, makefile, need, put_on_path, said, witnessed
 from tests.harness import Box, wait_for
 
@@ -563,6 +564,21 @@ def test_a_failure_counts_though_the_state_was_removed(mkbox: Box, restart: bool
     done = mkbox.run("fails", argv=["make"])
     assert done.returncode == 2, done.stderr
     assert "internal" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_no_code_is_kept_for_a_make_that_is_gone(box: Box) -> None:
+    directory = box.state / "seq-exec-notes"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    make_again._Notes(str(directory), gone.pid).leave(3)
+    assert make_again._Notes(str(directory), gone.pid).read(7) == 7
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for start in ("gone", "123"):
+        (directory / f"made.{gone.pid}.{start}").symlink_to("3")
+    mine = make_again._Notes(str(directory), os.getpid())
+    mine.leave(4)
+    assert [path.name.split(".")[1] for path in directory.glob("made.*")] == [str(os.getpid())]
+    assert mine.read(7) == 4
 
 
 def test_a_kill_all_of_the_users_own_goes_first(mkbox: Box) -> None:
