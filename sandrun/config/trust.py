@@ -51,14 +51,18 @@ def _entry(path: str) -> str:
 
 def _write(path: str, text: str) -> None:
     """Replace a file of the user's atomically. Raises OSError."""
-    private = f"{path}.{os.getpid()}"
+    private = folders.private_name(path)
     folders.make_folders(os.path.dirname(path), 0o700)
     fd = folders.create(private, most=0o600)
     try:
-        os.write(fd, os.fsencode(text))
-    finally:
-        os.close(fd)
-    os.replace(private, path)
+        try:
+            os.write(fd, os.fsencode(text))
+        finally:
+            os.close(fd)
+        os.replace(private, path)
+    except BaseException:
+        os.unlink(private)
+        raise
 
 
 def _read(entry: str) -> "tuple[str, str]":

@@ -78,7 +78,7 @@ def _replace(name: str, prefix: str, at: "int | None", edit: "Callable[[str], st
     attributes = _attributes(old)
     before = _read(old).decode("utf-8", "surrogateescape")
     data = edit(before).encode("utf-8", "surrogateescape")
-    private = f"{prefix}.{name}.sandrun.{os.getpid()}"
+    private = folders.private_name(f"{prefix}.{name}.sandrun")
     fd = os.open(private, os.O_WRONLY | folders.NEW | flags, 0o600, dir_fd=at)
     try:
         with open(fd, "wb") as file:

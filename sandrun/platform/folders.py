@@ -50,6 +50,12 @@ def _base(variable: str, below_home: str, windows_variable: str, windows_name: s
     return os.path.join(home(), below_home) if home() else ""
 
 
+def private_name(path: str) -> str:
+    """A name beside `path` for a file that will replace it. It is random, because a pid is used
+    again, and at the same time in another pid namespace."""
+    return f"{path}.{os.urandom(8).hex()}"
+
+
 _uids: "tuple[int, int] | None" = None
 
 if sys.platform == "win32":

@@ -15,6 +15,7 @@ import sys
 import time
 
 from sandrun.model import SandrunError, command_text, is_run_id
+from sandrun.platform import folders
 
 STARTED = b"R"
 """What the owner of a ticket writes into it when its run starts."""
@@ -298,7 +299,7 @@ class BaseQueue:
         Needs no lock: each writer re-reads the queue after writing, so the file that is written
         last is correct. sandrun itself never reads it. On a full disk it stays out of date.
         """
-        private = f".view.{os.getpid()}"
+        private = folders.private_name(".view")
         try:
             names = self.names()
             while True:

@@ -11,7 +11,7 @@ import pytest
 
 from sandrun.config import options
 from sandrun.model import MIB
-from tests.harness import Box, wait_for
+from tests.harness import Box, launcher, wait_for
 
 OTHER = 65534
 USER = 12345
@@ -208,6 +208,22 @@ def test_trust_is_for_a_path_and_is_listed(box: Box) -> None:
     assert box.run("trust", "--list").stdout == f"{mine}\n"
     assert box.run("trust", "nowhere").returncode == 125
     assert box.run("trust", "--revoke", "nowhere").returncode == 125
+
+
+def test_what_a_killed_trust_of_the_same_pid_left_is_in_nobodys_way(box: Box) -> None:
+    mine = project_file(box, 'backend = "rlimit"\n')
+    box.run("trust")
+    (entry,) = (box.home / "state/sandrun/trusted").iterdir()
+    box.run("trust", "--revoke", mine)
+    script = 'touch "$0.$$" && exec "$@"'
+    done = box.run("trust", argv=["sh", "-c", script, str(entry), *launcher()])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert box.run("trust", "--list").stdout == f"{mine}\n"
+    box.run("trust", "--revoke", mine)
+    entry.mkdir()  # what cannot be replaced leaves no file either
+    before = set(entry.parent.iterdir())
+    assert box.run("trust").returncode == 125
+    assert set(entry.parent.iterdir()) == before
 
 
 @pytest.mark.parametrize("text", [b"x /a\0b\n", b"\xff\0\n", b"", b"x relative\n"])

@@ -50,6 +50,17 @@ def test_a_half_made_ticket_is_swept_and_a_live_one_is_not(tmp_path: Path) -> No
     assert os.listdir(tmp_path) == [ticket.name]
 
 
+def test_the_queue_file_is_rewritten_whatever_a_process_of_the_same_pid_left(
+    tmp_path: Path,
+) -> None:
+    """Such as a file of root's, which we may not open; here a directory."""
+    (tmp_path / f".view.{os.getpid()}").mkdir()
+    queue = Queue(str(tmp_path))
+    queue.enqueue("0" * 8, ["job"])
+    queue.publish_queue_file()
+    assert (tmp_path / "queue.txt").read_text().endswith(":job\n")
+
+
 def test_a_sweep_between_making_and_locking_does_not_lose_the_newcomer(tmp_path: Path) -> None:
     """It takes the file for a dead one; the newcomer makes another."""
     queue = Queue(str(tmp_path))
