@@ -284,8 +284,8 @@ def hidden(tool: str) -> str:
 
 
 def activation(shell: str) -> str:
-    """The code that puts the shims first on PATH in a shell. In sh and fish it also moves them to
-    the front of an inherited PATH in which a version manager has put its own shims before them.
+    """The code that puts the shims first on PATH in a shell. It also moves them to the front of an
+    inherited PATH in which a version manager has put its own shims before them.
     """
     if shell in ("cmd", "powershell"):
         from sandrun.integrations import windows_shims

@@ -57,12 +57,18 @@ def _written(path: str) -> str:
     return path.replace("%", "%%")
 
 
+_QUOTES = "'\u2018\u2019\u201a\u201b"
+"""Each of these ends a string in single quotes; two of them stand for one (PowerShell's source,
+CharTraits.cs, IsSingleQuote)."""
+
+
 def activation(shell: str, folder: str) -> str:
     """The code that puts the shims first on PATH in cmd.exe or PowerShell."""
-    if shell == "powershell":
-        quoted = folder.replace("'", "''")
+    if shell == "powershell":  # also on other systems, with their separator
+        quoted = "".join(letter * 2 if letter in _QUOTES else letter for letter in folder)
+        differs = "-ne" if sys.platform == "win32" else "-cne"
         return (
-            f"if (($env:PATH -split ';') -notcontains '{quoted}') "
-            f"{{ $env:PATH = '{quoted};' + $env:PATH }}"
+            f"$env:PATH = (@('{quoted}') + "
+            f"@(@($env:PATH -split '{os.pathsep}') {differs} '{quoted}')) -join '{os.pathsep}'"
         )
     return f'set "PATH={folder};%PATH%"'

@@ -529,6 +529,25 @@ def test_each_shell_activates_it_once(shimbox: Box, shell: str) -> None:
     assert done.stdout.splitlines()[-1].endswith("[x] in a run")
 
 
+def test_powershells_code_puts_the_shims_first(shimbox: Box) -> None:
+    """Without a PowerShell: Python does here what its manual says of -split, of -cne and -ne (which
+    filter an array) and of -join (about_Split, about_Comparison_Operators, about_Join)."""
+    shimbox.env["XDG_DATA_HOME"] = str(shimbox.home / "O'Neil\u2019s")
+    done = shimbox.run("shims", "activate", "powershell")
+    form = (
+        r"\$env:PATH = \(@\('(.*)'\) \+ @\(@\(\$env:PATH -split '(.)'\) -c?ne '(.*)'\)\)"
+        r" -join '(.)'\n"
+    )
+    code = re.fullmatch(form, done.stdout)
+    assert code, done.stdout
+    mine = f"{shimbox.home}/O'Neil\u2019s/sandrun/shims"
+    quoted = mine.replace("'", "''").replace("\u2019", "\u2019\u2019")
+    assert code.groups() == (quoted, ":", quoted, ":")
+    for path in ("/a:/b", f"{mine}:/a:/b", f"/a:{mine}:/b", f"/a:{mine}:/b:{mine}"):
+        kept = [entry for entry in path.split(code[2]) if entry != mine]
+        assert code[4].join([mine, *kept]) == f"{mine}:/a:/b"
+
+
 def test_it_is_posix_sh_for_every_tool_and_shell(shimbox: Box) -> None:
     need("dash", "bash", "zsh")
     for name in ("make", "ninja", "cmake", "pytest", "npm", "cargo", "go", "git", "mytool"):
