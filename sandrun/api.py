@@ -95,7 +95,8 @@ _POPEN_OPTIONS = frozenset(("cwd", "env", "stdin", "stdout", "stderr", "encoding
 
 
 class GaveUp(SandrunError):
-    """The run did not get its turn in the time that was allowed (`no_wait`, `wait_timeout`)."""
+    """The run did not get its turn in the time that was allowed (`no_wait`, `wait_timeout`), or was
+    cancelled before its command started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +212,8 @@ class Run:
             text = str(self._failed.get("text") or f"sandrun ended with {code}")
             kind = GaveUp if code == EXIT_GAVE_UP or self._cancelled else SandrunError
             raise kind(text, str(self._failed.get("hint") or ""), code)
+        if record["reason"] == "left" and self._cancelled:
+            raise GaveUp("cancelled before the command started", "", code)
         if record["reason"] == "failed":
             raise SandrunError(f"sandrun failed: {' '.join(self.command)}", "see its stderr", code)
         return self._outcome(record["exit"], record)
@@ -236,7 +239,7 @@ class Run:
     def cancel(self) -> None:
         """End all processes of the run, with SIGTERM and after the grace period with SIGKILL. A run
         that waits leaves the queue. Returns at once. `wait` then returns the outcome, or raises
-        GaveUp if the run was still waiting."""
+        GaveUp if the run was still waiting for its turn or for git."""
         self._cancelled = True
         # Not a daemon thread: if the program exits now, the run must still be ended first.
         threading.Thread(target=self._cancel).start()

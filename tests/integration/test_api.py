@@ -14,6 +14,7 @@ import pytest
 import sandrun
 from sandrun import api
 from sandrun.config import options
+from tests.gitbox import watches
 from tests.harness import SCALE, Box, wait_for
 
 
@@ -123,6 +124,25 @@ def test_a_waiter_is_cancelled_and_leaves_the_queue(here: Box) -> None:
     assert [line.split(" job ")[-1].split()[0] for line in here.view()] == ["one"]
     here.let("one")
     assert here.finish(holder).returncode == 0
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_a_run_that_waits_for_git_never_starts_when_it_is_ended(here: Box, cancelled: bool) -> None:
+    """Cancelled, it gave up as one that waits for its turn; ended by others it has an outcome."""
+    subprocess.run(["git", "init", "-q"], cwd=here.project, check=True)
+    (here.project / ".git/index.lock").touch()
+    run = sandrun.start(["touch", "ran"], git_wait="10m", **quiet())
+    process: typing.Any = run._process
+    wait_for(lambda: watches(process), 20, "it waits for git")
+    if cancelled:
+        run.cancel()
+        with pytest.raises(sandrun.GaveUp):
+            run.wait(60 * SCALE)
+    else:
+        process.terminate()
+        outcome = run.wait(60 * SCALE)
+        assert (outcome.reason, outcome.code, outcome.ok) == ("left", 143, False)
+    assert not (here.project / "ran").exists()
 
 
 def test_a_run_inside_a_run_starts_at_once_and_is_cancelled_too(here: Box) -> None:
