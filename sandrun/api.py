@@ -308,7 +308,7 @@ def start(command: Sequence[str], **options: Unpack[Options]) -> Run:
     """Start a run, which may first wait for its turn, and return at once. Raises TypeError for an
     invalid command or option, and OSError and LookupError as subprocess.Popen does."""
     if isinstance(command, str) or not command:
-        raise TypeError("a command is a list of words and not empty")
+        raise TypeError("a command must be a non-empty list of words")
     env = options.get("env")
     caller_env = dict(os.environ if env is None else env)
     words = [*_launcher(), *_flags(options), "--", *command]

@@ -32,6 +32,6 @@ def command_for(subcommand: str, queue: str) -> str:
 
 def cancelled() -> GaveUp:
     """The error for a run whose ticket was removed by `sandrun queue cancel`."""
-    error = GaveUp("taken out of the queue by sandrun queue cancel", "", EXIT_GAVE_UP)
+    error = GaveUp("removed from the queue by sandrun queue cancel", "", EXIT_GAVE_UP)
     error.keep = False
     return error

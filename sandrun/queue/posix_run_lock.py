@@ -286,7 +286,7 @@ class RunLock:
         if isinstance(error, FileNotFoundError):
             raise StateGone from None
         raise SandrunError(
-            f"{file.path}: {error.strerror}", f"look at it with: ls -l {file.path}"
+            f"{file.path}: {error.strerror}", f"inspect it: ls -l {file.path}"
         ) from None
 
     def _without(self, file: LockFile, error: OSError) -> None:

@@ -50,9 +50,7 @@ class RunLock:
             where = os.path.abspath(path)
             return windows_files.open_file(where, _ACCESS, _SHARE, windows_api.OPEN_ALWAYS)
         except OSError as error:
-            raise SandrunError(
-                f"{path}: {error.strerror}", f"look at it with: icacls {path}"
-            ) from None
+            raise SandrunError(f"{path}: {error.strerror}", f"inspect it: icacls {path}") from None
 
     def _open(self, slot: int) -> int:
         if slot not in self._handles:

@@ -79,7 +79,7 @@ def test_failures_are_exceptions_with_a_hint(here: Box) -> None:
     here.let("one")
     here.finish(holder)
     for wrong in ("true", [], ["true"]):
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match=r"non-empty list of words|no such setting"):
             sandrun.run(wrong, **({"nonesuch": 1} if wrong == ["true"] else {}))  # type: ignore[arg-type]
 
 

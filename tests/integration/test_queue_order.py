@@ -72,7 +72,7 @@ def test_a_cancelled_waiter_exits_with_75(box: Box) -> None:
     assert "cancelled" in box.run("queue", "cancel", box.ids()["two"]).stdout
     done = box.finish(waiter)
     assert done.returncode == 75
-    assert "sandrun queue cancel" in done.stderr
+    assert "removed from the queue by sandrun queue cancel" in done.stderr
     drain(box, ["one", "three"])
     assert box.finish(third).returncode == 0
 
