@@ -53,8 +53,11 @@ class Leaver:
 def leave(tmp_path: Path) -> "Iterator[Leaver]":
     leaver = Leaver(tmp_path)
     yield leaver
-    if leaver.file.exists() and os.path.isdir(leaver.group()):
-        os.rmdir(leaver.group())
+    if leaver.file.exists():
+        try:
+            os.rmdir(leaver.group())
+        except FileNotFoundError:  # systemd removes the groups of a scope that has ended
+            pass
 
 
 def lines(said: str) -> "list[str]":

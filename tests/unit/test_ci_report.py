@@ -122,3 +122,7 @@ def test_a_second_try_is_seen_in_the_file_of_a_real_run(
     (line,) = [line for line in said.splitlines() if line.startswith("passed only")]
     assert line.endswith("test_it::test_flaky: call: AssertionError: the moon"), line
     assert said.endswith("ci: 2 passed, 1 failed, 0 skipped\n")
+
+
+def test_more_tests_may_need_a_second_try_where_more_ran() -> None:
+    assert [ci_report.budget(passed) for passed in (1, 2700, 10_800)] == [3, 3, 12]

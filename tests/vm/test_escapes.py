@@ -37,7 +37,8 @@ def lives(pid: str) -> bool:
 
 @v2
 def test_a_scope_of_systemd_run() -> None:
-    script = '"$@" & echo $!; sleep 3'
+    # Long enough for a busy laboratory: whose child it was is only known while that lives.
+    script = '"$@" & echo $!; sleep 8'
     done = sandrun("--", "sh", "-c", script, "sh", *SCOPE, "sleep", "1000")
     assert done.returncode == 0, done.stderr
     pid = done.stdout.strip()
