@@ -5,9 +5,8 @@ and a rename changes a ticket atomically. `sandrun.queue.posix_queue` and
 `sandrun.queue.windows_queue` implement how tickets are created, locked, watched and notified.
 
 Versions: these names are format 1. A name of any other form belongs to another version of sandrun;
-it is skipped and never removed. A version with another format must use other names (for example
-another first letter). The run lock alone orders the runs of two such versions: one at a time, in no
-promised order.
+it is skipped and never removed. A version with another format must use other names. The run lock
+alone orders the runs of two such versions: one at a time, in no promised order.
 """
 
 import os
