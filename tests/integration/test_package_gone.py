@@ -51,8 +51,10 @@ class _Own(Box):
     def away(self, how: str = "mv") -> str:
         """A script's first line: the package is gone, or another one is in its place."""
         old = f"{self.package}.old"
-        over = f"mv {self.package} {old}; cd {old}; find . -name '*.py' | while read f; do "
-        over += f'mkdir -p {self.package}/${{f%/*}}; echo "raise SystemError" >{self.package}/$f; '
+        # One file with many names: on a tmpfs many files would be reported as memory that is left.
+        over = f"mv {self.package} {old}; cd {old}; echo 'raise SystemError' >wrong; "
+        over += "find . -name '*.py' | while read f; do "
+        over += f"mkdir -p {self.package}/${{f%/*}}; ln wrong {self.package}/$f; "
         ways = {"mv": f"mv {self.package} {old}", "rm": f"rm -r {self.package}"}
         return {**ways, "over": over + "done"}[how] + "\n"
 
