@@ -20,7 +20,7 @@ _PACKAGES = frozenset(
     ("backends", "cli", "config", "doctor", "git", "integrations", "lifecycle", "platform")
     + ("queue", "supervise")
 )
-_HEADER = 16
+HEADER = 16
 """Bytes before the code in a compiled file (PEP 552): magic number, flags, time and size."""
 
 
@@ -69,10 +69,10 @@ class _Finder:
             info = os.stat(source)
         except OSError:
             return None
-        if data[:_HEADER] != self.magic + validity(info):
+        if data[:HEADER] != self.magic + validity(info):
             return None
         try:
-            code: CodeType = marshal.loads(memoryview(data)[_HEADER:])
+            code: CodeType = marshal.loads(memoryview(data)[HEADER:])
         except (EOFError, TypeError, ValueError):  # cut short
             return None
         return code

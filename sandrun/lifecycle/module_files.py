@@ -5,12 +5,11 @@ somebody, perhaps the command itself, recreates the virtual environment. Importi
 the start would cost every run 1.6 ms. A descriptor of each file costs a twentieth of that, and an
 unlinked file can be read as long as it is open.
 
-Promise: after `hold`, the modules that it names come from the version that is running. While a
-module's file is still in its place, Python imports it as usual; after that, it comes from the open
-file. One finder checks this before Python's own finders, because another version's file may be in
-that place. A second one follows Python's finders, because the package may vanish while they search:
-a source file before its compiled file, for example. A waiter holds more modules open, because the
-run ahead of it may replace sandrun's own package.
+Promise: after `hold`, the modules that it names come from the version that is running. They are
+read from the open files, because Python could lose a file between finding and opening it. Only a
+compiled file that was stale from the start is left to Python. A second finder follows Python's own,
+in case the package vanishes while they search. A waiter holds more modules open, because the run
+ahead of it may replace sandrun's own package.
 """
 
 import marshal
@@ -26,45 +25,31 @@ if TYPE_CHECKING:
 
 LATE = (
     "backends/escapes",
-    *(
-        f"git/{name}"
-        for name in ["classify", "fsmonitor", "git_processes", "lock_files", "lock_paths"]
-    ),
-    *(f"git/{name}" for name in ["other_tools", "repository", "stale"]),
+    "git/classify", "git/fsmonitor", "git/git_processes", "git/lock_files", "git/lock_paths",
+    "git/other_tools", "git/repository", "git/stale",
     "lifecycle/recovery",
-    *(f"platform/{name}" for name in ["linux_processes", "linux_syscalls", "posix_terminal"]),
-    *(f"platform/{name}" for name in ["processes", "small_files"]),
-    *(f"queue/{name}" for name in ["holder", "unused_states"]),
-    *(
-        f"supervise/{name}"
-        for name in ["command_lookup", "daemons", "leftovers", "outside", "report"]
-    ),
-    *(f"supervise/{name}" for name in ["shared_memory", "termination", "timeouts", "witness"]),
-)
+    "platform/linux_processes", "platform/linux_syscalls", "platform/posix_terminal",
+    "platform/processes", "platform/small_files",
+    "queue/holder", "queue/unused_states",
+    "supervise/command_lookup", "supervise/daemons", "supervise/leftovers", "supervise/outside",
+    "supervise/report", "supervise/shared_memory", "supervise/termination",
+    "supervise/timeouts", "supervise/witness",
+)  # fmt: skip
 """Modules that the supervisor and its keepers import after the command has started."""
 WAITING = (
-    *(
-        f"backends/{name}"
-        for name in ["cgroup1", "cgroup1_blkio", "cgroup2", "cgroup2_placement", "cgroup_common"]
-    ),
-    *(
-        f"backends/{name}"
-        for name in ["cgroup_files", "memory_monitor", "none", "rlimit", "run_group", "sampler"]
-    ),
-    *(f"backends/{name}" for name in ["systemd", "systemd_units"]),
-    *(f"config/{name}" for name in ["settings_files", "trust"]),
-    *(f"git/{name}" for name in ["included", "inotify", "record_locks", "waiter"]),
-    "platform/memory",
-    *(f"queue/{name}" for name in ["memory_pool", "taken_names"]),
-    "platform/user_ids",
-    *(f"supervise/{name}" for name in ["keeper", "posix_keeper"]),
-)
+    "backends/cgroup1", "backends/cgroup1_blkio", "backends/cgroup2",
+    "backends/cgroup2_placement", "backends/cgroup_common", "backends/cgroup_files",
+    "backends/memory_monitor", "backends/none", "backends/rlimit", "backends/run_group",
+    "backends/sampler", "backends/systemd", "backends/systemd_units",
+    "config/settings_files", "config/trust",
+    "git/included", "git/inotify", "git/record_locks", "git/waiter",
+    "platform/memory", "platform/user_ids",
+    "queue/memory_pool", "queue/taken_names",
+    "supervise/keeper", "supervise/posix_keeper",
+)  # fmt: skip
 """Modules that a run imports between its turn and the command's start."""
 _ENOUGH = 64
 """Below this limit on descriptors (getrlimit(2), RLIMIT_NOFILE) no module is held open."""
-_HEADER = 16
-"""Bytes before the code in a compiled file (PEP 552)."""
-
 _held: "dict[str, tuple[int, str]]" = {}
 """The descriptor and the path of each module's file."""
 
@@ -93,10 +78,9 @@ def hold(names: "tuple[str, ...]" = LATE) -> None:
 
 
 class _Finder:
-    """Finds held modules, before Python's own finders, which could lose a file while they open it.
+    """Finds held modules; the `first` finder leaves stale ones to Python.
 
-    The `first` finder leaves a compiled file to Python that is in its place, but not of the current
-    source; the last one finds it if Python did not. See importlib.abc.MetaPathFinder.
+    See importlib.abc.MetaPathFinder.
     """
 
     def __init__(self, first: bool) -> None:
@@ -118,7 +102,7 @@ class _Finder:
         fd, path = _held[module.__name__]
         data = os.pread(fd, os.fstat(fd).st_size, 0)
         compiled = path.endswith(".pyc")
-        code = marshal.loads(data[_HEADER:]) if compiled else compile(data, path, "exec")
+        code = marshal.loads(data[importer.HEADER :]) if compiled else compile(data, path, "exec")
         exec(code, module.__dict__)
 
 
@@ -138,4 +122,4 @@ def _is_stale(fd: int, path: str) -> bool:
     except OSError:
         return False
     replaced = (held.st_dev, held.st_ino) != (there.st_dev, there.st_ino)
-    return not replaced and os.pread(fd, _HEADER, 0)[4:] != importer.validity(source)
+    return not replaced and os.pread(fd, importer.HEADER, 0)[4:] != importer.validity(source)

@@ -4,6 +4,7 @@ import importlib
 import marshal
 import os
 import py_compile
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sandrun import importer
+from tests.harness import installed_env
 
 MAGIC = importlib.util.MAGIC_NUMBER
 CODE = "value = 1\n"
@@ -102,7 +104,6 @@ def test_the_code_is_the_compiled_one(package: "tuple[Path, importer._Finder]") 
     assert module.value == 2
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows uses Python's own finder")
 def test_install_asks_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     monkeypatch.setattr(sys, "pycache_prefix", None)
@@ -112,3 +113,28 @@ def test_install_asks_it_first(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "pycache_prefix", "/elsewhere")
     importer.install()
     assert sys.meta_path == []
+
+
+STARTERS = {
+    "the script": "runpy.run_path({top!r} + '/bin/sandrun')",
+    "the entry point": "from sandrun.__main__ import start; start()",
+    "a shim's launcher": "sys.argv = ['launch', '--guard', '/bin/true']; "
+    "runpy.run_path({top!r} + '/cli/launch.py', run_name='__main__')",
+}
+
+
+@pytest.mark.parametrize("how", STARTERS)
+def test_every_way_to_start_installs_it(how: str) -> None:
+    top = str(Path(__file__).resolve().parents[2] / "sandrun")
+    code = (
+        "import runpy, sys; from sandrun import cli; "
+        "cli.main = lambda: print(type(sys.meta_path[0]).__module__); "
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code + STARTERS[how].format(top=top)],
+        env=installed_env(dict(os.environ)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "sandrun.importer\n", done.stderr
