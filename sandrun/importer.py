@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from types import CodeType, ModuleType
 
 _PACKAGES = frozenset(
-    ("backends", "cli", "config", "doctor", "git", "integrations", "lifecycle", "platform")
-    + ("queue", "supervise")
+    ("backends", "cli", "config", "doctor", "git", "insight", "integrations", "lifecycle")
+    + ("platform", "queue", "supervise")
 )
 HEADER = 16
 """Bytes before the code in a compiled file (PEP 552): magic number, flags, time and size."""

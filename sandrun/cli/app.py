@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from sandrun import __version__, messages
-from sandrun.cli import entries, parse
+from sandrun.cli import entries, history, log, metrics, parse, report, top
 from sandrun.cli.answer import out, page
 from sandrun.cli.mistakes import Group, explained
 from sandrun.config import options, project, settings
@@ -360,7 +360,7 @@ def git(arguments: "tuple[str, ...]") -> None:
     raise AssertionError("handled before click is loaded")  # only for --help
 
 
-for _command in entries.ALL:
+for _command in (*entries.ALL, *history.ALL, *log.ALL, *metrics.ALL, *report.ALL, *top.ALL):
     cli.add_command(_command)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 LAYERS = (
     {"cli"},
-    {"integrations", "doctor"},
+    {"integrations", "doctor", "insight"},
     {"lifecycle"},
     {"queue", "supervise", "git"},
     {"backends", "config"},

@@ -1,0 +1,21 @@
+"""Optional libraries: import one, or say how to install it."""
+
+import importlib
+from types import ModuleType
+
+from sandrun.model import SandrunError
+
+
+def load(module: str, package: str, purpose: str) -> ModuleType:
+    """Import `module` of the distribution `package` (its requirement, such as `textual>=6`), which
+    `purpose` needs. Raises SandrunError with the commands that install it, if it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise  # a dependency of it is missing
+    raise SandrunError(
+        f"{purpose} needs the Python package {module.partition('.')[0]}, which is not installed",
+        f"pipx inject sandrun-queue '{package}', or uv tool install --with '{package}' and where "
+        f"sandrun is from, or pip install '{package}' in sandrun's environment",
+    )

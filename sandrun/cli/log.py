@@ -1,0 +1,5 @@
+"""The subcommand log: one past or current run."""
+
+import click
+
+ALL: "tuple[click.Command, ...]" = ()

@@ -1,0 +1,5 @@
+"""The subcommand metrics: figures for Prometheus."""
+
+import click
+
+ALL: "tuple[click.Command, ...]" = ()
