@@ -76,7 +76,7 @@ def test_a_timeout() -> None:
     late[4] |= {"reason": "timeout", "wall": 905.0}
     suggestion = suggest(late)
     assert suggestion.values()["timeout"] == "31m"
-    assert suggestion.evidence["timeout"].startswith("at least 15 min 5 s: 1 of 5 runs reached this")
+    assert suggestion.evidence["timeout"].startswith("at least 15 min 5 s: 1 of 5 runs")
 
 
 def test_processes() -> None:
