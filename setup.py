@@ -6,9 +6,10 @@
 - So if pip installs this checkout right now into the environment whose Python builds it, and the
   path of that fits into such a line, the command is our own script. Nobody else gets that wheel:
   pip keeps only those of unpacked archives (and of commits), which lie in a directory of its own.
-- The script's first line has options that keep the user's PYTHONPATH and PYTHONHOME out. Installers
-  write a `#!python` line anew, without them (fix_script in pip's operations/install/wheel.py), so
-  that line is written here; not where another program than this Python installs (uv).
+- The script's first line has options that keep the user's PYTHONPATH and PYTHONHOME out, and that
+  leave out `site`: 2 ms and more. Installers write a `#!python` line anew, without them (fix_script
+  in pip's operations/install/wheel.py), so that line is written here; not where another program
+  than this Python installs (uv).
 """
 
 import os
@@ -34,7 +35,7 @@ def installs_here() -> bool:
 
 
 def fits_into_a_line(python: str) -> bool:
-    return len(os.fsencode(f"#!{python} -EP\n")) <= _LINE and not set(python) & set(" \t")
+    return len(os.fsencode(f"#!{python} -EPS\n")) <= _LINE and not set(python) & set(" \t")
 
 
 class Scripts(build_scripts):

@@ -78,6 +78,24 @@ class _Finder:
         return code
 
 
+class _Site:
+    """The last finder, where Python was started without `site` (-S): what nobody has found may be
+    in a folder that only `site` knows (a .pth file, the system's packages), so it runs then."""
+
+    def find_spec(self, name: str, *_: object) -> "ModuleSpec | None":
+        if "." in name or name in sys.stdlib_module_names:
+            return None
+        sys.meta_path.remove(self)
+        import site
+
+        from sandrun.__main__ import isolate
+
+        site.main()
+        isolate()
+        found = (finder.find_spec(name, None) for finder in sys.meta_path)
+        return next(filter(None, found), None)
+
+
 class _Loader:
     """A loader (importlib.abc.Loader) of code that has been read."""
 
@@ -92,7 +110,10 @@ class _Loader:
 
 
 def install() -> None:
-    """Let Python ask this finder before its own, where compiled files have their usual names."""
+    """Let Python ask this finder before its own, where compiled files have their usual names; and
+    run `site` before a module counts as missing."""
+    if sys.flags.no_site:
+        sys.meta_path.append(_Site())
     magic = getattr(sys.modules.get("_frozen_importlib_external"), "MAGIC_NUMBER", b"")
     usual = sys.implementation.cache_tag and not sys.pycache_prefix and not sys.flags.optimize
     if magic and usual and sys.platform != "win32":

@@ -129,7 +129,9 @@ def _programs(name: str, cwd: str) -> "Iterator[str]":
         path = os.path.normpath(os.path.join(cwd, name))
         yield path
         yield from _with_prefix(os.path.dirname(path))
-    yield from (os.path.join(cwd, path) for path in (sys.prefix, *filter(None, sys.path)))
+    # Without `site`, sys.prefix is not that of the virtual environment (Python 3.11).
+    prefix = os.path.dirname(os.path.dirname(sys.executable))
+    yield from (os.path.join(cwd, path) for path in (prefix, sys.prefix, *filter(None, sys.path)))
 
 
 _SEPARATORS = str.maketrans(":;,=@", "     ")

@@ -25,7 +25,7 @@ MOUNT_PROC = "mount -t proc proc /proc, or unshare --mount-proc instead of unsha
 
 def become_subreaper() -> bool:
     """Let orphans among our descendants become our children (prctl(2)); False: not possible."""
-    from sandrun.platform import linux_syscalls  # loads ctypes
+    from sandrun.platform import linux_syscalls  # loads _ctypes
 
     return linux_syscalls.set_child_subreaper()
 

@@ -107,6 +107,7 @@ def install(bin: Path, what: Path, *options: str) -> str:
     setuptools first: the distribution's own, which may be too old, lies beside its `wheel`.
     """
     homes = [importlib.import_module(name).__path__[0] for name in ("setuptools", "wheel")]
+    homes = [os.path.realpath(home) for home in homes]  # the links are beside a sandrun
     pip = [sys.executable, "-m", "pip", "--python", str(bin / "python"), "install", "-q"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(os.path.dirname, homes))}
     words = [*pip, "--no-deps", "--no-build-isolation", *options, str(what)]
@@ -142,7 +143,24 @@ def test_a_checkout_runs_wherever_it_is_installed(
     runs(box, bin)
     if sys.platform == "linux":  # elsewhere nobody sees that it is pip who builds
         assert ("from sandrun.__main__" in text) == (place != "plain")
-        assert text.startswith(f"#!{bin}/python -EP\n") == (place == "plain")
+        assert text.startswith(f"#!{bin}/python -EPS\n") == (place == "plain")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs to see that it is pip who builds")
+def test_a_run_starts_without_site_and_finds_what_only_site_knows(
+    box: Box, source: Path, tmp_path: Path
+) -> None:
+    bin = environment(tmp_path, "plain")
+    install(bin, source)
+    (folder,) = bin.parent.glob("lib/*/site-packages")
+    mark = tmp_path / "ran"
+    (folder / "a.pth").write_text(f"import os; os.mkdir({str(mark)!r})\n")
+    argv = [str(bin / "sandrun")]
+    assert box.run("--backend", "none", "--", "true", argv=argv).returncode == 0
+    assert not mark.exists()
+    (folder / "b.pth").write_text(os.path.dirname(importlib.import_module("click").__path__[0]))
+    done = box.run("--version", argv=argv)
+    assert (done.returncode, mark.exists()) == (0, True), done.stderr
 
 
 # What our modules import, by its name; enum, operator and types are in the way of a wrapper that
