@@ -221,8 +221,7 @@ class Group1(run_group.RunGroup):
             usage = Usage(current, peak, self._cpu(), breakdown=self.sampler.kinds)
             usage.peak_with_cache = highest
             usage.shared = stat.get("total_shmem", 0)
-            if "pids" in self.paths:
-                usage.failed_starts = cgroup_files.refused_forks(self.paths["pids"])
+            self.add_tasks(usage, self.paths.get("pids", ""))
             return usage
         except OSError:
             return Usage()

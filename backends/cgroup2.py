@@ -284,7 +284,7 @@ class Group2(run_group.RunGroup):
             peak = self.sampler.peak_working_set(highest, self.limit_hit == "own")
             usage = Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
             usage.peak_with_cache = highest
-            usage.failed_starts = cgroup_files.refused_forks(self.token, self.main)
+            self.add_tasks(usage, self.token, self.main)
             usage.shared = stat.get("shmem", 0)
             return usage
         except OSError:

@@ -148,6 +148,17 @@ def members(path: str) -> "list[int]":
     return [pid for pid in found if pid]  # 0 stands for one outside our pid namespace
 
 
+def count_tasks(path: str, file: str) -> int:
+    """The number of lines of the control file `file` in a group and in all groups below it."""
+    count = 0
+    for directory, _, _ in os.walk(path):
+        try:
+            count += processes.read(f"{directory}/{file}").count(b"\n")
+        except OSError:
+            continue
+    return count
+
+
 def live_pids(path: str) -> "list[int]":
     """The live processes in a group and all groups below it, without zombies."""
     # A listed process may have forked and died before it was examined. So read again until every
@@ -165,13 +176,7 @@ def live_pids(path: str) -> "list[int]":
 def is_too_large_to_signal(path: str) -> bool:
     """Whether there are too many processes, zombies included, to examine each one: beside a fork
     bomb of N processes we get 1/N of a processor."""
-    count = 0
-    for directory, _, _ in os.walk(path):
-        try:
-            count += processes.read(directory + "/cgroup.procs").count(b"\n")
-        except OSError:
-            continue
-    return count > TOO_LARGE_TO_SIGNAL
+    return count_tasks(path, "cgroup.procs") > TOO_LARGE_TO_SIGNAL
 
 
 def pids_if_few(path: str) -> "list[int]":

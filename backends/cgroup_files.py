@@ -85,6 +85,23 @@ def _events(file: str) -> "int | None":
         return None
 
 
+def number(path: str) -> "int | None":
+    """The number in a control file; None: there is no such file, or it says `max`."""
+    try:
+        return int(processes.read(path))
+    except (OSError, ValueError):
+        return None
+
+
+def counts(path: str) -> "dict[str, int]":
+    """The counters in a control file of lines such as `oom_kill 1`; {}: there is no such file."""
+    try:
+        words = processes.read(path).decode().split()
+        return dict(zip(words[::2], map(int, words[1::2]), strict=True))
+    except (OSError, ValueError):
+        return {}
+
+
 def whole_pages(size: int) -> int:
     """A limit in bytes as the kernel stores it: rounded down to whole pages."""
     return size // _PAGE * _PAGE

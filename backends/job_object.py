@@ -25,13 +25,13 @@ documentation.
 
 import ctypes
 import os
-import threading
 import time
 
 from sandrun import messages
 from sandrun.backends import sampler
+from sandrun.backends.job_port import Port
 from sandrun.model import Limits, Process, Unusable, Usage
-from sandrun.platform import windows_api, windows_calling, windows_creation, windows_spawn
+from sandrun.platform import windows_api, windows_creation, windows_spawn
 from sandrun.platform.windows_api import calls, code
 
 TYPE_CHECKING = False
@@ -47,8 +47,6 @@ KILL_SECONDS = 5.0
 _LOST_SECONDS = 0.1
 """Seconds to wait for a message before the job is queried."""
 _KILLED = 128 + 9
-_STOP = 0xFFFFFFFF
-"""Stops the reader of a port; no message of a job has this number."""
 _TICK = 1e-7
 """Seconds per unit of the kernel's times."""
 _PAGE = 4096
@@ -94,56 +92,6 @@ def _set(job: int, kind: int, what: ctypes.Structure) -> None:
     calls.SetInformationJobObject(job, kind, ctypes.byref(what), ctypes.sizeof(what))
 
 
-class Port:
-    """A job's completion port, read by one thread. `event` is set when messages arrive."""
-
-    def __init__(self, job: int) -> None:
-        self.handle = calls.CreateIoCompletionPort(windows_calling.INVALID_HANDLE, None, 0, 1)
-        self.event = calls.CreateEventW(None, False, False, None)
-        self._new = threading.Condition()
-        self._messages: list[tuple[int, int]] = []
-        self._empty = False
-        _set(
-            job,
-            windows_api.JobObjectAssociateCompletionPortInformation,
-            windows_api.JobPort(job, self.handle),
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        number, key, value = windows_api.DWORD(), windows_api.SIZE(), windows_api.SIZE()
-        places = (ctypes.byref(number), ctypes.byref(key), ctypes.byref(value))
-        while True:
-            calls.GetQueuedCompletionStatus(self.handle, *places, windows_api.INFINITE)
-            if number.value == _STOP:
-                return
-            with self._new:
-                self._messages.append((number.value, value.value))
-                self._empty |= number.value == windows_api.JOB_OBJECT_MSG_ACTIVE_PROCESS_ZERO
-                self._new.notify_all()
-            calls.SetEvent(self.event)
-
-    def read_messages(self) -> "list[tuple[int, int]]":
-        """The messages since the last call, each as its number and the pid that it is about."""
-        with self._new:
-            found, self._messages = self._messages, []
-        return found
-
-    def wait_empty(self, seconds: float) -> bool:
-        """Wait for a message that a job, ours or a nested one, is empty; return whether it came."""
-        with self._new:
-            seen = self._empty or self._new.wait_for(lambda: self._empty, seconds)
-            self._empty = False
-        return seen
-
-    def close(self) -> None:
-        calls.PostQueuedCompletionStatus(self.handle, _STOP, 0, None)
-        self._reader.join()
-        calls.CloseHandle(self.handle)
-        calls.CloseHandle(self.event)
-
-
 class JobContainer:
     """See `sandrun.backends.protocol.Container`. `port` is None in an attached container.
 
@@ -164,7 +112,7 @@ class JobContainer:
         self.oom_events = 0
         self.escaped: dict[int, Escape] = {}
         self.current: int | None = None
-        self.sampled = 0
+        self.sampled = self.most_processes = 0
         self.sampler = sampler.Sampler(limits.memory)
 
     def spawn(
@@ -242,7 +190,20 @@ class JobContainer:
     def usage(self) -> Usage:
         times = self._times()
         cpu = (times.TotalUserTime + times.TotalKernelTime) * _TICK
-        return Usage(self.current, self._peak(), cpu)
+        usage = Usage(self.current, self._peak(), cpu)
+        usage.most_tasks = self.most_processes or None
+        return usage
+
+    def sample(self) -> Usage:
+        self.current = sum(map(_commit, self.live_pids()))
+        processes = self._times().ActiveProcesses
+        self.most_processes = max(self.most_processes, processes)
+        usage = self.usage()
+        usage.tasks = processes
+        return usage
+
+    def counters(self) -> "dict[str, int]":
+        return {}
 
     def top_consumers(self) -> "list[Process]":
         return self.sampler.top_consumers()

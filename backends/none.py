@@ -30,6 +30,7 @@ class NoContainer:
     events = (-1, 0)
     limit_hit: "LimitHit" = ""
     oom_events = 0
+    current = None
 
     def __init__(self) -> None:
         self.helpers: set[int] = set()
@@ -46,6 +47,12 @@ class NoContainer:
 
     def usage(self) -> Usage:
         return Usage()
+
+    def sample(self) -> Usage:
+        return Usage()
+
+    def counters(self) -> "dict[str, int]":
+        return {}
 
     def top_consumers(self) -> "list[Process]":
         return []

@@ -36,6 +36,10 @@ class Container(Protocol):
     was set, the processes still allocate at the limit."""
 
     @property
+    def current(self) -> "int | None":
+        """The working set in bytes as of the last `poll`; None: not measured."""
+
+    @property
     def escaped(self) -> "Mapping[int, Escape]":
         """The processes found outside the container, where the limits do not apply, by pid. While
         they live, `live_pids` includes them and `kill` ends them too."""
@@ -56,6 +60,12 @@ class Container(Protocol):
 
     def usage(self) -> Usage:
         """The usage so far, from the kernel's counters where they exist."""
+
+    def sample(self) -> Usage:
+        """`usage` with what is measured only now: memory, CPU time and the number of tasks."""
+
+    def counters(self) -> "dict[str, int]":
+        """The kernel's own counters about the memory limits, by their names; {}: there are none."""
 
     def top_consumers(self) -> "list[Process]":
         """The processes that used most memory when the limit was near or hit, largest first."""

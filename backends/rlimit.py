@@ -83,6 +83,8 @@ class RlimitContainer:
         """The start times of the processes last seen, by pid."""
         self.is_over = False
         """Whether the last call of `live_pids` found no process of the run."""
+        self.tasks = self.most_tasks = 0
+        """Processes and threads as of the last sample, and at most."""
         self.near: dict[str, tuple[int, int]] = {}
         """The highest usage near an rlimit, and that limit, by kind."""
         self.owner = os.getpid() if limits else 0
@@ -120,18 +122,40 @@ class RlimitContainer:
         resource.setrlimit(resource.RLIMIT_NPROC, self.task_limit_before)
 
     def poll(self) -> "float | None":
-        assert self.limits
         now = time.monotonic()
         if self.monitor.is_due(now):
-            members = self._members()
-            current = self.monitor.sample(members, now)
-            seen = self.sampler.sample(current, lambda: self.monitor.largest(2 * sampler.TOP))
-            self.sampler.keep(seen, bool(self.limit_hit))
-            if current > self.limits.memory:
-                self.limit_hit = "own"
-                self.oom_events += 1
-            self._record_near_limits(members)
+            self._measure(now)
         return self.monitor.due(now)
+
+    def _measure(self, now: float) -> "dict[int, processes.Stat]":
+        """Measure the tree, and act on its memory; its processes."""
+        assert self.limits
+        members = self._members()
+        current = self.monitor.sample(members, now)
+        seen = self.sampler.sample(current, lambda: self.monitor.largest(2 * sampler.TOP))
+        self.sampler.keep(seen, bool(self.limit_hit))
+        if current > self.limits.memory:
+            self.limit_hit = "own"
+            self.oom_events += 1
+        self.tasks = sum(info.threads for info in members.values())
+        self.most_tasks = max(self.most_tasks, self.tasks)
+        self._record_near_limits(members)
+        return members
+
+    @property
+    def current(self) -> "int | None":
+        return self.monitor.current
+
+    def sample(self) -> Usage:
+        members = self._measure(time.monotonic())
+        usage, times = self.usage(), os.times()
+        usage.tasks = self.tasks
+        live = sum(info.cpu for info in members.values())
+        usage.cpu = times.children_user + times.children_system + live
+        return usage
+
+    def counters(self) -> "dict[str, int]":
+        return {}
 
     def _members(self) -> "dict[int, processes.Stat]":
         """The live processes of the run, parents before children."""
@@ -147,9 +171,8 @@ class RlimitContainer:
     def _record_near_limits(self, members: "dict[int, processes.Stat]") -> None:
         """Record usage near an rlimit: the kernel does not report when a process hits one."""
         assert self.limits
-        tasks = sum(info.threads for info in members.values())
         if self.limits.pids > 0 and os.geteuid():  # root has no such limit
-            self._record_near("tasks", tasks, self.limits.pids)
+            self._record_near("tasks", self.tasks, self.limits.pids)
         if not DARWIN and 0 < self.data < _ADDRESSES:
             for pid in sorted(members, key=lambda pid: -members[pid].size)[:_LARGEST]:
                 self._record_near("data", processes.data_size(pid), self.data)
@@ -161,6 +184,7 @@ class RlimitContainer:
     def usage(self) -> Usage:
         usage = Usage(self.monitor.current, self.monitor.peak, sampled=True)
         usage.near_limits = self.near
+        usage.most_tasks = self.most_tasks or None
         if self.is_over:
             usage.shm_creators = self.monitor.known_pids
             usage.shared = memory_monitor.segments(self.monitor.known_pids)

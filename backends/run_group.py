@@ -6,7 +6,8 @@ import time
 
 assert sys.platform == "linux"
 
-from sandrun.backends import cgroup_common
+from sandrun.backends import cgroup_common, cgroup_files
+from sandrun.model import Usage
 from sandrun.platform import processes
 
 TYPE_CHECKING = False
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from sandrun.backends.escapes import Escapes
+    from sandrun.backends.sampler import Sampler
     from sandrun.model import Escape
     from sandrun.platform import spawn
 
@@ -35,10 +37,48 @@ class RunGroup:
     _command = _supervisor = 0
     _since = 0.0
     _search_at = 0.0
+    _pids_group = ""
+    _most_tasks = 0
+    sampler: "Sampler"
 
     def memory_group(self) -> "tuple[str, str]":
         """The group with the memory limit, and its v1 controller ('' for v2)."""
         raise NotImplementedError
+
+    def usage(self) -> Usage:
+        """See `sandrun.backends.protocol.Container`."""
+        raise NotImplementedError
+
+    def add_tasks(self, usage: Usage, group: str, inner: str = "") -> None:
+        """Add what the pids controller knows to `usage`; `group` is '' where there is none. The
+        most at once is the kernel's figure (pids.peak, Linux 6.1), else the highest sample."""
+        self._pids_group = group
+        if group:
+            usage.failed_starts = cgroup_files.refused_forks(group, inner)
+            usage.most_tasks = cgroup_files.number(f"{group}/pids.peak")
+        usage.most_tasks = usage.most_tasks or self._most_tasks or None
+
+    def sample(self) -> Usage:
+        usage, group = self.usage(), self._pids_group
+        tasks = cgroup_files.number(f"{group}/pids.current") if group else None
+        if tasks is None:
+            path, controller = self.memory_group()
+            tasks = cgroup_common.count_tasks(path, "tasks" if controller else "cgroup.threads")
+        usage.tasks = tasks
+        self._most_tasks = max(self._most_tasks, tasks)
+        usage.most_tasks = max(usage.most_tasks or 0, tasks)
+        return usage
+
+    @property
+    def current(self) -> "int | None":
+        return self.sampler.last
+
+    def counters(self) -> "dict[str, int]":
+        path, controller = self.memory_group()
+        if not controller:
+            return cgroup_files.counts(f"{path}/memory.events")
+        failed = cgroup_files.number(f"{path}/memory.failcnt") or 0
+        return {"failcnt": failed, **cgroup_files.counts(f"{path}/memory.oom_control")}
 
     def start(
         self, argv: "list[str]", env: "Mapping[str, str]", caller: "spawn.CallerState"

@@ -69,6 +69,8 @@ class Settings(TypedDict, total=False):
     clean_git_env: bool
     project: str
     queue: str
+    history_age: str | float
+    history_size: str | int
     color: Literal["auto", "always", "never"]
     verbose: int
     quiet: int

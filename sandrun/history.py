@@ -159,11 +159,11 @@ def recorded(run_id: str) -> bool:
     since; then the run is recorded a second time, as lost.
     """
     mark = run_id.encode()
-    lines = (line for line in _last_lines(_SEARCHED) if mark in line)
+    lines = (line for line in last_lines(_SEARCHED) if mark in line)
     return any(record.get("id") == run_id for record in records(lines))
 
 
-def _last_lines(size: int) -> "list[bytes]":
+def last_lines(size: int) -> "list[bytes]":
     """The lines in the last `size` bytes of the file, newest first. The oldest may be incomplete.
 
     Only a regular file is read: a FIFO or a device might never end.
@@ -214,8 +214,8 @@ def _scanner() -> "Callable[[str, int], tuple[object, int]]":
 _TYPES: "dict[str, type | tuple[type, ...]]" = {
     **dict.fromkeys(("id", "project", "cwd", "backend", "reason"), str),
     **dict.fromkeys(("since", "wait", "wall", "cpu", "stalled"), (int, float)),
-    **dict.fromkeys(("pid", "limit", "exit", "peak", "peak_with_cache"), int),
-    "command": list,
+    **dict.fromkeys(("pid", "limit", "exit", "peak", "peak_with_cache", "processes"), int),
+    **dict.fromkeys(("command", "waited_for"), list),
 }
 
 
@@ -226,7 +226,15 @@ def checked(fields: "Mapping[str, object]") -> "Record":
     }
     if not all(isinstance(word, str) for word in record.get("command", [])):
         del record["command"]
+    if not all(map(is_holder, record.get("waited_for", []))):
+        del record["waited_for"]
     return record
+
+
+def is_holder(run: object) -> bool:
+    """Whether `run` is a `types.WaitedFor`."""
+    kinds = (("id", str), ("command", str), ("seconds", (int, float)))
+    return isinstance(run, dict) and all(isinstance(run.get(key), kind) for key, kind in kinds)
 
 
 def records(lines: "Iterable[bytes]") -> "Iterator[Record]":
@@ -250,7 +258,7 @@ def durations(project: str, show: "Callable[[list[str]], str]") -> "dict[str, fl
     """The median wall time in seconds of a project's recent runs, for each command as `show`
     formats it. Only runs whose command exited by itself count."""
     walls: dict[str, list[float]] = {}
-    for record in records(_last_lines(_RECENT)):
+    for record in records(last_lines(_RECENT)):
         if record.get("project") != project or record.get("reason") != "exit":
             continue
         command, wall = record.get("command"), record.get("wall", -1.0)

@@ -188,6 +188,8 @@ class Usage:
     - `breakdown`: how much memory was `anon`, `file` (page cache), `shmem` (shared memory, tmpfs)
       and `kernel` (inodes, dentries, pipes, sockets, page tables) when usage was near the limit.
     - `stalled`: for how long no process could run because it waited for memory.
+    - `tasks` and `most_tasks`: how many processes and threads there are now, and were at most (on
+      Windows processes alone). The kernel's figure where it keeps one, else the highest sample.
     - `failed_starts`: how many processes and threads could not be started because of a limit on
       their number, and that limit.
     - `near_limits`: the rlimits of the fallback that were nearly reached (`data`: bytes of one
@@ -197,8 +199,8 @@ class Usage:
     """
 
     __slots__ = (
-        *("breakdown", "cpu", "current", "failed_starts", "near_limits", "peak"),
-        *("peak_with_cache", "sampled", "shared", "shm_creators", "stalled"),
+        *("breakdown", "cpu", "current", "failed_starts", "most_tasks", "near_limits", "peak"),
+        *("peak_with_cache", "sampled", "shared", "shm_creators", "stalled", "tasks"),
     )
 
     def __init__(
@@ -217,6 +219,8 @@ class Usage:
         self.sampled = sampled
         self.breakdown = breakdown or {}
         self.stalled = stalled
+        self.tasks: int | None = None
+        self.most_tasks: int | None = None
         self.failed_starts: tuple[int, int] = (0, 0)
         self.shared = 0
         self.shm_creators: set[int] = set()

@@ -18,12 +18,22 @@ StopReason = Stopped | Literal["", "signal", "leftovers"]
 """Why a supervisor ends its run. '': it does not; `leftovers`: the command has already exited."""
 
 
+class WaitedFor(TypedDict):
+    """A run that held the queue while another one waited, and for how long of that wait."""
+
+    id: str
+    command: str
+    seconds: float
+
+
 class Record(TypedDict, total=False):
     """What the history keeps of a run (`sandrun.history`), as far as it is known. Sizes in bytes,
     times in seconds, `since` in seconds since 1970.
 
     `limit` is the memory limit, `wait` the time in the queue, `wall` the time of the run after it.
-    `cpu`, `peak`, `peak_with_cache` and `stalled` are those of `sandrun.model.Usage`.
+    `cpu`, `peak`, `peak_with_cache` and `stalled` are those of `sandrun.model.Usage`; `processes`
+    is its `most_tasks`. `waited_for` names at most five runs, the longest first, if the wait took a
+    second or more; the command is cut to 80 characters.
     """
 
     id: str
@@ -42,3 +52,5 @@ class Record(TypedDict, total=False):
     peak: int | None
     peak_with_cache: int | None
     stalled: float | None
+    processes: int | None
+    waited_for: list[WaitedFor]

@@ -277,6 +277,22 @@ OPTIONS = (
         "NAME",
     ),
     Option(
+        "history_age",
+        ("--history-age",),
+        "span",
+        90 * 86400.0,
+        "Age up to which samples and records of past runs are kept; 0: no limit.",
+        "TIME",
+    ),
+    Option(
+        "history_size",
+        ("--history-size",),
+        "bytes",
+        64 * MIB,
+        "Size up to which samples, and likewise records, of past runs are kept; 0: no limit.",
+        "SIZE",
+    ),
+    Option(
         "color",
         ("--color",),
         "choice",

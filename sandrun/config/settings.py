@@ -83,6 +83,8 @@ class Settings:
     clean_git_env: int
     project: str
     queue: str
+    history_age: float
+    history_size: int
     color: "Literal['auto', 'always', 'never']"
     verbose: int
     quiet: int

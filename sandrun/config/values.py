@@ -216,10 +216,11 @@ class Option:
     run; but it never loosens a limit of the user's own file. Every other option needs trust, and
     the user's own file overrides it: such options affect the user's protection (backend, leftovers,
     kill_signal, grace, check_interval, detach), the user's other runs (pool, priority, queue,
-    slots, the weights), whether there is a run at all (require, no_wait), what is reported to the
-    user (quiet, verbose, color) or what the command sees (clean_git_env, daemons, private_tmp,
-    private_ipc). A stricter `require` needs trust, too: it refuses runs, and the user decides
-    whether a run without a kernel's limits is better than none.
+    slots, the weights) and files (history_age, history_size), whether there is a run at all
+    (require, no_wait), what is reported to the user (quiet, verbose, color) or what the command
+    sees (clean_git_env, daemons, private_tmp, private_ipc). A stricter `require` needs trust, too:
+    it refuses runs, and the user decides whether a run without a kernel's limits is better than
+    none.
     """
 
     __slots__ = (

@@ -8,13 +8,14 @@ Modules that only a waiting run needs are imported lazily.
 """
 
 import os
+import sys
 import time
 
 from sandrun import backends, messages
 from sandrun.lifecycle import Request, module_files
-from sandrun.model import EXIT_GAVE_UP, SandrunError
+from sandrun.model import EXIT_GAVE_UP, SandrunError, plain
 from sandrun.queue import Queue, RunLock, StateGone, Ticket, new_key
-from sandrun.queue.state import sha1, state_path
+from sandrun.queue.state import is_state_name, sha1, state_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
     from sandrun.queue.memory_pool import Reservation
     from sandrun.queue.waiter import Waiter
+    from sandrun.types import WaitedFor
+
+_NAMED = 5
+_CHARACTERS = 80
+"""How many runs `waited_for` names at most, and how many characters of each command line."""
 
 
 class Refused(Exception):
@@ -39,7 +45,7 @@ class Admission:
     effective limits and the state directory that is used.
     """
 
-    __slots__ = ("_deadline", "lock", "queue", "request", "reservation", "ticket")
+    __slots__ = ("_deadline", "lock", "queue", "request", "reservation", "ticket", "waits")
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -47,6 +53,8 @@ class Admission:
         self.ticket: Ticket | None = None
         self.lock: RunLock | None = None
         self.reservation: Reservation | None = None
+        self.waits: dict[str, float] = {}
+        """How long each ticket, by its name, was seen at the head while we waited (seconds)."""
         wait_timeout = request.settings.wait_timeout
         self._deadline = time.monotonic() + wait_timeout if wait_timeout else float("inf")
 
@@ -77,6 +85,30 @@ class Admission:
         if self.reservation:
             self.reservation.leave()
         self.reservation = None
+
+    def remove_unused_states(self) -> None:
+        """After a project's first run, remove the state of projects that are no longer used."""
+        if sys.platform == "win32":
+            return
+        root = os.path.dirname(self.request.state)
+        try:
+            has_others = sum(map(is_state_name, os.listdir(root))) > 1
+        except OSError:  # no right to list it
+            return
+        if has_others:
+            from sandrun.queue import unused_states
+
+            unused_states.remove_some(root)
+
+    def waited_for(self) -> "list[WaitedFor]":
+        """The runs that were seen at the head of the queue while we waited."""
+        runs: dict[str, WaitedFor] = {}
+        for name, seconds in self.waits.items():
+            ticket = Ticket(name)
+            run = runs.setdefault(ticket.id, {"id": ticket.id, "command": "", "seconds": 0.0})
+            run["command"] = plain(ticket.command)[:_CHARACTERS]
+            run["seconds"] += seconds
+        return sorted(runs.values(), key=lambda run: -run["seconds"])[:_NAMED]
 
     def acquire(self) -> None:
         """Enqueue the run and return when it may start.
@@ -254,6 +286,7 @@ class Admission:
         mask, deadline = request.caller.mask, self._deadline
         try:
             with Waiter(mask, deadline, progress, private, check, _end_orphans) as waiter:
+                waiter.waits = self.waits
                 wait(waiter)
         finally:
             progress.clear_line()

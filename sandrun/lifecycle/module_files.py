@@ -32,8 +32,8 @@ LATE = (
     "platform/processes", "platform/small_files",
     "queue/holder", "queue/unused_states",
     "supervise/command_lookup", "supervise/daemons", "supervise/leftovers", "supervise/outside",
-    "supervise/report", "supervise/shared_memory", "supervise/termination",
-    "supervise/timeouts", "supervise/witness",
+    "supervise/recorder", "supervise/report", "supervise/sample_files", "supervise/shared_memory",
+    "supervise/termination", "supervise/timeouts", "supervise/witness",
 )  # fmt: skip
 """Modules that the supervisor and its keepers import after the command has started."""
 WAITING = (

@@ -18,7 +18,6 @@ from sandrun.lifecycle import Request, module_files
 from sandrun.lifecycle.admission import Admission, Refused
 from sandrun.model import DARWIN, EXIT_HANGUP, EXIT_SANDRUN, Outcome, SandrunError
 from sandrun.platform import spawn
-from sandrun.queue.state import is_state_name
 from sandrun.supervise import Supervisor
 
 TYPE_CHECKING = False
@@ -106,6 +105,8 @@ class Run:
             return self._refuse(refused.number, began)
         request, since = self.request, time.time()
         self.record |= {"limit": request.settings.memory, "since": since, "wait": since - began}
+        if since - began >= 1 and self.admission.waits:
+            self.record["waited_for"] = self.admission.waited_for()
         outcome = Outcome("failed", EXIT_SANDRUN)
         try:
             outcome = self._guard_git() or self._run_if_wanted()
@@ -132,7 +133,7 @@ class Run:
         if keeper:
             keeper.reap()
         if sys.platform != "win32" and lock and lock.is_new:
-            _guarded(lambda: _remove_unused(os.path.dirname(self.request.state)))
+            _guarded(self.admission.remove_unused_states)
 
     def _refuse(self, number: int, began: float) -> Outcome:
         from sandrun.supervise import report
@@ -279,7 +280,8 @@ class Run:
             return _report_not_started("X", error.errno or 0, request.command)
         # No code may come in between: the terminal's signals now reach the command without us.
         supervisor = Supervisor(child, container, settings, backend.kernel, keeper)
-        supervisor.git = guard
+        supervisor.git, supervisor.record = guard, self.record
+        supervisor.keep = settings.history_age, settings.history_size
         if sys.platform == "win32":
             from sandrun.queue import windows_queue
 
@@ -306,6 +308,7 @@ class Run:
             "peak": usage.peak,
             "peak_with_cache": usage.peak_with_cache,
             "stalled": usage.stalled,
+            "processes": usage.most_tasks,
             "cpu": cpu if usage.cpu is None else usage.cpu,
         }
         try:
@@ -328,20 +331,6 @@ def _guarded(step: "Callable[[], None]") -> None:
             f"internal error after the command's end: {type(error).__name__}: {error}",
             "the exit code is the run's all the same; this is a bug",
         )
-
-
-def _remove_unused(root: str) -> None:
-    """After a project's first run, remove the state of projects that are no longer used."""
-    if sys.platform == "win32":
-        return
-    try:
-        has_others = sum(map(is_state_name, os.listdir(root))) > 1
-    except OSError:  # no right to list it
-        return
-    if has_others:
-        from sandrun.queue import unused_states
-
-        unused_states.remove_some(root)
 
 
 def _report_end(outcome: Outcome, settings: "Settings", backend: "Backend") -> None:

@@ -144,11 +144,15 @@ else:
         above, name = os.path.split(path)
         parent = os.open(above or ".", FOLDER)
         try:
-            fd = os.open(name, flags | NEW, 0o600, dir_fd=parent)
-            _adapt(fd, parent, most)
-            return fd
+            return create_in(parent, name, flags, most)
         finally:
             os.close(parent)
+
+    def create_in(parent: int, name: str, flags: int = os.O_WRONLY, most: int = 0o666) -> int:
+        """`create` in the open directory `parent`."""
+        fd = os.open(name, flags | NEW, 0o600, dir_fd=parent)
+        _adapt(fd, parent, most)
+        return fd
 
     def _adapt(fd: int, parent: int, most: int) -> None:
         above = os.fstat(parent)

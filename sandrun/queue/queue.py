@@ -91,6 +91,8 @@ class BaseQueue:
     path: str
     paused = False
     """Whether the queue was paused when `names` was last called."""
+    head = ""
+    """The name of the first ticket when `ahead` was last called."""
 
     def enqueue(self, run_id: str, command: "list[str]", extra: int = 0, key: int = 0) -> Ticket:
         """Add a ticket at `key`, by default behind all others. Raises StateGone, SandrunError."""
@@ -180,7 +182,7 @@ class BaseQueue:
         Skips stopped waiters. `new`: also notifies the ticket behind it. Raises StateGone.
         """
         names = self.names()
-        at = self.find(ticket, names)
+        at, self.head = self.find(ticket, names), names[0]
         if new and at + 1 < len(names):
             self._notify_next(names[at + 1 :])
         found: list[Ticket] = []
@@ -329,9 +331,7 @@ def _is_ticket(name: str) -> bool:
     if name[0] not in "rw" or not (name[1:21].isdecimal() and name[21:31:9] == ".."):
         return False
     fields = name[31:].split(".", 3)
-    if len(fields) < 4 or not (fields[0].isdecimal() and fields[1].isdecimal()):
-        return False
-    return fields[2].removeprefix("-").isdecimal()
+    return len(fields) == 4 and all(map(str.isdecimal, (*fields[:2], fields[2].removeprefix("-"))))
 
 
 def _is_private(name: str) -> bool:

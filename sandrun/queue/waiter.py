@@ -83,7 +83,11 @@ class Waiter:
         self.progress = progress
         self.check = check
         self.recover = recover
-        self.began = time.monotonic()
+        self.began = self.seen_at = time.monotonic()
+        self.head = ""
+        """The name of the ticket that was the head when we last read the queue."""
+        self.waits: dict[str, float] = {}
+        """For how many seconds each ticket, by its name, was seen to be the head."""
         self.blocker: Blocking = Blocker(mask, private)
 
     def __enter__(self) -> "Waiter":
@@ -103,6 +107,13 @@ class Waiter:
             waited = span_text(time.monotonic() - self.began)
             raise gave_up(f"gave up after waiting {waited}", self.progress.name)
 
+    def _see(self, head: str) -> None:
+        """Count the time since the last call for the ticket that was the head then."""
+        now = time.monotonic()
+        if self.head:
+            self.waits[self.head] = self.waits.get(self.head, 0.0) + now - self.seen_at
+        self.head, self.seen_at = head, now
+
     def wait_turn(self, queue: "Queue", ticket: "Ticket", lock: "RunLock") -> None:
         """Return when we hold a slot of `lock` and fewer tickets than slots are ahead of `ticket`.
 
@@ -116,6 +127,7 @@ class Waiter:
                 try:
                     if len(nearest) == lock.slots:
                         lock.unlock()
+                        self._see(queue.head)
                         self.check()
                         self.progress.report_position(nearest)
                         is_head = self._next_after(nearest, ticket)
@@ -123,6 +135,7 @@ class Waiter:
                 finally:
                     for other in nearest:
                         other.close()
+            self._see("")
             if queue.paused:
                 lock.unlock()
                 self.progress.report_pause()
@@ -180,6 +193,7 @@ class Waiter:
         while not reservation.try_enter():
             ahead = queue.ahead(ticket, len(queue.names()))
             try:
+                self._see(ahead[-1].name if ahead else "")
                 self.check()
                 text = memory_pool.explain(reservation, ahead[::-1])
                 self.progress.report_pool(text, [other.id for other in ahead])
@@ -190,3 +204,4 @@ class Waiter:
             finally:
                 for other in ahead:
                     other.close()
+        self._see("")

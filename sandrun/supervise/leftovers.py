@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         def wait(self, until: "float | None") -> None: ...
         def stop(self, reason: StopReason) -> None: ...
         def outcome(self) -> Outcome: ...
+        def note(self, event: str, **details: object) -> None: ...
 
 
 _SETTLE = 0.1
@@ -85,6 +86,10 @@ class LeftoverProcesses:
             outcome = self.run.outcome()
         self.run.decided = True
         outcome.leftovers = left
+        if left:
+            from sandrun.supervise import recorder
+
+            self.run.note("leftovers", **recorder.leftover_details(left, self.run.leftovers))
         if self.run.leftovers != "leave":
             self._stop_monitors(left)
         if self.run.leftovers == "leave" and not self.run.reason:

@@ -119,8 +119,7 @@ class Supervisor(BaseSupervisor):
         if outcome.usage.shared >= least and self.leftovers == "kill":
             from sandrun.supervise import shared_memory
 
-            seen = (*outcome.leftovers, *outcome.top_consumers)
-            self.seen_pids |= {process.pid for process in seen}
+            self.seen_pids |= {p.pid for p in (*outcome.leftovers, *outcome.top_consumers)}
             since = time.time() - (time.monotonic() - self.began) - _CLOCK_SKEW
             outcome.shared = shared_memory.settle(
                 self.seen_pids, since, outcome.usage, self.excluded
@@ -231,9 +230,7 @@ class Supervisor(BaseSupervisor):
     def _came_to_group(self, signum: int, sender: int) -> bool:
         """Whether the signal was sent to our whole process group."""
         keeper = self.keeper.pid if self.keeper and self.kernel else 0
-        return self.witness is not None and self.witness.received(
-            signum, sender, self.child, keeper
-        )
+        return bool(self.witness and self.witness.received(signum, sender, self.child, keeper))
 
     def _pass_to_leftovers(self, signum: int, to_group: bool) -> None:
         """After the command's exit only we can pass a signal to leftovers outside our group."""
@@ -264,19 +261,21 @@ class Supervisor(BaseSupervisor):
     def _reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
+                pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
             except ChildProcessError:
                 return
             if pid == 0:
                 return
-            if pid == self.child:
-                if os.WIFSTOPPED(status):
-                    self._command_stopped(os.WSTOPSIG(status))
-                else:
-                    self.status = status
-            elif self.keeper and pid == self.keeper.pid and not os.WIFSTOPPED(status):
+            has_exited = os.WIFEXITED(status) or os.WIFSIGNALED(status)
+            if pid == self.child and has_exited:
+                self.status = status
+            elif pid == self.child and os.WIFSTOPPED(status):
+                self._command_stopped(os.WSTOPSIG(status))
+            elif pid == self.child:
+                self.note("continued")
+            elif self.keeper and pid == self.keeper.pid and has_exited:
                 self.keeper.replace()
-            elif self.witness and pid == self.witness.pid and not os.WIFSTOPPED(status):
+            elif self.witness and pid == self.witness.pid and has_exited:
                 self.container.helpers.discard(pid)
                 self.witness.pid = 0
 
@@ -286,6 +285,7 @@ class Supervisor(BaseSupervisor):
         SIGSTOP is meant for the command alone, and stopping with it would suspend its limits. But
         if the command had the terminal, only we can give it back to the shell. PID 1 cannot stop.
         """
+        self.note("stopped", signal=signum)
         if self.reason or self.stop_sent:
             return
         from sandrun.platform import posix_terminal

@@ -23,14 +23,19 @@ if TYPE_CHECKING:
     from sandrun.backends.protocol import Container
     from sandrun.config.settings import Settings
     from sandrun.supervise.leftovers import Git
+    from sandrun.supervise.recorder import Recorder
     from sandrun.supervise.report import MemoryWarning
     from sandrun.supervise.timeouts import Timeouts
-    from sandrun.types import StopReason
+    from sandrun.types import Record, StopReason
 
 MEMORY: "tuple[StopReason, StopReason]" = ("memory", "outer-memory")
 """The reasons for an end at a memory limit."""
 _FIRST_POLL = 0.01
 """Seconds until the first poll: most commands that exit within an instant are never polled."""
+_FIRST_SAMPLE = 1.0
+"""Seconds until a run is sampled: a shorter run never pays for it."""
+_SETTLED = 0.05
+"""Seconds after which the kernel's counters include a limit that was hit."""
 _POLL_SHARE = 20
 """Polling a kernel's container may use one part in so many of a processor's time; the limit does
 not depend on polling. (The monitor of the fallback bounds its own cost.)"""
@@ -68,8 +73,16 @@ class BaseSupervisor:
         """Whether the outcome is final, and only leftovers are being ended."""
         self.killed = False
         self.unkillable: list[int] = []
+        self.record: Record = {}
+        """What is known of the run."""
+        self.keep = 0.0, 0
+        """The age and the size of sample files to keep. Both are set by the core."""
+        self._recorder: Recorder | None = None
+        self._sample_at: float | None = self.began + _FIRST_SAMPLE
         self._warning: MemoryWarning | None = None
         self._warned = False
+        self._limit_hit_at: float | None = None
+        """When a limit was hit (time.monotonic); 0.0: that is recorded."""
 
     def run(self) -> Outcome:
         """Supervise until the end; return the outcome."""
@@ -103,6 +116,10 @@ class BaseSupervisor:
     def _complete(self, outcome: Outcome) -> None:
         """Add to the outcome the facts that are final only when no process of the run is left."""
         outcome.usage = self.container.usage()
+        if self._limit_hit_at:
+            self._note_limit(float("inf"))
+        if self._recorder or outcome.escaped:
+            self.recorder().finish(outcome.usage, outcome.escaped)
         outcome.top_consumers = self.container.top_consumers()
         outcome.unkillable = self.unkillable
 
@@ -115,7 +132,19 @@ class BaseSupervisor:
     def _dues(self) -> "list[float | None]":
         """The times (monotonic) of the next actions."""
         timeout = self.timeouts.due if self.timeouts and not self.reason else None
-        return [self.poll_at, self.kill_at, timeout]
+        return [self.poll_at, self.kill_at, timeout, self._sample_at]
+
+    def recorder(self) -> "Recorder":
+        """What records this run in its sample file."""
+        if not self._recorder:
+            from sandrun.supervise.recorder import Recorder
+
+            self._recorder = Recorder(self.container, self.record, self.began, self.keep)
+        return self._recorder
+
+    def note(self, event: str, **details: object) -> None:
+        """Record an event in the sample file."""
+        self.recorder().note(event, details, time.monotonic())
 
     def _block(self, until: "float | None") -> None:
         """Block until an event or that time, and handle the event."""
@@ -128,6 +157,10 @@ class BaseSupervisor:
             exceeded = self.timeouts.check(now)
             if exceeded:
                 self.stop(exceeded)
+                self.note("timeout", reason=exceeded)
+        if self._sample_at is not None and now >= self._sample_at:
+            self.recorder().sample(now)
+            self._sample_at = self.recorder().due
         if self.kill_at is not None and now >= self.kill_at:
             self._kill()
 
@@ -142,24 +175,42 @@ class BaseSupervisor:
         self.poll_at = None if due is None or self.killed else now + max(due, cost)
         if self.container.limit_hit and (not self.decided or self.reason in MEMORY):
             self._limit_hit(now)
+            self._note_limit(now)
         elif self.strict and self.container.escaped and not self.reason:
             self.stop("escaped")
         elif not self.decided:
             self._warn()
+        if self._recorder and self.status is None:
+            self._recorder.polled(now)
+            self._sample_at = self._recorder.due
 
     def _limit_hit(self, now: float) -> None:
         """A limit was hit, so that is how the run ends, whatever the command's exit status is."""
         raise NotImplementedError
 
+    def _note_limit(self, now: float) -> None:
+        """Record the first limit that was hit, a moment later: the kernel reports that it was hit
+        before it kills and counts, and to end the run is more urgent."""
+        if self._limit_hit_at is None:
+            self._limit_hit_at = now
+        elif self._limit_hit_at and now >= self._limit_hit_at + _SETTLED:
+            from sandrun.supervise import recorder
+
+            event, details = recorder.limit_event(self.container)
+            self.recorder().note(event, details, self._limit_hit_at)
+            self._limit_hit_at = 0.0
+
     def _warn(self) -> None:
         if self._warned or not self.limit or self.reason:
             return
-        current = self.container.usage().current or 0
+        current = self.container.current or 0
         if current * 2 >= self.limit:
             from sandrun.supervise import report
 
             self._warning = self._warning or report.MemoryWarning(self.limit)
             self._warned = self._warning.report(current, self.container)
+            if self._warned:
+                self.note("warned", memory=current)
 
     def stop(self, reason: "StopReason") -> None:
         """End the run for this reason, unless there is one already: ask its processes to end, and

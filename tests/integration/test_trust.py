@@ -36,6 +36,8 @@ HELD = {
     "io_weight": "7",
     "check_interval": "77",
     "no_wait": "1",
+    "history_age": "77",
+    "history_size": "77M",
     "color": "always",
 }
 """For each setting that needs trust a value that is not the default."""

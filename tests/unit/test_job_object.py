@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from sandrun.backends import job_object, sampler
+from sandrun.backends import job_object, job_port, sampler
 from sandrun.model import MIB, Limits, Unusable
 from sandrun.platform import spawn, windows_api, windows_creation, windows_processes, windows_spawn
 from tests.windows.fake_kernel32 import US, Fake, Job
@@ -26,7 +26,7 @@ def _limits(memory: int = 0, **more: object) -> Limits:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
     kernel = Fake()
-    for module in (job_object, windows_creation):
+    for module in (job_object, job_port, windows_creation):
         monkeypatch.setattr(module, "calls", kernel.calls)
     monkeypatch.setattr(windows_api, "wine_version", lambda: "")  # even if these tests run there
     monkeypatch.setattr(

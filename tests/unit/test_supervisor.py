@@ -16,6 +16,7 @@ class _Container:
     """Its last process is killed at the memory limit, which only the poll after that shows."""
 
     limit_hit: LimitHit = ""
+    current = None
 
     def __init__(self) -> None:
         self.pids = [1000]
@@ -33,6 +34,9 @@ class _Container:
 
     def usage(self) -> Usage:
         return Usage()
+
+    def counters(self) -> "dict[str, int]":
+        return {}
 
     def top_consumers(self) -> "list[int]":
         return []
