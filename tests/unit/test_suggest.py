@@ -82,7 +82,7 @@ def test_a_timeout() -> None:
 def test_processes() -> None:
     many = runs(*[10] * 5)
     for number, record in enumerate(many):
-        record["processes"] = 100 + number * 100  # type: ignore[typeddict-unknown-key]
+        record["processes"] = 100 + number * 100
     suggestion = suggest(many)
     assert suggestion.values()["pids"] == 1024
     assert suggestion.evidence["pids"].startswith("most of 5 runs: 500 (make test1")
