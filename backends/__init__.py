@@ -63,6 +63,15 @@ def named(name: str) -> "Backend":
     return rlimit.RlimitBackend()
 
 
+def import_probable(requested: "BackendName") -> None:
+    """Import the backend that `choose` will probably open. It reports what cannot be imported."""
+    probable = "cgroup1" if _is_memory_on_v1() else ORDER[0]
+    try:
+        named(probable if requested == "auto" else requested)
+    except (Unusable, ImportError):
+        pass
+
+
 def choose(
     requested: "BackendName", run_id: str, limits: "Limits", kernel_only: bool
 ) -> "tuple[Backend, Container, list[str]]":

@@ -21,6 +21,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sandrun.config.settings import Settings
     from sandrun.queue.memory_pool import Reservation
     from sandrun.queue.waiter import Waiter
     from sandrun.types import WaitedFor
@@ -198,8 +199,7 @@ class Admission:
             return False
         queue.publish_queue_file()
         lock.prepare()
-        if self.request.settings.backend != "auto":
-            backends.named(self.request.settings.backend)  # imported before the wait, not after it
+        _import_early(self.request.settings)
 
         def wait(waiter: "Waiter") -> None:
             waiter.wait_turn(queue, ticket, lock)
@@ -292,6 +292,16 @@ class Admission:
             progress.clear_line()
             if enclosing:
                 nesting.withdraw(queue, ticket)
+
+
+def _import_early(settings: "Settings") -> None:
+    """Import what the run will probably need at its turn, so that the turn does not wait for it."""
+    backends.import_probable(settings.backend)
+    if settings.backend != "none":
+        from sandrun.queue import memory_pool
+        from sandrun.supervise import keeper
+
+        del memory_pool, keeper
 
 
 def _report_nested() -> None:

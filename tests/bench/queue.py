@@ -258,7 +258,7 @@ def main() -> None:
                 continue
             root = Path(scratch) / name.replace(" ", "-")
             root.mkdir()
-            contenders.append(Contender(name, Box(root), job))
+            contenders.append(Contender(name, Box(root, "auto"), job))
         try:
             measure(contenders, quick)
         finally:

@@ -2,10 +2,12 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.harness import ROOT, Box
+from sandrun.lifecycle import module_files
+from tests.harness import ON_MACOS, ROOT, Box, wait_for
 
 # Built in, or loaded by the interpreter before our first line.
 FREE = {
@@ -29,8 +31,13 @@ OURS = {
 
 LATE = {"sandrun.supervise.witness"}
 """What is loaded beside a command that lasts an instant, as `true` does on a busy machine."""
+RUNNING = {f"sandrun.{name}".replace("/", ".") for name in module_files.LATE} | {"_ctypes"}
+"""What is loaded beside a command that lasts longer; _ctypes only where PID 1 reaps no orphans."""
 FILES = {"sandrun.config.settings_files", "sandrun.platform.small_files"}
 """Where there is a file that may have settings."""
+
+
+RUN = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from sandrun.cli import main; main()"
 
 
 def started(box: Box, code: str, *words: str) -> set[str]:
@@ -43,8 +50,7 @@ def started(box: Box, code: str, *words: str) -> set[str]:
 
 def imported(box: Box, *words: str) -> set[str]:
     """... by a run, but for what this Python needs for any -c (linecache in 3.13)."""
-    start = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from sandrun.cli import main; main()"
-    return started(box, start, *words) - started(box, "pass")
+    return started(box, RUN, *words) - started(box, "pass")
 
 
 def test_the_hot_path_imports_nothing_that_costs(box: Box) -> None:
@@ -71,3 +77,23 @@ def test_no_backend_of_linux_needs_click_or_psutil(
 def test_a_project_file_without_our_table_costs_no_toml_parser(box: Box, text: str) -> None:
     (box.project / "pyproject.toml").write_text(text)
     assert imported(box, "--", "true") - FREE - LATE == OURS | FILES
+
+
+@pytest.mark.skipif(ON_MACOS, reason="shows where a process blocks by /proc/PID/wchan")
+@pytest.mark.parametrize("backend", ["none", "rlimit", "auto"])
+def test_a_waiter_has_imported_what_its_turn_needs(
+    make_box: "Callable[[str], Box]", backend: str
+) -> None:
+    box = make_box(backend)
+    box.hold("first")
+    argv = [sys.executable, "-I", "-X", "importtime", "-c", RUN]
+    waiter = box.start("-v", "--", "true", argv=argv)
+    wchan = Path(f"/proc/{waiter.pid}/wchan")
+    wait_for(lambda: "poll" in wchan.read_text(), 20, "the waiter waits")
+    box.let("first")
+    done = box.finish(waiter)
+    _, turn, after = done.stderr.partition(": acquired slot")
+    assert turn, done.stderr
+    lines = [line for line in after.splitlines() if line.startswith("import time:")]
+    late = {line.rpartition("|")[2].strip() for line in lines}
+    assert late <= RUNNING, done.stderr
