@@ -37,7 +37,7 @@ if sys.platform == "win32":
         """The process that locked a live ticket. Windows has no pid namespaces."""
         return ticket.pid
 
-    def _inherited_runs(queue: Queue) -> "list[str]":
+    def _inherited_runs(queue: Queue, running: "list[Ticket]") -> "list[str]":
         """No ids: on Windows, locks are not inherited."""
         return []
 
@@ -56,13 +56,14 @@ else:
             return 0
         return linux_locks.lock_holder(file, ticket.pid)
 
-    def _inherited_runs(queue: Queue) -> "list[str]":
-        """The ids of the runs of `queue` whose run lock we inherited; '' for an unknown id."""
+    def _inherited_runs(queue: Queue, running: "list[Ticket]") -> "list[str]":
+        """The ids of the runs of `queue`, which are `running`, whose run lock we inherited; '' for
+        an unknown id."""
         from sandrun.queue import holder
 
         ids = []
         for file, line in holder.lines(queue):
-            if linux_locks.is_inherited_lock(file):
+            if linux_locks.is_inherited_lock(file, [ticket.pid for ticket in running]):
                 found = holder.parse(line)
                 ids.append(found.id if found else "")  # on a full disk there is no line
         return ids
@@ -94,8 +95,9 @@ def is_inside(enclosing: str, state: str) -> bool:
         return False
     queue = Queue(state)
     try:
-        found = any(t.id in ids and _encloses(queue, t) for t in queue.running())
-        return found or bool(_inherited_runs(queue))
+        running = queue.running()
+        found = any(t.id in ids and _encloses(queue, t) for t in running)
+        return found or bool(_inherited_runs(queue, running))
     finally:
         queue.close()
 
@@ -105,7 +107,8 @@ def contains_us(queue: Queue) -> bool:
 
     Without this, a run whose command cleared the environment (`env -i`) would wait for itself.
     """
-    return any(_encloses(queue, t) for t in queue.running()) or bool(_inherited_runs(queue))
+    running = queue.running()
+    return any(_encloses(queue, t) for t in running) or bool(_inherited_runs(queue, running))
 
 
 def _encloses(queue: Queue, ticket: Ticket) -> bool:
@@ -136,9 +139,10 @@ def enclosing_runs(enclosing: str) -> str:
         except SandrunError:
             continue
         try:
-            new = (t for t in queue.running() if t.id not in found)
+            running = queue.running()
+            new = (t for t in running if t.id not in found)
             ids = [t.id for t in new if ticket_holder(queue, t) in ancestors or _in_container(t.id)]
-            found.update(dict.fromkeys([*ids, *_inherited_runs(queue)], path))
+            found.update(dict.fromkeys([*ids, *_inherited_runs(queue, running)], path))
         except OSError:
             continue  # removed meanwhile
         finally:

@@ -2,6 +2,8 @@
 
 import fcntl
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +59,32 @@ def test_without_the_list_the_name_is_believed_on_macos(
     monkeypatch.setattr(processes, "read", missing)
     monkeypatch.setattr(linux_locks, "DARWIN", macos)
     assert linux_locks.lock_holder(os.stat(os.curdir), 77) == holder
+
+
+def test_the_list_of_all_locks_is_not_read_for_a_holder_that_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading it stops every process of the host that locks a file, for 10 ms."""
+    reads: list[str] = []
+    read = processes.read
+
+    def noted(path: str) -> bytes:
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(processes, "read", noted)
+    holder = "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(1); "
+    path = tmp_path / "file"
+    path.touch()
+    words = [sys.executable, "-c", holder + "sys.stdout.flush(); input()", str(path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline()
+        assert linux_locks.lock_holder(path.stat(), other.pid) == other.pid
+        assert not linux_locks.is_inherited_lock(path.stat(), [1, other.pid])
+        assert f"{processes.PROC}/locks" not in reads
+        assert linux_locks.lock_holder(path.stat(), 1) == other.pid  # not the one that is named
+        other.communicate()
 
 
 def test_only_the_open_file_that_holds_the_lock_proves_it(tmp_path: Path) -> None:
