@@ -1,9 +1,11 @@
 """Our own modules are imported as Python would import them, only faster (`sandrun.importer`)."""
 
+import compileall
 import importlib
 import marshal
 import os
 import py_compile
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -83,6 +85,79 @@ def test_a_file_that_is_not_of_the_current_source_is_left_to_python(
         mode = py_compile.PycInvalidationMode.CHECKED_HASH
         py_compile.compile(str(source), invalidation_mode=mode, doraise=True)
     assert finder.find_spec("sandrun.one") is None
+
+
+COUNTING = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+opened = []
+sys.addaudithook(lambda event, args: opened.append(args[0]) if event == "open" else None)
+from sandrun import importer
+importer.install()
+import sandrun.cli
+from sandrun import messages
+own = [path for path in opened if f"{os.sep}sandrun{os.sep}" in str(path)]
+print(len([path for path in own if str(path).endswith(".pyc")]), getattr(messages, "changed", 0))
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A compiled copy of the package, whose modules are imported from there."""
+    for name in ("sandrun", "backends"):
+        source = Path(importer.__file__).parent
+        source = source if name == "sandrun" else source / "backends"
+        ignored = shutil.ignore_patterns("__pycache__", "backends")
+        shutil.copytree(source, tmp_path / "sandrun" / name.removeprefix("sandrun"), ignore=ignored)
+    assert compileall.compile_dir(tmp_path, quiet=1)
+    return tmp_path
+
+
+def start(folder: Path, *options: str) -> "tuple[int, int]":
+    """Import `sandrun.cli` as a start does, from that folder. Returns the number of compiled files
+    that were opened, and what was changed in `sandrun.messages`."""
+    words = [sys.executable, "-I", "-S", *options, "-c", COUNTING, str(folder)]
+    out = subprocess.run(words, umask=0o077, check=True, capture_output=True, text=True).stdout
+    return tuple(map(int, out.split()))  # type: ignore[return-value]
+
+
+def test_what_is_imported_together_is_read_at_once_the_next_time(copy: Path) -> None:
+    cached = Path(importlib.util.cache_from_source(str(copy / "sandrun/cli/__init__.py")))
+    before = cached.stat()
+    first, _ = start(copy, "-B")
+    assert cached.stat() == before  # Python was told to write no compiled files
+    assert start(copy)[0] > first  # read once more, to write the bundle
+    assert cached.read_bytes().endswith(importer.MARK)
+    assert (cached.stat().st_mode, cached.stat().st_uid) == (before.st_mode, before.st_uid)
+    assert start(copy)[0] <= first - 10
+    # Python, which does not look behind the code, uses the same file.
+    plain = "import sys; sys.path.insert(0, sys.argv[1]); import sandrun.cli"
+    written = cached.stat()
+    subprocess.run([sys.executable, "-I", "-S", "-c", plain, str(copy)], check=True)
+    assert cached.stat().st_mtime_ns == written.st_mtime_ns
+
+
+def test_a_bundle_with_another_source_is_not_used(copy: Path) -> None:
+    start(copy)
+    source = copy / "sandrun/messages.py"
+    source.write_text(source.read_text() + "changed = 1\n")
+    assert start(copy)[1] == 1
+    assert start(copy)[1] == 1  # also by the bundle that the last start has written
+    source.write_text(source.read_text().replace("changed = 1", "changed = 2"))
+    info = source.stat()
+    os.utime(source, ns=(info.st_atime_ns, info.st_mtime_ns + 2_000_000_000))
+    assert start(copy)[1] == 2
+
+
+def test_a_bundle_that_is_cut_short_is_not_used(copy: Path) -> None:
+    start(copy)
+    few = start(copy)[0]
+    cached = Path(importlib.util.cache_from_source(str(copy / "sandrun/cli/__init__.py")))
+    data = cached.read_bytes()
+    end = importer.bundle_start(data)
+    for rest in (data[end : end + 1000] + data[-len(importer.MARK) - 8 :], data[end:-1]):
+        cached.write_bytes(data[:end] + rest)
+        assert start(copy)[0] > few + 5
 
 
 def test_every_package_of_ours_is_known() -> None:
