@@ -2,7 +2,7 @@
 
     settings -> project -> ticket in queue -> (head) run lock -> pool -> git guard
              -> backend opens container -> child enters it, then exec -> supervise
-             -> outcome -> kill what is left -> close container -> record -> release
+             -> outcome -> kill what is left -> record -> release -> close container
 
 A run inside a run of the same queue starts at once, in an inner container (`queue.nesting`).
 """
@@ -81,6 +81,8 @@ class Run:
         }
         self._log: history.Log | None = None
         self._keeper: Keeper | None = None
+        self._container: Container | None = None
+        """The container to be closed when the run lock is free."""
         self._line = b""  # the holder's line (`sandrun.queue.holder`), set with the container
         self._unkillable: list[int] = []
 
@@ -130,6 +132,8 @@ class Run:
                 holder.note_unkillable(lock, self._line, self._unkillable)
             keeper.outlast()  # it keeps the run lock, which our release then does not free
         self.admission.release()
+        if self._container:
+            self._container.close()
         if keeper:
             keeper.reap()
         if sys.platform != "win32" and lock and lock.is_new:
@@ -171,12 +175,12 @@ class Run:
         return Outcome("parent", EXIT_HANGUP)
 
     def _is_all_dead(self) -> bool:
-        """Whether the closed container proves that no process of the run lives."""
+        """Whether the container proves that no process of the run lives."""
         is_contained = self.record.get("backend", "none") != "none"
         return is_contained and self.request.settings.leftovers != "leave"
 
     def _run_contained(self) -> Outcome:
-        """Run the command in a container, from opening the container to closing it."""
+        """Open a container and run the command in it until no process of the run is left."""
         request, settings, lock = self.request, self.request.settings, self.admission.lock
         limits = settings.limits(request.project)
         limits.outlives_caller = not request.caller.parent
@@ -206,8 +210,13 @@ class Run:
                 self._unkillable = error.args[0]
             raise
         finally:
-            container.close()
             self._keeper = keeper
+            # It is empty, so the next run need not wait for its removal. If we are killed before
+            # that, a later run removes it (`cgroup_common.collect`). Windows jobs are awaited.
+            if self._unkillable or sys.platform == "win32":
+                container.close()
+            else:
+                self._container = container
             if keeper and not self._unkillable:
                 keeper.dismiss()
         return outcome
@@ -291,7 +300,7 @@ class Run:
             # An outer run watches for daemons itself, and `none` contains nothing.
             if settings.daemons == "contain" and container.token and not request.enclosing:
                 supervisor.daemon_search = request.project, env
-        self.admission.publish_queue_file()
+        supervisor.publish = self.admission.publish_queue_file
         outcome = _call_in_root(request.cwd, supervisor.run)
         if modes and outcome.reason != "exit":
             _restore_terminal(modes)

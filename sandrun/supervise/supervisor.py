@@ -20,6 +20,8 @@ from sandrun.model import EXIT_CODES, Outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sandrun.backends.protocol import Container
     from sandrun.config.settings import Settings
     from sandrun.supervise.leftovers import Git
@@ -36,6 +38,8 @@ _FIRST_SAMPLE = 1.0
 """Seconds until a run is sampled: a shorter run never pays for it."""
 _SETTLED = 0.05
 """Seconds after which the kernel's counters include a limit that was hit."""
+_INSTANT = 0.002
+"""Seconds until the run is published."""
 _POLL_SHARE = 20
 """Polling a kernel's container may use one part in so many of a processor's time; the limit does
 not depend on polling. (The monitor of the fallback bounds its own cost.)"""
@@ -77,6 +81,10 @@ class BaseSupervisor:
         """What is known of the run."""
         self.keep = 0.0, 0
         """The age and the size of sample files to keep. Both are set by the core."""
+        self.publish: Callable[[], None] | None = None
+        """Shows in the queue's file that the command runs; set by the core. A run that ends before
+        is not shown, because the next one would wait for that."""
+        self._publish_at: float | None = self.began + _INSTANT
         self._recorder: Recorder | None = None
         self._sample_at: float | None = self.began + _FIRST_SAMPLE
         self._warning: MemoryWarning | None = None
@@ -132,7 +140,7 @@ class BaseSupervisor:
     def _dues(self) -> "list[float | None]":
         """The times (monotonic) of the next actions."""
         timeout = self.timeouts.due if self.timeouts and not self.reason else None
-        return [self.poll_at, self.kill_at, timeout, self._sample_at]
+        return [self.poll_at, self.kill_at, timeout, self._sample_at, self._publish_at]
 
     def recorder(self) -> "Recorder":
         """What records this run in its sample file."""
@@ -151,6 +159,10 @@ class BaseSupervisor:
         raise NotImplementedError
 
     def _do_due(self, now: float) -> None:
+        if self._publish_at is not None and now >= self._publish_at:
+            self._publish_at = None
+            if self.publish:
+                self.publish()
         if self.poll_at is not None and now >= self.poll_at:
             self.poll()
         if self.timeouts and not self.reason and now >= self.timeouts.due:
