@@ -18,3 +18,11 @@ def page(text: str) -> None:
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     sys.stdout.write(text + "\n")
+
+
+def data(content: bytes) -> None:
+    """Write bytes, whatever the encoding of standard output is. Raises what `page` raises."""
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    sys.stdout.flush()
+    sys.stdout.buffer.write(content)

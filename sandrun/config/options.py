@@ -316,7 +316,7 @@ OPTIONS = (
 
 SUBCOMMANDS = frozenset(
     {"completions", "config", "doctor", "git", "init", "kill", "make-again", "make-include", "man"}
-    | {"pause", "queue", "resume", "shims", "status", "trust"}
+    | {"pause", "queue", "report", "resume", "shims", "status", "trust"}
 )
 
 _CUTOFF = 0.74

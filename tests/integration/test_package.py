@@ -46,7 +46,10 @@ def test_the_wheel_holds_every_module_once(wheel: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == modules
     assert {
         f"sandrun/{name}"
-        for name in ("py.typed", "lifecycle/podman.conf", "integrations/sandrun.mk")
+        for name in (
+            *("py.typed", "lifecycle/podman.conf", "integrations/sandrun.mk"),
+            "insight/report/style.css",
+        )
     } <= set(names)
 
 

@@ -1,0 +1,227 @@
+"""Reading the history for a page: the newest runs as they are, and totals over all.
+
+Promises: one pass, newest first; memory grows with the runs of the page and with the number of
+different commands (`_KEYS` at most), not with the length of the history. Numbers that no clock or
+kernel can have given (NaN, a start in the year 40,000) count as unknown.
+"""
+
+import heapq
+import itertools
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from sandrun.model import command_text
+from sandrun.types import Record
+
+_KEYS = 20_000
+"""Different commands that are told apart; what comes after them is counted as `OTHER`."""
+OTHER = "other commands"
+_TREND = 200
+"""Runs of a command that its trend shows, the newest."""
+WORST = 10
+_LATEST = 4102444800.0  # the year 2100
+_LONGEST = 1e9  # seconds: 30 years
+_COMMAND = 400
+"""Characters of a command line that are kept of each run."""
+LIMITS = frozenset(("memory", "outer-memory", "timeout", "cpu-time", "idle"))
+
+
+@dataclass(slots=True)
+class Run:
+    """One record, with every number known to be sane. Bytes and seconds; None: unknown."""
+
+    key: str
+    """Of this page alone: an id in a damaged history may be anything, and twice."""
+    id: str
+    project: str
+    command: str
+    start: float | None
+    """When the command started, in seconds since 1970; the wait was before it."""
+    wait: float
+    wall: float
+    cpu: float | None
+    peak: int | None
+    limit: int | None
+    """The memory limit; None: none."""
+    reason: str
+    exit: int | None
+    waited_for: list[tuple[str, str, float]]
+    """Run id, command, seconds."""
+
+    @property
+    def kind(self) -> str:
+        """`ok`, `failed` (by itself), `limit` (a limit ended it) or `other` (it was ended, or its
+        end is unknown)."""
+        if self.reason == "exit":
+            return "failed" if self.exit else "ok"
+        if self.reason in LIMITS:
+            return "limit"
+        return "failed" if self.reason == "signal" else "other"
+
+    @property
+    def share(self) -> float | None:
+        """The peak as a share of the limit."""
+        return self.peak / self.limit if self.peak is not None and self.limit else None
+
+
+def _number(value: object, most: float) -> float | None:
+    is_sane = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+    return float(value) if is_sane else None  # type: ignore[arg-type]
+
+
+def _size(value: object) -> int | None:
+    return int(value) if isinstance(value, int) and 0 <= value < 1 << 63 else None
+
+
+def _waits(value: object) -> list[tuple[str, str, float]]:
+    waits = []
+    for item in value[:5] if isinstance(value, list) else ():
+        seconds = _number(item.get("seconds"), _LONGEST) if isinstance(item, dict) else None
+        if seconds is not None:
+            waits.append((str(item.get("id", ""))[:8], str(item.get("command", ""))[:80], seconds))
+    return waits
+
+
+def run_of(record: Record, key: str) -> Run:
+    """The run that a record is about."""
+    fields: Any = record
+    exit = fields.get("exit")
+    start = _number(fields.get("since"), _LATEST)
+    return Run(
+        key=key,
+        id=str(fields.get("id", ""))[:8],
+        project=str(fields.get("project", ""))[:_COMMAND],
+        command=command_text(_bounded(fields.get("command", [])))[:_COMMAND],
+        start=start or None,
+        wait=_number(fields.get("wait"), _LONGEST) or 0.0,
+        wall=_number(fields.get("wall"), _LONGEST) or 0.0,
+        cpu=_number(fields.get("cpu"), _LONGEST),
+        peak=_size(fields.get("peak")),
+        limit=_size(fields.get("limit")) or None,
+        reason=str(fields.get("reason", ""))[:20],
+        exit=exit if isinstance(exit, int) and abs(exit) < 1 << 32 else None,
+        waited_for=_waits(fields.get("waited_for")),
+    )
+
+
+def _bounded(words: list[str]) -> list[str]:
+    """So much of a command line that its text has all that is kept of it."""
+    left, kept = _COMMAND, []
+    for word in words:
+        kept.append(word[: left + 1])
+        left -= len(word) + 1
+        if left <= 0:
+            break
+    return kept
+
+
+@dataclass(slots=True)
+class Command:
+    """What all runs of one command of one project needed."""
+
+    project: str
+    command: str
+    runs: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    wait: float = 0.0
+    wall: float = 0.0
+    peak: int | None = None
+    newest: "deque[tuple[float, float, int | None, bool]]" = field(
+        default_factory=lambda: deque(maxlen=_TREND)
+    )
+    """Start, wall, peak, and whether it failed, of the newest runs; the newest first."""
+
+    def add(self, run: Run) -> None:
+        self.runs += 1
+        self.wait += run.wait
+        self.wall += run.wall
+        if run.peak is not None:
+            self.peak = max(self.peak or 0, run.peak)
+        if run.kind != "ok":
+            self.failures[run.reason if run.reason != "exit" else "exit code"] += 1
+        if run.start is not None and len(self.newest) < _TREND:
+            self.newest.append((run.start, run.wall, run.peak, run.kind != "ok"))
+
+
+class Collected:
+    """What the page shows. `runs`: the newest, oldest first; all else is about all runs read.
+
+    - `days`: for each day since 1970 (local time) the runs, failures, seconds run and waited.
+    - `waits`: seconds that one command (a key of `commands`) waited for another (its text).
+    - `largest`, `longest_waits`, `longest`: the worst runs, the worst first.
+    """
+
+    def __init__(self) -> None:
+        self.runs: list[Run] = []
+        self.count = 0
+        self.wait = self.wall = 0.0
+        self.first = self.last = None  # type: float | None
+        self.kinds: Counter[str] = Counter()
+        self.commands: dict[tuple[str, str], Command] = {}
+        self.days: dict[int, list[float]] = {}
+        self.waits: dict[tuple[tuple[str, str], str], float] = {}
+        self._worst: dict[str, list[tuple[float, int, Run]]] = {}
+
+    def add(self, run: Run) -> None:
+        """Count a run."""
+        self.count += 1
+        self.wait += run.wait
+        self.wall += run.wall
+        self.kinds[run.kind] += 1
+        key = (run.project, run.command)
+        if key not in self.commands and len(self.commands) >= _KEYS:
+            key = ("", OTHER)
+        self.commands.setdefault(key, Command(*key)).add(run)
+        self._add_waits(key, run)
+        if run.start is not None:
+            self.first = min(self.first or run.start, run.start)
+            self.last = max(self.last or 0, run.start + run.wall)
+            self._add_day(run, run.start)
+        self._keep_worst("memory", run.share, run)
+        self._keep_worst("peak", run.peak, run)
+        self._keep_worst("wait", run.wait if run.wait >= 1 else None, run)
+        self._keep_worst("wall", run.wall if run.wall >= 1 else None, run)
+
+    def _add_waits(self, key: tuple[str, str], run: Run) -> None:
+        for _, other, seconds in run.waited_for:
+            pair = (key, other)
+            if pair not in self.waits and len(self.waits) >= _KEYS:
+                pair = (("", OTHER), OTHER)
+            self.waits[pair] = self.waits.get(pair, 0.0) + seconds
+
+    def _add_day(self, run: Run, start: float) -> None:
+        day = int((start - time.timezone) // 86400)
+        figures = self.days.setdefault(day, [0, 0, 0.0, 0.0])
+        figures[0] += 1
+        figures[1] += run.kind != "ok"
+        figures[2] += run.wall
+        figures[3] += run.wait
+
+    def _keep_worst(self, what: str, value: float | None, run: Run) -> None:
+        heap = self._worst.setdefault(what, [])
+        if value is None or (len(heap) == WORST and value <= heap[0][0]):
+            return
+        entry = (value, -self.count, run)  # of equal ones the newest, which came first
+        (heapq.heappushpop if len(heap) == WORST else heapq.heappush)(heap, entry)
+
+    def worst(self, what: str) -> list[Run]:
+        """The worst runs by `memory` (share of the limit), `peak`, `wait` or `wall`; the worst
+        first."""
+        return [run for *_, run in sorted(self._worst.get(what, ()), key=lambda e: e[:2])[::-1]]
+
+
+def collect(records: Iterable[Record], most: int) -> Collected:
+    """Read records, which come newest first; the page shows `most` of them."""
+    found = Collected()
+    ahead = iter(records)
+    for record in itertools.islice(ahead, most):
+        run = run_of(record, str(found.count))
+        found.runs.append(run)
+        found.add(run)
+    for record in ahead:
+        found.add(run_of(record, str(found.count)))
+    found.runs.sort(key=lambda run: run.start or 0.0)
+    return found

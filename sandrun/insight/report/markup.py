@@ -1,0 +1,121 @@
+"""Text for HTML and SVG: escaping, tables, axes.
+
+Promises: every text of a user's goes through `text`, so that whatever it is, it is shown and
+never interpreted: it has no control character, no half of a surrogate pair, no change of the
+direction of writing, no markup.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import TypeVar
+
+from sandrun.model import plain, size_text, span_text
+
+T = TypeVar("T")
+UNKNOWN = "\N{EN DASH}"
+_MIB = 1 << 20
+
+
+def text(words: str, most: int = 0) -> str:
+    """`words` for an element's content or a quoted attribute; of at most `most` characters."""
+    shown = plain(words)
+    if most and len(shown) > most:
+        shown = shown[: most - 1] + "…"
+    return escape(shown)
+
+
+def size(value: "int | float | None") -> str:
+    """A size in bytes for people; `UNKNOWN` if it is not known."""
+    return UNKNOWN if value is None else size_text(int(value))
+
+
+def span(seconds: "float | None") -> str:
+    """A duration for people; `UNKNOWN` if it is not known."""
+    return UNKNOWN if seconds is None else span_text(seconds)
+
+
+def count(number: int, noun: str) -> str:
+    """`1 run`, `1,200 runs`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def hours(seconds: float) -> str:
+    """A sum of durations: in hours where it has some."""
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else span(seconds)
+
+
+def moment(seconds: "float | None", form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """A local time; `UNKNOWN` if it is not known."""
+    try:
+        return UNKNOWN if seconds is None else time.strftime(form, time.localtime(seconds))
+    except (OverflowError, ValueError, OSError):
+        return UNKNOWN
+
+
+_MARKS = {"#": ' class="n"', "d": ' class="d"'}
+
+
+def table(
+    caption: str, heads: "Sequence[str]", rows: "Iterable[Sequence[str]]", kinds: str = ""
+) -> str:
+    """A table in a region of its own that scrolls, also by keyboard. Cells are markup; the first
+    cell of a row is its head. `kinds`: one character a column, `#` for a number, `d` for a date."""
+    marks = [_MARKS.get(kind, "") for kind in kinds.ljust(len(heads))]
+    head = "".join(
+        f'<th scope="col"{mark}>{name}</th>' for name, mark in zip(heads, marks, strict=True)
+    )
+    body = []
+    for first, *rest in rows:
+        cells = "".join(
+            f"<td{mark}>{cell}</td>" for cell, mark in zip(rest, marks[1:], strict=True)
+        )
+        body.append(f'<tr><th scope="row"{marks[0]}>{first}</th>{cells}</tr>')
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}"><table>'
+        f"<caption>{caption}</caption><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def steps(most: float, bases: "Sequence[float]", wanted: int) -> list[float]:
+    """Round values from 0 to at most `most`: the multiples of the smallest of `bases` (ascending)
+    that gives no more than `wanted` of them."""
+    base = next((base for base in bases if most / base <= wanted), bases[-1])
+    return [base * n for n in range(int(most / base) + 1)][: 4 * wanted]
+
+
+SIZES = [1 << n for n in range(50)]
+SPANS = [
+    *(0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30),
+    *(60 * n for n in (1, 2, 5, 10, 15, 30)),
+    *(3600 * n for n in (1, 2, 4, 8)),
+    *(86400 * n for n in (1, 2, 7, 30, 90, 365, 3650)),
+]
+
+
+def short_span(seconds: float) -> str:
+    """A round duration as an axis shows it."""
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
+        if seconds >= unit:
+            return f"{seconds / unit:g} {name}"
+    return f"{seconds:g} s" if seconds else "0"
+
+
+def short_size(value: float) -> str:
+    """A round size as an axis shows it."""
+    for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (_MIB, "MiB"), (1 << 10, "KiB")):
+        if value >= unit:
+            return f"{value / unit:g} {name}"
+    return f"{value:g} B" if value else "0"
+
+
+def number(value: float) -> str:
+    """A coordinate, as short as it can be."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def split(rows: "list[T]", parts: int) -> "list[list[T]]":
+    """`rows` in at most `parts` parts of nearly the same length, in order."""
+    parts = min(parts, len(rows))
+    return [rows[n * len(rows) // parts : (n + 1) * len(rows) // parts] for n in range(parts)]

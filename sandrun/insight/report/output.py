@@ -1,0 +1,55 @@
+"""Writing the page to its file.
+
+Promises: the file is there whole or as it was before, and only its owner can read it, because
+command lines may contain secrets. Only a regular file is replaced. Root follows no link that
+another user made.
+"""
+
+import errno
+import os
+import stat
+import sys
+
+from sandrun.model import SandrunError
+from sandrun.platform import folders
+
+
+def write(path: str, content: str) -> None:
+    """Write the file. Raises SandrunError."""
+    try:
+        _write(path, content.encode())
+    except OSError as error:
+        raise SandrunError(
+            f"cannot write {path or 'a file without a name'}: {error.strerror or error}",
+            "--html FILE names another file, --html - is standard output",
+        ) from error
+
+
+def _write(path: str, data: bytes) -> None:
+    _require_replaceable(path)
+    path = os.path.realpath(path)
+    private = folders.private_name(os.path.join(os.path.dirname(path), ".sandrun-report"))
+    fd = folders.create(private, most=0o600)
+    try:
+        with open(fd, "wb") as file:
+            file.write(data)
+        os.replace(private, path)
+    except BaseException:
+        os.unlink(private)
+        raise
+
+
+def _require_replaceable(path: str) -> None:
+    try:
+        link = os.lstat(path)
+        info = os.stat(path)
+    except FileNotFoundError:
+        if not path or path.endswith((os.sep, os.altsep or os.sep)) or os.path.islink(path):
+            raise
+        return
+    if stat.S_ISDIR(info.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a directory", path)
+    if not stat.S_ISREG(info.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", path)
+    if sys.platform != "win32" and not os.geteuid() and stat.S_ISLNK(link.st_mode) and link.st_uid:
+        raise PermissionError(errno.EPERM, "a link that another user made", path)
