@@ -104,13 +104,14 @@ class Recorder:
         return history.encode({"v": sample_files.VERSION, **known, "fields": FIELDS})
 
     def _find_holders(self) -> None:
-        """Improve `waited_for` by the history: a waiter polls the queue only now and then."""
+        """Improve `waited_for` by the history: a waiter reads the queue only now and then."""
         if "waited_for" not in self.record:
             return
         until = self.record["since"]
-        found = holders(self.record["project"], until - self.record["wait"], until)
-        if found:
-            self.record["waited_for"] = found
+        known = holders(self.record["project"], until - self.record["wait"], until)
+        ids = {run["id"] for run in known}  # the others are of another project, in the pool
+        known += [run for run in self.record["waited_for"] if run["id"] not in ids]
+        self.record["waited_for"] = longest(known)
 
     def _give_up(self, error: OSError) -> None:
         messages.decision(f"no more samples of this run are written: {error_text(error)}")
@@ -248,7 +249,7 @@ def leftover_details(found: "list[Process]", action: str) -> "dict[str, object]"
 
 def holders(project: str, began: float, ended: float) -> "list[WaitedFor]":
     """The runs in the history that held the queue of `project` between these times (seconds since
-    1970), with the seconds of that; at most five, the longest first."""
+    1970), with the seconds of that."""
     runs: list[tuple[float, float, Record]] = []
     for record in history.records(history.last_lines(_TAIL)):
         start = record.get("since", 0.0)
@@ -263,4 +264,9 @@ def holders(project: str, began: float, ended: float) -> "list[WaitedFor]":
             command = plain(command_text(record.get("command", [])))[:_CHARACTERS]
             seconds = round(min(ended, latest) - max(began, start), 3)
             found.append({"id": record["id"], "command": command, "seconds": seconds})
-    return sorted(found, key=lambda run: -run["seconds"])[:_NAMED]
+    return found
+
+
+def longest(runs: "Iterable[WaitedFor]") -> "list[WaitedFor]":
+    """At most five runs, the longest first."""
+    return sorted(runs, key=lambda run: -run["seconds"])[:_NAMED]

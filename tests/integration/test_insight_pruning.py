@@ -85,6 +85,7 @@ def test_a_large_directory_is_held_to_its_size_part_by_part(folder: Path) -> Non
 def test_the_file_of_a_live_run_stays(box: Box, folder: Path) -> None:
     run = box.start("--", "sleep", "60")
     [name] = wait_for(lambda: left(folder), 20, "the run has a file")
+    wait_for(lambda: samples.read(name[:8]), 20, "and a header, which it writes with the lock held")
     long_ago = time.time() - 1000 * DAY
     os.utime(folder / name, (long_ago, long_ago))
     assert samples.prune(time.time(), DAY, 1) == (0, 0)
