@@ -151,13 +151,17 @@ class _Finder:
 
     def _load_bundle(self, bundle: "Bundle") -> None:
         """Load the modules of a bundle that are not loaded yet. None of them is used if the source
-        of one has changed."""
+        of one has changed, or if one's package, loaded before when the bundle was written, is not
+        now."""
         specs = []
         for name, valid, code in bundle:
             if name not in sys.modules:
                 spec = self._spec(name)
                 spec.loader = _Loader(self, valid, code)  # type: ignore[assignment]
                 specs.append(spec)
+        known = {spec.name for spec in specs}.union(sys.modules)
+        if any(spec.name.rpartition(".")[0] not in known for spec in specs):
+            return
         try:
             if any(validity(os.stat(s.origin)) != s.loader.valid for s in specs):  # type: ignore
                 return

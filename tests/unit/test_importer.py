@@ -160,6 +160,20 @@ def test_a_bundle_that_is_cut_short_is_not_used(copy: Path) -> None:
         assert start(copy)[0] > few + 5
 
 
+def test_a_bundle_is_not_used_without_the_packages_that_were_loaded_before(copy: Path) -> None:
+    begin = "import sys; sys.path.insert(0, sys.argv[1]); from sandrun import importer; "
+    begin += "importer.install(); "
+    for before in ("import sandrun.lifecycle; ", ""):
+        words = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"{begin}{before}import sandrun.lifecycle.status",
+        ]
+        subprocess.run([*words, str(copy)], check=True)
+
+
 def test_every_package_of_ours_is_known() -> None:
     folder = Path(importer.__file__).parent
     found = {path.parent.name for path in folder.glob("*/__init__.py")}
