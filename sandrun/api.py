@@ -71,6 +71,8 @@ class Settings(TypedDict, total=False):
     queue: str
     history_age: str | float
     history_size: str | int
+    json_report: str
+    metrics_textfile: str
     color: Literal["auto", "always", "never"]
     verbose: int
     quiet: int

@@ -15,8 +15,12 @@ from sandrun.platform import spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from types import ModuleType
     from typing import NoReturn
+
+    from sandrun.model import Outcome
+    from sandrun.types import Record
 
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.ENOSPC, errno.EDQUOT)
@@ -24,6 +28,7 @@ _BY_FLAG = {flag: option for option in options.OPTIONS for flag in option.flags}
 _HELP_FLAGS = ("-h", "--help", "--version")
 _VERBATIM = ("git", "make-again")
 """Subcommands that parse all words after them themselves."""
+_AT_A_LIMIT = ("memory", "outer-memory")
 _REDEFINED = {"queue": ("-p", "--priority")}
 """Flags of a run that a subcommand has too, with its own meaning: `queue move --priority`."""
 
@@ -47,6 +52,8 @@ def main() -> "NoReturn":
             subscriber.failed(error.text, hint, code)
     except BaseException as error:
         code = _report_unexpected(error)
+        why = "a signal ended the wait" if hasattr(error, "signum") else f"internal error: {error}"
+        _end.failed(why, "", code)
     # On Windows an exit code has 32 bits (an NTSTATUS), but C's int is signed.
     os._exit(code if code < 1 << 31 else code - (1 << 32))
 
@@ -57,14 +64,14 @@ def _subscribe(env: "Mapping[str, str]") -> None:
         from sandrun.integrations import notify
 
         notify.subscribe()
-    if ("GITHUB_ACTIONS" in env or "GITLAB_CI" in env) and "SANDRUN_RUNS" not in env:
-        from sandrun.integrations import ci
-
-        messages.subscribers.append(ci)
+    _end.has_ci_page = ("GITHUB_ACTIONS" in env or "GITLAB_CI" in env) and "SANDRUN_RUNS" not in env
+    messages.subscribers.append(_end)
 
 
 def _main(argv: "list[str]", caller: spawn.CallerState) -> int:
     parsed = parse(argv)
+    if "json_report" in parsed.flags and parsed.subcommand in ("", "make-again"):
+        _end.report_to(str(parsed.flags["json_report"]))
     if parsed.subcommand == "git":
         if sys.platform == "win32":
             from sandrun.git import windows as wrapper
@@ -75,7 +82,7 @@ def _main(argv: "list[str]", caller: spawn.CallerState) -> int:
     if parsed.subcommand == "make-again":
         from sandrun.integrations import make
 
-        return make.main(parsed.flags, caller)
+        return make.main(parsed.flags, caller, run)
     if parsed.subcommand:
         from sandrun.cli import app
 
@@ -89,12 +96,97 @@ def _main(argv: "list[str]", caller: spawn.CallerState) -> int:
         return root, settings.resolve(parsed.flags, root, start)
 
     root, chosen = spawn.interruptibly(caller, settle)
-    from sandrun.lifecycle import runner
-
-    outcome = runner.run(parsed.command, chosen, root, caller)
+    outcome = run(parsed.command, chosen, root, caller)
     if outcome.interrupted:  # a shell ends its loop only for a death by signal, not for a code
         spawn.die_of(outcome.signal)
     return outcome.code
+
+
+def run(
+    command: "list[str]", chosen: settings.Settings, root: str, caller: spawn.CallerState
+) -> "Outcome":
+    """Run a command (`runner.run`), then report what is wanted of it."""
+    from sandrun.lifecycle import runner
+
+    _end.prepare(chosen)
+    try:
+        return runner.run(command, chosen, root, caller)
+    finally:
+        _end.released()
+
+
+class End:
+    """Has the end of the run reported: to a file, a CI service's page, metrics, and in words if it
+    was a memory limit. What does that is imported after the run lock is released, and only if it is
+    wanted, so no run pays for it or waits for it.
+
+    A subscriber to run events, and what they are reported to: `json_report` and `metrics_textfile`
+    are paths or ''.
+    """
+
+    def __init__(self) -> None:
+        self.run_id = ""
+        self.record: Record | None = None
+        self.has_ci_page = False
+        self.json_report = self.metrics_textfile = self.pool = ""
+
+    def report_to(self, file: str) -> None:
+        """Set `json_report`. Raises UsageError if the file cannot be written."""
+        path = os.path.realpath(file)
+        if not os.path.isdir(os.path.dirname(path)):
+            raise UsageError(f"--json-report {file}: no such directory")
+        if os.path.lexists(path) and not os.path.isfile(path):
+            raise UsageError(f"--json-report {file}: not a regular file")
+        self.json_report = path
+
+    def prepare(self, chosen: settings.Settings) -> None:
+        """Take note of the settings, and hold open what will be imported after the run."""
+        self.metrics_textfile, self.pool = chosen.metrics_textfile, chosen.pool
+        if self.is_wanted():
+            # The packages; their modules are held.
+            from sandrun import insight, integrations  # noqa: F401
+            from sandrun.lifecycle import module_files
+
+            module_files.hold(module_files.REPORTING)
+
+    def is_wanted(self) -> bool:
+        """Whether every end is reported."""
+        return bool(self.has_ci_page or self.json_report or self.metrics_textfile)
+
+    def queued(self, run_id: str) -> None:
+        self.run_id = run_id
+
+    def ended(self, record: "Record") -> None:
+        self.record = record
+
+    def released(self) -> None:
+        """Report the run, if it is recorded. The run lock is free."""
+        record = self.record
+        if record and (self.is_wanted() or record["reason"] in _AT_A_LIMIT):
+            self._report(lambda: _run_end().report(self, record))
+
+    def _report(self, step: "Callable[[], None]") -> None:
+        """Whatever fails here, the exit code is the run's. The package may be gone, with what was
+        not held open."""
+        try:
+            step()
+        except Exception as error:
+            tell = messages.warn if self.is_wanted() else messages.decision
+            tell(f"cannot report the end of the run: {type(error).__name__}: {error}")
+
+    def failed(self, text: str, hint: str, code: int) -> None:
+        """Report an end without a record."""
+        if not self.record and (self.has_ci_page or self.json_report):
+            self._report(lambda: _run_end().failed(self, text, hint, code))
+
+
+def _run_end() -> "ModuleType":
+    from sandrun.cli import run_end
+
+    return run_end
+
+
+_end = End()
 
 
 def _report_unexpected(error: BaseException) -> int:

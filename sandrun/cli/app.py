@@ -160,7 +160,7 @@ def config(obj: "tuple[str, settings.Settings]") -> None:
             out(f"# {trust.describe_ignored(file, keys)} (sandrun trust)")
 
 
-_NONE = ("name", "rate", "share", "span", "text", "weight")
+_NONE = ("file", "name", "rate", "share", "span", "text", "weight")
 
 
 def _shown(option: Option, value: "Any") -> str:

@@ -19,7 +19,9 @@ _KINDS = {
 """Examples offered for values that are not a closed set."""
 _TOOLS = "make ninja cmake pytest npm cargo go git"
 _SHIMS = "sandrun shims list 2>/dev/null"
-_IDS = "sandrun status --all --ids {which} 2>/dev/null"
+_IDS = "sandrun {which} 2>/dev/null"
+_ID_LISTS = {"kill": "status --all --ids all", "log": "log --ids"}
+_WAITERS = "status --all --ids waits"
 
 
 def text(root: click.Command, shell: str) -> str:
@@ -46,20 +48,31 @@ def _takes_value(option: click.Option) -> bool:
     return not (option.is_flag or option.count)
 
 
+def _has_any_value(option: click.Option) -> bool:
+    """Whether there is nothing to offer for its value."""
+    return not (
+        option.is_flag or option.count or _values(option) or _is_folder(option) or _is_file(option)
+    )
+
+
 def _is_folder(option: click.Option) -> bool:
     return option.metavar == "DIR"
 
 
+def _is_file(option: click.Option) -> bool:
+    return option.metavar == "FILE"
+
+
 def _arguments(path: str, command: click.Command) -> "tuple[str, str]":
     """How to complete a subcommand's arguments: `words`, `ids` or `shims`, and the words or the
-    kind of ids."""
+    subcommand that lists the ids."""
     for param in command.params:
         if isinstance(param, click.Argument):
             choices = getattr(param.type, "choices", ())
             if choices:
                 return "words", " ".join(choices)
             if param.name == "run":
-                return "ids", "all" if path == "kill" else "waits"
+                return "ids", _ID_LISTS.get(path, _WAITERS)
             if param.name == "tools":
                 return ("words", _TOOLS) if path == "shims add" else ("shims", "")
     return "", ""
@@ -101,6 +114,7 @@ _sandrun() {{
 	case $previous in
 {values}
 	{folders}) COMPREPLY=($(compgen -d -- "$word")); return ;;
+	{files}) COMPREPLY=($(compgen -f -- "$word")); return ;;
 	{any}) compopt +o default 2>/dev/null; return ;;
 	esac
 	if [ "$words" ]; then COMPREPLY=($(compgen -W "$words" -- "$word")); return; fi
@@ -159,9 +173,8 @@ def _bash(root: click.Command) -> str:
         valued="|".join(f"*:{name}" for name in valued),
         values="\n".join(values),
         folders="|".join(_names(flags, _is_folder)),
-        any="|".join(
-            _names(flags, lambda o: _takes_value(o) and not (_values(o) or _is_folder(o)))
-        ),
+        files="|".join(_names(flags, _is_file)),
+        any="|".join(_names(flags, _has_any_value)),
         words="\n".join(words),
         flags=" ".join(_names(flags, lambda option: True)),
     )
@@ -214,7 +227,8 @@ def _zsh_flags(options: "list[click.Option]") -> "Iterator[str]":
     for option in options:
         value = ""
         if _takes_value(option):
-            does = "_files -/" if _is_folder(option) else f"({' '.join(_values(option))})"
+            paths = "_files -/" if _is_folder(option) else "_files" if _is_file(option) else ""
+            does = paths or f"({' '.join(_values(option))})"
             value = f":{_clean(option.metavar or 'value')}:{does if does != '()' else ' '}"
         repeat = "*" if option.count else ""
         help = _clean(describe.flag_help(option))
@@ -252,7 +266,7 @@ def _zsh(root: click.Command) -> str:
         flags="\n".join(f"\t\t{flag}" for flag in _zsh_flags(describe.flags(root))),
         subcommands="\n".join(described),
         cases="\n".join(cases),
-        ids=_IDS.format(which="$1"),
+        ids=_IDS.format(which="$@"),
     )
 
 
@@ -312,6 +326,7 @@ def _fish_flag(option: click.Option, condition: str) -> str:
     if _takes_value(option):
         given = "(__fish_complete_directories)" if _is_folder(option) else " ".join(_values(option))
         value = " -x" + (f" -a {_quoted(given)}" if given else "")
+        value = " -r -F" if _is_file(option) else value
     help = _quoted(describe.flag_help(option))
     return f"complete -c sandrun -n {_quoted(condition)}{names}{value} -d {help}"
 

@@ -5,6 +5,8 @@ from types import ModuleType
 
 from sandrun.model import SandrunError
 
+PROMETHEUS = "prometheus-client>=0.16"
+
 
 def load(module: str, package: str, purpose: str) -> ModuleType:
     """Import `module` of the distribution `package` (its requirement, such as `textual>=6`), which

@@ -293,6 +293,23 @@ OPTIONS = (
         "SIZE",
     ),
     Option(
+        "json_report",
+        ("--json-report",),
+        "text",
+        "",
+        "Write how the run ended, its figures and its samples in short into this file, for CI.",
+        "FILE",
+        scope="flag",
+    ),
+    Option(
+        "metrics_textfile",
+        ("--metrics-textfile",),
+        "file",
+        "",
+        "Write metrics for Prometheus into this file at the end of each run (an absolute path).",
+        "FILE",
+    ),
+    Option(
         "color",
         ("--color",),
         "choice",
@@ -315,8 +332,8 @@ OPTIONS = (
 )
 
 SUBCOMMANDS = frozenset(
-    {"completions", "config", "doctor", "git", "init", "kill", "make-again", "make-include", "man"}
-    | {"pause", "queue", "report", "resume", "shims", "status", "trust"}
+    {"completions", "config", "doctor", "git", "init", "kill", "log", "make-again", "make-include"}
+    | {"man", "metrics", "pause", "queue", "report", "resume", "shims", "status", "trust"}
 )
 
 _CUTOFF = 0.74

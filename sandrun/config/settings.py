@@ -85,6 +85,8 @@ class Settings:
     queue: str
     history_age: float
     history_size: int
+    json_report: str
+    metrics_textfile: str
     color: "Literal['auto', 'always', 'never']"
     verbose: int
     quiet: int

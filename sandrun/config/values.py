@@ -160,6 +160,13 @@ def parse_text(text: str) -> str:
     return text
 
 
+def parse_file(text: str) -> str:
+    """An absolute path. Raises ValueError."""
+    if not os.path.isabs(text):
+        raise ValueError
+    return parse_text(text)
+
+
 def parse_name(text: str) -> str:
     """A text that is no longer than a file name may be. Raises ValueError."""
     if len(os.fsencode(text)) > 255:
@@ -183,6 +190,7 @@ _PARSERS = {
     "signal": parse_signal,
     "text": parse_text,
     "name": parse_name,
+    "file": parse_file,
 }
 _EXPECTED = {
     "size": "a size such as 512M, 4G or a number of MiB",
@@ -200,6 +208,7 @@ _EXPECTED = {
     "signal": "a signal such as INT, SIGTERM or 15",
     "text": "a text that is not empty",
     "name": "a name of 1 to 255 bytes",
+    "file": "a file, by its absolute path",
 }
 
 
@@ -216,11 +225,11 @@ class Option:
     run; but it never loosens a limit of the user's own file. Every other option needs trust, and
     the user's own file overrides it: such options affect the user's protection (backend, leftovers,
     kill_signal, grace, check_interval, detach), the user's other runs (pool, priority, queue,
-    slots, the weights) and files (history_age, history_size), whether there is a run at all
-    (require, no_wait), what is reported to the user (quiet, verbose, color) or what the command
-    sees (clean_git_env, daemons, private_tmp, private_ipc). A stricter `require` needs trust, too:
-    it refuses runs, and the user decides whether a run without a kernel's limits is better than
-    none.
+    slots, the weights) and files (history_age, history_size, metrics_textfile), whether there is a
+    run at all (require, no_wait), what is reported to the user (quiet, verbose, color) or what the
+    command sees (clean_git_env, daemons, private_tmp, private_ipc). A stricter `require` needs
+    trust, too: it refuses runs, and the user decides whether a run without a kernel's limits is
+    better than none.
     """
 
     __slots__ = (

@@ -2,7 +2,8 @@
 
 GitHub Actions: a workflow command on stderr becomes an annotation, and a row is added to the file
 GITHUB_STEP_SUMMARY. GitLab has neither, so there one line in the job's log has the same facts.
-Only the outermost run is reported. A failure to report it does not affect the run.
+Only the outermost run is reported. A failure to report it does not affect the run. Callers hand in
+the memory over time as a sparkline, and what past runs suggest; '' where there is nothing.
 
 Source: docs.github.com, "Workflow commands for GitHub Actions" (escapes, GITHUB_STEP_SUMMARY).
 """
@@ -20,8 +21,8 @@ LONG_WAIT = 60.0
 """Seconds. A wait that is at least so long is annotated."""
 
 _HEADER = """
-| sandrun | result | waited | ran | peak memory | limit | backend |
-|---|---|---|---|---|---|---|
+| sandrun | result | waited | ran | peak memory | limit | backend | memory over time | suggested |
+|---|---|---|---|---|---|---|---|---|
 """
 _LIMITS: "dict[Reason, str]" = {
     "memory": "memory limit reached",
@@ -33,32 +34,31 @@ _LIMITS: "dict[Reason, str]" = {
 }
 
 
-def queued(run_id: str) -> None:
-    """Part of `messages.Subscriber`; CI services need no report of it."""
-
-
-def failed(text: str, hint: str, code: int) -> None:
+def failed(text: str, hint: str) -> None:
     """Show a failure of sandrun itself."""
     if "GITHUB_ACTIONS" in os.environ:
         _annotate("error", "sandrun failed", f"{text}; {hint}")
 
 
-def ended(record: "Record") -> None:
+def ended(record: "Record", curve: str = "", suggested: str = "") -> None:
     """Show how a run ended."""
     if "GITHUB_ACTIONS" not in os.environ:
         _, result, waited, ran, peak, limit, _ = _cells(record)
-        messages.status(f"{result}; waited {waited}; ran {ran}; peak memory {peak} of {limit}")
+        text = f"{result}; waited {waited}; ran {ran}; peak memory {peak} of {limit}"
+        text += f"; memory {curve}" if curve else ""
+        messages.status(text + (f"; suggested: {suggested}" if suggested else ""))
         return
     command = command_text(record["command"])
     limit_text = _LIMITS.get(record["reason"])
     if limit_text:
         peak = f"peak {size_text(record.get('peak'))} of {size_text(record.get('limit'))}"
-        _annotate("error", f"sandrun: {limit_text}", f"{command} ({peak})")
+        advice = f"; suggested: {suggested}" if suggested else ""
+        _annotate("error", f"sandrun: {limit_text}", f"{command} ({peak}){advice}")
     wait = record.get("wait", 0.0)
     if wait >= LONG_WAIT:
         text = f"{command} waited {span_text(wait)} for its turn"
         _annotate("notice", "sandrun: long wait", text)
-    _summarise(_cells(record))
+    _summarise([*_cells(record), curve, f"`{suggested}`" if suggested else ""])
 
 
 def _cells(record: "Record") -> "list[str]":

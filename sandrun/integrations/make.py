@@ -24,6 +24,14 @@ from sandrun.model import SandrunError, UsageError
 from sandrun.platform import processes, spawn
 from sandrun.queue import state
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandrun.model import Outcome
+
+    Run = Callable[[list[str], settings.Settings, str, spawn.CallerState], Outcome]
+
 MARK = "SANDRUN_MAKE"
 """In the environment of the inner make: the directory in which it must not queue again."""
 _IGNORES, _ENDED = "ignores", "ended"
@@ -34,8 +42,9 @@ _WITH_VALUE = "CIEfoW"  # short options whose value may be the next word
 _LONG_DIRECTORY = "--directory"
 
 
-def main(flags: "dict[str, object]", caller: spawn.CallerState) -> int:
-    """Run our parent make again, in the queue. Returns the exit code. Raises SandrunError."""
+def main(flags: "dict[str, object]", caller: spawn.CallerState, run: "Run") -> int:
+    """Run our parent make again, in the queue, by `run`. Returns the exit code. Raises
+    SandrunError."""
     make = os.getppid()
     mode = os.environ.pop(MARK, "")
     words, env = _account(make) if mode == _ENDED or "MAKELEVEL" in os.environ else ([], {})
@@ -60,9 +69,7 @@ def main(flags: "dict[str, object]", caller: spawn.CallerState) -> int:
     if restarted:
         return notes.read(0)
     command = [_program(words[0], make), *_stay_here(words[1:])]
-    from sandrun.lifecycle import runner
-
-    outcome = runner.run(command, chosen, root, caller)
+    outcome = run(command, chosen, root, caller)
     if outcome.code or mode == _IGNORES:
         notes.leave(outcome.code)
     if outcome.interrupted:

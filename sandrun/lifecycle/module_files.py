@@ -48,6 +48,15 @@ WAITING = (
     "supervise/keeper", "supervise/posix_keeper",
 )  # fmt: skip
 """Modules that a run imports between its turn and the command's start."""
+REPORTING = (
+    "cli/extras", "cli/run_end", "errors",
+    "insight/json_report", "insight/metrics", "insight/output", "insight/plots",
+    "insight/post_mortem", "insight/records", "insight/run_log", "insight/run_text",
+    "insight/samples", "insight/suggest", "insight/totals",
+    "integrations/ci", "lifecycle/status", "platform/memory", "queue/memory_pool",
+    "queue/taken_names", "types",
+)  # fmt: skip
+"""Modules that are imported after the run if its end is reported to a file or a CI service."""
 _ENOUGH = 64
 """Below this limit on descriptors (getrlimit(2), RLIMIT_NOFILE) no module is held open."""
 _held: "dict[str, tuple[int, str]]" = {}

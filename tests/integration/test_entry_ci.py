@@ -28,7 +28,8 @@ def test_each_run_is_a_row_of_the_summary(github: Box) -> None:
     github.run("--", "echo", "a|b", "`c`")
     header, rule, first, second = summary(github)
     assert header.startswith("| sandrun | result | waited | ran | peak memory | limit |")
-    assert rule == "|---|---|---|---|---|---|---|"
+    assert header.endswith("| limit | backend | memory over time | suggested |")
+    assert rule == "|---|---|---|---|---|---|---|---|---|"
     assert first.startswith("| `sh -c 'exit 3'` | exit 3 | 0.0 s |")
     assert second.startswith("| `echo 'a\\|b' ''c''` | exit 0 |")
 

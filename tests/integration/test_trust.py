@@ -38,6 +38,7 @@ HELD = {
     "no_wait": "1",
     "history_age": "77",
     "history_size": "77M",
+    "metrics_textfile": "/var/lib/node-exporter/sandrun.prom",
     "color": "always",
 }
 """For each setting that needs trust a value that is not the default."""

@@ -71,6 +71,14 @@ def ours(names: "Iterable[str]") -> "Iterator[str]":
     return (n for n in names if not any(word in n for word in OTHER_SYSTEMS))
 
 
+@pytest.mark.parametrize("name", sorted(modules(module_files.REPORTING)))
+def test_all_that_reports_an_end_is_held(name: str) -> None:
+    """`End.prepare` has loaded the packages; only `sandrun status` asks who holds a lock."""
+    known = {"sandrun", "sandrun.insight", "sandrun.integrations", "sandrun.queue.lock_holders"}
+    held = modules(module_files.REPORTING) | HELD | STARTED | ELSEWHERE | known
+    assert set(ours(imported(name))) <= held
+
+
 # A waiter has loaded them, or what it is started by.
 LOADED = {
     *(f"sandrun.{name}" for name in ("errors", "git.guard", "platform.linux_locks")),
