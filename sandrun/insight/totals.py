@@ -1,0 +1,213 @@
+"""Totals over all runs that ever ended, which never go down although the history is pruned.
+
+They are kept in the file `totals.json` beside the history, together with how far the history is
+counted. So each update reads only what was added since, and a record is counted once. When the
+history was pruned or replaced, counting goes on after the last counted record, or, if that is gone,
+with the runs that ended after it. Without the file all of the history is counted again; a counter
+that then starts lower is a reset, as Prometheus knows it.
+
+The projects are limited to the first `PROJECTS`, and all later ones count as `OTHER`, so that a
+server that keeps a series per project is not flooded. Command lines are not in it.
+"""
+
+import bisect
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, BinaryIO, get_args
+
+from sandrun.insight import records
+from sandrun.insight.output import replace
+from sandrun.model import SandrunError
+from sandrun.platform import folders
+from sandrun.types import Reason, Record
+
+VERSION = 1
+PROJECTS = 50
+OTHER = "(other)"
+BUCKETS = (0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
+"""Seconds: the upper bounds of the histograms."""
+_LONGEST = _TAIL = 1 << 16
+"""Bytes of a line: a record's texts are bounded."""
+_REASONS = frozenset(reason for part in get_args(Reason) for reason in get_args(part))
+_PATIENCE = 2.0
+"""Seconds to wait for another process that updates the totals."""
+
+
+@dataclass
+class Histogram:
+    """How many values were at most each bound of BUCKETS, all of them, and their sum."""
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+    total: float = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect.bisect_left(BUCKETS, value)] += 1
+        self.total += value
+
+
+@dataclass
+class Project:
+    """The totals of a project. `peak` and `limit` are those of its last run."""
+
+    reasons: dict[str, int] = field(default_factory=dict)
+    wait: Histogram = field(default_factory=Histogram)
+    wall: Histogram = field(default_factory=Histogram)
+    cpu: float = 0.0
+    peak: int = 0
+    limit: int = 0
+
+    def add(self, record: Record) -> None:
+        reason = record.get("reason", "lost")
+        reason = reason if reason in _REASONS else "lost"
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self.wait.add(max(0.0, record.get("wait", 0.0)))
+        self.wall.add(max(0.0, record.get("wall", 0.0)))
+        self.cpu += max(0.0, record.get("cpu", 0.0))
+        self.peak = record.get("peak") or 0
+        self.limit = record.get("limit", 0)
+
+
+@dataclass
+class Totals:
+    """All projects, and how far each file of records is counted: where the last counted record
+    ends, the id of its run, and the latest end of a counted run."""
+
+    projects: dict[str, Project] = field(default_factory=dict)
+    files: dict[str, tuple[int, str, float]] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        name = record.get("project", OTHER)
+        if name not in self.projects and len(self.projects) >= PROJECTS:
+            name = OTHER
+        self.projects.setdefault(name, Project()).add(record)
+
+
+@contextmanager
+def updated() -> "Iterator[Totals]":
+    """The totals, with all that is recorded by now. No other process updates them meanwhile, so
+    what is written in this context is in order. Raises SandrunError and OSError."""
+    home = folders.state_home()
+    if not home:
+        totals = Totals()
+        _count_all(totals)
+        yield totals
+        return
+    folders.make_folders(home, 0o700)
+    path = os.path.join(home, "totals.json")
+    with _locked(path + ".lock"):
+        totals = _load(path)
+        _count_all(totals)
+        replace(path, json.dumps({"v": VERSION, **asdict(totals)}).encode(), 0o600)
+        yield totals
+
+
+@contextmanager
+def _locked(path: str) -> "Iterator[None]":
+    """The lock of the totals. On Windows there is none: an update may then be lost, and is made up
+    for by the next."""
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise SandrunError("another sandrun is updating the totals", path) from None
+                time.sleep(0.05)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _load(path: str) -> Totals:
+    """The totals in the file; new ones if it is missing or not what we write."""
+    try:
+        with open(path, "rb") as file:
+            read = json.load(file)
+        if read["v"] != VERSION:
+            return Totals()
+        projects = {str(name): _project(fields) for name, fields in read["projects"].items()}
+        files = {str(p): (int(end), str(m), float(t)) for p, (end, m, t) in read["files"].items()}
+        return Totals(projects, files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return Totals()
+
+
+def _project(fields: "dict[str, Any]") -> Project:
+    wait, wall = (Histogram(**fields.pop(name)) for name in ("wait", "wall"))
+    for histogram in (wait, wall):
+        if len(histogram.counts) != len(BUCKETS) + 1:
+            raise ValueError
+    return Project(wait=wait, wall=wall, **fields)
+
+
+def _count_all(totals: Totals) -> None:
+    for path in records.files():
+        try:
+            # A FIFO would block, and a device might never end.
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        except OSError:
+            continue
+        with open(fd, "rb") as file:
+            if os.fstat(fd).st_mode & 0o170000 == 0o100000:  # S_ISREG
+                totals.files[path] = _count(totals, file, totals.files.get(path, (0, "", 0.0)))
+
+
+def _count(
+    totals: Totals, file: BinaryIO, counted: "tuple[int, str, float]"
+) -> "tuple[int, str, float]":
+    """Count a file's new records. Returns how far it is counted then."""
+    end, run, latest = counted
+    after = -1.0  # of the runs from `end` on, those that ended later than this are new
+    if run and not _is_counted_to(file, end, run):
+        end = _end_of(file, run)
+        after = -1.0 if end else latest
+    for stop, line in _lines(file, end):
+        record = records.decode(line)
+        if record is None or "id" not in record:
+            continue
+        ended = record.get("since", 0.0) + record.get("wall", 0.0)
+        if ended > after:
+            totals.add(record)
+        end, run, latest = stop, record["id"], max(latest, ended)
+    return end, run, latest
+
+
+def _is_counted_to(file: BinaryIO, end: int, run: str) -> bool:
+    """Whether the line that ends at `end` is still the record of that run."""
+    file.seek(max(0, end - _TAIL))
+    tail = file.read(min(end, _TAIL))
+    return tail.endswith(b"\n") and run.encode() in tail[:-1].rpartition(b"\n")[2]
+
+
+def _end_of(file: BinaryIO, run: str) -> int:
+    """Where the last record of a run ends in a file that was pruned; 0: it has none any more."""
+    mark = run.encode()
+    return max((stop for stop, line in _lines(file, 0) if mark in line), default=0)
+
+
+def _lines(file: BinaryIO, start: int) -> "Iterator[tuple[int, bytes]]":
+    """The whole lines from an offset on, each with the offset after it. A line that is longer than
+    any record is passed over in pieces, and one that is being written now is left out."""
+    file.seek(start)
+    is_cut = False
+    while line := file.readline(_LONGEST):
+        start += len(line)
+        if line.endswith(b"\n"):
+            if not is_cut:
+                yield start, line
+            is_cut = False
+        else:
+            is_cut = True
