@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 ORDER: "tuple[str, ...]" = ("rlimit",) if DARWIN else ("cgroup2", "systemd", "cgroup1", "rlimit")
 """The candidates of `auto`, best first."""
 _V2_BACKENDS = ("cgroup2", "systemd")
+_EARLY = ("cgroup2", "cgroup1")
+"""The backends whose containers a waiting run opens: groups without processes, which nobody sees.
+A scope of systemd would be listed as running; the others have nothing to open."""
 if sys.platform == "win32":
     ORDER = ("job-object",)
 
@@ -73,11 +76,17 @@ def import_probable(requested: "BackendName") -> None:
 
 
 def choose(
-    requested: "BackendName", run_id: str, limits: "Limits", kernel_only: bool
+    requested: "BackendName",
+    run_id: str,
+    limits: "Limits",
+    kernel_only: bool,
+    early: bool = False,
 ) -> "tuple[Backend, Container, list[str]]":
     """Open a container for a run. Return also why better backends were not used (`name: reason`).
 
-    Raises SandrunError if the requested backend, or each candidate of `auto`, cannot be used.
+    Raises SandrunError if the requested backend, or each candidate of `auto`, cannot be used; with
+    `early`, for a run that still waits, also if the first usable one should not be opened before
+    the run's turn.
     """
     refused: list[tuple[str, str, str]] = []
     notable: list[tuple[str, str]] = []
@@ -86,6 +95,8 @@ def choose(
         try:
             if memory_is_v1 and name in _V2_BACKENDS:
                 raise Unusable("the memory controller is on cgroup v1 here")
+            if early and name not in _EARLY:
+                break
             backend = named(name)
             if kernel_only and not backend.kernel:
                 raise Unusable("the kernel does not enforce its limits (--require kernel)")

@@ -46,10 +46,16 @@ class Admission:
     effective limits and the state directory that is used.
     """
 
-    __slots__ = ("_deadline", "lock", "queue", "request", "reservation", "ticket", "waits")
+    __slots__ = (
+        *("_deadline", "_pool_size", "_prepare"),
+        *("lock", "queue", "request", "reservation", "ticket", "waits"),
+    )
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, prepare: "Callable[[], None]") -> None:
+        """`prepare` is called when our turn is near and the limits are effective, at most once."""
         self.request = request
+        self._prepare: Callable[[], None] | None = prepare
+        self._pool_size: int | None = None
         self.queue: Queue | None = None
         self.ticket: Ticket | None = None
         self.lock: RunLock | None = None
@@ -202,25 +208,42 @@ class Admission:
         _import_early(self.request.settings)
 
         def wait(waiter: "Waiter") -> None:
-            waiter.wait_turn(queue, ticket, lock)
+            waiter.wait_turn(queue, ticket, lock, self._be_ready)
 
         enclosing = nesting.enclosing_runs(self.request.enclosing)
         self._wait(queue, ticket, enclosing, [ticket.fd], wait)
         return True
 
-    def _enter_pool(self) -> None:
-        """Wait until the run's memory limit fits into the pool."""
+    def _be_ready(self) -> None:
+        """Do before our turn what the turn would wait for."""
+        prepare, self._prepare = self._prepare, None
+        if prepare:
+            self._limit_memory()
+            prepare()
+
+    def _limit_memory(self) -> int:
+        """Set the effective limits on memory and swap; return the size of the pool, 0: none."""
         settings = self.request.settings
         is_chosen = settings.source["memory"] == "default" or settings.is_user_choice("memory")
         if settings.backend == "none" or (settings.pool == "off" and is_chosen):
-            return
-        from sandrun.queue import memory_pool
+            return 0
+        if self._pool_size is None:
+            from sandrun.queue import memory_pool
 
-        total = memory_pool.budget(settings.pool)
-        memory, swap = memory_pool.effective_limits(settings, total or memory_pool.budget("100%"))
-        self.request = self.request.replace(settings=settings.with_limits(memory, swap))
+            self._pool_size = memory_pool.budget(settings.pool)
+            ceiling = self._pool_size or memory_pool.budget("100%")
+            memory, swap = memory_pool.effective_limits(settings, ceiling)
+            self.request = self.request.replace(settings=settings.with_limits(memory, swap))
+        return self._pool_size
+
+    def _enter_pool(self) -> None:
+        """Wait until the run's memory limit fits into the pool."""
+        total = self._limit_memory()
         while total:
+            from sandrun.queue import memory_pool
+
             request = self.request
+            memory = request.settings.memory
             reservation = memory_pool.enqueue(request.id, request.command, memory, total)
             self.reservation = reservation
             if reservation is None:

@@ -17,7 +17,7 @@ from sandrun.git import guard
 from sandrun.lifecycle import Request, module_files
 from sandrun.lifecycle.admission import Admission, Refused
 from sandrun.model import DARWIN, EXIT_HANGUP, EXIT_SANDRUN, Outcome, SandrunError
-from sandrun.platform import spawn
+from sandrun.platform import folders, spawn
 from sandrun.supervise import Supervisor
 
 TYPE_CHECKING = False
@@ -71,7 +71,7 @@ class Run:
     """One run: its request, its admission, and the record that it will leave."""
 
     def __init__(self, request: Request) -> None:
-        self.admission = Admission(request)
+        self.admission = Admission(request, self._open_early)
         self.record: Record = {
             "id": request.id,
             "pid": os.getpid(),
@@ -81,6 +81,8 @@ class Run:
         }
         self._log: history.Log | None = None
         self._keeper: Keeper | None = None
+        self._opened: tuple[Backend, Container, list[str]] | None = None
+        """The container, its backend, and why better ones are not used: opened before our turn."""
         self._container: Container | None = None
         """The container to be closed when the run lock is free."""
         self._line = b""  # the holder's line (`sandrun.queue.holder`), set with the container
@@ -103,8 +105,12 @@ class Run:
         module_files.hold()
         try:
             self.admission.acquire()
-        except Refused as refused:
-            return self._refuse(refused.number, began)
+        except BaseException as error:
+            if self._container:
+                self._container.close()
+            if isinstance(error, Refused):
+                return self._refuse(error.number, began)
+            raise
         request, since = self.request, time.time()
         self.record |= {"limit": request.settings.memory, "since": since, "wait": since - began}
         if since - began >= 1 and self.admission.waits:
@@ -179,13 +185,26 @@ class Run:
         is_contained = self.record.get("backend", "none") != "none"
         return is_contained and self.request.settings.leftovers != "leave"
 
-    def _run_contained(self) -> Outcome:
-        """Open a container and run the command in it until no process of the run is left."""
-        request, settings, lock = self.request, self.request.settings, self.admission.lock
+    def _open_early(self) -> None:
+        """Open the container before our turn, which then need not wait for that. If it cannot be
+        opened now, it is opened at our turn, and only that reports why."""
+        try:
+            self._opened = self._open(early=True)
+            self._container = self._opened[1]
+        except SandrunError:
+            pass
+
+    def _open(self, early: bool = False) -> "tuple[Backend, Container, list[str]]":
+        request, settings = self.request, self.request.settings
         limits = settings.limits(request.project)
         limits.outlives_caller = not request.caller.parent
         strict = settings.require == "kernel"
-        backend, container, refused = backends.choose(settings.backend, request.id, limits, strict)
+        return backends.choose(settings.backend, request.id, limits, strict, early)
+
+    def _run_contained(self) -> Outcome:
+        """Open a container and run the command in it until no process of the run is left."""
+        request, settings, lock = self.request, self.request.settings, self.admission.lock
+        backend, container, refused = self._opened or self._open()
         others = f" (not {'; not '.join(refused)})" if refused else ""
         messages.decision(f"backend {backend.name}{others}")
         if refused and not backend.kernel and not request.enclosing:
@@ -213,10 +232,10 @@ class Run:
             self._keeper = keeper
             # It is empty, so the next run need not wait for its removal. If we are killed before
             # that, a later run removes it (`cgroup_common.collect`). Windows jobs are awaited.
+            self._container = container
             if self._unkillable or sys.platform == "win32":
                 container.close()
-            else:
-                self._container = container
+                self._container = None
             if keeper and not self._unkillable:
                 keeper.dismiss()
         return outcome
@@ -301,7 +320,7 @@ class Run:
             if settings.daemons == "contain" and container.token and not request.enclosing:
                 supervisor.daemon_search = request.project, env
         supervisor.publish = self.admission.publish_queue_file
-        outcome = _call_in_root(request.cwd, supervisor.run)
+        outcome = folders.call_in_root(request.cwd, supervisor.run)
         if modes and outcome.reason != "exit":
             _restore_terminal(modes)
         stage, number, what = spawn.failure(caller)
@@ -375,24 +394,3 @@ def _restore_terminal(modes: "list[Any]") -> None:
         from sandrun.supervise import witness
 
         posix_terminal.restore(modes, witness.NAME)
-
-
-def _call_in_root(directory: str, call: "Callable[[], Outcome]") -> Outcome:
-    """Call `call` in `/`, so that the caller's `directory` can be unmounted or removed once the
-    command has left it. Then return to it, because the environment may name files by a relative
-    path (GIT_DIR), unless its path leads to another directory by now."""
-    if sys.platform == "win32":
-        return call()
-    try:
-        here = os.stat(os.curdir)
-        os.chdir("/")
-    except OSError:
-        return call()  # we have no right to search it
-    try:
-        return call()
-    finally:
-        try:
-            if os.path.samestat(os.stat(directory), here):
-                os.chdir(directory)
-        except OSError:
-            pass

@@ -17,6 +17,33 @@ import os
 import stat
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sandrun.model import Outcome
+
+
+def call_in_root(directory: str, call: "Callable[[], Outcome]") -> "Outcome":
+    """Call `call` in `/`, so that the caller's `directory` can be unmounted or removed once the
+    command has left it. Then return to it, because the environment may name files by a relative
+    path (GIT_DIR), unless its path leads to another directory by now."""
+    if sys.platform == "win32":
+        return call()
+    try:
+        here = os.stat(os.curdir)
+        os.chdir("/")
+    except OSError:
+        return call()  # we have no right to search it
+    try:
+        return call()
+    finally:
+        try:
+            if os.path.samestat(os.stat(directory), here):
+                os.chdir(directory)
+        except OSError:
+            pass
+
 
 def home() -> str:
     """The user's home directory; '' if there is none (no HOME, and a uid without an account)."""

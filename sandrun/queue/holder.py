@@ -12,7 +12,7 @@ import time
 from sandrun import history
 from sandrun.model import is_run_id
 from sandrun.queue import Queue, RunLock, StateGone, Ticket, read_holder_line
-from sandrun.queue.queue import slot_file
+from sandrun.queue.state import slot_file
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

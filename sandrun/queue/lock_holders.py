@@ -12,8 +12,7 @@ from sandrun.config import project
 from sandrun.model import command_text
 from sandrun.platform import linux_locks, processes
 from sandrun.queue import Queue, nesting
-from sandrun.queue.queue import slot_file
-from sandrun.queue.state import shared_queue
+from sandrun.queue.state import shared_queue, slot_file
 
 assert sys.platform != "win32"
 

@@ -5,7 +5,8 @@ Promises
   locked. So every way in which a process can die removes it from the queue; a pid never proves that
   a process is alive.
 - Waiting needs no CPU time. A waiter blocks in poll(2) on the nearest live tickets ahead of it, as
-  many as the queue has slots. So each exit wakes up as many waiters as there are slots, not all.
+  many as the queue has slots. So each exit wakes up as many waiters as there are slots, not all;
+  and one more, whose turn is near now (`sandrun.queue.waiter`).
 
 Invariants
 - A ticket is a FIFO that only its owner keeps open for writing. When the owner exits, in any way,

@@ -40,8 +40,8 @@ from sandrun.config import project
 from sandrun.model import SandrunError, out_of_descriptors
 from sandrun.platform import folders
 from sandrun.queue.posix_queue import Queue
-from sandrun.queue.queue import StateGone, slot_file
-from sandrun.queue.state import lock_root, open_state, shared_queue
+from sandrun.queue.queue import StateGone
+from sandrun.queue.state import lock_root, open_state, shared_queue, slot_file
 
 _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 

@@ -15,6 +15,7 @@ import time
 
 from sandrun.model import SandrunError, command_text, is_run_id
 from sandrun.platform import folders
+from sandrun.queue.state import slot_numbers
 
 STARTED = b"R"
 """What the owner of a ticket writes into it when its run starts."""
@@ -23,6 +24,8 @@ SECOND = 10**9
 # boot is still positive and has at most 20 digits.
 _KEY_BASE = 10**19
 _COMMAND_BYTES = 120  # a file name has at most 255 bytes
+NEXT = 2
+"""How many waiting tickets may be ahead of one whose turn is near, at most."""
 _KEPT_SECONDS = 120
 """How long a place is kept for a waiter that gave up, in case it comes back."""
 _TRIES = 50
@@ -69,18 +72,6 @@ class Ticket:
         self.fd = -1
 
 
-def slot_file(stem: str, slot: int) -> str:
-    """The name of a slot's lock file: `executor.lock`, `executor.2.lock`."""
-    return f"{stem}.lock" if slot == 1 else f"{stem}.{slot}.lock"
-
-
-def slot_numbers(stem: str, names: "list[str]") -> "list[int]":
-    """The numbers of the slots whose lock files are among `names`."""
-    locks = [n for n in names if n.startswith(f"{stem}.") and n.endswith(".lock")]
-    numbers = [n[len(stem) + 1 : -5] for n in locks]
-    return [int(number or 1) for number in numbers if not number or number.isdecimal()]
-
-
 class StateGone(Exception):
     """The state directory was removed while we used it: enqueue again in a new one."""
 
@@ -91,6 +82,8 @@ class BaseQueue:
     path: str
     paused = False
     """Whether the queue was paused when `names` was last called."""
+    waiting_ahead = 0
+    """The number of waiting tickets ahead of ours when `ahead` was last called."""
     head = ""
     """The name of the first ticket when `ahead` was last called."""
 
@@ -183,6 +176,7 @@ class BaseQueue:
         """
         names = self.names()
         at, self.head = self.find(ticket, names), names[0]
+        self.waiting_ahead = sum(name[0] == "w" for name in names[:at])
         if new and at + 1 < len(names):
             self._notify_next(names[at + 1 :])
         found: list[Ticket] = []
@@ -229,6 +223,8 @@ class BaseQueue:
             # A stopped waiter does not react to its wakeup, and those behind it got none.
             if waiting and is_stopped(Ticket(waiting[0]).pid):
                 self._notify_next(waiting)
+            if len(waiting) > NEXT:
+                self.notify(waiting[NEXT])
             if self.paused or not ticket.running or not waiting:
                 self.publish_queue_file()  # else the next run does so
         except OSError:

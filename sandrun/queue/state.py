@@ -104,6 +104,18 @@ def lock_root() -> str:
     return taken_names.fallback_lock_root(name, path)
 
 
+def slot_file(stem: str, slot: int) -> str:
+    """The name of a slot's lock file: `executor.lock`, `executor.2.lock`."""
+    return f"{stem}.lock" if slot == 1 else f"{stem}.{slot}.lock"
+
+
+def slot_numbers(stem: str, names: "list[str]") -> "list[int]":
+    """The numbers of the slots whose lock files are among `names`."""
+    locks = [n for n in names if n.startswith(f"{stem}.") and n.endswith(".lock")]
+    numbers = [n[len(stem) + 1 : -5] for n in locks]
+    return [int(number or 1) for number in numbers if not number or number.isdecimal()]
+
+
 def state_root() -> str:
     """The directory that holds the state directories of all queues. Raises SandrunError."""
     root = os.environ.get("SANDRUN_STATE_DIR")

@@ -25,8 +25,8 @@ assert sys.platform != "win32"
 from sandrun.model import SandrunError
 from sandrun.queue import Queue, read_holder_line
 from sandrun.queue.posix_run_lock import LockFile
-from sandrun.queue.queue import StateGone, slot_file, slot_numbers
-from sandrun.queue.state import is_state_name, lock_root, open_state
+from sandrun.queue.queue import StateGone
+from sandrun.queue.state import is_state_name, lock_root, open_state, slot_file, slot_numbers
 
 IDLE = 86400.0
 """Seconds since the last run after which a queue counts as unused."""

@@ -7,6 +7,8 @@ Invariants
 - A waiter blocks on the nearest tickets ahead of it, as many as the queue has slots, and re-reads
   the queue when it wakes up. A wakeup is only a hint. The one fact that is concluded from it is
   that the only ticket ahead has run and exited (`sandrun.queue.posix_queue`).
+- The next few waiters (`NEXT`) prepare what they need at their turn. A run that leaves the queue
+  notifies the one that has become one of them. A waiter that misses that needs longer at its turn.
 - A waiter that blocks on anything but the run lock holds no part of the run lock.
 - A stopped waiter must not delay those behind it, and the kernel notifies nobody of a stop. A run
   that leaves the queue notifies the first waiter that is not stopped. A waiter that is stopped
@@ -20,6 +22,7 @@ import time
 from sandrun.errors import gave_up
 from sandrun.model import span_text
 from sandrun.queue import read_holder_line
+from sandrun.queue.queue import NEXT
 
 if sys.platform == "win32":
     from sandrun.queue.windows_waiter import Blocker
@@ -58,7 +61,9 @@ if TYPE_CHECKING:
 
 
 RECHECK_SECONDS = 15.0
-"""Seconds after which a waiter re-reads the queue without a wakeup."""
+"""Seconds after which a waiter whose turn is near re-reads the queue without a wakeup."""
+_FAR = 4
+"""How many times longer at most the others block: what they would find is not urgent."""
 
 
 class Waiter:
@@ -84,6 +89,8 @@ class Waiter:
         self.check = check
         self.recover = recover
         self.began = self.seen_at = time.monotonic()
+        self.distance = 0
+        """How many waiting tickets were ahead of ours when we last read the queue."""
         self.head = ""
         """The name of the ticket that was the head when we last read the queue."""
         self.waits: dict[str, float] = {}
@@ -99,7 +106,8 @@ class Waiter:
 
     def _seconds(self) -> float:
         """Seconds to block: until a recheck, a message, or the deadline is due."""
-        seconds = self.progress.seconds_to_next(RECHECK_SECONDS)
+        recheck = RECHECK_SECONDS * min(max(1, self.distance - NEXT), _FAR)
+        seconds = self.progress.seconds_to_next(recheck)
         return max(0.0, min(seconds, self.deadline - time.monotonic()))
 
     def _check_deadline(self) -> None:
@@ -114,8 +122,11 @@ class Waiter:
             self.waits[self.head] = self.waits.get(self.head, 0.0) + now - self.seen_at
         self.head, self.seen_at = head, now
 
-    def wait_turn(self, queue: "Queue", ticket: "Ticket", lock: "RunLock") -> None:
+    def wait_turn(
+        self, queue: "Queue", ticket: "Ticket", lock: "RunLock", prepare: "Callable[[], None]"
+    ) -> None:
         """Return when we hold a slot of `lock` and fewer tickets than slots are ahead of `ticket`.
+        Call `prepare` whenever our turn is near.
 
         Raises Interrupted, StateGone, and SandrunError when the deadline is over or the ticket was
         cancelled.
@@ -129,6 +140,9 @@ class Waiter:
                         lock.unlock()
                         self._see(queue.head)
                         self.check()
+                        self.distance = queue.waiting_ahead
+                        if self.distance <= NEXT:
+                            prepare()
                         self.progress.report_position(nearest)
                         is_head = self._next_after(nearest, ticket)
                         continue

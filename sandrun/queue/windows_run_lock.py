@@ -14,7 +14,7 @@ import os
 
 from sandrun.model import SandrunError
 from sandrun.platform import windows_api, windows_files
-from sandrun.queue.queue import slot_file
+from sandrun.queue.state import slot_file
 from sandrun.queue.windows_queue import Queue
 
 _ACCESS = windows_api.GENERIC_READ | windows_api.GENERIC_WRITE
