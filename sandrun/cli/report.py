@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 10_000),
     default=1000,
     metavar="N",
-    help="Draw at most N runs, the newest; default 1000. Sums are of all.",
+    help="Draw the newest N runs; default 1000. Sums are of all.",
 )
 @click.pass_context
 def report(

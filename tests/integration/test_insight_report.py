@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import stat
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import html5lib
 import pytest
 
 from sandrun.insight.report import page
-from tests.harness import Box, launcher
+from tests.harness import Box, launcher, wait_for
 from tests.harness.past_runs import HOSTILE, write
 
 SECTIONS = ("Summary", "Timeline", "Memory", "Worst runs", "Trends", "Hours lost", "All runs")
@@ -27,18 +30,34 @@ def report(box: Box, *options: "str | Path") -> str:
     return file.read_text()
 
 
-def test_the_page_of_real_runs(box: Box) -> None:
+def test_the_page_of_real_runs(make_box: "Callable[[str], Box]") -> None:
+    box = make_box("rlimit")
     running = box.hold("first")
     waiting = box.queue_up("second")
     box.let_all(["first", "second"])
     box.finish(running)
     box.finish(waiting)
-    box.run("--", "sh", "-c", "exit 3")
+    box.run("--", "sh", "-c", "sleep 2; exit 3")
     text = report(box)
     assert all(f">{name}</h2>" in text for name in SECTIONS)
-    assert "<b>3</b>" in text and "exit 3" in text and "sh -c" in text
-    ids = [str(record["id"]) for record in box.records()]
-    assert all(run_id in text for run_id in ids)
+    assert "<b>3</b>" in text and "exit 3" in text and "sleep 2" in text
+    records = box.records()
+    assert all(str(record["id"]) in text for record in records)
+    assert text.count('<path class="bound"') + text.count("far above") >= 1  # it has samples
+
+
+def test_the_page_says_who_waited_for_whom(box: Box) -> None:
+    running = box.hold("first")
+    waiting = box.queue_up("second")
+    since = time.monotonic()
+    wait_for(lambda: time.monotonic() - since > 1.5, 10)
+    box.let_all(["first", "second"])
+    box.finish(running)
+    box.finish(waiting)
+    (record,) = [record for record in box.records() if record.get("waited_for")]
+    text = report(box)
+    assert "Who waited for whom" in text and 'class="wait"' in text
+    assert re.search(r"<br>[0-9.]+ s for <a href=\"#r\d\">sh -c", text), record
 
 
 def test_without_a_file_it_is_beside_the_history_and_only_for_its_owner(box: Box) -> None:

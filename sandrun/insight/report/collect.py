@@ -5,6 +5,7 @@ different commands (`_KEYS` at most), not with the length of the history. Number
 kernel can have given (NaN, a start in the year 40,000) count as unknown.
 """
 
+import functools
 import heapq
 import itertools
 import time
@@ -50,21 +51,22 @@ class Run:
     exit: int | None
     waited_for: list[tuple[str, str, float]]
     """Run id, command, seconds."""
-
-    @property
-    def kind(self) -> str:
-        """`ok`, `failed` (by itself), `limit` (a limit ended it) or `other` (it was ended, or its
-        end is unknown)."""
-        if self.reason == "exit":
-            return "failed" if self.exit else "ok"
-        if self.reason in LIMITS:
-            return "limit"
-        return "failed" if self.reason == "signal" else "other"
+    kind: str
+    """`ok`, `failed` (by itself), `limit` (a limit ended it) or `other` (it was ended, or its end
+    is unknown)."""
 
     @property
     def share(self) -> float | None:
         """The peak as a share of the limit."""
         return self.peak / self.limit if self.peak is not None and self.limit else None
+
+
+def _kind(reason: object, exit: object) -> str:
+    if reason == "exit":
+        return "failed" if exit else "ok"
+    if reason in LIMITS:
+        return "limit"
+    return "failed" if reason == "signal" else "other"
 
 
 def _number(value: object, most: float) -> float | None:
@@ -88,34 +90,36 @@ def _waits(value: object) -> list[tuple[str, str, float]]:
 def run_of(record: Record, key: str) -> Run:
     """The run that a record is about."""
     fields: Any = record
-    exit = fields.get("exit")
+    exit, reason = fields.get("exit"), fields.get("reason", "")
     start = _number(fields.get("since"), _LATEST)
     return Run(
         key=key,
         id=str(fields.get("id", ""))[:8],
         project=str(fields.get("project", ""))[:_COMMAND],
-        command=command_text(_bounded(fields.get("command", [])))[:_COMMAND],
+        command=_command(*fields.get("command", ())),
         start=start or None,
         wait=_number(fields.get("wait"), _LONGEST) or 0.0,
         wall=_number(fields.get("wall"), _LONGEST) or 0.0,
         cpu=_number(fields.get("cpu"), _LONGEST),
         peak=_size(fields.get("peak")),
         limit=_size(fields.get("limit")) or None,
-        reason=str(fields.get("reason", ""))[:20],
+        reason=str(reason)[:20],
         exit=exit if isinstance(exit, int) and abs(exit) < 1 << 32 else None,
         waited_for=_waits(fields.get("waited_for")),
+        kind=_kind(reason, exit),
     )
 
 
-def _bounded(words: list[str]) -> list[str]:
-    """So much of a command line that its text has all that is kept of it."""
+@functools.lru_cache(1024)
+def _command(*words: str) -> str:
+    """The start of a command line in a shell's notation."""
     left, kept = _COMMAND, []
     for word in words:
         kept.append(word[: left + 1])
         left -= len(word) + 1
         if left <= 0:
             break
-    return kept
+    return command_text(kept)[:_COMMAND]
 
 
 @dataclass(slots=True)
@@ -174,7 +178,10 @@ class Collected:
         key = (run.project, run.command)
         if key not in self.commands and len(self.commands) >= _KEYS:
             key = ("", OTHER)
-        self.commands.setdefault(key, Command(*key)).add(run)
+        command = self.commands.get(key)
+        if command is None:
+            command = self.commands[key] = Command(*key)
+        command.add(run)
         self._add_waits(key, run)
         if run.start is not None:
             self.first = min(self.first or run.start, run.start)
@@ -193,7 +200,7 @@ class Collected:
             self.waits[pair] = self.waits.get(pair, 0.0) + seconds
 
     def _add_day(self, run: Run, start: float) -> None:
-        day = int((start - time.timezone) // 86400)
+        day = int((start + time.localtime(start).tm_gmtoff) // 86400)
         figures = self.days.setdefault(day, [0, 0, 0.0, 0.0])
         figures[0] += 1
         figures[1] += run.kind != "ok"

@@ -73,6 +73,7 @@ def _page(
         parts = {"Summary": "<p>No such run is recorded.</p>"}
     ids = {name: name.lower().replace(" ", "-") for name in parts}
     links = "".join(f'<li><a href="#{ids[name]}">{name}</a></li>' for name in parts)
+    links = f'<nav aria-label="Sections"><ul>{links}</ul></nav>' if len(parts) > 1 else ""
     body = "".join(
         f'<section id="{ids[name]}" aria-labelledby="{ids[name]}-name">'
         f'<h2 id="{ids[name]}-name">{name}</h2>{part}</section>'
@@ -94,7 +95,7 @@ def _page(
 <body>
 <a class="skip" href="#main">Skip to the figures</a>
 <header><h1>sandrun report</h1><p>{_coverage(found, about)}</p>
-<nav aria-label="Sections"><ul>{links}</ul></nav></header>
+{links}</header>
 <main id="main">{body}</main>
 <footer><p>Written by sandrun {__version__} at {moment(time.time())} {time.strftime("%z")}. \
 Command lines may contain secrets: mind who gets this file.</p></footer>

@@ -18,11 +18,12 @@ _PERIODS = 40
 _SHOWN = 8
 """Periods that are listed at once; the older ones on demand."""
 _NARROW, _WIDE = 900, 6000
-_RUN = 12
+_SHORTEST = 10.0  # seconds of a drawing
+_RUN = 16
 """Pixels of the run in the middle, so that it can be pointed at."""
 _LANE, _BAR, _ROW = 24, 20, 8
 _LETTER = 6.5
-_LABEL = 8
+_LABEL = 5
 """Letters of a command that must fit into its bar for it to be labelled."""
 _WAITS = 40
 """Rows of waits that are drawn of a queue; the table of runs has all of them."""
@@ -94,7 +95,7 @@ def _period(runs: list[Run], is_open: bool, cut: int) -> str:
     says += f", {markup.hours(waited)} waited" if waited >= 1 else ""
     middle = sorted(run.wall for run in runs)[len(runs) // 2] or 1.0
     width = min(_WIDE, max(_NARROW, (last - first) / middle * _RUN))
-    scale = _Scale(first, max(last - first, 1.0), width)
+    scale = _Scale(first, max(last - first, _SHORTEST), width)
     queues: dict[str, list[Run]] = {}
     for run in sorted(runs, key=begin):
         queues.setdefault(run.project, []).append(run)
