@@ -4,7 +4,6 @@ The options of a run come from `options.OPTIONS`, so `--help` agrees with the pa
 itself never imports this module.
 """
 
-import json
 import os
 import signal
 import sys
@@ -14,14 +13,14 @@ from typing import Any
 import click
 
 from sandrun import __version__, messages
-from sandrun.cli import entries, history, log, metrics, parse, report, top
+from sandrun.cli import entries, history, log, metrics, parse, report, status, top
 from sandrun.cli.answer import out, page
 from sandrun.cli.mistakes import Group, explained
 from sandrun.config import options, project, settings
 from sandrun.config.values import Option
 from sandrun.model import EXIT_SANDRUN, MIB, SandrunError, size_text
 from sandrun.platform import spawn
-from sandrun.queue.state import all_states, foreign_states, state_path
+from sandrun.queue.state import all_states, state_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -176,41 +175,6 @@ def _shown(option: Option, value: "Any") -> str:
     return str(value)
 
 
-@cli.command()
-@click.option("--all", "everything", is_flag=True, help="All your queues on this machine.")
-@click.option("--json", "as_json", is_flag=True, help="Print versioned JSON.")
-@click.option("--ids", type=click.Choice(["all", "waits"]), hidden=True)
-@click.pass_obj
-def status(
-    obj: "tuple[str, settings.Settings]",
-    everything: bool = False,
-    as_json: bool = False,
-    ids: str = "",
-) -> None:
-    """Show what runs and what waits, in order."""
-    from sandrun.lifecycle import status
-
-    root, chosen = obj
-    here = state_path(root, chosen.queue)
-    queues = [
-        status.describe(path, root, chosen.queue) if path == here else status.describe(path)
-        for path in (all_states() if everything else [here])
-    ]
-    foreign, example = foreign_states() if everything else (0, "")
-    if ids:  # for completions
-        for line in status.ids(queues, ids == "waits"):
-            page(line)
-        return
-    if as_json:
-        page(json.dumps({"v": 1, "queues": queues, "foreign": foreign}))
-        return
-    text = status.text(queues, everything)
-    if foreign:
-        many = "1 entry" if foreign == 1 else f"{foreign} entries"
-        text += f"\nignored: {many} of other users with names of your queues ({example})"
-    page(text)
-
-
 @cli.command(short_help="End a run or a waiter, the project's run, or all.")
 @click.argument("run", required=False)
 @click.option("--all", "everything", is_flag=True, help="All your runs and waiters.")
@@ -269,7 +233,7 @@ def _queue(obj: "tuple[str, settings.Settings]") -> "Queue":
 def queue(ctx: click.Context) -> None:
     """Show the queue, or move or cancel a waiter."""
     if ctx.invoked_subcommand is None:
-        ctx.invoke(status)
+        ctx.invoke(status.status)
 
 
 def _waiter(obj: "tuple[str, settings.Settings]", run: str) -> "tuple[Queue, Ticket]":
@@ -360,7 +324,9 @@ def git(arguments: "tuple[str, ...]") -> None:
     raise AssertionError("handled before click is loaded")  # only for --help
 
 
-for _command in (*entries.ALL, *history.ALL, *log.ALL, *metrics.ALL, *report.ALL, *top.ALL):
+for _command in (
+    *(status.status, *entries.ALL, *history.ALL, *log.ALL, *metrics.ALL, *report.ALL, *top.ALL),
+):
     cli.add_command(_command)
 
 

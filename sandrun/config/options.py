@@ -333,7 +333,7 @@ OPTIONS = (
 
 SUBCOMMANDS = frozenset(
     {"completions", "config", "doctor", "git", "init", "kill", "log", "make-again", "make-include"}
-    | {"man", "metrics", "pause", "queue", "report", "resume", "shims", "status", "trust"}
+    | {"man", "metrics", "pause", "queue", "report", "resume", "shims", "status", "top", "trust"}
 )
 
 _CUTOFF = 0.74

@@ -37,11 +37,14 @@ def waiting_for_memory() -> "set[str]":
         queue.close()
 
 
-def describe(path: str, root: str = "", name: str = "") -> "dict[str, object]":
+def describe(
+    path: str, root: str = "", name: str = "", passive: bool = False
+) -> "dict[str, object]":
     """One queue as plain data: its path, and its tickets in order, running ones first.
 
     With the project `root` or the `name` of the queue, `held` lists the holders of the run lock
-    that have no ticket here.
+    that have no ticket here. `passive`, for a caller that repeats it: publishes nothing, removes
+    only dead tickets, and tries no run lock, which could delay a run that starts at that moment.
     """
     rows: list[dict[str, object]] = []
     held: list[dict[str, object]] = []
@@ -50,24 +53,26 @@ def describe(path: str, root: str = "", name: str = "") -> "dict[str, object]":
     try:
         queue = open_queue(path)
         if queue:
-            queue.sweep()
+            if not passive:
+                queue.sweep()
             waiting = waiting_for_memory()
             rows = [_row(queue, ticket, ticket.id in waiting) for ticket in queue.tickets()]
             if queue.paused:
                 note = f"paused; go on with: {command_for('resume', name)}"
             # This locks for an instant, so it is done only if no run should hold the lock.
-            elif not any(row["running"] for row in rows):
+            elif not passive and not any(row["running"] for row in rows):
                 lost = not all(free for _, free in holder.each_slot(queue))
             if lost:
                 note = "processes of a run whose sandrun was killed hold the run lock"
             if kept := holder.kept_for(queue):
                 what = f"{report.unkillable(kept[0])}{report.way_to_end(kept[0])}"
                 note, lost = f"the run lock is kept for what could not be ended: {what}", True
-            queue.publish_queue_file()
+            if not passive:
+                queue.publish_queue_file()
         if sys.platform != "win32" and (root or name) and not lost:
             from sandrun.queue import lock_holders
 
-            held = lock_holders.foreign(queue, root, name)
+            held = lock_holders.foreign(queue, root, name, not passive)
         if queue:
             queue.close()
     except SandrunError as error:
@@ -77,7 +82,7 @@ def describe(path: str, root: str = "", name: str = "") -> "dict[str, object]":
 
 
 def _row(queue: Queue, ticket: Ticket, waits_for_memory: bool) -> "dict[str, object]":
-    stopped = _stopped(ticket)
+    stopped = stopped_process(ticket)
     return {
         "id": ticket.id,
         "pid": ticket.pid,
@@ -89,11 +94,11 @@ def _row(queue: Queue, ticket: Ticket, waits_for_memory: bool) -> "dict[str, obj
         "head_start": ticket.extra,
         "command": ticket.command,
         "cwd": holder.directory(queue, ticket),
-        "memory": tree_memory(ticket.pid),
+        "memory": tree_memory(ticket.pid) if ticket.running else 0,
     }
 
 
-def _stopped(ticket: Ticket) -> int:
+def stopped_process(ticket: Ticket) -> int:
     """The stopped process that delays a run or a waiter; 0: none."""
     if sys.platform == "win32":
         return 0

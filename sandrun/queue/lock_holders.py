@@ -17,10 +17,13 @@ from sandrun.queue.state import shared_queue, slot_file
 assert sys.platform != "win32"
 
 
-def foreign(queue: "Queue | None", root: str, name: str) -> "list[dict[str, object]]":
+def foreign(
+    queue: "Queue | None", root: str, name: str, probe: bool = True
+) -> "list[dict[str, object]]":
     """The holders of the shared locks of the project `root`, or of the queue `name`, that have no
     running ticket in `queue`. Each is a dict: the lock file's `path`, and the process's `pid` (0:
-    it is not visible from here), `uid`, `user`, `command` and `since`.
+    it is not visible from here), `uid`, `user`, `command` and `since`. Without `probe` no file is
+    locked for a test, so holders in another pid namespace are not found.
     """
     folder = shared_queue(name) if name else project.git_directory(root)
     known = _supervisors(queue) if queue else set()
@@ -32,7 +35,9 @@ def foreign(queue: "Queue | None", root: str, name: str) -> "list[dict[str, obje
             file = os.stat(path, follow_symlinks=False)
         except OSError:
             break
-        holder = linux_locks.lock_holder(file) or (-1 if not known and _is_locked(path) else 0)
+        holder = linux_locks.lock_holder(file) or (
+            -1 if probe and not known and _is_locked(path) else 0
+        )
         if holder and holder not in known:
             found.append({"path": path, **_process(holder)})
         slot += 1

@@ -170,7 +170,7 @@ class Progress:
             width = os.get_terminal_size(2).columns
         except OSError:
             width = 80
-        messages.write("\r\x1b[K" + (_cut(line, width - 1) if width > 4 else line))
+        messages.write("\r\x1b[K" + (cut(line, width - 1) if width > 4 else line))
 
     def _hint(self, head: Ticket) -> None:
         self.hinted = True
@@ -204,11 +204,16 @@ class Progress:
         if not spans or min(spans) < 0:
             return ""
         running = sum(1 for t in ahead if t.running)
-        left = sum(spans) - min(age, spans[0])
-        return f", about {span_text(max(0.0, left) / max(1, running))} to go"
+        return f", about {span_text(seconds_to_turn(sum(spans), spans[0], age, running))} to go"
 
 
-def _cut(line: str, columns: int) -> str:
+def seconds_to_turn(total: float, head: float, age: float, running: int) -> float:
+    """The expected wait behind runs that take `total` seconds together. The first of them takes
+    `head` seconds and is `age` seconds old; the first `running` run at once."""
+    return max(0.0, total - min(age, head)) / max(1, running)
+
+
+def cut(line: str, columns: int) -> str:
     """A line, cut to at most `columns`; some characters take two columns."""
     if len(line) <= columns and line.isascii():
         return line

@@ -1,0 +1,246 @@
+"""The full screen of `sandrun top`, and what its keys do."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+from textual import work
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import Input
+
+from sandrun.config.settings import Settings
+from sandrun.insight.live import QueueView, Row, Snapshot, Watch, own_uid, user_name
+from sandrun.insight.top import actions, texts
+from sandrun.insight.top.board import Board, Lines
+from sandrun.insight.top.dialogs import Page, Question, help_page
+from sandrun.model import plain
+from sandrun.queue import memory_pool
+
+INTERVAL = 1.0
+"""Seconds between two snapshots."""
+_SHARE = 0.01
+"""The share of a processor that snapshots may use: if one is dear, the next one comes later."""
+_NOTE_SECONDS = 8.0
+_KEYS = "c cancel  k kill  +/- priority  p pause  l log  / filter  ? help  q quit"
+_SHORT_KEYS = "c k +/- p l /  ? help  q quit"
+
+
+class Top(App[int]):
+    """Shows the snapshots that `take` returns. `budget` is that of the caller's pool in bytes;
+    `grace` the seconds for which a killed run may clean up."""
+
+    TITLE = "sandrun top"
+    ENABLE_COMMAND_PALETTE = False
+    CSS = """
+    #filter { border: none; height: 1; padding: 0; display: none; background: ansi_default; }
+    #filter.on { display: block; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q,ctrl+c", "quit", priority=False),
+        Binding("ctrl+z", "suspend_process"),
+        Binding("c", "cancel"),
+        Binding("k", "kill"),
+        Binding("plus,equals_sign", "prioritize(1)"),
+        Binding("minus", "prioritize(-1)"),
+        Binding("p", "pause"),
+        Binding("l,enter", "log"),
+        Binding("slash", "filter"),
+        Binding("escape", "clear"),
+        Binding("question_mark,h,f1", "help"),
+    ]
+
+    def __init__(
+        self, take: Callable[[], Snapshot], budget: int, grace: float, ascii_only: bool
+    ) -> None:
+        super().__init__(ansi_color=True)
+        self.take = take
+        self.budget = budget
+        self.grace = grace
+        self.glyphs = texts.Glyphs(ascii_only)
+        self.note = ""
+        self.noted_at = 0.0
+        self.died_of = 0
+
+    def compose(self) -> ComposeResult:
+        yield Lines("header")
+        yield Board(self.glyphs)
+        yield Lines("details")
+        yield Input(id="filter", compact=True)
+        yield Lines("keys")
+
+    def on_mount(self) -> None:
+        self.theme = "ansi-dark"
+        self.board = self.query_one(Board)
+        self.board.focus()
+        if sys.platform != "win32":
+            import asyncio
+
+            loop = asyncio.get_running_loop()
+            for signum in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                loop.add_signal_handler(signum, self._end, signum)
+        self._refresh()
+
+    def _end(self, signum: int) -> None:
+        self.died_of = signum
+        self.exit()
+
+    def _refresh(self) -> None:
+        began = time.process_time()
+        snapshot = self.take()
+        self.board.update(snapshot)
+        self._draw()
+        cost = time.process_time() - began
+        self.set_timer(max(INTERVAL, cost / _SHARE), self._refresh)
+
+    def on_resize(self) -> None:
+        """Which lines there are depends on the height."""
+        if hasattr(self, "board"):
+            self._draw()
+
+    def on_board_moved(self) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draw what is around the list."""
+        width, height = self.size
+        snapshot = self.board.snapshot
+        if time.monotonic() - self.noted_at > _NOTE_SECONDS:
+            self.note = ""
+        match = f"filter: {self.board.filter}" if self.board.filter else ""
+        lines = [texts.header(snapshot, self.glyphs, width, match)] if height > 5 else []
+        me = own_uid()
+        pools = sorted(snapshot.pools, key=lambda pool: pool.uid != me)
+        for pool in pools[: 0 if height < 12 else 1 if height < 30 else 4]:
+            own = pool.uid == me
+            whose = "" if own else f" of {user_name(pool.uid)}"
+            budget = self.budget if own else 0
+            lines.append(texts.pool(pool, budget, self.glyphs, width, whose))
+        self.query_one("#header", Lines).show(lines)
+        self.query_one("#details", Lines).show(self._details(width, height))
+        note = self.glyphs.text(self.note)
+        keys = _KEYS if width > len(_KEYS) else _SHORT_KEYS
+        last: texts.Line = (
+            [(note, "bold yellow")] if note else [(self.glyphs.fit(keys, width), "dim")]
+        )
+        self.query_one("#keys", Lines).show([last])
+
+    def _details(self, width: int, height: int) -> list[texts.Line]:
+        room = min(10, (height - 14) // 2)
+        if room < 2:
+            return []
+        rule: texts.Line = [(self.glyphs.rule * width, "dim")]
+        selection = self.board.selection()
+        if selection is None or selection[1] is None:
+            over = self.board.selected and selection is None
+            text = "the selected run is over" if over else ""
+            return [rule, [(text, "dim")], *[[] for _ in range(room - 1)]]
+        lines = texts.details(selection[0], selection[1], self.glyphs, width, room)
+        return [rule, *lines, *[[] for _ in range(room - len(lines))]]
+
+    def say(self, text: str) -> None:
+        """Show a line at the bottom for some seconds."""
+        self.note, self.noted_at = text, time.monotonic()
+        self._draw()
+
+    def _selected(self) -> tuple[QueueView, Row] | None:
+        selection = self.board.selection()
+        if selection and selection[1]:
+            return selection[0], selection[1]
+        self.say("the selected run is over" if self.board.selected else "nothing is selected")
+        return None
+
+    def action_cancel(self) -> None:
+        """Cancel the selected waiter."""
+        if found := self._selected():
+            self.say(actions.cancel(found[0].path, found[1].id))
+
+    def action_prioritize(self, steps: int) -> None:
+        """Move the selected waiter."""
+        if found := self._selected():
+            self.say(actions.prioritize(found[0].path, found[1].id, steps))
+
+    def action_pause(self) -> None:
+        """Pause or resume the queue of the selection."""
+        if selection := self.board.selection():
+            self.say(actions.toggle_pause(selection[0].path, selection[0].paused))
+        else:
+            self._selected()
+
+    def action_kill(self) -> None:
+        """Ask, then kill the selected run or waiter."""
+        found = self._selected()
+        if not found:
+            return
+        path, run_id = found[0].path, found[1].id
+        what = "run" if found[1].ticket.running else "waiter"
+        command = self.glyphs.text(found[1].ticket.command)
+
+        def answered(yes: bool | None) -> None:
+            if yes:
+                self.say(f"ending {run_id} ...")
+                self._kill(path, run_id)
+
+        self.push_screen(
+            Question(f"Kill {what} {run_id} with all its processes?\n{command}\n\ny: yes, n: no"),
+            answered,
+        )
+
+    @work(thread=True)
+    def _kill(self, path: str, run_id: str) -> None:
+        lines = actions.kill(path, run_id, self.grace)
+        self.call_from_thread(self.say, "; ".join(lines))
+
+    def action_log(self) -> None:
+        """Show the log of the selected run."""
+        if found := self._selected():
+            self._show_log(found[1].id)
+
+    @work(thread=True)
+    def _show_log(self, run_id: str) -> None:
+        # A process of its own: the same text as on the command line, and no error of it ends us.
+        words = [sys.executable, "-I", "-m", "sandrun", "log", run_id]
+        done = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+        raw = (done.stdout or done.stderr).decode("utf-8", "replace")
+        text = "\n".join(map(plain, raw.splitlines()))
+        heading = f"log of {run_id} (Esc goes back)"
+        self.call_from_thread(self.push_screen, Page(heading, text))
+
+    def action_filter(self) -> None:
+        """Ask for the text that is to be contained."""
+        field = self.query_one("#filter", Input)
+        field.add_class("on")
+        field.value = self.board.filter
+        field.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self.board.filter = event.value
+        self.board.update(self.board.snapshot)
+        self._draw()
+
+    def on_input_submitted(self) -> None:
+        self.query_one("#filter", Input).remove_class("on")
+        self.board.focus()
+
+    def action_clear(self) -> None:
+        """End the filter."""
+        self.query_one("#filter", Input).value = ""
+        self.on_input_submitted()
+
+    def action_help(self) -> None:
+        """Show the help."""
+        self.push_screen(help_page())
+
+
+def main(here: tuple[str, str], settings: Settings, ascii_only: bool, colored: bool) -> int:
+    """Show the full screen until the user ends it. Returns the exit code; a signal that ended it is
+    the caller's to repeat: -n."""
+    if not colored:
+        os.environ["NO_COLOR"] = "1"
+    app = Top(Watch(here).take, memory_pool.budget(settings.pool), settings.grace, ascii_only)
+    app.run()
+    return -app.died_of if app.died_of else app.return_code or 0

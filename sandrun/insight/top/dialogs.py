@@ -1,0 +1,86 @@
+"""The other screens of `sandrun top`: help, the question before a kill, a run's log."""
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.screen import ModalScreen, Screen
+from textual.widgets import Static
+
+KEYS = (
+    ("up, down, PgUp, PgDn, Home, End", "select a run or a waiter"),
+    ("Enter, l", "open its log"),
+    ("c", "cancel the selected waiter: it exits with 75"),
+    ("+, -", "give the selected waiter an hour more, or less, of a head start"),
+    ("k", "kill the selected run or waiter, after a question"),
+    ("p", "pause its queue (the current run goes on), or resume it"),
+    ("/", "show only what contains a text: in the command, the project or the id; Esc ends that"),
+    ("Ctrl-Z", "suspend; fg continues"),
+    ("?", "this help"),
+    ("q, Ctrl-C", "quit"),
+)
+_HELP = """\
+MEMORY is what the run uses of its limit, CURVE how that went, against the limit. CPU 100 % is one
+processor. STALL is the share of the time in which all of the run waited for memory. A waiter shows
+when it is expected to start, from past runs.
+
+A key acts on the run that was selected when it was pressed. When that run ends, nothing is selected
+until you move."""
+
+
+class Page(Screen[None]):
+    """A text that can be scrolled. Esc, q and Enter go back."""
+
+    DEFAULT_CSS = """
+    Page VerticalScroll { scrollbar-size: 0 0; }
+    Page #heading { text-style: reverse; height: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,enter,question_mark,l", "app.pop_screen", "back"),
+    ]
+
+    def __init__(self, heading: str, text: str) -> None:
+        super().__init__()
+        self.heading = heading
+        self.text = text
+
+    def compose(self) -> ComposeResult:
+        yield Static(Text(self.heading, no_wrap=True), id="heading")
+        with VerticalScroll():
+            yield Static(Text(self.text), id="text")
+
+    def on_mount(self) -> None:
+        self.query_one(VerticalScroll).focus()
+
+
+def help_page() -> Page:
+    """The help, as for a narrow terminal: each key on a line of its own."""
+    lines = [f"{keys}\n    {text}" for keys, text in KEYS]
+    return Page("sandrun top: help (Esc goes back)", "\n".join([*lines, "", _HELP]))
+
+
+class Question(ModalScreen[bool]):
+    """A question that only `y` answers with yes."""
+
+    DEFAULT_CSS = """
+    Question { align: center middle; background: transparent; }
+    Question Static { width: auto; max-width: 90%; height: auto; padding: 1 2; }
+    Question Static { border: ascii ansi_default; background: ansi_default; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("y", "answer(True)"),
+        Binding("n,escape,enter,q,ctrl+c", "answer(False)"),
+    ]
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def compose(self) -> ComposeResult:
+        yield Static(Text(self.text))
+
+    def action_answer(self, yes: bool) -> None:
+        """Close with that answer."""
+        self.dismiss(yes)
