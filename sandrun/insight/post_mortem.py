@@ -44,7 +44,7 @@ def advice(record: Record) -> "Advice | None":
     if value := found.values().get(key):
         return Advice(f"--{key} {value}", why)
     if key == "memory" and (limit := record.get("limit", 0)):
-        return Advice(f"--memory {max(2 * limit // MIB, 1)}M", f"doubled; {why}")
+        return Advice(f"--memory {max(2 * limit // MIB, 1)}M", f"twice the limit: {why}")
     return None
 
 

@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from sandrun.insight import plots, post_mortem
+from sandrun.insight import event_text, plots, post_mortem
 from sandrun.insight.run_log import RunLog
-from sandrun.insight.samples import Event, Samples
+from sandrun.insight.samples import Samples
 from sandrun.model import command_text, plain, size_text, span_text
 from sandrun.types import Record
 
@@ -29,16 +29,7 @@ _RESULTS = {
     "failed": "sandrun failed",
     "lost": "its sandrun was killed",
 }
-_EVENTS = {
-    "warned": "half of the memory limit in use",
-    "stopped": "stopped (Ctrl-Z, SIGSTOP)",
-    "continued": "continued",
-    "timeout": "the time limit ended it",
-    "leftovers": "ended what the command left behind",
-    "escaped": "a process left the container",
-}
 _OUTER_ADVICE = "check: the container's memory limit, the slice's MemoryMax, and the host's memory"
-_WHOSE = {"own": "its own memory limit", "outer": "an enclosing memory limit"}
 
 
 def result(record: Record) -> str:
@@ -71,7 +62,11 @@ def lines(log: RunLog, wide: int, blocks: bool) -> "list[str]":
     else:
         rows += ["", *_plots(seen, 0.0, seen.points[-1].t, wide, blocks)]
     if seen and seen.events:
-        rows += ["", "events", *(f"  {span_text(e.t):>12}  {_event(e)}" for e in seen.events)]
+        rows += [
+            "",
+            "events",
+            *(f"  {span_text(e.t):>12}  {event_text.text(e)}" for e in seen.events),
+        ]
     if seen and (hit := post_mortem.last_limit(seen)):
         rows += ["", *post_mortem.lines(seen, hit, wide, blocks)]
     if advice := post_mortem.advice(log.record):
@@ -161,23 +156,32 @@ def _cpu(record: Record) -> str:
     cpu, wall = record.get("cpu"), record.get("wall", 0.0)
     if cpu is None:
         return ""
-    return span_text(cpu) + (f", {cpu / wall:.1f} processors on average" if wall >= 1 else "")
+    average = f", {_processors(cpu / wall)} processors on average" if wall >= 1 else ""
+    return span_text(cpu) + average
+
+
+def _processors(number: float) -> str:
+    return f"{number:.1f}" if number >= 1 else f"{number:.2g}"
 
 
 def _processes(log: RunLog) -> str:
     counts = _counts(log.samples) if log.samples else []
-    most = max((count for _, count in counts), default=0.0)
-    return f"at most {most:.0f}" if most else ""
+    most = log.record.get("processes") or (_highest(counts) if counts else 0)
+    return f"at most {most:.0f}, with threads" if most else ""
+
+
+def _highest(series: plots.Series) -> float:
+    return max(value for _, value in series)
 
 
 def _plots(seen: Samples, start: float, end: float, wide: int, blocks: bool) -> "list[str]":
     """The curve of memory, and below it CPU and processes over the same time, as far as known."""
     memory = [(point.t, float(point.memory)) for point in seen.points]
-    below = [
-        (f"max {max(value for _, value in series):.{digits}f} {unit}", series)
-        for unit, digits, series in (("CPUs", 1, _rates(seen)), ("processes", 0, _counts(seen)))
-        if series
-    ]
+    below: list[tuple[str, plots.Series]] = []
+    if rates := _rates(seen):
+        below.append((f"max {_processors(_highest(rates))} CPUs", rates))
+    if counts := _counts(seen):
+        below.append((f"max {_highest(counts):.0f} processes", counts))
     longest = max((len(label) for label, _ in below), default=0)
     plot = plots.Plot(memory, start, end, seen.limit, wide, blocks, longest)
     return plot.lines() + [plot.labelled(name, plot.sparkline(series)) for name, series in below]
@@ -195,15 +199,3 @@ def _rates(seen: Samples) -> "list[tuple[float, float]]":
             rates.append((point.t, max(0.0, point.cpu - used) / (point.t - before)))
             before, used = point.t, point.cpu
     return rates
-
-
-def _event(event: Event) -> str:
-    if event.kind == "limit":
-        return f"{_WHOSE.get(str(event.details.get('whose')), 'a memory limit')} was reached"
-    text = _EVENTS.get(event.kind, event.kind)
-    known = (f"{key} {value}" for key, value in event.details.items() if _is_short(value))
-    return f"{text} ({', '.join(known)})" if event.details else text
-
-
-def _is_short(value: object) -> bool:
-    return isinstance(value, str | int | float) and len(str(value)) < 80

@@ -112,7 +112,7 @@ def test_the_curve_fits_80_columns_and_reaches_the_peak(box: Box) -> None:
     assert "  memory    peak 1.0 GiB of 2.0 GiB (50 %)\n" in text
     assert "  CPU       2 min 30 s, 1.5 processors on average\n" in text
     assert "  max 1.5 CPUs   ███" in text
-    assert "  processes at most 7\n" in text
+    assert "  processes at most 7, with threads\n" in text
 
 
 def test_without_a_unicode_locale_it_is_ascii(box: Box) -> None:
@@ -188,6 +188,15 @@ def test_events_of_a_later_version_are_shown_by_their_names(box: Box) -> None:
     text = shown(box)
     assert "        1.5 s  frozen (by root)\n" in text
     assert "        1.7 s  stopped (Ctrl-Z, SIGSTOP)\n" in text
+
+
+def test_real_events_are_in_words(make_box: "Callable[[str], Box]") -> None:
+    box = make_box("rlimit")
+    box.run("-t", "1500ms", "--", "sleep", "1000")
+    assert "  its limit on wall time was reached\n" in shown(box)
+    assert "  result    ended at its limit on wall time: exit 124\n" in shown(box)
+    box.run("--", "sh", "-c", "sleep 1000 & sleep 1.2")
+    assert "  ended 1 process that the command left behind: sleep 1000 (pid " in shown(box)
 
 
 @pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed")
