@@ -50,9 +50,9 @@ WAITING = (
 """Modules that a run imports between its turn and the command's start."""
 REPORTING = (
     "cli/extras", "cli/run_end", "errors",
-    "insight/event_text", "insight/json_report", "insight/metrics", "insight/output", "insight/plots",
-    "insight/post_mortem", "insight/records", "insight/run_log", "insight/run_text",
-    "insight/samples", "insight/suggest", "insight/totals",
+    "insight/event_text", "insight/json_report", "insight/metrics", "insight/output",
+    "insight/plots", "insight/post_mortem", "insight/records", "insight/run_log",
+    "insight/run_text", "insight/samples", "insight/suggest", "insight/totals",
     "integrations/ci", "lifecycle/status", "platform/memory", "queue/memory_pool",
     "queue/taken_names", "types",
 )  # fmt: skip
