@@ -93,6 +93,8 @@ class Group1(run_group.RunGroup):
         except BaseException:
             self.close()
             raise
+        if not self.v2_group:  # which has done so
+            cgroup_common.adopt_orphans()
 
     def _make(self, name: str, path: str) -> None:
         assert self.limits
@@ -168,7 +170,6 @@ class Group1(run_group.RunGroup):
     def start(self, argv: "list[str]", env: "Mapping[str, str]", caller: spawn.CallerState) -> int:
         if self.v2_group:
             return self.v2_group.start(argv, env, caller, self._enter)
-        cgroup_common.adopt_orphans()
         assert self.limits
         if self.limits.memory < _SMALL:
             return spawn.fork(argv, env, caller, self._enter)
@@ -373,17 +374,18 @@ class Cgroup1Backend:
 
     def _parents(self, limits: Limits) -> "dict[str, str]":
         """Our own group in each hierarchy that is required or useful. Raises Unusable."""
-        parents = {"memory": cgroup_common.own_group("memory")}
+        here = cgroup_common.own_groups()
+        parents = {"memory": cgroup_common.own_group("memory", here)}
         wanted = {_V1_NAMES.get(n, n): must for n, must in limits.controllers().items()}
         for name, must in {**wanted, "freezer": False, "cpuacct": False}.items():
             try:
-                parents[name] = cgroup_common.own_group(name)
+                parents[name] = cgroup_common.own_group(name, here)
             except Unusable:
                 if must:
                     raise
         if "freezer" not in parents:
             try:
-                parents[""] = cgroup_common.own_group("")
+                parents[""] = cgroup_common.own_group("", here)
             except Unusable:
                 messages.decision("neither a freezer nor cgroup v2: no atomic kill")
         return parents

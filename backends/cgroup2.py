@@ -104,6 +104,7 @@ class Group2(run_group.RunGroup):
         except BaseException:
             self.close()
             raise
+        cgroup_common.adopt_orphans()
 
     def _watch(self) -> None:
         """kernfs raises POLLPRI on memory.events when a count in it changes."""
@@ -198,7 +199,6 @@ class Group2(run_group.RunGroup):
         enter: "Callable[[], None]" = lambda: None,
     ) -> int:
         """`enter` is called in the child before exec (for the v1 groups of a hybrid host)."""
-        cgroup_common.adopt_orphans()
         try:
             return spawn.fork(argv, env, caller, enter, self._clone)
         except OSError as error:

@@ -74,14 +74,20 @@ def own_mount(controller: str) -> str:
     return _mount(controller)[1]
 
 
-def own_group(controller: str) -> str:
-    """The directory of our own group in a v1 controller or in the v2 hierarchy ('').
+def own_groups() -> "list[str]":
+    """The lines of /proc/self/cgroup, for several calls of `own_group`. Raises Unusable."""
+    return _lines("/proc/self/cgroup")
+
+
+def own_group(controller: str, groups: "list[str] | None" = None) -> str:
+    """The directory of our own group in a v1 controller or in the v2 hierarchy (''). `groups`: the
+    result of `own_groups`, if we were not moved since.
 
     Raises Unusable. If only a subtree is mounted (in a container), /proc/self/cgroup still has the
     whole path; mountinfo has the path of the mounted subtree (proc(5), cgroups(7)).
     """
     root, mount = _mount(controller)
-    path = _group_in(_lines("/proc/self/cgroup"), controller)
+    path = _group_in(groups or own_groups(), controller)
     if not path:
         raise Unusable(f"sandrun is in no group of the {_hierarchy(controller)}")
     # Our path means nothing in a mount that was made outside our cgroup namespace.
@@ -251,7 +257,8 @@ def enter(file: str) -> None:
 
 def adopt_orphans() -> None:
     """Become a subreaper unless PID 1 is known to reap orphans; otherwise the run's orphans would
-    stay zombies. Called before the command starts. No container depends on it."""
+    stay zombies. Called when the group is made, which may be before the run's turn, because it
+    takes 1 ms. No container depends on it."""
     if os.getpid() != 1 and not processes.orphans_are_reaped():
         processes.become_subreaper()
 

@@ -191,6 +191,7 @@ class Run:
         try:
             self._opened = self._open(early=True)
             self._container = self._opened[1]
+            history.encode(self._container.token)  # imports what texts of several lines need
         except SandrunError:
             pass
 
