@@ -188,6 +188,18 @@ def test_a_link_is_followed_and_the_mode_is_private(box: Box) -> None:
     assert stat.S_IMODE(new.stat().st_mode) == 0o600
 
 
+def test_what_root_writes_in_a_users_directory_stays_roots(box: Box) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: writes into another user's directory")
+    os.chown(box.project, 65534, 65534)
+    assert box.run("report", "--html", "new.html").returncode == 0
+    info = (box.project / "new.html").stat()
+    assert (info.st_uid, stat.S_IMODE(info.st_mode)) == (0, 0o600)
+    (box.project / "theirs").symlink_to(box.root / "log")
+    os.chown(box.project / "theirs", 65534, 65534, follow_symlinks=False)
+    refused(box, "theirs", what="a link that another user made")
+
+
 def test_a_name_that_is_not_utf_8(box: Box) -> None:
     name = os.fsdecode(b"\xff.html")
     done = box.run(

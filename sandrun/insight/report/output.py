@@ -13,6 +13,8 @@ import sys
 from sandrun.model import SandrunError
 from sandrun.platform import folders
 
+_FLAGS = os.O_WRONLY | folders.NEW | getattr(os, "O_BINARY", 0)
+
 
 def write(path: str, content: str) -> None:
     """Write the file. Raises SandrunError."""
@@ -29,7 +31,7 @@ def _write(path: str, data: bytes) -> None:
     _require_replaceable(path)
     path = os.path.realpath(path)
     private = folders.private_name(os.path.join(os.path.dirname(path), ".sandrun-report"))
-    fd = folders.create(private, most=0o600)
+    fd = os.open(private, _FLAGS, 0o600)  # also root's own in a user's directory
     try:
         with open(fd, "wb") as file:
             file.write(data)

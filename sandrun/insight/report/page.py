@@ -2,8 +2,8 @@
 
 Promises: one file that needs nothing else. Its Content-Security-Policy forbids every request,
 every script and every style but its own, so nothing that a command line contains can have an
-effect. It is below `MOST` bytes however long the command lines are: it is written with less detail
-until it is. All that is drawn is also there in words or as a table.
+effect. It has at most `MOST` bytes however long the command lines are: it is written with less
+detail until it has. All that is drawn is also there in words or as a table.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from sandrun.insight.report.markup import count, moment, text
 from sandrun.insight.samples import Samples
 
 MOST = 1_900_000
-"""Bytes of a page of a thousand runs."""
+"""Bytes of a page of a thousand runs; one of more runs may have as many for each thousand."""
 _WORST = 12
 """Memory curves that are shown at once, with figures."""
 _POINTS = 120
@@ -34,9 +34,10 @@ with open(os.path.join(os.path.dirname(__file__), "style.css"), encoding="utf-8"
 def build(found: Collected, about: str) -> str:
     """The page as text. `about` says in words which runs were asked for."""
     sampled = _sampled([*found.runs, *found.worst("memory")])
+    most = MOST * max(1.0, len(found.runs) / 1000)
     for detail in _DETAIL:
         page = _page(found, sampled, about, *detail)
-        if len(page.encode()) <= MOST:
+        if len(page.encode()) <= most:
             break
     return page
 
