@@ -4,6 +4,10 @@ Each record is one write with O_APPEND, so the records of runs that end at the s
 After a line that a power cut or a full disk has torn, the next writer begins a new line. The file
 has mode 0600, because command lines can contain secrets; a record holds only a part of a long one.
 
+`sandrun history prune` replaces the file. A writer holds a shared lock (flock(2)) from checking
+that its file still has a name until it has written, and prune an exclusive one from copying the
+last records until the new file has the name. So each record is in the new file exactly once.
+
 Readers never fail a run and read only a bounded part at the end of the file. They skip a line that
 is torn, has another version or is not a record, and they leave out fields of the wrong type.
 """
@@ -11,6 +15,7 @@ is torn, has another version or is not a record, and they leave out fields of th
 import errno
 import os
 import sys
+import time
 
 from sandrun.platform.folders import create, make_folders, state_home
 
@@ -83,24 +88,64 @@ class Log:
     directory `fallback`. Raises OSError when neither can be written.
     """
 
-    def __init__(self, fallback: str = "") -> None:
+    def __init__(self, fallback: str = "", only_fallback: bool = False) -> None:
         try:
-            self.fd = _open(path())
+            self.fd = -1 if only_fallback else _open(path())
         except OSError:
             if not fallback:
                 raise
+            only_fallback = True
+        if only_fallback:
             self.fd = _open(os.path.join(fallback, "history.jsonl"))
 
-    def append(self, record: "Record") -> bool:
-        """Append a record and close the file. False: the file has been removed. Raises OSError."""
+    def append(self, record: "Record", anyway: bool = False) -> bool:
+        """Append a record and close the file. False: the file has been removed or replaced, and
+        nothing was written (unless `anyway`). Raises OSError."""
         line = (encode({"v": VERSION, **record}) + "\n").encode()
         try:
+            _lock(self.fd)
             info = os.fstat(self.fd)
+            if info.st_nlink == 0 and not anyway:
+                return False
             torn = info.st_size > 0 and _byte(self.fd, info.st_size - 1) != b"\n"
             os.write(self.fd, b"\n" + line if torn else line)
-            return info.st_nlink > 0
+            return True
         finally:
+            _unlock(self.fd)
             os.close(self.fd)
+
+
+if sys.platform == "win32":
+
+    def _lock(fd: int) -> None:
+        pass  # a file that is open cannot be replaced
+
+    def _unlock(fd: int) -> None:
+        pass
+
+else:
+    import fcntl
+
+    def _lock(fd: int) -> None:
+        """Exclude `sandrun history prune`, which holds the lock exclusively only while it replaces
+        the file. Raises BlockingIOError if that takes a second: then it is stopped."""
+        for left in range(100, -1, -1):
+            try:
+                fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if not left:
+                    raise
+                time.sleep(0.01)
+            except OSError:
+                return  # a file system without locks
+
+    def _unlock(fd: int) -> None:
+        # Closing is not enough: the keeper has a copy of the descriptor.
+        try:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        except OSError:
+            pass
 
 
 def _byte(fd: int, at: int) -> bytes:
@@ -147,8 +192,13 @@ def _is_regular(fd: int) -> bool:
 
 def append(record: "Record", fallback: str, log: "Log | None" = None) -> None:
     """Append a record to `log`, or to the file that `Log` would open. Raises OSError."""
-    if log is None or not log.append(record):
-        Log(fallback).append(record)
+    try:
+        if not (log and log.append(record)) and not Log(fallback).append(record):
+            Log(fallback).append(record, anyway=True)
+    except BlockingIOError:
+        if not fallback:
+            raise
+        Log(fallback, only_fallback=True).append(record, anyway=True)
 
 
 def recorded(run_id: str) -> bool:

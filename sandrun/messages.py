@@ -51,26 +51,28 @@ def setup(verbose: int, quiet: int, color: str) -> None:
 
 
 def colored() -> bool:
-    """Whether to use colour: by --color, else by FORCE_COLOR, else by NO_COLOR, else if stderr is a
-    terminal that is not dumb."""
+    """Whether to use colour on stderr."""
     global _color
     if _color is None:
-        env = os.environ
-        if _color_setting != "auto":
-            _color = _color_setting == "always"
-        elif env.get("FORCE_COLOR"):
-            _color = True
-        elif env.get("NO_COLOR"):
-            _color = False
-        else:
-            _color = is_terminal() and env.get("TERM", "dumb") != "dumb"
+        _color = wants_color(2)
     return _color
 
 
-def is_terminal() -> bool:
-    """Whether stderr is a terminal."""
+def wants_color(fd: int) -> bool:
+    """Whether to use colour: by --color, else by FORCE_COLOR, else by NO_COLOR, else if the
+    descriptor is a terminal that is not dumb."""
+    env = os.environ
+    if _color_setting != "auto":
+        return _color_setting == "always"
+    if env.get("FORCE_COLOR") or env.get("NO_COLOR"):
+        return bool(env.get("FORCE_COLOR"))
+    return is_terminal(fd) and env.get("TERM", "dumb") != "dumb"
+
+
+def is_terminal(fd: int = 2) -> bool:
+    """Whether a descriptor, by default stderr, is a terminal."""
     try:
-        return os.isatty(2)
+        return os.isatty(fd)
     except OSError:
         return False
 

@@ -17,7 +17,11 @@ def page(text: str) -> None:
     Raises OSError, also if standard output is closed."""
     if sys.stdout is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-    sys.stdout.write(text + "\n")
+    try:
+        sys.stdout.write(text + "\n")
+    except UnicodeEncodeError as error:  # a locale without these characters
+        known = (text + "\n").encode(error.encoding, "backslashreplace")
+        sys.stdout.write(known.decode(error.encoding))
 
 
 def data(content: bytes) -> None:

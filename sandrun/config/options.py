@@ -332,8 +332,9 @@ OPTIONS = (
 )
 
 SUBCOMMANDS = frozenset(
-    {"completions", "config", "doctor", "git", "init", "kill", "log", "make-again", "make-include"}
-    | {"man", "metrics", "pause", "queue", "report", "resume", "shims", "status", "top", "trust"}
+    {"completions", "config", "doctor", "git", "history", "init", "kill", "log", "make-again"}
+    | {"make-include", "man", "metrics", "pause", "queue", "report", "resume", "schema", "shims"}
+    | {"stats", "status", "suggest", "top", "trust"}
 )
 
 _CUTOFF = 0.74

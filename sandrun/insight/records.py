@@ -18,10 +18,11 @@ are merged by the time at which the runs ended.
 import heapq
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from io import FileIO
-from itertools import islice
-from typing import TypedDict, Unpack
+from itertools import islice, pairwise
+from typing import Annotated, Any, TypedDict, Unpack, get_args, get_type_hints
 
 from sandrun import history, messages
 from sandrun.model import command_text, is_run_id
@@ -32,9 +33,13 @@ _BLOCK = 1 << 18
 _LONGEST = 1 << 20
 """Bytes of a line. A record is smaller: its command line and its paths are bounded."""
 _NO_RECORD = b"\0"  # stands for a line that is too long
-_LATEST = 1e11  # seconds since 1970: far beyond any clock, and still a date for localtime(3)
+LATEST = 1e11  # seconds since 1970: far beyond any clock, and still a date for localtime(3)
+MOST = 1 << 62
 _RECENT = 20_000  # lines in which similar ids are searched
-_NUMBERS = ("since", "wait", "wall", "cpu", "peak", "peak_with_cache", "stalled", "limit", "pid")
+_NUMBERS = (
+    *("since", "wait", "wall", "cpu", "stalled"),
+    *("peak", "peak_with_cache", "limit", "pid", "processes"),
+)
 
 
 class Filters(TypedDict, total=False):
@@ -47,10 +52,6 @@ class Filters(TypedDict, total=False):
     until: float
     failed: bool
     command: str
-
-
-class _Line(Record):
-    v: int
 
 
 def failed(record: Record) -> bool:
@@ -115,22 +116,36 @@ def _end(record: Record) -> float:
 
 
 def _of_file(path: str, filters: Filters, backward: bool = False) -> "Iterator[Record]":
-    wanted, skipped = _test(filters), 0
-    for line in lines(path, backward):
-        if not line or _is_rejected(line, filters):
-            continue
-        record = decode(line)
+    skipped = 0
+    for record in decoded(lines(path, backward), filters):
         if record is None:
             skipped += 1
-        elif wanted(record):
+        else:
             yield record
+    warn_of_skipped(path, skipped)
+
+
+def warn_of_skipped(path: str, skipped: int) -> None:
+    """Report in one line how many lines of a file are no records, if there are any."""
     if skipped:
         many = "1 line is no record" if skipped == 1 else f"{skipped} lines are no records"
         messages.warn(f"{path}: {many} of this version of sandrun; skipped")
 
 
+def decoded(found: "Iterable[bytes]", filters: Filters) -> "Iterator[Record | None]":
+    """The records in lines that pass the filters, and None for each line that is no record."""
+    wanted = _test(filters) if filters else None
+    since = filters.get("since", 0.0)
+    for line in found:
+        if not line or (since and _is_too_old(line, since)):
+            continue
+        record = decode(line)
+        if record is None or not wanted or wanted(record):
+            yield record
+
+
 def _test(filters: Filters) -> "Callable[[Record], bool]":
-    since, until = filters.get("since", 0.0), filters.get("until", _LATEST)
+    since, until = filters.get("since", 0.0), filters.get("until", LATEST)
     is_timed = "since" in filters or "until" in filters
     project, words = filters.get("project", ""), filters.get("command", "")
     only_failed = filters.get("failed", False)
@@ -149,75 +164,130 @@ def _test(filters: Filters) -> "Callable[[Record], bool]":
 _SINCE = b'"since": '
 
 
-def _is_rejected(line: bytes, filters: Filters) -> bool:
-    """Whether the line's own text proves that the time of its run is not wanted.
+def _is_too_old(line: bytes, since: float) -> bool:
+    """Whether the line's own text proves that its run began before `since`.
 
     A quotation mark inside a JSON string is escaped, so the mark is a key wherever it stands. This
     takes a fifth of the time of decoding the line.
     """
-    if "since" not in filters:
-        return False
-    _, mark, rest = line.partition(_SINCE)
+    at = line.find(_SINCE)
     try:
-        return bool(mark) and float(rest[: rest.index(b",")]) < filters["since"]
+        return at >= 0 and float(line[at + len(_SINCE) : line.index(b",", at)]) < since
     except ValueError:
         return False
 
 
-def decode(line: bytes) -> "Record | None":
-    """The record in a line; None: it is no record of this version. Numbers that no run can have
-    (negative, infinite, beyond any date) are left out."""
-    record = _fast(line)
+def _slow(line: bytes) -> "Record | None":
+    record = next(history.records([line]), None)
     if record is None:
         return None
     for key in _NUMBERS:
         value = record.get(key)
-        if value is not None and not 0 <= value < (_LATEST if key == "since" else 1 << 62):  # type: ignore[operator]
+        if isinstance(value, bool) or (value is not None and not _is_possible(key, value)):
             del record[key]  # type: ignore[misc]
+    if not all(_is_possible("wait", run["seconds"]) for run in record.get("waited_for", ())):
+        del record["waited_for"]
     return record
 
 
-def _slow(line: bytes) -> "Record | None":
-    record = next(history.records([line]), None)
-    for key in [key for key, value in (record or {}).items() if isinstance(value, bool)]:
-        del record[key]  # type: ignore[union-attr, misc]
-    return record
+def _is_possible(key: str, value: object) -> bool:
+    assert isinstance(value, int | float)
+    return 0 <= value < (LATEST if key == "since" else MOST)
 
 
 def _choose() -> "Callable[[bytes], Record | None]":
-    """msgspec decodes four times as fast as the standard library; the result is the same."""
+    """msgspec decodes several times as fast as the standard library, to the same result."""
     try:
         import msgspec
     except ImportError:
         return _slow
-    parse = msgspec.json.Decoder(_Line).decode
+    fields = get_type_hints(Record)
+    for key in _NUMBERS:
+        bounds = msgspec.Meta(ge=0, lt=LATEST if key == "since" else MOST)
+        is_optional = type(None) in get_args(fields[key])
+        kind = next(iter(get_args(fields[key])), fields[key])
+        fields[key] = Annotated[kind, bounds] | None if is_optional else Annotated[kind, bounds]
+    expected = TypedDict("expected", {"v": int, **fields}, total=False)  # type: ignore[misc]
+    parse: Callable[[bytes], Any] = msgspec.json.Decoder(expected).decode
 
     def fast(line: bytes) -> "Record | None":
         try:
             record = parse(line)
         except (ValueError, RecursionError):  # or it has fields of other types: those are left out
             return _slow(line)
-        version = record.pop("v", 0)  # type: ignore[misc]
-        return record if version == history.VERSION else None
+        return record if record.pop("v", 0) == history.VERSION else None
 
     return fast
 
 
-_fast = _choose()
+decode = _choose()
+"""The record in a line; None: it is no record of this version. Numbers that no run can have
+(negative, infinite, beyond any date) are left out."""
 
 
 def lines(path: str, backward: bool = False) -> "Iterator[bytes]":
     """The lines of a file, without line ends. Warns if it cannot be read to its end, or is no
     regular file."""
-    try:
-        file = _open(path)
-        if file is None:
-            return
-        with file:
+    with reading(path) as file:
+        if file:
             end = file.seek(0, os.SEEK_END)
             yield from (_backward(file, end) if backward else forward(file, 0, end))
+
+
+def parts(path: str, number: int) -> "list[tuple[int, int]]":
+    """Divides a file into about so many parts, each from the start of a line to the end of one.
+    Warns as `lines` does; no parts: there is no readable file."""
+    with reading(path) as file:
+        if not file:
+            return []
+        end = file.seek(0, os.SEEK_END)
+        starts = [_line_start(file, end * part // number, end) for part in range(number)]
+        return list(pairwise([*dict.fromkeys(starts), end]))
+    return []
+
+
+def lines_of_part(path: str, start: int, end: int) -> "Iterator[bytes]":
+    """The lines between two offsets that `parts` returned."""
+    with reading(path) as file:
+        if file:
+            yield from forward(file, start, end)
+
+
+def in_part(path: str, start: int, end: int, filters: Filters) -> "Iterator[Record | None]":
+    """The records in `lines_of_part` that pass the filters, and None for lines that are none."""
+    return decoded(lines_of_part(path, start, end), filters)
+
+
+@contextmanager
+def reading(path: str, flags: int = os.O_RDONLY) -> "Iterator[FileIO | None]":
+    """A regular file, opened; None: there is none. Warns if it cannot be read."""
+    file = None
+    try:
+        file = _open(path, flags)
     except OSError as error:
-        messages.warn(f"the history {path} cannot be read: {error.strerror}", f"ls -ld {path}")
+        _warn_of(path, error)
+    with file or nullcontext():
+        try:
+            yield file
+        except OSError as error:
+            _warn_of(path, error)
+
+
+def _warn_of(path: str, error: OSError) -> None:
+    messages.warn(f"the history {path} cannot be read: {error.strerror}", f"ls -ld {path}")
+
+
+def _line_start(file: FileIO, at: int, end: int) -> int:
+    """The start of the first line at or after an offset."""
+    if not at:
+        return 0
+    at = file.seek(at - 1)
+    while at < end and (data := file.read(_BLOCK)):
+        found = data.find(b"\n")
+        if found >= 0:
+            return at + found + 1
+        at += len(data)
+    return end
 
 
 _KINDS = {
@@ -229,15 +299,16 @@ _KINDS = {
 }
 
 
-def _open(path: str) -> "FileIO | None":
+def _open(path: str, flags: int) -> "FileIO | None":
     """None: there is no such file. Raises OSError, also for anything but a regular file: a FIFO
     would block, a device might never end, and opening one may have effects."""
     try:
         _require_regular(os.stat(path))
     except FileNotFoundError:
         return None
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = FileIO(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)))
+    for name in ("O_NONBLOCK", "O_BINARY", "O_CLOEXEC"):  # as far as the system has them
+        flags |= getattr(os, name, 0)
+    file = FileIO(os.open(path, flags))
     _require_regular(os.fstat(file.fileno()))
     return file
 

@@ -79,16 +79,17 @@ def read(run_id: str) -> "Samples | None":
     return samples
 
 
-def prune(now: float, age: float, size: int) -> "tuple[int, int]":
+def prune(now: float, age: float, size: int, dry_run: bool = False) -> "tuple[int, int]":
     """Remove the sample files of runs that ended more than `age` seconds before `now` (seconds
     since 1970), and the oldest until the others take at most `size` bytes; 0: no limit. Never that
-    of a live run. Returns the number of files removed and their bytes. Raises OSError."""
+    of a live run. Returns the number of files removed and their bytes (`dry_run`: that
+    would be removed). Raises OSError."""
     try:
         folder = sample_files.Folder()
     except FileNotFoundError:
         return 0, 0
     try:
-        return sample_files.prune(folder, now, age, size)
+        return sample_files.prune(folder, now, age, size, dry_run=dry_run)
     finally:
         folder.close()
 

@@ -192,3 +192,16 @@ def _rounded(value: float, step: int) -> int:
 def _span_value(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole // 3600}h" if whole % 3600 == 0 else f"{whole // 60}m"
+
+
+def text(found: Suggestion, project: str) -> "list[str]":
+    """The suggestion in lines that can be pasted into a settings file."""
+    runs = "1 run" if found.runs == 1 else f"{found.runs} runs"
+    commands = "1 command" if found.commands == 1 else f"{found.commands} commands"
+    lines = [f"# {project}: {runs} of {commands} in the last {_DAYS} days with runs"]
+    values = found.values()
+    for key, reason in found.evidence.items():
+        value = values.get(key)
+        shown = value if isinstance(value, int) else f'"{value}"'
+        lines += [f"# {reason}", f"{key} = {shown}"] if value else [f"# no {key}: {reason}"]
+    return lines

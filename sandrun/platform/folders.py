@@ -196,3 +196,12 @@ else:
             os.fchmod(fd, mode)
         except OSError:
             pass  # an unmapped user, or a file system without owners: it stays ours, 0600
+
+
+def keep_rights(fd: int, info: os.stat_result) -> None:
+    """Give a new file the mode and the owner of the file that it will replace. Raises OSError."""
+    if sys.platform != "win32":
+        own = os.fstat(fd)
+        if (own.st_uid, own.st_gid) != (info.st_uid, info.st_gid):
+            os.fchown(fd, info.st_uid, info.st_gid)
+        os.fchmod(fd, info.st_mode & 0o7777)

@@ -211,7 +211,9 @@ class SampleFile:
         self.folder.close()
 
 
-def prune(folder: Folder, now: float, age: float, size: int, own_id: str = "") -> "tuple[int, int]":
+def prune(
+    folder: Folder, now: float, age: float, size: int, own_id: str = "", dry_run: bool = False
+) -> "tuple[int, int]":
     """Remove the samples of runs that ended more than `age` seconds before `now` (seconds since
     1970), and the oldest until the others take at most `size` bytes. 0: no limit. Returns the
     number of files removed, and their bytes. Raises OSError.
@@ -240,7 +242,9 @@ def prune(folder: Folder, now: float, age: float, size: int, own_id: str = "") -
         if not (too_old or (size and left > size)) or (own_id and removed >= _EXAMINED // 10):
             break
         # A clock that was set back must not protect files that were written before.
-        if abs(now - written) > _FRESH and _remove(folder, name, abs(now - written)):
+        if abs(now - written) <= _FRESH:
+            continue
+        if dry_run or _remove(folder, name, abs(now - written)):
             left, removed, freed = left - taken, removed + 1, freed + taken
     return removed, freed
 

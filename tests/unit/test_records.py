@@ -47,7 +47,7 @@ def file(
     monkeypatch.setenv("SANDRUN_STATE_DIR", str(tmp_path / "queues"))
     (tmp_path / "sandrun").mkdir()
     if request.param == "json":
-        monkeypatch.setattr(records, "_fast", records._slow)
+        monkeypatch.setattr(records, "decode", records._slow)
     yield Path(history.path())
 
 

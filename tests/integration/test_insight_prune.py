@@ -1,0 +1,212 @@
+"""`sandrun history prune`: what it removes, and that no record is lost or doubled meanwhile."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sandrun.platform import processes
+from tests.harness import Box, installed_env, wait_for
+from tests.integration.test_insight_history import record, write
+
+DAY = 24  # hours
+
+
+def ids(file: Path) -> "list[str]":
+    """The ids in the file, in order; a doubled record is there twice."""
+    return [str(json.loads(line)["id"]) for line in file.read_text().splitlines()]
+
+
+def test_old_records_and_garbage_are_removed(box: Box) -> None:
+    file = write(box, *(record(days * DAY) for days in (200, 100, 80, 1)))
+    later = json.dumps({"v": 2, "id": "0badcafe", "since": 5}) + "\n"
+    file.write_bytes(b"torn {\n\0\0\0\n" + later.encode() + file.read_bytes())
+    os.chmod(file, 0o640)
+    before = file.read_bytes()
+    dry = box.run("history", "prune", "--dry-run")
+    assert "would remove 4 of 7 records (" in dry.stdout
+    assert file.read_bytes() == before
+    done = box.run("history", "prune")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == dry.stdout.splitlines()[0].replace(
+        "would remove", "removed"
+    )
+    assert ids(file) == ["0badcafe", f"{80 * DAY:08x}", f"{DAY:08x}"], "of another version: kept"
+    assert file.stat().st_mode & 0o777 == 0o640
+    assert os.listdir(file.parent) == ["history.jsonl"]
+
+
+def test_the_oldest_go_until_the_others_fit(box: Box) -> None:
+    file = write(box, *(record(number) for number in range(99, -1, -1)))
+    size = file.stat().st_size
+    done = box.run("history", "prune", "--older-than", "0", "--larger-than", "1M")
+    assert "removed 0 of 100" in done.stdout
+    big = write(box, *(record(number, cwd="/" + "x" * 40_000) for number in range(99, -1, -1)))
+    assert box.run("history", "prune", "--larger-than", "1M").returncode == 0
+    assert big.stat().st_size <= 1 << 20 < big.stat().st_size + 41_000
+    assert ids(big)[-1] == "00000000"
+    assert len(ids(big)) == (1 << 20) // (big.stat().st_size // len(ids(big)))
+    assert size
+
+
+def test_nothing_is_written_if_nothing_is_removed(box: Box) -> None:
+    file = write(box, record(1))
+    inode = file.stat().st_ino
+    assert "removed 0 of 1 records" in box.run("history", "prune").stdout
+    assert file.stat().st_ino == inode
+
+
+def test_a_run_that_waited_during_a_prune_is_recorded_once(box: Box) -> None:
+    file = write(box, record(200 * DAY))
+    box.hold("one")  # its log is open
+    waiter = box.queue_up("two")
+    assert "removed 1 of 1" in box.run("history", "prune").stdout
+    box.let_all(["one", "two"])
+    assert box.finish(waiter).returncode == 0
+    wait_for(lambda: len(box.records()) == 2, 20)
+    assert len(set(ids(file))) == 2
+
+
+def waits_for_lock(inode: str) -> bool:
+    return any("->" in line and inode in line for line in Path("/proc/locks").open())
+
+
+def prune_process(box: Box) -> "subprocess.Popen[str]":
+    return box.start("history", "prune", "--older-than", "90d")
+
+
+def test_a_record_written_after_the_copy_is_kept(box: Box) -> None:
+    """The writer is between its check and its write: the prune waits for it."""
+    file = write(box, record(200 * DAY), record(1))
+    with file.open("ab", buffering=0) as writer:
+        fcntl.flock(writer, fcntl.LOCK_SH)
+        pruning = prune_process(box)
+        inode = f":{file.stat().st_ino} "
+        wait_for(lambda: waits_for_lock(inode) or pruning.poll() is not None, 20)
+        assert pruning.poll() is None, "it did not wait for the writer"
+        writer.write((json.dumps(record(0)) + "\n").encode())
+    assert box.finish(pruning).returncode == 0
+    assert ids(file) == ["00000001", "00000000"]
+
+
+def test_a_run_that_ends_during_the_replacement_is_recorded_in_the_new_file(box: Box) -> None:
+    """The test does what a prune does, and takes its time."""
+    file = write(box, record(1))
+    with file.open("rb") as old:
+        fcntl.flock(old, fcntl.LOCK_EX)
+        new = file.with_name("new")
+        new.write_bytes(file.read_bytes())
+        run = box.start("--", "touch", box.root / "done")
+        done = box.root / "done"
+        wait_for(lambda: done.exists() and not processes.children(run.pid), 20, "the command ended")
+        new.rename(file)
+    assert box.finish(run).returncode == 0
+    assert len(set(ids(file))) == 2
+
+
+def test_a_prune_that_is_stopped_holds_up_no_run(box: Box) -> None:
+    """The record is in the state directory then, and listed all the same."""
+    file = write(box, record(1))
+    with file.open("rb") as old:
+        fcntl.flock(old, fcntl.LOCK_EX)
+        assert box.run("--", "true").returncode == 0
+        lines = box.run("history").stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith(" true")
+    assert ids(file) == ["00000001"]
+
+
+WRITER = """
+import random, sys, time
+from sandrun import history
+name, count = sys.argv[1], int(sys.argv[2])
+for number in range(count):
+    log = history.Log()
+    time.sleep(random.random() / 50)
+    history.append({"id": f"{name}{number:07x}", "since": time.time(), "wall": 0.0}, "", log)
+"""
+
+
+def test_writers_and_prunes_at_the_same_time(box: Box) -> None:
+    old = [record(200 * DAY + number) for number in range(50)]
+    file = write(box, *old)
+    env = installed_env({**box.env})
+    names = "abcd"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, name, "150"], env=env) for name in names
+    ]
+    try:
+        prunes = 0
+        while any(writer.poll() is None for writer in writers):
+            with file.open("a") as more:  # so that there is something to remove
+                fcntl.flock(more, fcntl.LOCK_SH)
+                if os.fstat(more.fileno()).st_nlink:
+                    more.write(json.dumps(old[0]) + "\n")
+                    more.flush()
+            assert box.run("history", "prune").returncode == 0
+            prunes += 1
+        assert all(writer.wait() == 0 for writer in writers)
+    finally:
+        for writer in writers:
+            writer.kill()
+    assert box.run("history", "prune").returncode == 0
+    expected = {f"{name}{number:07x}" for name in names for number in range(150)}
+    found = ids(file)
+    assert len(found) == len(set(found)), "a record is there twice"
+    assert set(found) == expected, f"lost after {prunes} prunes"
+
+
+def test_a_killed_prune_leaves_the_history_and_its_file_is_removed(box: Box) -> None:
+    file = write(box, record(200 * DAY), record(1))
+    content = file.read_bytes()
+    with file.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_SH)
+        pruning = prune_process(box)
+        wait_for(lambda: len(os.listdir(file.parent)) == 2 or pruning.poll() is not None, 20)
+        pruning.send_signal(signal.SIGKILL)
+        pruning.wait()
+    assert file.read_bytes() == content
+    assert len(os.listdir(file.parent)) == 2
+    assert box.run("history", "prune").returncode == 0
+    assert ids(file) == ["00000001"]
+    assert os.listdir(file.parent) == ["history.jsonl"]
+
+
+def test_what_is_no_history_is_left_alone(box: Box) -> None:
+    file = write(box)
+    other = box.root / "passwd"
+    other.write_text("root:x:0:0\n" * 10)
+    file.unlink()
+    file.symlink_to(other)
+    done = box.run("history", "prune")
+    assert done.returncode == 125
+    assert "is no history of yours" in done.stderr
+    assert other.read_text() == "root:x:0:0\n" * 10
+    file.unlink()
+    os.link(other, file)
+    assert box.run("history", "prune").returncode == 125
+    assert other.read_text() == "root:x:0:0\n" * 10
+
+
+def test_the_samples_of_old_runs_are_removed(box: Box) -> None:
+    box.run("--", "sleep", "1.2")
+    (sample,) = (box.home / "state/sandrun/runs").iterdir()
+    then = time.time() - 91 * 86400
+    os.utime(sample, (then, then))
+    assert "would remove the samples of 1 run" in box.run("history", "prune", "--dry-run").stdout
+    assert sample.exists()
+    assert "removed the samples of 1 run (" in box.run("history", "prune").stdout
+    assert not sample.exists()
+
+
+@pytest.mark.parametrize("words", [["--older-than", "soon"], ["--larger-than", "big"]])
+def test_a_bad_limit_is_refused_in_one_line(box: Box, words: "list[str]") -> None:
+    done = box.run("history", "prune", *words)
+    assert done.returncode == 125
+    assert "expected a " in done.stderr
