@@ -201,7 +201,7 @@ class Watch:
             for path, reader in self._readers.items()
             if not _is_pool(path)
         ]
-        self._gauges.keep({ticket.id for queue in queues for ticket in queue.tickets})
+        self._gauges.keep({run_id for queue in queues for run_id in queue.rows})
         queues = [queue for queue in queues if queue.tickets or queue.paused or queue.note]
         queues.sort(key=lambda queue: (queue.uid, queue.title or queue.path))
         return Snapshot(queues, [pool for pool in pools if pool.tickets])

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -270,6 +271,32 @@ def test_filter_log_and_help(here: Box) -> None:
         assert app.screen is app.screen_stack[0]
 
     drive(here, steps)
+
+
+def test_a_long_queue_hides_no_other(here: Box) -> None:
+    here.hold("one")
+    other = here.root / "zzz"
+    other.mkdir()
+    here.start("--", *here.job("other"), cwd=other)
+    here.begun("other")
+    (row,) = json.loads(here.run("status", "--json", cwd=other).stdout)["queues"][0]["runs"]
+    (path,) = [path for path in here.directories() if "job one" in (path / "queue.txt").read_text()]
+    queue = Queue(str(path))
+    tickets = [queue.enqueue(f"{n:08x}", ["make", f"PART={n}"]) for n in range(100)]
+
+    async def steps(pilot: "Pilot[int]", app: Top) -> None:
+        await until(pilot, shows(app, "95 more wait"), "the fold")
+        assert "job other" in screen(app) and "PART=5" not in screen(app)
+        await pilot.press("tab")
+        await until(pilot, lambda: app.board.selected == row["id"], "the other")
+        await pilot.press("space", "shift+tab", "pagedown", "pagedown")
+        await until(pilot, shows(app, "PART=25"), "all waiters")
+
+    try:
+        drive(here, steps, (200, 30))
+    finally:
+        for ticket in tickets:
+            queue.leave(ticket)
 
 
 def test_a_thousand_waiters(here: Box) -> None:

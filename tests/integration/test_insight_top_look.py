@@ -29,7 +29,8 @@ def ticket(run_id: str, order: str, age: int, command: str, extra: int = 0) -> T
 
 
 def figures(memory: int, limit: int, curve: "tuple[int, ...]") -> Figures:
-    return Figures(memory, limit, 1.87, 12, 0.03, (*curve, memory), "cgroup2")
+    series = [(t * 2.0, float(value)) for t, value in enumerate((0, *curve, memory))]
+    return Figures(memory, limit, 1.87, 12, 0.03, series, "cgroup2", ("warned", 50.0))
 
 
 def queue(title: str, tickets: "list[Ticket]", known: "list[Figures | None]") -> QueueView:
@@ -131,14 +132,13 @@ def test_every_line_is_as_wide_as_the_screen(width: int, ascii_only: bool) -> No
 
 def test_a_curve_loses_no_peak_and_shows_what_is_small() -> None:
     glyphs = texts.Glyphs(False)
-    values = [10] * 1000
-    values[777] = 100
-    (line,) = glyphs.curve(tuple(values), 100, 20)
+    series = [(float(t), 100.0 if t == 777 else 10.0) for t in range(1000)]
+    (line,) = glyphs.curve(series, 999, 100, 20)
     assert line.count("█") == 1 and set(line) == {"▁", "█"}
-    assert glyphs.curve((1,), 10**9, 5) == ["    ▁"]
-    high = glyphs.curve((50, 100), 100, 2, 2)
-    assert high == [" █", "██"]
-    assert glyphs.curve((), 100, 3, 2) == ["   ", "   "]
+    start = (0.0, 0.0)
+    assert glyphs.curve([start, (1.0, 1.0)], 5, 10**9, 5) == ["    ▁"]
+    assert glyphs.curve([start, (1.0, 50.0), (2.0, 100.0)], 2, 100, 2, 2) == [" █", "██"]
+    assert glyphs.curve([], 60, 100, 3, 2) == ["   ", "   "]
 
 
 def test_a_snapshots_waiter_knows_its_expected_start() -> None:

@@ -66,7 +66,7 @@ class Terminal:
     def top(self, *options: str) -> int:
         """Start `sandrun top`; its pid."""
         self.line(f"clear; {SANDRUN} {' '.join(options)} top; echo code=$?")
-        self.shows(" wait")
+        self.shows("STATE")
         (pid,) = processes.children(self.pane)
         return pid
 

@@ -19,6 +19,9 @@ from textual.widget import Widget
 from sandrun.insight.live import QueueView, Row, Snapshot
 from sandrun.insight.top import texts
 
+_TITLE, _FOLDED = -1, -2
+_FEW = 5
+"""How many waiters of a long queue are shown where there are other queues."""
 _STYLES: dict[str, Style] = {}
 
 
@@ -71,6 +74,9 @@ class Board(ScrollView, can_focus=True):
         Binding("pagedown", "page(1)", show=False),
         Binding("home,g", "move(-1000000000)", show=False),
         Binding("end,G", "move(1000000000)", show=False),
+        Binding("tab", "queue(1)", show=False),
+        Binding("shift+tab", "queue(-1)", show=False),
+        Binding("space", "fold", show=False),
     ]
 
     class Moved(Message):
@@ -81,7 +87,8 @@ class Board(ScrollView, can_focus=True):
         self.glyphs = glyphs
         self.snapshot = Snapshot([], [])
         self.entries: list[tuple[QueueView, int]] = []
-        """A line each: a queue and the index of its ticket, -1 for its title."""
+        """A line each: a queue and the index of its ticket, or `_TITLE` or `_FOLDED`."""
+        self.unfolded = False
         self.filter = ""
         self.selected = ""
         self.cursor = 0
@@ -105,13 +112,35 @@ class Board(ScrollView, can_focus=True):
 
     def _entries(self, queue: QueueView) -> list[tuple[QueueView, int]]:
         words = self.filter.lower()
-        found = [
-            (queue, index)
-            for index, ticket in enumerate(queue.tickets)
-            if not words
-            or words in f"{ticket.id} {ticket.command} {queue.title or queue.path}".lower()
-        ]
-        return [(queue, -1), *found] if found or not words else []
+        if words:
+            title = queue.title or queue.path
+            found = [
+                (queue, index)
+                for index, ticket in enumerate(queue.tickets)
+                if words in f"{ticket.id} {ticket.command} {title}".lower()
+            ]
+            return [(queue, _TITLE), *found] if found else []
+        shown, count = queue.running + _FEW, len(queue.tickets)
+        # The waiters of one queue must not hide the runs of all others.
+        is_long = count > shown + _FEW and len(self.snapshot.queues) > 1 and not self.unfolded
+        last = [(queue, _FOLDED)] if is_long else []
+        indexes = range(shown if is_long else count)
+        return [(queue, _TITLE), *((queue, index) for index in indexes), *last]
+
+    def action_fold(self) -> None:
+        """Show all waiters of all queues, or only the first ones of long queues."""
+        self.unfolded = not self.unfolded
+        self.update(self.snapshot)
+
+    def action_queue(self, queues: int) -> None:
+        """Select the first run of the next or previous queue."""
+        at = self._line_of(self.selected)
+        line = at if at >= 0 else self.cursor
+        titles = [number for number, (_, index) in enumerate(self.entries) if index == _TITLE]
+        own = max((number for number in titles if number <= line), default=0)
+        if titles:
+            target = titles[(titles.index(own) + queues) % len(titles)]
+            self.select(target if self._key(target) else target + 1)
 
     def _line_of(self, key: str) -> int:
         if key and self.cursor < len(self.entries) and self._key(self.cursor) == key:
@@ -124,7 +153,7 @@ class Board(ScrollView, can_focus=True):
         queue, index = self.entries[line]
         if index >= 0:
             return queue.tickets[index].id
-        return "" if queue.tickets else queue.path
+        return "" if queue.tickets or index == _FOLDED else queue.path
 
     def selection(self) -> tuple[QueueView, Row | None] | None:
         """The selected queue, and the run or waiter if there is one; None: it is over."""
@@ -183,6 +212,9 @@ class Board(ScrollView, can_focus=True):
             return strip([(shown, "dim")], width)
         queue, index = self.entries[line]
         is_selected = self.selected != "" and self._key(line) == self.selected
+        if index == _FOLDED:
+            more = f"   {self.glyphs.more} {len(queue.tickets) - queue.running - _FEW} more wait"
+            return strip([(f"{more} (Space shows them)", "dim")], width)
         if index < 0:
             title = texts.title(queue, self.glyphs, width, self.whose)
             return strip(title, width, is_selected)

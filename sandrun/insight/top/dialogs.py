@@ -11,6 +11,8 @@ from textual.widgets import Static
 
 KEYS = (
     ("up, down, PgUp, PgDn, Home, End", "select a run or a waiter"),
+    ("Tab, Shift-Tab", "go to the next queue, or back"),
+    ("Space", "show all waiters of long queues, or only the first"),
     ("Enter, l", "open its log"),
     ("c", "cancel the selected waiter: it exits with 75"),
     ("+, -", "give the selected waiter an hour more, or less, of a head start"),
@@ -22,9 +24,10 @@ KEYS = (
     ("q, Ctrl-C", "quit"),
 )
 _HELP = """\
-MEMORY is what the run uses of its limit, CURVE how that went, against the limit. CPU 100 % is one
-processor. STALL is the share of the time in which all of the run waited for memory. A waiter shows
-when it is expected to start, from past runs.
+MEMORY is what the run uses of its limit, LAST MIN how that went in the last minute, where the full
+height is the limit; below the list is the whole run. CPU 100% is one processor. PROCS counts
+processes and threads. STALL is the share of the time in which all of the run waited for memory. A
+waiter shows when it is expected to start, from past runs.
 
 A key acts on the run that was selected when it was pressed. When that run ends, nothing is selected
 until you move."""

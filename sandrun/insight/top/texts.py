@@ -5,17 +5,21 @@ alone, because there may be no colour.
 """
 
 import time
-from itertools import pairwise
 
 from rich.cells import cell_len, set_cell_size
 
-from sandrun.insight.figures import Figures
+from sandrun.insight import plots
+from sandrun.insight.figures import Figures, Series
 from sandrun.insight.live import PoolView, QueueView, Row, Snapshot, user_name
 from sandrun.model import plain, size_text, span_text
 
 Piece = tuple[str, str]
 Line = list[Piece]
 
+_RECENT = 60.0
+"""Seconds that the curve in the list shows."""
+_FAR = 6
+"""Below this part of the limit the curve of the details has a scale of its own."""
 HIGH, FULL = 0.8, 0.95
 """The shares of the limit from which memory is shown as high, and as nearly full."""
 
@@ -48,10 +52,13 @@ class Glyphs:
         filled = min(width, max(0, round(share * width)))
         return self.full * filled + self.empty * (width - filled)
 
-    def curve(self, values: tuple[int, ...], top: int, width: int, height: int = 1) -> list[str]:
-        """The values as a curve of blocks, `height` lines high, highest line first. Each column has
-        the maximum of its values, so that no peak is lost."""
-        columns = _columns(values, width)
+    def curve(
+        self, series: Series, seconds: float, top: float, width: int, height: int = 1
+    ) -> list[str]:
+        """The last `seconds` as a curve of blocks, `height` lines high, highest line first. Each
+        column has the maximum of its time, so that no peak is lost."""
+        end = series[-1][0] if series else 0.0
+        columns = plots.columns(series, end - max(seconds, 0.1), end, width)
         steps = len(self.levels) - 1
         lines = []
         for line in range(height - 1, -1, -1):
@@ -61,16 +68,8 @@ class Glyphs:
                 level = min(steps, max(0, round(whole - line * steps)))
                 # Something that is used is never shown as nothing.
                 levels.append(max(1, level) if line == 0 and value > 0 else level)
-            lines.append("".join(self.levels[level] for level in levels).rjust(width))
+            lines.append("".join(self.levels[level] for level in levels))
         return lines
-
-
-def _columns(values: tuple[int, ...], width: int) -> list[int]:
-    count = len(values)
-    if count <= width:
-        return list(values)
-    edges = [index * count // width for index in range(width + 1)]
-    return [max(values[low:high]) for low, high in pairwise(edges)]
 
 
 def sizes(memory: int | None, limit: int, of: str = "/") -> str:
@@ -160,7 +159,7 @@ class Columns:
     def heading(self) -> str:
         cells = [" " + "ID".ljust(9) + "STATE".ljust(10)]
         cells += ["FOR".ljust(self.age + 1)] if self.age else []
-        names = ("MEMORY", "MEM", "CURVE", "CPU", "PROCS", "STALL")
+        names = ("MEMORY", "MEM", "LAST MIN", "CPU", "PROCS", "STALL")
         numbers = (self.memory, self.share, self.curve, self.cpu, self.processes, self.stalled)
         for name, size in zip(names, numbers, strict=True):
             if size:
@@ -183,6 +182,10 @@ def row(shown: Row, columns: Columns, glyphs: Glyphs) -> Line:
     elif room:
         line.append((glyphs.fit(_wait(shown), room - 1) + " ", "dim"))
     return [*line, (glyphs.fit(glyphs.text(ticket.command), columns.command), "")]
+
+
+def _peak(figures: Figures) -> float:
+    return max((value for _, value in figures.curve), default=0.0)
 
 
 def _wait(shown: Row) -> str:
@@ -212,9 +215,9 @@ def _figures(figures: Figures, columns: Columns, glyphs: Glyphs) -> Line:
     if columns.share:
         line.append((f"{share * 100:.0f}%".rjust(columns.share) + " ", style))
     if columns.curve:
-        top = figures.limit or max(figures.curve, default=0)
-        recent = figures.curve[-columns.curve :]
-        line.append((glyphs.curve(recent, top, columns.curve)[0] + " ", style))
+        top = figures.limit or _peak(figures)
+        curve = glyphs.curve(figures.curve, _RECENT, top, columns.curve)
+        line.append((curve[0] + " ", style))
     for size, text in (
         (columns.cpu, "" if figures.cpu is None else f"{figures.cpu * 100:.0f}%"),
         (columns.processes, "" if figures.processes is None else str(figures.processes)),
@@ -248,19 +251,25 @@ def details(view: QueueView, shown: Row, glyphs: Glyphs, width: int, height: int
     figures = shown.figures
     if figures:
         facts.append(f"limit {size_text(figures.limit) if figures.limit else 'none'}")
+        facts.append(f"peak {size_text(int(_peak(figures)))}")
         facts.append(figures.backend)
+        if figures.last_event:
+            facts.append(f"{figures.last_event[0]} after {span_text(figures.last_event[1])}")
     if wait := _wait(shown) if not figures else "":
         facts.append(wait)
     if shown.stopped:
         facts.append(f"stopped: fg, or kill -CONT {shown.stopped}")
-    if shown.cwd:
+    if shown.cwd and shown.cwd != view.title:
         facts.append(f"in {shown.cwd}")
     lines.append([(glyphs.fit(glyphs.text(f" {glyphs.dot} ".join(facts)), width), "")])
     room = height - len(lines)
-    if figures and room > 0 and (figures.limit or figures.curve):
-        top = figures.limit or max(figures.curve)
-        label = " " + size_text(top)
-        curve = glyphs.curve(figures.curve, top, max(1, width - 10), room)
+    if figures and figures.curve and room > 0:
+        peak = _peak(figures)
+        # Against a limit far above, the curve would be a flat line.
+        top = figures.limit if figures.limit and peak * _FAR > figures.limit else peak * 1.2
+        label = " " + size_text(int(top))
+        seconds = figures.curve[-1][0]
+        curve = glyphs.curve(figures.curve, seconds, top, max(1, width - 10), room)
         style = memory_style(figures)
         for number, text in enumerate(curve):
             ends = label if number == 0 else " 0" if number == room - 1 else ""
