@@ -115,23 +115,39 @@ def _by_id(run: str) -> "RunLog | None":
 
 def _completed(start: str) -> str:
     """The id that begins with `start`. Raises SandrunError if several do; none: `start`."""
-    found = list(dict.fromkeys(run for run in _ids() if start and run.startswith(start)))
+    if not start or not _HEX.issuperset(start):
+        return start
+    found: dict[str, None] = {}
+    for run in _ids(start):
+        if run.startswith(start):
+            found[run] = None
+        if len(found) > _OFFERED_ALIKE:
+            break  # enough to choose from, and many more would take time
     if len(found) > 1:
-        shown = ", ".join(found[:5]) + (f" and {len(found) - 5} more" if len(found) > 5 else "")
-        raise SandrunError(f"{start} begins {len(found)} ids", f"one of {shown}", exit_code=1)
-    return found[0] if found else start
+        raise SandrunError(
+            f"several ids begin with {start}", f"such as {', '.join(found)}", exit_code=1
+        )
+    return next(iter(found), start)
 
 
-def _ids() -> "Iterator[str]":
-    """The ids of all known runs; some several times."""
+_HEX = frozenset("0123456789abcdef")
+_OFFERED_ALIKE = 5
+
+
+def _ids(start: str) -> "Iterator[str]":
+    """The ids of all known runs that begin with `start`, and others; some several times."""
     for _, ticket, _ in _tickets(all_states()):
         yield ticket.id
-    for record in records.newest_first():
-        yield record.get("id", "")
     try:
         yield from (name.partition(".")[0] for name in os.listdir(f"{state_home()}/runs"))
     except OSError:
         pass
+    # Of a million records only those are decoded that may be meant.
+    mark = f'"id": "{start}'.encode()
+    for path in records.files():
+        for line in records.lines(path, backward=True):
+            if mark in line and (record := records.decode(line)):
+                yield record.get("id", "")
 
 
 def of_record(record: Record) -> RunLog:
