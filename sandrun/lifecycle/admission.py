@@ -210,7 +210,7 @@ class Admission:
         def wait(waiter: "Waiter") -> None:
             waiter.wait_turn(queue, ticket, lock, self._be_ready)
 
-        enclosing = nesting.enclosing_runs(self.request.enclosing)
+        enclosing = nesting.enclosing_runs(self.request.enclosing, queue.path)
         self._wait(queue, ticket, enclosing, [ticket.fd], wait)
         return True
 

@@ -64,14 +64,15 @@ def _has_locked(pid: str, file: os.stat_result) -> bool:
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return False
-    for name in names:
+    for name in reversed(names):  # a run lock has a high number
         try:
+            # Descriptors that we opened ourselves are close-on-exec.
+            if pid == "self" and not os.get_inheritable(int(name)):
+                continue
             here = os.stat(f"/proc/{pid}/fd/{name}")
             if (here.st_ino, here.st_dev) != (file.st_ino, file.st_dev):
                 continue
-            # Descriptors that we opened ourselves are close-on-exec.
-            inherited = pid != "self" or os.get_inheritable(int(name))
-            if inherited and b"FLOCK" in processes.read(f"/proc/{pid}/fdinfo/{name}"):
+            if b"FLOCK" in processes.read(f"/proc/{pid}/fdinfo/{name}"):
                 return True
         except OSError:  # closed: it was the descriptor of the listing itself
             continue

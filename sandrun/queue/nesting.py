@@ -124,8 +124,9 @@ def _is_ancestor(pid: int) -> bool:
     return pid in processes.ancestors(os.getpid())
 
 
-def enclosing_runs(enclosing: str) -> str:
-    """The live runs that enclose this process, in the form of the hint `enclosing`.
+def enclosing_runs(enclosing: str, examined: str = "") -> str:
+    """The live runs that enclose this process, in the form of the hint `enclosing`; without those
+    of the queue in the directory `examined`, for which `contains_us` was False.
 
     Searches all queues and the pool, also in the state directories that our ancestors used, because
     the environment that named them may have been cleared. Takes a millisecond, so only runs that
@@ -134,6 +135,8 @@ def enclosing_runs(enclosing: str) -> str:
     ancestors = processes.ancestors(os.getpid())
     found: dict[str, str] = {}
     for path in _states(enclosing, ancestors):
+        if path == examined:
+            continue
         try:
             queue = Queue(path)
         except SandrunError:

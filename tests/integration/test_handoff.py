@@ -166,3 +166,13 @@ def test_sigkill_of_a_waiter_while_it_gets_ready(kernel_box: Box) -> None:
     assert box.run("--", "true").returncode == 0
     assert [record["reason"] for record in box.records()] == ["exit"] * 4
     wait_for(lambda: not unlocked(parents), 5, "no group of a dead run is left")
+
+
+def test_a_waiter_searches_once_for_runs_that_enclose_it(box: Box) -> None:
+    """In its own queue: two files that the holder may have locked, and one that we inherited."""
+    box.hold("a")
+    file = box.root / "points"
+    box.start("--", *box.job("b"), env=injected(box, SANDRUN_TEST_POINTS=str(file)))
+    wait_for(lambda: file.exists() and "posix_waiter.py:__enter__:" in file.read_text(), 20)
+    points = file.read_text().splitlines()
+    assert points.count("linux_locks.py:_has_locked:listdir") == 3
