@@ -161,8 +161,13 @@ class Recorder:
             self._give_up(error)
 
     def _replace(self) -> None:
-        if self.file:
-            self.file.replace([self._header(), *map(_line, self.points), *self.events])
+        """Write all points again. On Windows that fails while a reader has the file open: then the
+        file has some points more until the next time."""
+        try:
+            if self.file:
+                self.file.replace([self._header(), *map(_line, self.points), *self.events])
+        except PermissionError:
+            pass
 
     def note(self, event: str, details: "Mapping[str, object]", now: float) -> None:
         """Add an event."""

@@ -183,7 +183,7 @@ class SampleFile:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.name)
 
     def replace(self, lines: "list[str]") -> None:
-        """Replace all lines, atomically."""
+        """Replace all lines, atomically. If that fails, the file is as it was."""
         private = folders.private_name(self.name)
         fd = self.folder.create(private)
         try:
@@ -198,9 +198,10 @@ class SampleFile:
                 os.close(fd)
             self.folder.unlink(private)
             raise
-        if sys.platform == "win32":
-            self.fd = self.folder.open(self.name, os.O_WRONLY | os.O_APPEND)
-        else:
+        finally:
+            if sys.platform == "win32" and self.fd < 0:
+                self.fd = self.folder.open(self.name, os.O_WRONLY | os.O_APPEND)
+        if sys.platform != "win32":
             os.close(self.fd)
             self.fd = fd
 

@@ -130,14 +130,25 @@ def test_a_clock_that_was_set_back_protects_nothing_for_ever(folder: Path) -> No
     assert samples.prune(time.time(), DAY * 90, 1)[0] == 2
 
 
-def test_a_file_that_was_replaced_meanwhile_stays(folder: Path) -> None:
-    """The run replaced it between our opening and our lock: the name is now a live run's file."""
+def test_a_file_that_is_replaced_meanwhile_stays(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run replaces it between our opening of it and our lock."""
     path = old(folder, "0000000a", 100)
-    new = old(folder, "0000000a", 100, ending=".0123456789abcdef")
-    with new.open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        new.rename(path)
-        assert samples.prune(time.time(), DAY, 0) == (0, 0)
+    new = old(folder, "0000000a", 50, ending=".0123456789abcdef")
+    real = sample_files.is_locked
+    with path.open("rb") as before, new.open("rb") as after:
+        for held in (before, after):
+            fcntl.flock(held, fcntl.LOCK_EX)
+
+        def is_locked(fd: int, age: float) -> bool:
+            if new.exists():
+                new.rename(path)
+                before.close()
+            return real(fd, age)
+
+        monkeypatch.setattr(sample_files, "is_locked", is_locked)
+        assert samples.prune(time.time(), 70 * DAY, 0) == (0, 0)
     assert path.exists()
 
 

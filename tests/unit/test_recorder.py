@@ -197,7 +197,7 @@ def test_a_run_inside_another_held_nothing(tmp_path: Path) -> None:
 
     rows: list[Record] = [
         {"id": "aaaaaaaa", "project": "/p", "since": 100.0, "wall": 50.0, "command": ["make"]},
-        {"id": "bbbbbbbb", "project": "/p", "since": 110.0, "wall": 5.0, "command": ["cc"]},
+        {"id": "bbbbbbbb", "project": "/p", "since": 130.0, "wall": 5.0, "command": ["cc"]},
         {"id": "cccccccc", "project": "/q", "since": 100.0, "wall": 50.0, "command": ["cc"]},
         {"id": "dddddddd", "project": "/p", "since": 151.0, "wall": 9.0, "command": ["m\x1bx"]},
         {"id": "eeeeeeee", "project": "/p", "since": 10.0, "wall": 20.0, "command": ["old"]},
