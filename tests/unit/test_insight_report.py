@@ -108,3 +108,14 @@ def test_dates_are_local() -> None:
 def test_what_is_no_moment(words: str) -> None:
     with pytest.raises((ValueError, OverflowError)):
         moment(words, 1.7e9)
+
+
+def test_runs_that_hit_their_memory_limit_come_first_and_no_command_hides_the_others() -> None:
+    fields: list[dict[str, Any]] = [
+        {"reason": "timeout", "peak": 1, "limit": 100},
+        {"reason": "memory", "peak": 100, "limit": 100, "since": 1.6e9},
+        *({"reason": "memory", "peak": 100, "limit": 100, "since": 1.7e9 + n} for n in range(3)),
+        {"command": ["other"], "peak": 90, "limit": 100},
+    ]
+    runs = [collect.run_of(record(**given), str(n)) for n, given in enumerate(fields)]
+    assert [run.key for run in curves.worst_first(runs)] == ["4", "3", "5", "2", "1", "0"]

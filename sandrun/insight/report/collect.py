@@ -27,6 +27,7 @@ _LATEST = 4102444800.0  # the year 2100
 _LONGEST = 1e9  # seconds: 30 years
 _COMMAND = 400
 """Characters of a command line that are kept of each run."""
+_HOLDER = 80  # characters that a record holds of the command that was waited for
 LIMITS = frozenset(("memory", "outer-memory", "timeout", "cpu-time", "idle"))
 
 
@@ -83,7 +84,9 @@ def _waits(value: object) -> list[tuple[str, str, float]]:
     for item in value[:5] if isinstance(value, list) else ():
         seconds = _number(item.get("seconds"), _LONGEST) if isinstance(item, dict) else None
         if seconds is not None:
-            waits.append((str(item.get("id", ""))[:8], str(item.get("command", ""))[:80], seconds))
+            command = str(item.get("command", ""))
+            command = command[:_HOLDER] + "…" * (len(command) >= _HOLDER)
+            waits.append((str(item.get("id", ""))[:8], command, seconds))
     return waits
 
 

@@ -15,6 +15,7 @@ from sandrun.insight.report.timeline import ending
 from sandrun.insight.samples import Event, Point, Samples
 
 _EVENTS = 20
+_HITS = ("limit", "timeout")
 _EACH = 2
 _OFF_SCALE = 5
 """A limit more than so many times the peak would press the curve to the ground: it is named."""
@@ -55,7 +56,9 @@ def _drawing(run: Run, samples: Samples, most: int, is_filled: bool) -> str:
     limit = run.limit or samples.limit
     is_drawn = bool(limit) and limit <= max(peak, 1) * _OFF_SCALE
     seconds = max([run.wall, 0.001, *(point.t for point in samples.points)])
-    frame = Frame(0.0, seconds, max(peak, limit if is_drawn else 0, 1) * 1.08)
+    # Room for the line of the limit, or for the words that replace it.
+    top = max(peak, limit) * 1.08 if is_drawn else max(peak, 1) * (1.4 if limit else 1.08)
+    frame = Frame(0.0, seconds, top)
     parts = [frame.values(markup.SIZES, markup.short_size)]
     parts += (
         frame.mark(at, markup.short_span(at)) for at in markup.steps(seconds, markup.SPANS, 3)[1:]
@@ -73,7 +76,7 @@ def _drawing(run: Run, samples: Samples, most: int, is_filled: bool) -> str:
         words = f"limit {size(limit)}, far above"
         parts.append(f'<text class="end" x="{WIDTH - 6}" y="18">{words}</text>')
     marked = samples.events[:_EVENTS]
-    parts += (frame.event(event.t, _event_text(event)) for event in marked)
+    parts += (frame.event(event.t, _event_text(event), event.kind in _HITS) for event in marked)
     says = f"Memory over {span(seconds)}: peak {size(peak)}"
     says += f", limit {size(limit)}" if limit else ""
     says += "".join(f"; {_event_text(event)}" for event in marked)
@@ -106,7 +109,7 @@ def worst_first(runs: "Iterable[Run]") -> "list[Run]":
     Of each command the first `_EACH` come before all others, so that one does not hide the rest."""
     ordered = sorted(
         runs,
-        key=lambda run: (run.kind == "limit", run.share or 0.0, run.peak or 0, run.start or 0.0),
+        key=lambda run: ("memory" in run.reason, run.share or 0.0, run.peak or 0, run.start or 0.0),
         reverse=True,
     )
     seen: Counter[tuple[str, str]] = Counter()

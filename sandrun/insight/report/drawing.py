@@ -54,10 +54,11 @@ class Frame:
         """A text below the drawing."""
         return f'<text class="{at}" x="{self.x(seconds):.0f}" y="{HEIGHT - 4}">{name}</text>'
 
-    def event(self, seconds: float, title: str) -> str:
-        """A vertical line."""
-        line = f"M{number(self.x(seconds))} {_TOP}V{HEIGHT - _BOTTOM}"
-        return f'<path class="event" d="{line}"><title>{title}</title></path>'
+    def event(self, seconds: float, title: str, is_hit: bool) -> str:
+        """A vertical line, a thick one where a limit was hit."""
+        line = f"M{self.x(seconds):.0f} {_TOP}V{HEIGHT - _BOTTOM}"
+        kind = "event hit" if is_hit else "event"
+        return f'<path class="{kind}" d="{line}"><title>{title}</title></path>'
 
     def svg(self, title: str, parts: str) -> str:
         """The whole drawing."""

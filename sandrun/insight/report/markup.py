@@ -53,14 +53,15 @@ def moment(seconds: "float | None", form: str = "%Y-%m-%d %H:%M:%S") -> str:
         return UNKNOWN
 
 
-_MARKS = {"#": ' class="n"', "d": ' class="d"'}
+_MARKS = {"#": ' class="n"', "d": ' class="d"', "c": ' class="c"'}
 
 
 def table(
     caption: str, heads: "Sequence[str]", rows: "Iterable[Sequence[str]]", kinds: str = ""
 ) -> str:
     """A table in a region of its own that scrolls, also by keyboard. Cells are markup; the first
-    cell of a row is its head. `kinds`: one character a column, `#` for a number, `d` for a date."""
+    cell of a row is its head. `kinds`: one character a column, `#` for a number,
+    `d` for what must not be broken (a date, a bar), `c` for a command."""
     marks = [_MARKS.get(kind, "") for kind in kinds.ljust(len(heads))]
     head = "".join(
         f'<th scope="col"{mark}>{name}</th>' for name, mark in zip(heads, marks, strict=True)

@@ -116,7 +116,9 @@ _PATTERNS = (
 
 
 def _coverage(found: Collected, about: str) -> str:
-    when = f", {moment(found.first, '%Y-%m-%d %H:%M')} to {moment(found.last, '%Y-%m-%d %H:%M')}"
+    days = [moment(at, "%Y-%m-%d") for at in (found.first, found.last)]
+    form = "%H:%M" if days[0] == days[1] else "%Y-%m-%d %H:%M"
+    when = f", {moment(found.first, '%Y-%m-%d %H:%M')} to {moment(found.last, form)}"
     says = f"{count(found.count, 'run')}{text(about)}{when if found.first else ''}."
     if found.count > len(found.runs):
         says += (
@@ -141,6 +143,7 @@ def _memory(sampled: Sampled, points: int, cut: int) -> str:
             f'<div class="grid">{more}</div></details>'
         )
     return (
-        "<p>Runs that a limit ended, then those closest to theirs; of each command two come first."
-        f' The dashed line is the limit.</p><div class="grid">{first}</div>{more}'
+        "<p>Runs that a memory limit ended, then those closest to theirs; of each command two come"
+        " first. The dashed line is the limit; vertical lines are events, thick where a limit was"
+        f' hit.</p><div class="grid">{first}</div>{more}'
     )

@@ -53,7 +53,7 @@ def _days(found: Collected) -> str:
     heads = ("Day", "Runs", "Not successful", "Run", "Waited", "Share of waiting")
     is_long = len(days) > _DAYS
     name = "Periods from each day on" if is_long else "Days"
-    return f"<details open><summary>By day</summary>{table(name, heads, rows, 'd####')}</details>"
+    return f"<details open><summary>By day</summary>{table(name, heads, rows, 'd####d')}</details>"
 
 
 def worst(found: Collected, shown: "set[str]", cut: int) -> str:
@@ -74,7 +74,7 @@ def worst(found: Collected, shown: "set[str]", cut: int) -> str:
                 for run in runs
             ]
             heads = ("Command", "Start", "Time", "Share of the longest", "End")
-            parts.append(table(name, heads, rows, " d#"))
+            parts.append(table(name, heads, rows, "cd#dd"))
     parts.append(_failing(found, cut))
     return "".join(parts) or "<p>Nothing to report.</p>"
 
@@ -92,7 +92,7 @@ def _worst_memory(found: Collected, shown: "set[str]", cut: int) -> str:
         for run in found.worst("memory")
     ]
     heads = ("Command", "Start", "Peak", "Limit", "Share", "End")
-    return table("Closest to their memory limit", heads, rows, " d##") if rows else ""
+    return table("Closest to their memory limit", heads, rows, "cd##dd") if rows else ""
 
 
 def _failing(found: Collected, cut: int) -> str:
@@ -111,7 +111,7 @@ def _failing(found: Collected, cut: int) -> str:
         for command in failing[:_ROWS]
     ]
     heads = ("Command", "Project", "Failures", "Share", "Reasons")
-    return table("Commands that failed most", heads, rows, "  #") if rows else ""
+    return table("Commands that failed most", heads, rows, "c #d") if rows else ""
 
 
 def _link(run: Run, shown: "set[str]", cut: int) -> str:
@@ -146,7 +146,7 @@ def lost(found: Collected, cut: int) -> str:
     if not rows:
         return "<p>No run waited a second.</p>"
     heads = ("Command", "Project", "Lost", "Share", "A run")
-    waited = table("Hours lost, by the command that waited", heads, rows, "  # #")
+    waited = table("Hours lost, by the command that waited", heads, rows, "c #d#")
     return waited + (_blockers(found, cut) if found.waits else "")
 
 
@@ -160,13 +160,13 @@ def _blockers(found: Collected, cut: int) -> str:
         for name, seconds in Counter(blockers).most_common(_ROWS)
     ]
     heads = ("Command", "Lost", "Share")
-    parts = table("Hours lost, by the command that was waited for", heads, rows, " #")
+    parts = table("Hours lost, by the command that was waited for", heads, rows, "c#d")
     pairs = [
         (text(waiter, cut), text(other, cut), text(project, cut), hours(seconds))
         for ((project, waiter), other), seconds in Counter(found.waits).most_common(_ROWS)
     ]
     names = ("Waited", "For", "Project of the waiting", "Time")
-    return parts + table("Who waited for whom", names, pairs, "   #")
+    return parts + table("Who waited for whom", names, pairs, "cc #")
 
 
 def runs(listed: "list[Run]", curves: "set[str]", cut: int) -> str:
@@ -180,12 +180,13 @@ def runs(listed: "list[Run]", curves: "set[str]", cut: int) -> str:
         # HTML needs no end tags here, and a thousand rows of them take 60 kB.
         rows.append(
             f'<tr id="r{run.key}"><th scope="row" class="d">{moment(run.start)}'
-            f"<td>{text(run.command, cut)}<td>{text(run.project, cut)}<td>{ending(run)}"
-            f'<td>{waited}<td class="n">{span(run.wall)}<td class="n">{span(run.cpu)}'
-            f'<td class="n">{peak}<td>{curve}<td>{text(run.id)}'
+            f'<td class="c">{text(run.command, cut)}<td>{text(run.project, cut)}'
+            f'<td class="d">{ending(run)}<td class="c">{waited}<td class="n">{span(run.wall)}'
+            f'<td class="n">{span(run.cpu)}<td class="n">{peak}<td class="d">{curve}'
+            f'<td class="d">{text(run.id)}'
         )
     names = ("Start", "Command", "Project", "End", "Waited", "Wall", "CPU", "Peak", "Memory", "Run")
-    heads = "".join(f'<th scope="col">{name}' for name in names)
+    heads = "".join(f'<th scope="col" class="d">{name}' for name in names)
     return (
         '<div class="scroll tall" role="region" tabindex="0" aria-label="Table of all runs">'
         f"<table><caption>Runs, the newest first</caption><thead><tr>{heads}"
