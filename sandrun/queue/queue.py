@@ -12,6 +12,7 @@ alone orders the runs of two such versions: one at a time, in no promised order.
 import os
 import sys
 import time
+from itertools import islice
 
 from sandrun.model import SandrunError, command_text, is_run_id
 from sandrun.platform import folders
@@ -141,9 +142,13 @@ class BaseQueue:
 
     def names(self) -> "list[str]":
         """The names of the tickets in order, the running ones first. Some may be dead."""
+        return list(filter(_is_ticket, self._listed("rw")))
+
+    def _listed(self, kinds: str) -> "list[str]":
+        """The names that begin like tickets of these kinds, in order; `_is_ticket` takes longer."""
         listing = self.listing()
         self.paused = _PAUSED in listing
-        return sorted(filter(_is_ticket, listing))
+        return sorted(name for name in listing if name[0] in kinds)
 
     def tickets(self) -> "list[Ticket]":
         """The live tickets in order. Removes dead ones."""
@@ -151,17 +156,15 @@ class BaseQueue:
 
     def running(self) -> "list[Ticket]":
         """The live tickets that run. Opens no waiting ticket."""
-        return [Ticket(name) for name in self.names() if name[0] == "r" and self.is_live(name)]
+        return [Ticket(n) for n in filter(_is_ticket, self._listed("r")) if self.is_live(n)]
 
     def slots(self) -> "list[int]":
         """The numbers of the slots that were ever acquired, and 1."""
         return sorted({1, *slot_numbers("executor", self.listing())})
 
     def find(self, ticket: Ticket, names: "list[str]") -> int:
-        """The index of `ticket` in `names`; updates the ticket if it was renamed.
-
-        Raises StateGone if it is not among them.
-        """
+        """The index of `ticket`, which may have been renamed, in `names`. Raises StateGone if it is
+        not among them."""
         for index, name in enumerate(names):
             if name.startswith(ticket.id, _ID_AT):
                 if name != ticket.name:
@@ -219,10 +222,11 @@ class BaseQueue:
         self.remove(ticket.name)
         ticket.close()
         try:
-            waiting = [name for name in self.names() if name[0] == "w"]
+            listed = self._listed("w")
+            waiting = list(islice(filter(_is_ticket, listed), NEXT + 1))
             # A stopped waiter does not react to its wakeup, and those behind it got none.
             if waiting and is_stopped(Ticket(waiting[0]).pid):
-                self._notify_next(waiting)
+                self._notify_next(list(filter(_is_ticket, listed)))
             if len(waiting) > NEXT:
                 self.notify(waiting[NEXT])
             if self.paused or not ticket.running or not waiting:
@@ -298,11 +302,12 @@ class BaseQueue:
         """
         private = folders.private_name(".view")
         try:
-            names = self.names()
+            names = self._listed("rw")
             while True:
-                self.write_file(private, "".join(map(_line, names)).encode("utf-8", "replace"))
+                text = "".join(map(_line, filter(_is_ticket, names)))
+                self.write_file(private, text.encode("utf-8", "replace"))
                 self.replace(private, _QUEUE_FILE)
-                written, names = names, self.names()
+                written, names = names, self._listed("rw")
                 if names == written:
                     return
         except OSError:
@@ -389,8 +394,6 @@ def is_stopped(pid: int) -> bool:
 
 
 def new_key(head_start: int) -> int:
-    """The key of a ticket that arrives now with a head start in seconds.
-
-    perf_counter is CLOCK_MONOTONIC on Linux; on Windows, monotonic has a resolution of only 1/64 s.
-    """
+    """The key of a ticket that arrives now with a head start in seconds."""
+    # On Linux perf_counter is CLOCK_MONOTONIC; on Windows, monotonic advances by 1/64 s.
     return _KEY_BASE + time.perf_counter_ns() - head_start * SECOND

@@ -1,6 +1,7 @@
 """The queue's numbers beside its peers': `python -m tests.bench.queue [OPTION...]`.
 
 --quick: fewer waiters and rounds.
+--many: also 1,000 waiters (7 GB of memory, some minutes).
 --before PROGRAM: another build's `sandrun` as a contender, with the container and with none.
 --realtime (root): a real-time priority for all contenders, on a machine that does other things
 meanwhile: a waiter is many more instructions than flock(1), thus more often interrupted.
@@ -11,6 +12,7 @@ task-spooler), sem (GNU parallel). Nothing here is a test.
 
 - job to job: from the first act of a job that does nothing to the first of the next one, with 50
   and 200 waiters: what a user waits for. CPU: of all processes of a job, its client's start too.
+  Registration: CPU time of the last client from its start until it waits.
 - hand-off: from the last act of a job to the first of the next one, with 1, 50 and 500 waiters;
   the best tenth is what remains on a noisy machine when no other process used the processor.
 - inversions: jobs that overtook one that was queued before.
@@ -86,6 +88,8 @@ class Contender:
             "NQDONEDIR": "",
         }
         self.clients: list[subprocess.Popen[bytes]] = []
+        self.registration = float("nan")
+        """Milliseconds of CPU time of the last client until it waited."""
 
     def argv(self) -> list[str]:
         lock = str(self.box.root / "lock")
@@ -172,6 +176,8 @@ def drain(contender: Contender, waiters: int, *work: str) -> "list[list[int]]":
         contender.start(contender.job, number, log, *work)
         if contender.name != "sem":
             wait_for(lambda n=number: contender.placed(n + 1), 20)  # type: ignore[misc]
+    if contender.name in (*OURS, "flock"):  # the others' clients exit when they are placed
+        contender.registration = spent(contender.clients[-1].pid)[0]
     os.close(os.open(gate, os.O_WRONLY))
     wait_for(lambda: log.read_text().count("\n") == waiters + 1, 600)
     contender.finish()
@@ -267,7 +273,7 @@ def main() -> None:
 
 
 def measure(contenders: "list[Contender]", quick: bool) -> None:
-    for waiters in (50,) if quick else (50, 200):
+    for waiters in (50,) if quick else (50, 200, 1000) if "--many" in sys.argv else (50, 200):
         compare(contenders, waiters, 1 if quick else 3)
     rounds: dict[int, int] = {1: 20, 50: 1} if quick else {1: 40, 50: 2, 500: 1}
     for waiters, repeats in rounds.items():
@@ -298,17 +304,20 @@ def compare(contenders: "list[Contender]", waiters: int, repeats: int) -> None:
     """Print the time from job to job, the contenders interleaved."""
     steps: dict[str, list[float]] = {c.name: [] for c in contenders if c.name != "sem"}
     cpu: dict[str, list[float]] = {name: [] for name in steps}
+    registration: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(repeats):
         for contender in contenders:
             if contender.name in steps:
                 found, used = job_to_job(contender, waiters)
                 steps[contender.name] += found
                 cpu[contender.name].append(used)
+                registration[contender.name].append(contender.registration)
     base = statistics.median(steps.get("flock") or [float("nan")])
     for name, values in steps.items():
         median = statistics.median(values)
         print(f"job to job, {waiters:3} waiters: {name:11} median {median:8.2f} ms, "
-              f"{median / base:6.2f} x flock; CPU per job {min(cpu[name]):8.2f} ms")  # fmt: skip
+              f"{median / base:6.2f} x flock; CPU per job {min(cpu[name]):8.2f} ms; "
+              f"registration of the last {min(registration[name]):6.2f} ms of CPU")  # fmt: skip
 
 
 def every(contenders: "list[Contender]", count: int) -> None:
