@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from sandrun import history
 from sandrun.config import project as projects
@@ -34,6 +35,8 @@ _CHECKED = 50
 _SETTLED = 0.05
 """Seconds after which a directory's time of change is trusted: the clock of a file system is
 coarse, and a change within its resolution leaves the time as it is."""
+_LOOK_SECONDS = 5.0
+"""Seconds for which the holder of a lock that has no ticket is kept."""
 _EXPECTATION_SECONDS = 30.0
 """Seconds for which the expected durations of a project's commands are kept."""
 _NAMES = re.compile(r"(?:seq-exec-[0-9a-f]{8}|sandrun-pool)-([0-9]+)")
@@ -222,20 +225,21 @@ class Watch:
             view.rows[ticket.id] = Row(
                 ticket, index + 1, stopped, ticket.id in waiting, cwd, figures, None
             )
-        view.title = self._titles.get(path) or self._find_title(path, reader)
+        if path not in self._titles or (view.rows and not self._titles[path]):
+            self._titles[path] = _find_title(path, reader)
+        view.title = self._titles[path]
         view.ahead = reader.expect(view.title)
+        view.note = view.note or ("" if view.rows else reader.outside_holder(view.title))
         return view
 
-    def _find_title(self, path: str, reader: "_Reader") -> str:
-        """The project or the name of a queue, of which the path has only a hash."""
-        known = next(iter(reader.holders.values()), None)
-        title = str(known.record.get("project", "")) if known else ""
-        if not title and (directory := _directory(reader.tickets[0])):
-            found = projects.find(directory)
-            title = found if state_path(found) == path else ""
-        if title:
-            self._titles[path] = title
-        return title
+
+def _find_title(path: str, reader: "_Reader") -> str:
+    """The project or the name of a queue, of which the path has only a hash; '': not known yet."""
+    for known in reader.holders.values():
+        return str(known.record.get("project", ""))
+    directory = _directory(reader.tickets[0]) if reader.uid == own_uid() else ""
+    found = projects.find(directory) if directory else ""
+    return found if found and state_path(found) == path else ""
 
 
 class _Reader:
@@ -254,6 +258,8 @@ class _Reader:
         self._next = 0
         self._expected: dict[str, float] = {}
         self._expected_for = ("", 0.0)
+        self._outside = ""
+        self._next_look = 0.0
 
     def read(self) -> list[Ticket]:
         """The live tickets in order, the running ones first."""
@@ -278,7 +284,8 @@ class _Reader:
                 is_settled = time.time() - changed / 1e9 > _SETTLED
                 self._changed = changed if is_settled else 0
             self._check(queue)
-            if any(t.running and t.id not in self.holders for t in self.tickets):
+            running = {ticket.id for ticket in takewhile(lambda t: t.running, self.tickets)}
+            if not running or not running <= self.holders.keys():
                 self._read_holders(queue)
         finally:
             queue.close()
@@ -319,6 +326,18 @@ class _Reader:
         kept = [pid for line in lines for pid in holder.unkillable(line)]
         self.note = f"the run lock is kept for {report.unkillable(kept[0])}" if kept else ""
 
+    def outside_holder(self, title: str) -> str:
+        """The holder of the run lock that has no ticket here, such as another user's run."""
+        now = time.monotonic()
+        if sys.platform != "win32" and title and self.uid == own_uid() and now >= self._next_look:
+            from sandrun.queue import lock_holders
+
+            self._next_look = now + _LOOK_SECONDS
+            where = (title, "") if os.path.isabs(title) else ("", title)
+            rows = lock_holders.foreign(None, *where, probe=False)
+            self._outside = f"held: {status.holder_text(rows[0])}" if rows else ""
+        return self._outside
+
     def expect(self, project: str) -> list[float]:
         """For each ticket the expected seconds of all runs ahead, as far as they are known."""
         of, at = self._expected_for
@@ -354,7 +373,11 @@ def _paths() -> Iterator[tuple[str, int]]:
     yield from ((path, me) for path in (pool_path(), *all_states()))
     if me or sys.platform == "win32":
         return
-    for name in os.listdir(state_root()):
+    try:
+        names = os.listdir(state_root())
+    except OSError:
+        return
+    for name in names:
         found = _NAMES.fullmatch(name)
         if found and int(found[1]) != me:
             yield os.path.join(state_root(), name), int(found[1])

@@ -125,7 +125,7 @@ def text(queues: "list[dict[str, object]]", everything: bool) -> str:
         lines.append(f"queue {queue['path']}" + (f" of {of}" if of else ""))
         if queue["note"]:
             lines.append(f"  note: {queue['note']}")
-        lines += [f"  held: {_holder_text(row)}" for row in held]
+        lines += [f"  held: {holder_text(row)}" for row in held]
         lines += [f"  {position:3} {_row_text(row)}" for position, row in enumerate(rows, 1)]
         if not rows:
             lines.append("  empty")
@@ -151,7 +151,7 @@ def _row_text(row: "dict[str, Any]") -> str:
     )
 
 
-def _holder_text(row: "dict[str, Any]") -> str:
+def holder_text(row: "dict[str, Any]") -> str:
     """A holder of the run lock that has no ticket in this queue."""
     if not row["user"]:
         pid = f"pid {row['pid']}" if row["pid"] else "in another container, perhaps"

@@ -6,7 +6,9 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
-from sandrun.insight.live import Snapshot, Watch
+from sandrun.insight.live import ReadingQueue, Snapshot, Watch
 from sandrun.insight.top.app import Top
 from sandrun.insight.top.dialogs import Page, Question
 from sandrun.queue import Queue
@@ -138,6 +140,60 @@ def test_a_change_is_seen_at_once_and_an_end_too(here: Box) -> None:
         assert [len(queue.tickets) for queue in watch.take().queues] == [number]
     run.kill()
     wait_for(lambda: [t.command for q in watch.take().queues for t in q.tickets][:1] != [], 20)
+
+
+def test_a_holder_of_the_lock_without_a_ticket_is_named(here: Box) -> None:
+    """As of another user, or here with another state directory."""
+    subprocess.run(["git", "init", "-q", str(here.project)], check=True)
+    elsewhere = here.root / "elsewhere"
+    elsewhere.mkdir()
+    here.hold("one", env={"SANDRUN_STATE_DIR": str(elsewhere)})
+    here.start("--", *here.job("two"))
+    wait_for(lambda: "held: " in "".join(queue.note for queue in snapshot(here).queues), 20)
+    assert "sandrun.lock by " in snapshot(here).queues[0].note
+
+
+def test_a_state_directory_that_comes_and_goes(here: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDRUN_STATE_DIR", str(here.state / "later"))
+    watch = Watch((str(here.project), ""))
+    assert watch.take() == Snapshot([], [])
+    here.env["SANDRUN_STATE_DIR"] = str(here.state / "later")
+    (here.state / "later").mkdir()
+    here.start("--", "sleep", "60")
+    wait_for(lambda: watch.take().queues, 20)
+    shutil.rmtree(here.state / "later")
+    assert watch.take() == Snapshot([], [])
+
+
+def test_a_quiet_queue_is_not_listed_again(here: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And of many waiters only some are examined each time: a snapshot every second is cheap."""
+    here.hold("one")
+    queue = Queue(str(here.directories()[0]))
+    tickets = [queue.enqueue(f"{n:08x}", ["make"]) for n in range(300)]
+    listed: list[int] = []
+    opened: list[int] = []
+    for name, seen in (("names", listed), ("is_live", opened)):
+        real = getattr(ReadingQueue, name)
+        monkeypatch.setattr(
+            ReadingQueue, name, lambda *args, real=real, seen=seen: seen.append(1) or real(*args)
+        )
+    try:
+        watch = Watch()
+
+        def is_quiet() -> bool:
+            listed.clear()
+            watch.take()
+            return not listed
+
+        wait_for(is_quiet, 20)
+        opened.clear()
+        found = watch.take()
+        assert [len(queue.tickets) for queue in found.queues] == [301]
+        assert 1 <= len(opened) <= 51
+        assert not listed
+    finally:
+        for ticket in tickets:
+            queue.leave(ticket)
 
 
 def test_stopped_runs_and_waiters_and_a_paused_queue(here: Box) -> None:
@@ -266,9 +322,14 @@ def test_filter_log_and_help(here: Box) -> None:
         await pilot.press("question_mark")
         await until(pilot, shows(app, "cancel the selected waiter"), "the help")
         await pilot.press("escape", "home", "l")
-        await until(pilot, lambda: isinstance(app.screen, Page), "the log")
+        await until(pilot, shows(app, f"run {here.ids()['one']}: sh -c"), "the log")
         await pilot.press("escape")
         assert app.screen is app.screen_stack[0]
+        here.let("one")
+        await until(pilot, shows(app, "the selected run is over"), "its end")
+        await pilot.press("l")
+        await until(pilot, shows(app, f"run {here.records()[0]['id']}: sh -c"), "its log")
+        assert isinstance(app.screen, Page)
 
     drive(here, steps)
 

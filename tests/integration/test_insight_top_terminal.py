@@ -3,8 +3,10 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,9 @@ from tests.harness import SCALE, Box, alive, launcher, wait_for
 
 SANDRUN = " ".join(map(shlex.quote, launcher()))
 COLOR = re.compile(r"\x1b\[(?:[0-9;]*;)?(?:[34][0-8]|9[0-7]|10[0-7])[;m]")
+
+
+pytestmark = pytest.mark.skipif(not shutil.which("tmux"), reason="tmux is not installed")
 
 
 class Terminal:
@@ -245,8 +250,6 @@ def test_the_extra_is_named_where_it_is_missing(box: Box, tmp_path: Path) -> Non
         "try: extras.load('textual', top.REQUIREMENT, 'sandrun top')\n"
         "except SandrunError as error: print(error.text, '|', error.hint)\n"
     )
-    import sys
-
     done = box.run("-c", code, str(blocked), argv=[sys.executable])
     assert "sandrun top needs the Python package textual" in done.stdout
     assert all(word in done.stdout for word in ("pipx inject", "uv tool", "pip install"))

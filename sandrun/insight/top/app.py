@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,11 +13,12 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from sandrun.config.settings import Settings
+from sandrun.insight import run_log, run_text
 from sandrun.insight.live import QueueView, Row, Snapshot, Watch, own_uid, user_name
 from sandrun.insight.top import actions, texts
 from sandrun.insight.top.board import Board, Lines
 from sandrun.insight.top.dialogs import Page, Question, help_page
-from sandrun.model import plain
+from sandrun.model import SandrunError, error_text, is_run_id
 from sandrun.queue import memory_pool
 
 INTERVAL = 1.0
@@ -91,9 +91,11 @@ class Top(App[int]):
 
     def _refresh(self) -> None:
         began = time.process_time()
-        snapshot = self.take()
-        self.board.update(snapshot)
-        self._draw()
+        try:
+            self.board.update(self.take())
+            self._draw()
+        except (OSError, SandrunError) as error:  # such as too few file descriptors: it may pass
+            self.say(error_text(error) if isinstance(error, OSError) else error.text)
         cost = time.process_time() - began
         self.set_timer(max(INTERVAL, cost / _SHARE), self._refresh)
 
@@ -124,9 +126,7 @@ class Top(App[int]):
         self.query_one("#details", Lines).show(self._details(width, height))
         note = self.glyphs.text(self.note)
         keys = _KEYS if width > len(_KEYS) else _SHORT_KEYS
-        last: texts.Line = (
-            [(note, "bold yellow")] if note else [(self.glyphs.fit(keys, width), "dim")]
-        )
+        last: texts.Line = [(note, "bold")] if note else [(self.glyphs.fit(keys, width), "dim")]
         self.query_one("#keys", Lines).show([last])
 
     def _details(self, width: int, height: int) -> list[texts.Line]:
@@ -196,19 +196,21 @@ class Top(App[int]):
         self.call_from_thread(self.say, "; ".join(lines))
 
     def action_log(self) -> None:
-        """Show the log of the selected run."""
-        if found := self._selected():
-            self._show_log(found[1].id)
+        """Show the log of the selected run, also if it has just ended."""
+        if is_run_id(self.board.selected):
+            self._show_log(self.board.selected, self.size.width)
+        else:
+            self._selected()
 
     @work(thread=True)
-    def _show_log(self, run_id: str) -> None:
-        # A process of its own: the same text as on the command line, and no error of it ends us.
-        words = [sys.executable, "-I", "-m", "sandrun", "log", run_id]
-        done = subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, check=False)
-        raw = (done.stdout or done.stderr).decode("utf-8", "replace")
-        text = "\n".join(map(plain, raw.splitlines()))
-        heading = f"log of {run_id} (Esc goes back)"
-        self.call_from_thread(self.push_screen, Page(heading, text))
+    def _show_log(self, run_id: str, width: int) -> None:
+        try:
+            log = run_log.find(run_id, "", "")
+            lines = run_text.lines(log, width, not self.glyphs.ascii_only)
+        except SandrunError as error:
+            lines = [error.text]
+        text = "\n".join(map(self.glyphs.text, lines))
+        self.call_from_thread(self.push_screen, Page(f"log of {run_id} (Esc goes back)", text))
 
     def action_filter(self) -> None:
         """Ask for the text that is to be contained."""
@@ -233,7 +235,7 @@ class Top(App[int]):
 
     def action_help(self) -> None:
         """Show the help."""
-        self.push_screen(help_page())
+        self.push_screen(help_page(self.size.width))
 
 
 def main(here: tuple[str, str], settings: Settings, ascii_only: bool, colored: bool) -> int:

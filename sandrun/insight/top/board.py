@@ -103,7 +103,7 @@ class Board(ScrollView, can_focus=True):
         self.entries = [entry for queue in snapshot.queues for entry in self._entries(queue)]
         self.virtual_size = Size(self.size.width, len(self.entries) + 1)  # the heading scrolls not
         at = self._line_of(self.selected)
-        if at >= 0:
+        if at >= 0 and at != self.cursor:  # else the mouse wheel would have no effect
             self._place(at)
         elif first and not self.selected:
             self.action_move(0)
@@ -194,6 +194,10 @@ class Board(ScrollView, can_focus=True):
             self.scroll_to(y=first, animate=False, immediate=True)
         elif line >= top + height:
             self.scroll_to(y=line - height + 1, animate=False, immediate=True)
+
+    def on_resize(self) -> None:
+        """Keep the selected line on the screen."""
+        self._place(self.cursor)
 
     def on_click(self, event: events.Click) -> None:
         line = event.y - 1 + self.scroll_offset.y

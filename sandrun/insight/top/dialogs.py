@@ -10,15 +10,15 @@ from textual.screen import ModalScreen, Screen
 from textual.widgets import Static
 
 KEYS = (
-    ("up, down, PgUp, PgDn, Home, End", "select a run or a waiter"),
+    ("arrows, PgUp/PgDn", "select a run or a waiter (Home, End: the first, the last)"),
     ("Tab, Shift-Tab", "go to the next queue, or back"),
     ("Space", "show all waiters of long queues, or only the first"),
     ("Enter, l", "open its log"),
     ("c", "cancel the selected waiter: it exits with 75"),
-    ("+, -", "give the selected waiter an hour more, or less, of a head start"),
+    ("+, -", "give the waiter an hour more, or less, of a head start"),
     ("k", "kill the selected run or waiter, after a question"),
     ("p", "pause its queue (the current run goes on), or resume it"),
-    ("/", "show only what contains a text: in the command, the project or the id; Esc ends that"),
+    ("/", "show only what has a text in command, project, id; Esc ends it"),
     ("Ctrl-Z", "suspend; fg continues"),
     ("?", "this help"),
     ("q, Ctrl-C", "quit"),
@@ -38,7 +38,7 @@ class Page(Screen[None]):
 
     DEFAULT_CSS = """
     Page VerticalScroll { scrollbar-size: 0 0; }
-    Page #heading { text-style: reverse; height: 1; }
+    Page #heading { text-style: bold; height: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,q,enter,question_mark,l", "app.pop_screen", "back"),
@@ -58,10 +58,13 @@ class Page(Screen[None]):
         self.query_one(VerticalScroll).focus()
 
 
-def help_page() -> Page:
-    """The help, as for a narrow terminal: each key on a line of its own."""
-    lines = [f"{keys}\n    {text}" for keys, text in KEYS]
-    return Page("sandrun top: help (Esc goes back)", "\n".join([*lines, "", _HELP]))
+def help_page(width: int) -> Page:
+    """The help; on a narrow screen the keys are above their texts."""
+    form = "{:17} {}" if width >= 80 else "{}\n    {}"
+    text = _HELP if width >= 100 else _HELP.replace("\n\n", "\0").replace("\n", " ")
+    lines = [form.format(*row) for row in KEYS]
+    heading = "sandrun top: help (Esc goes back)"
+    return Page(heading, "\n".join([*lines, "", text.replace("\0", "\n\n")]))
 
 
 class Question(ModalScreen[bool]):

@@ -96,7 +96,7 @@ def memory_style(figures: Figures) -> str:
 def state(row: Row) -> Piece:
     """The state of a run or waiter in one word."""
     if row.stopped:
-        return "stopped", "bold yellow"
+        return "stopped", "yellow"
     if row.waits_for_memory:
         return "memory", "yellow"
     if row.ticket.running:
@@ -179,6 +179,9 @@ def row(shown: Row, columns: Columns, glyphs: Glyphs) -> Line:
     room = sum(columns.figures())
     if shown.figures:
         line += _figures(shown.figures, columns, glyphs)
+    elif columns.share:
+        soon = "" if shown.starts_in is None else short_span(shown.starts_in)
+        line.append((soon.rjust(columns.share) + " ", "dim"))
     elif room:
         line.append((glyphs.fit(_wait(shown), room - 1) + " ", "dim"))
     return [*line, (glyphs.fit(glyphs.text(ticket.command), columns.command), "")]
@@ -239,7 +242,7 @@ def title(view: QueueView, glyphs: Glyphs, width: int, whose: bool) -> Line:
     text = glyphs.text(text)
     shown = glyphs.fit(text, room).rstrip() if cell_len(text) > room else text
     rest = glyphs.fit(glyphs.text(note), width - cell_len(shown))
-    return [(shown, "bold underline"), (rest, "bold yellow")]
+    return [(shown, "bold underline"), (rest, "bold red")]
 
 
 def details(view: QueueView, shown: Row, glyphs: Glyphs, width: int, height: int) -> list[Line]:
