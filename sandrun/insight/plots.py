@@ -19,7 +19,7 @@ import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
-from sandrun.model import size_text, span_text
+from sandrun.model import DARWIN, size_text, span_text
 from sandrun.platform import spawn
 
 Series = Sequence[tuple[float, float]]
@@ -51,6 +51,8 @@ def can_show_blocks(fd: int = 1) -> bool:
     if sys.platform == "win32":
         return True
     env = spawn.environment({})
+    if DARWIN and env.get("LANG") in ("C", "POSIX") and not env.get("LC_ALL"):
+        return False  # macOS does not tell whether Python has changed LC_CTYPE
     if (env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or "C") in ("C", "POSIX"):
         return False
     return not os.isatty(fd) or env.get("TERM", "dumb") not in ("dumb", "linux", "unknown")

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import BinaryIO
 
-from sandrun.insight import records, samples
-from sandrun.model import SandrunError, size_text
+from sandrun.insight import records, samples, totals
+from sandrun.model import SandrunError, error_text, size_text
 from sandrun.platform import folders
 
 _CHUNK = 1 << 20
@@ -43,6 +43,8 @@ def prune(age: float, size: int, dry_run: bool) -> "list[str]":
     was removed, in lines. Raises SandrunError."""
     now = time.time()
     lines = []
+    if not dry_run:
+        _count()
     for path in records.files():
         lines += _prune_file(path, now - age if age else 0.0, size, dry_run)
     try:
@@ -51,6 +53,14 @@ def prune(age: float, size: int, dry_run: bool) -> "list[str]":
         raise SandrunError(f"cannot remove samples: {error.strerror or error}") from None
     what = f"the samples of {count:,} runs" if count != 1 else "the samples of 1 run"
     return [*lines, f"{_verb(dry_run)} {what} ({size_text(freed)})"]
+
+
+def _count() -> None:
+    """Count the records before they go, if metrics are kept."""
+    try:
+        totals.catch_up()
+    except OSError as error:
+        raise SandrunError(f"cannot count the runs for metrics: {error_text(error)}") from None
 
 
 def _verb(dry_run: bool) -> str:

@@ -27,6 +27,7 @@ from sandrun.platform import folders
 from sandrun.types import Reason, Record
 
 VERSION = 1
+_NAME = "totals.json"
 PROJECTS = 50
 OTHER = "(other)"
 BUCKETS = (0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
@@ -98,12 +99,21 @@ def updated() -> "Iterator[Totals]":
         yield totals
         return
     folders.make_folders(home, 0o700)
-    path = os.path.join(home, "totals.json")
+    path = os.path.join(home, _NAME)
     with _locked(path + ".lock"):
         totals = _load(path)
         _count_all(totals)
         replace(path, json.dumps({"v": VERSION, **asdict(totals)}).encode(), 0o600)
         yield totals
+
+
+def catch_up() -> None:
+    """Count what is recorded by now, if totals are kept at all: before records are removed. Raises
+    SandrunError and OSError."""
+    home = folders.state_home()
+    if home and os.path.exists(os.path.join(home, _NAME)):
+        with updated():
+            pass
 
 
 @contextmanager
