@@ -133,14 +133,16 @@ class Recorder:
     def sample(self, now: float) -> None:
         """Add a point."""
         began = time.thread_time()
-        self._add(now, self.container.sample())
+        usage = self.container.sample()
+        if usage.current is None and usage.peak is None:  # there is no container
+            self.due = None
+            return
+        self._add(now, usage)
         cost = (time.thread_time() - began) * _SHARE
         self.due = now + max(self.interval, cost) if self.file else None
         self.earliest = now + max(self.interval / 20, cost)
 
     def _add(self, now: float, usage: "Usage") -> None:
-        if usage.current is None and usage.peak is None:
-            return  # there is no container
         self.last = usage.current or 0
         # What the kernel saw between two samples belongs to this point.
         peak = usage.peak or 0

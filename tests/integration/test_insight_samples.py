@@ -93,6 +93,23 @@ def test_a_short_run_leaves_no_file(make_box: "Callable[[str], Box]", backend: s
     assert not run_files(box)
 
 
+@pytest.mark.skipif(ON_MACOS, reason="not on macOS: nothing counts the wakeups of a process")
+def test_without_a_container_nothing_wakes_up(box: Box) -> None:
+    def wakeups() -> str:
+        status = Path(f"/proc/{run.pid}/status").read_text()
+        return status.partition("\nvoluntary_ctxt_switches:")[2].split("\n")[0]
+
+    run = box.start("--", "sleep", "60")
+    wait_for(lambda: run_files(box) and samples.read(run_files(box)[0].name[:8]), 20, "a header")
+    time.sleep(0.3)
+    before = wakeups()
+    time.sleep(2.5)
+    assert wakeups() == before
+    run.terminate()
+    assert run.wait(20) == 128 + signal.SIGTERM
+    assert only(box).points == []
+
+
 @pytest.mark.parametrize("backend", KERNEL_AND_POLLING)
 def test_a_live_run_is_read_and_a_killed_one_is_kept(
     make_box: "Callable[[str], Box]", backend: str
