@@ -192,9 +192,7 @@ class Group1(run_group.RunGroup):
             working_set = self.sampler.measure(current, _cache(stat))
             if working_set > self.sampler.limit // 2:
                 self.sampler.note(working_set, self._kinds(stat))
-        seen = self.sampler.sample(
-            working_set, lambda: cgroup_common.pids_if_few(self.paths["memory"])
-        )
+        seen = self.sampler.sample(working_set, self.pids_if_few)
         hit = self._whose_limit_hit()
         self.limit_hit = self.limit_hit or hit
         self.sampler.keep(seen, bool(self.limit_hit))
@@ -249,9 +247,6 @@ class Group1(run_group.RunGroup):
 
     def top_consumers(self) -> "list[Process]":
         return self.sampler.top_consumers()
-
-    def is_too_large_to_signal(self) -> bool:
-        return cgroup_common.is_too_large_to_signal(self.paths["memory"])
 
     def kill_members(self) -> None:
         if self.v2_group:

@@ -84,7 +84,7 @@ class Group2(run_group.RunGroup):
         """How often our own limit was hit, as last read; how many polls in a row saw it rise."""
         self.limits = limits
         self.lock = -1
-        self.files = Files(cgroup_files.Node(path))
+        self.files = self.enclosing = Files(cgroup_files.Node(path))
         self.main = f"{path}/{cgroup_common.MAIN}"
         self.accepted: dict[str, str] = {}
         """The limits that the kernel accepted, by file."""
@@ -108,7 +108,7 @@ class Group2(run_group.RunGroup):
 
     def _watch(self) -> None:
         """kernfs raises POLLPRI on memory.events when a count in it changes."""
-        fd = os.open(f"{self.token}/memory.events", os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(self.enclosing.filepath(b"memory.events"), os.O_RDONLY | os.O_CLOEXEC)
         os.read(fd, 4096)
         self.events = (fd, _POLLPRI)
 
@@ -220,14 +220,14 @@ class Group2(run_group.RunGroup):
             os.close(directory)
 
     def poll(self) -> "float | None":
-        working_set = current = int(self.files.memory_current)
+        working_set = current = self._current()
         self.highest = max(self.highest, current)
         if not self.sampler.is_small(current):
             stat = self._stat()
             working_set = self.sampler.measure(current, _cache(stat))
             if working_set > self.sampler.limit // 2:
                 self.sampler.note(working_set, _kinds(stat))
-        seen = self.sampler.sample(working_set, lambda: cgroup_common.pids_if_few(self.token))
+        seen = self.sampler.sample(working_set, self.pids_if_few)
         undecided = self._check_oom()
         self.sampler.keep(seen, bool(self.limit_hit))
         due = self.sampler.due(working_set)
@@ -242,7 +242,7 @@ class Group2(run_group.RunGroup):
         without a kill, another process exited and freed memory. If `oom` keeps rising without a
         kill, all processes are protected (oom_score_adj -1000, proc(5)) and spin at the limit.
         """
-        events = self.files.memory_events
+        events = self.enclosing.memory_events
         if not events.get("oom_kill") and not events.get("oom"):
             return False
         inner = Files(cgroup_files.Node(self.main))
@@ -264,7 +264,7 @@ class Group2(run_group.RunGroup):
         """The count of an event in the run's group and, if `both`, in `main/`, without nested runs.
         Before Linux 5.2 nested runs are included."""
         if not self.files.has("memory.events.local"):
-            return int(self.files.memory_events.get(key, 0))
+            return int(self.enclosing.memory_events.get(key, 0))
         count = self.files.memory_events_local.get(key, 0)
         if both and inner.has("memory.events.local"):
             count += inner.memory_events_local.get(key, 0)
@@ -278,9 +278,9 @@ class Group2(run_group.RunGroup):
     def usage(self) -> Usage:
         try:
             stat = self._stat()
-            current = self.sampler.measure(int(self.files.memory_current), _cache(stat))
+            current = self.sampler.measure(self._current(), _cache(stat))
             sampled = not self.files.has("memory.peak")
-            highest = self.highest if sampled else int(self.files.memory_peak)
+            highest = max(self.highest, 0 if sampled else int(self.files.memory_peak))
             peak = self.sampler.peak_working_set(highest, self.limit_hit == "own")
             usage = Usage(current, peak, self.cpu(), sampled, self.sampler.kinds, self._stalled())
             usage.peak_with_cache = highest
@@ -305,15 +305,15 @@ class Group2(run_group.RunGroup):
         except OSError:
             return None
 
+    def _current(self) -> int:
+        return int(self.files.memory_current)
+
     def _stat(self) -> "dict[str, int]":
         stat: dict[str, int] = self.files.memory_stat
         return stat
 
     def top_consumers(self) -> "list[Process]":
         return self.sampler.top_consumers()
-
-    def is_too_large_to_signal(self) -> bool:
-        return cgroup_common.is_too_large_to_signal(self.token)
 
     def kill_members(self) -> None:
         if not os.path.isdir(self.token):

@@ -281,13 +281,19 @@ def stay_in(own: str, run_id: str, limits: Limits, delegated: bool) -> "Group2 |
     return open_below(own, run_id, limits)
 
 
-def open_below(parent: str, run_id: str, limits: Limits) -> "Group2":
-    """A container in a group whose controllers are enabled. Raises Unusable."""
+def open_below(
+    parent: str,
+    run_id: str,
+    limits: Limits,
+    make: "Callable[[str, Limits], Group2] | None" = None,
+) -> "Group2":
+    """A container in a group whose controllers are enabled; `make` returns one of a special kind
+    for its path. Raises Unusable."""
     # Imported here because cgroupspy costs 2 ms and `open` may be refused before.
     from sandrun.backends import cgroup2
 
     cgroup_common.collect(parent, cgroup2.end_stale)
-    container = cgroup2.Group2(f"{parent}/{cgroup_common.PREFIX}{run_id}", limits)
+    container = (make or cgroup2.Group2)(f"{parent}/{cgroup_common.PREFIX}{run_id}", limits)
     or_unusable(container.create, "make the run's group")
     return container
 

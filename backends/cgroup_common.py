@@ -185,11 +185,6 @@ def is_too_large_to_signal(path: str) -> bool:
     return count_tasks(path, "cgroup.procs") > TOO_LARGE_TO_SIGNAL
 
 
-def pids_if_few(path: str) -> "list[int]":
-    """The live processes; none if there are too many to examine each one."""
-    return [] if is_too_large_to_signal(path) else live_pids(path)
-
-
 def move_out(path: str, file: str) -> None:
     """Move every process of a group, and of all groups below it, by writing its pid to `file`."""
     deadline = time.monotonic() + KILL_SECONDS
@@ -281,13 +276,13 @@ def make_locked(path: str) -> int:
                 raise
         if not first:  # another process's `collect` is removing it
             time.sleep(0.001)
-        fd, first = _lock(path), False
+        fd, first = lock(path), False
         if fd < 0 and time.monotonic() > deadline:
             raise TimeoutError(errno.ETIMEDOUT, "another process holds its lock", path)
     return fd
 
 
-def _lock(path: str) -> int:
+def lock(path: str) -> int:
     """Lock a group without blocking; -1 if it is gone or locked."""
     fd = -1
     try:

@@ -55,14 +55,22 @@ class Escapes:
     """The escaped processes of one run, by pid in `found`."""
 
     def __init__(
-        self, path: str, controller: str, mark: str, command: int = 0, since: float = 0.0
+        self,
+        path: str,
+        controller: str,
+        mark: str,
+        command: int = 0,
+        since: float = 0.0,
+        scope: str = "",
     ) -> None:
         """`path` is the run's group in the hierarchy of `controller` ('' for v2). `command` is the
-        pid of the command, started at `since` (time.monotonic()); 0 if its supervisor is dead."""
+        pid of the command, started at `since` (time.monotonic()); 0 if its supervisor is dead.
+        `scope` is the run's unit in a slice of its own: groups beside it are the run's too."""
         self.found: dict[int, Escape] = {}
         self._path = path
         self._controller = controller
         self._group = cgroup_common.in_hierarchy(path, controller)
+        self._scope = scope and cgroup_common.in_hierarchy(scope, controller)
         self._mark = mark
         self._command = command
         self._oldest = processes.start(os.getpid()) if command else 0
@@ -223,13 +231,21 @@ class Escapes:
             group = cgroup_common.group_of(pid, self._controller)
         except OSError:
             return False
-        return f"{group}/".startswith(self._group + "/")
+        return self._is_runs(group)
+
+    def _is_runs(self, group: str) -> bool:
+        """Whether it is the run's group, one below it, or beside the scope in the run's slice."""
+        group += "/"
+        if group.startswith(self._group + "/"):
+            return True
+        in_slice = self._scope and group.startswith(os.path.dirname(self._scope) + "/")
+        return bool(in_slice) and not group.startswith(self._scope + "/")
 
     def _group_outside(self, pid: int) -> str:
         """The group of a process outside the run's; '' if it is inside, or in another run's or a
         shared group. Raises OSError if the process is gone."""
         group = cgroup_common.group_of(pid, self._controller)
-        if f"{group}/".startswith(self._group + "/"):
+        if self._is_runs(group):
             return ""
         more = set(group.split("/")).difference(self._group.split("/"))
         if any(

@@ -33,6 +33,8 @@ class RunGroup:
 
     helpers: "set[int]"
     mark = ""
+    scope = ""
+    """The run's unit of systemd, if that is in a slice of its own (`systemd_slice`)."""
     _escapes: "Escapes | None" = None
     _command = _supervisor = 0
     _since = 0.0
@@ -80,6 +82,17 @@ class RunGroup:
         failed = cgroup_files.number(f"{path}/memory.failcnt") or 0
         return {"failcnt": failed, **cgroup_files.counts(f"{path}/memory.oom_control")}
 
+    def member_pids(self) -> "list[int]":
+        """The live processes in the run's groups."""
+        return cgroup_common.live_pids(self.memory_group()[0])
+
+    def is_too_large_to_signal(self) -> bool:
+        return cgroup_common.is_too_large_to_signal(self.memory_group()[0])
+
+    def pids_if_few(self) -> "list[int]":
+        """The live processes; none if there are too many to examine each one."""
+        return [] if self.is_too_large_to_signal() else self.member_pids()
+
     def start(
         self, argv: "list[str]", env: "Mapping[str, str]", caller: "spawn.CallerState"
     ) -> int:
@@ -104,7 +117,7 @@ class RunGroup:
         return self._escapes.found if self._escapes else {}
 
     def live_pids(self) -> "list[int]":
-        found = cgroup_common.live_pids(self.memory_group()[0])
+        found = self.member_pids()
         # Without a mark it is a dead run's group found by `collect`, or a v1 container's v2 group.
         if self.mark and (not found or time.monotonic() >= self._search_at):
             first = self._command
@@ -135,5 +148,6 @@ class RunGroup:
 
             # A keeper that was forked later has a copy of this object and other children.
             command = self._command if os.getpid() == self._supervisor else 0
-            self._escapes = escapes.Escapes(*self.memory_group(), self.mark, command, self._since)
+            group = self.memory_group()
+            self._escapes = escapes.Escapes(*group, self.mark, command, self._since, self.scope)
         return self._escapes

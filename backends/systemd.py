@@ -5,7 +5,8 @@ a scope with `Delegate=yes` that contains sandrun's own pid. The supervisor itse
 because the kernel requires write access to the common ancestor of a process's group and the group
 of its child. Then the command is cloned into its group below the scope, so none of its instructions
 runs outside. systemd removes the scope when it is empty. If the supervisor and the keepers of a run
-are dead, the next run kills the processes left in its scope.
+are dead, the next run kills the processes left in its scope. The same call makes a slice of the
+run's own around the scope (`systemd_slice`).
 
 `systemd_units` decides where the scope may be, and which runs must not have one.
 
@@ -26,7 +27,7 @@ from sandrun.platform import processes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any, TypeVar
 
     from sandrun.backends.cgroup2 import Group2
@@ -230,35 +231,60 @@ def _greet(line: _Line) -> None:
             raise answer
 
 
-def _start(line: _Line, place: systemd_units.Place, run_id: str) -> None:
-    """Move this process into a new delegated scope. Raises ValueError."""
-    from jeepney import DBusAddress, new_method_call
+def _start(line: _Line, place: systemd_units.Place, run_id: str, limits: Limits) -> None:
+    """Move this process into a new delegated scope, in a new slice if systemd accepts that. Raises
+    ValueError."""
+    from sandrun.backends import systemd_slice
 
-    manager = DBusAddress(_ROOT, _NAME, f"{_NAME}.Manager")
-    name = f"{cgroup_common.PREFIX}{run_id}.scope"
-    properties = [
+    binding = list(place.binding(line))
+    properties = [("Delegate", ("b", True)), *binding]
+    around = systemd_slice.name_of(place.slice, run_id)
+    try:
+        if around:
+            units = [(around, systemd_slice.properties(limits) + binding)]
+            _start_scope(line, run_id, around, properties, units)
+            if overridden := systemd_slice.overridden(around, limits):
+                line.calls([_set_properties(around, overridden)])
+            return
+    except ValueError as error:
+        messages.decision(f"systemd: no slice of the run's own: {error}")
+    _start_scope(line, run_id, place.slice, properties)
+
+
+def _start_scope(
+    line: _Line,
+    name: str,
+    slice_name: str,
+    properties: "list[tuple[str, Any]]",
+    units: "Sequence[tuple[str, list[tuple[str, Any]]]]" = (),
+) -> None:
+    """Move this process into a new scope in a slice; systemd makes `units` first. Raises
+    ValueError."""
+    unit = f"{cgroup_common.PREFIX}{name}.scope"
+    own = [
         ("Description", ("s", "a run of sandrun")),
-        ("Slice", ("s", place.slice)),
-        ("Delegate", ("b", True)),
+        ("Slice", ("s", slice_name)),
         ("CollectMode", ("s", "inactive-or-failed")),
         ("PIDs", ("au", [os.getpid()])),
-        *place.binding(line),
+        *properties,
     ]
-    body: tuple[Any, ...] = (name, "fail", properties, [])
-    call = new_method_call(manager, "StartTransientUnit", "ssa(sv)a(sa(sv))", body)
-    (job,) = line.call(call)
+    signature = "ssa(sv)a(sa(sv))"
+    (job,) = line.call(_manage("StartTransientUnit", signature, unit, "fail", own, list(units)))
     result = line.job_result(job)
     if result != "done":
-        raise ValueError(f"the job of {name} ended as {result}")
+        raise ValueError(f"the job of {unit} ended as {result}")
 
 
-def _collect(beside: str) -> None:
-    """Kill and remove the groups of dead runs (`cgroup_common.collect`) in the slice's scopes."""
-    from sandrun.backends import cgroup2
+def _manage(method: str, signature: str, *body: "Any") -> "Any":
+    """A message to the manager of units."""
+    from jeepney import DBusAddress, new_method_call
 
-    for name in os.listdir(beside):
-        if name.endswith(".scope") and cgroup_common.is_run_name(name.removesuffix(".scope")):
-            cgroup_common.collect(f"{beside}/{name}", cgroup2.end_stale)
+    return new_method_call(DBusAddress(_ROOT, _NAME, f"{_NAME}.Manager"), method, signature, body)
+
+
+def _set_properties(unit: str, properties: "list[tuple[str, Any]]") -> "Any":
+    """The message that sets properties of a unit until it ends."""
+    return _manage("SetUnitProperties", "sba(sv)", unit, True, properties)
 
 
 class SystemdBackend:
@@ -276,7 +302,7 @@ class SystemdBackend:
             return cgroup2_placement.Cgroup2Backend().open(run_id, limits)
         place = systemd_units.Place(own, limits)
         try:
-            _move(place, run_id)
+            _move(place, run_id, limits)
         except systemd_units.Stays:
             delegated = _ask(not place.in_manager, place.is_delegated)
             container = cgroup2_placement.stay_in(own, run_id, limits, delegated)
@@ -287,14 +313,67 @@ class SystemdBackend:
         messages.detail(f"moved into {own}")
         if os.path.basename(own) != f"{cgroup_common.PREFIX}{run_id}.scope":
             raise Unusable(f"systemd left us in {own}")
-        _collect(os.path.dirname(own))
-        return cgroup2_placement.Cgroup2Backend().open(run_id, limits)
+        return _open_in(own, _Units(place, run_id), limits)
 
     def attach(self, run_id: str, token: str) -> "Group2":
-        return cgroup2_placement.Cgroup2Backend().attach(run_id, token)
+        cgroup_common.check_ours(token, run_id, "")
+        from sandrun.backends import systemd_slice
+
+        return systemd_slice.attach(token)
 
 
-def _move(place: systemd_units.Place, run_id: str) -> None:
+class _Units:
+    """What a run asks the manager that made its scope. Each method raises Unusable."""
+
+    def __init__(self, place: systemd_units.Place, run_id: str) -> None:
+        self.place = place
+        self.run_id = run_id
+
+    def step_aside(self) -> None:
+        """Move this process to a new scope outside of the run's slice."""
+        from sandrun.backends import systemd_slice
+
+        name = self.run_id + systemd_slice.SUPERVISOR
+        _ask(self.place.root, lambda line: _start_scope(line, name, self.place.slice, []))
+
+    def change(self, unit: str, properties: "list[tuple[str, Any]]") -> None:
+        """Set properties of a unit until it ends."""
+        _ask(self.place.root, lambda line: line.call(_set_properties(unit, properties)))
+
+    def stop(self, find: "Callable[[], list[str]]", mode: str) -> None:
+        """Ask for the end of the units that `find` returns, without waiting for it. `fail`: not if
+        a job of the unit is pending; `replace`: instead of it. `find` is called after an answer of
+        the manager, which does one thing at a time."""
+
+        def work(line: _Line) -> None:
+            line.calls([_manage("StopUnit", "ss", unit, mode) for unit in find()])
+
+        _ask(self.place.root, work)
+
+
+def _open_in(scope: str, units: _Units, limits: Limits) -> "Group2":
+    """A container in the scope that we are in. Raises Unusable."""
+    from sandrun.backends import systemd_slice
+
+    if empty := systemd_slice.collect(scope):
+
+        def find() -> "list[str]":
+            # After an answer, one that is still empty is none that the manager is about to fill.
+            return [os.path.basename(path) for path in empty if systemd_slice.is_empty(path)]
+
+        units.stop(find, "fail")
+    parent = cgroup2_placement.find_parent(limits.controllers())
+    around = systemd_slice.slice_of(scope)
+    if around and systemd_slice.is_limited(around, limits, units):
+
+        def make(path: str, limits: Limits) -> "Group2":
+            return systemd_slice.InSlice(path, limits, units)
+
+        return cgroup2_placement.open_below(parent, units.run_id, limits, make)
+    return cgroup2_placement.open_below(parent, units.run_id, limits)
+
+
+def _move(place: systemd_units.Place, run_id: str, limits: Limits) -> None:
     """Move into a scope. Raises Stays if the run must stay in its unit, Unusable otherwise."""
     place.check_limits()
     if _addresses(place.root):
@@ -308,6 +387,6 @@ def _move(place: systemd_units.Place, run_id: str) -> None:
         if place.same:
             place.check_rules(line)
         place.check_pids(line)
-        _start(line, place, run_id)
+        _start(line, place, run_id, limits)
 
     _ask(place.root, start)

@@ -21,7 +21,7 @@ as_root=fakeroot
 [ "$(id -u)" != 0 ] || as_root=
 
 packages=systemd,systemd-sysv,libpam-systemd,dbus,dbus-user-session,sudo,kmod,python3,python3-prctl
-packages=$packages,procps,psmisc,iproute2,util-linux,make,git
+packages=$packages,procps,psmisc,iproute2,util-linux,make,git,tmux
 size=1500M
 if [ "$flavour" = containers ]; then
     packages=$packages,podman,crun,runc,docker.io,uidmap,ca-certificates

@@ -73,6 +73,16 @@ def features() -> "list[Check]":
     ]
 
 
+def without_slice() -> str:
+    """What follows if the scope that a run made for this process is in no slice of the run's own;
+    '' if it is in one."""
+    from sandrun.backends import systemd_slice
+
+    scope = os.path.dirname(cgroup_common.own_group(""))
+    lost = "; no slice of the run's own: panes of tmux and the like leave the container"
+    return "" if systemd_slice.slice_of(scope) else lost
+
+
 def logout(probes: "list[Check]") -> "list[Check]":
     """Whether the user's manager, which holds the runs, ends at the last logout."""
     if os.geteuid() == 0 or ("systemd", PASS) not in [(c.name, c.status) for c in probes]:

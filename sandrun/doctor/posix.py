@@ -47,7 +47,12 @@ def _probe(name: str) -> Check:
         return Check(name, FAIL, f"a probe of 96 MiB ended as {outcome.reason}, not at its limit")
     by = "the kernel" if backends.named(name).kernel else "polling"
     peak += ", sampled" if outcome.usage.sampled else ""
-    return Check(name, PASS, f"ended a probe of 96 MiB at 32 MiB, by {by} (peak {peak})")
+    text = f"ended a probe of 96 MiB at 32 MiB, by {by} (peak {peak})"
+    if sys.platform == "linux" and name == "systemd":
+        from sandrun.doctor import linux
+
+        text += linux.without_slice()
+    return Check(name, PASS, text)
 
 
 def probe(name: str) -> Check:

@@ -40,7 +40,7 @@ WAITING = (
     "backends/cgroup1", "backends/cgroup1_blkio", "backends/cgroup2",
     "backends/cgroup2_placement", "backends/cgroup_common", "backends/cgroup_files",
     "backends/memory_monitor", "backends/none", "backends/rlimit", "backends/run_group",
-    "backends/sampler", "backends/systemd", "backends/systemd_units",
+    "backends/sampler", "backends/systemd", "backends/systemd_slice", "backends/systemd_units",
     "config/settings_files", "config/trust",
     "git/included", "git/inotify", "git/record_locks", "git/waiter",
     "platform/memory", "platform/user_ids",

@@ -69,11 +69,12 @@ else:
         return ids
 
     def _in_container(run_id: str) -> bool:
-        """Whether we are in the cgroup of a run."""
+        """Whether we are in the cgroup of a run, or in its slice of systemd (`systemd_slice`)."""
         try:
-            return f"sandrun-{run_id}".encode() in processes.read("/proc/self/cgroup")
+            group = processes.read("/proc/self/cgroup")
         except OSError:
             return False
+        return any(f"sandrun{mark}{run_id}".encode() in group for mark in "-_")
 
     def outside_holder(file: os.stat_result) -> "int | None":
         """The process that locked the second lock file of a run lock (0: it is not visible); None:

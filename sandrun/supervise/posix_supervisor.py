@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from sandrun.types import StopReason
 
 _JOB_STOPS = (_signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU)
+_NOTICE = getattr(_signal, "SIGRTMAX", 0)
+"""From the kernel: a directory that the container watches has changed (F_NOTIFY, fcntl(2))."""
 _SI_USER_MAX = 0  # si_code > 0: sent by the kernel (sigaction(2))
 _WITNESS = 0.002
 """Seconds until the witness of the signals to our group is started: a shorter run never pays for it
@@ -190,7 +192,8 @@ class Supervisor(BaseSupervisor):
         return self.outside.search()
 
     def _handle_signal(self, signum: int, code: int, sender: int) -> None:
-        if self.keeper and signum == self.keeper.WAKEUP and sender in self.keeper.pids:
+        from_keeper = self.keeper and signum == self.keeper.WAKEUP and sender in self.keeper.pids
+        if from_keeper or (signum == _NOTICE and code > _SI_USER_MAX):
             self.poll_at = 0.0
             return
         # A signal from ourselves is the SIGPIPE of a write of ours: the kernel queues a blocked

@@ -76,7 +76,8 @@ def slice_with(*limits: str) -> "Iterator[str]":
 def test_the_limits_of_a_slice_apply_to_its_runs() -> None:
     with slice_with("MemoryMax=100M", "MemorySwapMax=0") as around:
         out, err = in_unit("sandrun -v -- cat /proc/self/cgroup", slice=around)
-        place = r"0::/testci.slice/sandrun-(\w+).scope/sandrun-\1/main\ncode 0\n"
+        run = r"testci-sandrun_(\w+).slice/sandrun-\1.scope/sandrun-\1/main"
+        place = rf"0::/testci.slice/{run}\ncode 0\n"
         assert re.fullmatch(place, out), (out, err)
         assert "backend systemd" in err
         # 137 in any case; the kernel may take sandrun as well, which is in that slice too.
@@ -164,6 +165,8 @@ def test_stopping_a_unit_ends_its_run(way: str, own: str) -> None:
     until(lambda: living(SLEEP))
     systemctl("stop", "test-stop.service")
     until(lambda: not living(SLEEP), 20)
+    # The name is free when no unit that is bound to this one is left.
+    until(lambda: systemctl("show", "-P", "LoadState", "test-stop.service") != "loaded")
 
 
 @pytest.mark.parametrize("script", [f"exec sandrun -- {SLEEP}", f"sandrun -- {SLEEP}; true"])
@@ -330,7 +333,7 @@ def test_a_detached_job_keeps_the_manager_alive(ci: str, way: str) -> None:
         state = ["loginctl", "show-user", ci, "-P", "State"]
         until(lambda: subprocess.check_output(state, text=True).strip() == "closing")
         place = Path(f"/proc/{run[0]}/cgroup").read_text()
-        assert f"/{manager_of(ci)}/app.slice/app-sandrun.slice/sandrun-" in place
+        assert f"/{manager_of(ci)}/app.slice/app-sandrun.slice/app-sandrun-sandrun_" in place
         # logind ends the manager unless a process of the session lives.
         scopes = Path(f"/sys/fs/cgroup/user.slice/user-{uid_of(ci)}.slice").glob("session-*.scope")
         assert [file for scope in scopes if (file := scope / "cgroup.procs").read_text()]
@@ -350,7 +353,8 @@ def test_a_job_of_root_outlives_the_logout(way: str) -> None:
         until(lambda: not active("user@0.service"))
         assert living(SLEEP) == run
         place = Path(f"/proc/{run[0]}/cgroup").read_text()
-        assert re.match(r"0::/user.slice/user-0.slice/sandrun-\w+.scope/sandrun-\w+/main$", place)
+        inside = r"user-0-sandrun_(\w+).slice/sandrun-\1.scope/sandrun-\1/main"
+        assert re.match(rf"0::/user.slice/user-0.slice/{inside}$", place)
         os.kill(int(run[0]), 15)
         until(lambda: not living(SLEEP))
 
@@ -367,7 +371,8 @@ def test_a_lingering_user_has_a_kernel_container_in_all_cases(ci: str) -> None:
     until(lambda: active(manager_of(ci)))
     place = "--require kernel -- cat /proc/self/cgroup"
     out, err = in_unit(f"sandrun {place}; sandrun --detach {place}; nohup sandrun {place}", user=ci)
-    assert out.count(f"/{manager_of(ci)}/app.slice/app-sandrun.slice/sandrun-") == 3, (out, err)
+    run = f"/{manager_of(ci)}/app.slice/app-sandrun.slice/app-sandrun-sandrun_"
+    assert out.count(run) == 3, (out, err)
     out, err = in_unit("sandrun -v -- cat /proc/self/cgroup", "MemoryMax=300M", user=ci)
     assert "would escape memory.max" in err
     out, err = in_unit("sandrun -v -- cat /proc/self/cgroup", "IPAddressDeny=10.0.0.0/8", user=ci)
@@ -379,7 +384,7 @@ def test_a_lingering_user_has_a_kernel_container_in_all_cases(ci: str) -> None:
 def test_a_user_in_a_session_has_a_kernel_container(ci: str) -> None:
     with login(ci, "sandrun --require kernel -- cat /proc/self/cgroup") as session:
         said, _ = session.communicate(timeout=60 * SCALE)
-    assert "/app.slice/app-sandrun.slice/sandrun-" in said
+    assert "/app.slice/app-sandrun.slice/app-sandrun-sandrun_" in said
 
 
 def in_user_unit(name: str, *properties: str) -> str:
@@ -394,7 +399,8 @@ def in_user_unit(name: str, *properties: str) -> str:
 
 def test_a_run_does_not_escape_a_unit_of_a_users_manager(ci: str) -> None:
     said = in_user_unit(ci)
-    assert re.search(rf"/{manager_of(ci)}/app.slice/sandrun-(\w+).scope/sandrun-\1/main$", said)
+    run = r"app-sandrun_(\w+).slice/sandrun-\1.scope/sandrun-\1/main"
+    assert re.search(rf"/{manager_of(ci)}/app.slice/{run}$", said)
     said = in_user_unit(ci, "CPUWeight=50")
     assert "a new scope would escape cpu.weight = 50" in said
     assert "hint: systemctl --user edit test-mine.service" in said
