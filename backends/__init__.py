@@ -118,16 +118,29 @@ def choose(
     raise NoUsableBackend(refused)
 
 
-def _is_memory_on_v1() -> bool:
-    """Whether a v1 hierarchy has the memory controller; then no v2 group has it (cgroups(7))."""
+def place() -> bytes:
+    """The cgroups that contain us, as /proc/self/cgroup lists them; b"" if it does not exist."""
     if sys.platform == "win32":
-        return False
+        return b""
     try:
         fd = os.open("/proc/self/cgroup", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return False
-    lines = os.read(fd, 1 << 16).split(b"\n")
+        return b""
+    lines = os.read(fd, 1 << 16)
     os.close(fd)
+    return lines
+
+
+def is_usable(container: "Container", opened_in: bytes) -> bool:
+    """Whether a container that was opened early, when our `place` was `opened_in`, can still be
+    used: its groups exist, and every limit around us is around them, because we were not moved."""
+    paths = [line[line.find("/") :] for line in container.token.split("\n")]
+    return place() == opened_in and all(map(os.path.isdir, paths))
+
+
+def _is_memory_on_v1() -> bool:
+    """Whether a v1 hierarchy has the memory controller; then no v2 group has it (cgroups(7))."""
+    lines = place().split(b"\n")
     return any(b"memory" in line.split(b":")[1].split(b",") for line in lines if line)
 
 

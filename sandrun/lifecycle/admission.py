@@ -31,6 +31,9 @@ _CHARACTERS = 80
 """How many runs `waited_for` names at most, and how many characters of each command line."""
 
 
+_NOTED = "fallback-noted"  # this note names the boot in which the fallback was reported
+
+
 class Refused(Exception):
     """The run would have to wait, but its command cannot be executed; `number` is the errno."""
 
@@ -116,6 +119,22 @@ class Admission:
             run["command"] = plain(ticket.command)[:_CHARACTERS]
             run["seconds"] += seconds
         return sorted(runs.values(), key=lambda run: -run["seconds"])[:_NAMED]
+
+    def report_fallback(self) -> None:
+        """Report that no kernel enforces the limits: once per boot and project, or with -v."""
+        from sandrun.platform import processes
+
+        try:
+            boot = processes.read("/proc/sys/kernel/random/boot_id").decode().strip()
+        except OSError:
+            boot = "this one"  # macOS, where a boot empties /tmp
+        queue = self.queue
+        is_known = queue is not None and queue.read_note(_NOTED) == boot
+        if messages.level < 0 or (messages.level == 0 and is_known):
+            return
+        messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
+        if queue:
+            queue.write_note(_NOTED, boot)
 
     def acquire(self) -> None:
         """Enqueue the run and return when it may start.

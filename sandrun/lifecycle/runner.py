@@ -83,6 +83,7 @@ class Run:
         self._keeper: Keeper | None = None
         self._opened: tuple[Backend, Container, list[str]] | None = None
         """The container, its backend, and why better ones are not used: opened before our turn."""
+        self._place = b""
         self._container: Container | None = None
         """The container to be closed when the run lock is free."""
         self._line = b""  # the holder's line (`sandrun.queue.holder`), set with the container
@@ -190,7 +191,7 @@ class Run:
         opened now, it is opened at our turn, and only that reports why."""
         try:
             self._opened = self._open(early=True)
-            self._container = self._opened[1]
+            self._container, self._place = self._opened[1], backends.place()
             history.encode(self._container.token)  # imports what texts of several lines need
         except SandrunError:
             pass
@@ -205,11 +206,15 @@ class Run:
     def _run_contained(self) -> Outcome:
         """Open a container and run the command in it until no process of the run is left."""
         request, settings, lock = self.request, self.request.settings, self.admission.lock
-        backend, container, refused = self._opened or self._open()
+        opened = self._opened
+        if opened and not backends.is_usable(opened[1], self._place):
+            opened[1].close()
+            opened = self._container = None
+        backend, container, refused = opened or self._open()
         others = f" (not {'; not '.join(refused)})" if refused else ""
         messages.decision(f"backend {backend.name}{others}")
         if refused and not backend.kernel and not request.enclosing:
-            self._report_fallback()
+            self.admission.report_fallback()
         container.mark = request.mark
         self.record["backend"] = backend.name
         self._line = self._holder_line(container)
@@ -268,22 +273,6 @@ class Run:
 
         private = self.admission.private_descriptors()
         return Keeper(container, private, lock, finish, self._parent(), backend.kernel)
-
-    def _report_fallback(self) -> None:
-        """Report that no kernel enforces the limits: once per boot and project, or with -v."""
-        from sandrun.platform import processes
-
-        try:
-            boot = processes.read("/proc/sys/kernel/random/boot_id").decode().strip()
-        except OSError:
-            boot = "this one"  # macOS, where a boot empties /tmp
-        queue = self.admission.queue
-        is_known = queue is not None and queue.read_note(_NOTED) == boot
-        if messages.level < 0 or (messages.level == 0 and is_known):
-            return
-        messages.status("a monitor polls the limits, no kernel enforces them here: sandrun doctor")
-        if queue:
-            queue.write_note(_NOTED, boot)
 
     def _run_supervised(
         self, backend: "Backend", container: "Container", keeper: "Keeper | None"
@@ -346,9 +335,6 @@ class Run:
             messages.decision(f"cannot record the run: {error}")
         for subscriber in messages.subscribers:
             subscriber.ended(self.record)
-
-
-_NOTED = "fallback-noted"  # this note names the boot in which the fallback was reported
 
 
 def _guarded(step: "Callable[[], None]") -> None:

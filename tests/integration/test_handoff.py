@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -120,6 +121,51 @@ def test_ready_waiters_of_two_slots_run_two_at_a_time(kernel_box: Box) -> None:
     box.let("b")
     assert sorted(box.let_all(["c", "d", "e"])) == ["c", "d", "e"]
     assert [box.finish(run).returncode for run in running] == [0] * 5
+
+
+def test_a_ready_waiter_whose_group_was_removed_makes_another(kernel_box: Box) -> None:
+    box = kernel_box
+    box.hold("a")
+    waiter = box.queue_up("b")
+    run_id = box.ids()["b"]
+    wait_for(lambda: groups(run_id), 20, "it is ready")
+    wait_for(lambda: "poll" in Path(f"/proc/{waiter.pid}/wchan").read_text(), 20, "it waits")
+    ready = groups(run_id)[0]
+    for path, _, _ in os.walk(ready, topdown=False):
+        os.rmdir(path)
+    box.let("a")
+    box.begun("b")
+    assert os.path.isdir(ready)
+    box.let("b")
+    assert box.finish(waiter).returncode == 0
+    assert not groups(run_id)
+
+
+def test_a_ready_waiter_that_was_moved_makes_its_groups_there(kernel_box: Box) -> None:
+    """Otherwise the run would escape the limits of the group that it was moved to."""
+    box = kernel_box
+    box.hold("a")
+    waiter = box.queue_up("b")
+    run_id = box.ids()["b"]
+    wait_for(lambda: groups(run_id), 20, "it is ready")
+    wait_for(lambda: "poll" in Path(f"/proc/{waiter.pid}/wchan").read_text(), 20, "it waits")
+    memory = [path for path in groups(run_id) if path.startswith("/sys/fs/cgroup/memory/")]
+    if not memory:
+        pytest.skip("cgroup1 is not to be had here: no memory controller")
+    place = Path(memory[0]).with_name(f"moved-{os.getpid()}")
+    place.mkdir()
+    try:
+        (place / "cgroup.procs").write_text(str(waiter.pid))
+        box.let("a")
+        box.begun("b")
+        assert (place / f"sandrun-{run_id}").is_dir()
+        assert not os.path.isdir(memory[0])
+        box.let("b")
+        assert box.finish(waiter).returncode == 0
+    finally:
+        wait_for(lambda: not (place / "cgroup.procs").read_text(), 20, "nobody is there")
+        place.rmdir()
+    assert not groups(run_id)
 
 
 def unlocked(parents: "set[str]") -> list[str]:
