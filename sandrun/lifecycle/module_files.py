@@ -17,6 +17,7 @@ import os
 import sys
 
 from sandrun import importer
+from sandrun.model import DARWIN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ REPORTING = (
     "queue/taken_names", "types",
 )  # fmt: skip
 """Modules that are imported after the run if its end is reported to a file or a CI service."""
+_PACKAGES = ("sandrun", "cgroupspy")
+_MANY = 256
+"""Below this limit on descriptors, a run opens no module's file only for another process."""
 _ENOUGH = 64
 """Below this limit on descriptors (getrlimit(2), RLIMIT_NOFILE) no module is held open."""
 _held: "dict[str, tuple[int, str]]" = {}
@@ -84,6 +88,93 @@ def hold(names: "tuple[str, ...]" = LATE) -> None:
     if _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
         sys.meta_path.append(_last_finder)
+
+
+_ELSEWHERE = """import marshal, os, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name in files:
+            path, package, fd = files[name]
+            spec = type(sys.__spec__)(name, self, origin=path, is_package=package)
+            spec.has_location = True
+            if package:
+                spec.submodule_search_locations = [os.path.dirname(path)]
+            return spec
+    def create_module(self, spec):
+        pass
+    def exec_module(self, module):
+        fd = files[module.__name__][2]
+        exec(marshal.loads(os.pread(fd, os.fstat(fd).st_size, 0)[16:]), module.__dict__)
+sys.meta_path.insert(0, Finder())
+os.environ.clear()
+os.environ.update(env)
+from sandrun.lifecycle import module_files
+module_files.drop_stale(files)
+from sandrun.lifecycle import recovery
+recovery.finish_inherited(line, locks)
+"""
+"""What a new interpreter does."""
+
+
+def drop_stale(files: "dict[str, tuple[str, bool, int]]") -> None:
+    """Leave to Python those of these files that were compiled from another source."""
+    stale = [n for n, (path, _, fd) in files.items() if path[-4:] == ".pyc" and _is_stale(fd, path)]
+    for name in stale:
+        del files[name]
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
+
+
+class Elsewhere:
+    """How a new interpreter does what `recovery.finish` does with a holder's line, although the
+    package may be replaced or removed by then: it inherits `files`, the open files of the modules
+    that are loaded or held here, and the run lock's. `env` is its environment; None: not possible.
+    """
+
+    __slots__ = ("_opened", "env", "files")
+
+    def __init__(self, line: bytes, locks: "list[int]") -> None:
+        self.files: list[int] = []
+        self.env: dict[str, str] | None = None
+        self._opened: list[int] = []
+        python = getattr(sys, "_base_executable", "")  # an environment may go away
+        if sys.platform != "linux" or DARWIN or not python or os.sysconf("SC_OPEN_MAX") < _MANY:
+            return
+        files = self._module_files()
+        if not files:
+            return
+        self.files = [fd for _, _, fd in files.values()] + locks
+        # The variables as text: CI agents kill what has a mark of theirs in its environment.
+        facts = {"files": files, "line": line, "locks": locks, "env": dict(os.environ)}
+        code = "".join(f"{name} = {value!r}\n" for name, value in facts.items())
+        self.env = {"KEEPER_PYTHON": python, "KEEPER_CODE": code + _ELSEWHERE}
+
+    def _module_files(self) -> "dict[str, tuple[str, bool, int]]":
+        """Source, whether it is a package, and open compiled file, by module; {} if one is not the
+        compiled file of a loaded module."""
+        if sys.platform == "win32":
+            return {}
+        files = {name: (path, False, fd) for name, (fd, path) in _held.items()}
+        try:
+            for name, module in list(sys.modules.items()):
+                spec = getattr(module, "__spec__", None)
+                if name in files or spec is None or name.partition(".")[0] not in _PACKAGES:
+                    continue
+                fd = os.open(spec.cached or "", os.O_RDONLY | os.O_CLOEXEC)
+                self._opened.append(fd)
+                files[name] = (spec.origin or "", spec.submodule_search_locations is not None, fd)
+                valid = getattr(spec.loader, "valid", b"")
+                if valid and os.pread(fd, importer.HEADER, 0)[-len(valid) :] != valid:
+                    return {}
+        except OSError:
+            return {}
+        return {} if any(path.endswith(".py") for _, path in _held.values()) else files
+
+    def __enter__(self) -> "Elsewhere":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._opened:
+            os.close(fd)
 
 
 class _Finder:

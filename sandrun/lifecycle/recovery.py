@@ -26,7 +26,7 @@ import time
 
 from sandrun import history, messages
 from sandrun.model import SandrunError
-from sandrun.queue import Queue, RunLock
+from sandrun.queue import Queue, RunLock, read_holder_line
 from sandrun.queue.holder import Holder, alive, note_unkillable, parse
 
 TYPE_CHECKING = False
@@ -124,7 +124,7 @@ def _end(container: "Container", holder: Holder) -> "dict[int, int]":
     return alive({**holder.unkillable, **{pid: processes.start(pid) for pid in pids}})
 
 
-def finish(container: "Container", line: bytes, lock: "RunLock | None") -> None:
+def finish(container: "Container", line: bytes, lock: "RunLock | _InheritedLock | None") -> None:
     """End a lost run completely: processes, container, record. Called in the run's own keeper,
     which holds the run lock, if the run has one. Returns when the processes are dead."""
     holder = parse((lock.read_holder() if lock else b"") or line)
@@ -137,6 +137,41 @@ def finish(container: "Container", line: bytes, lock: "RunLock | None") -> None:
             note_unkillable(lock, line, living)
         outlast(container, living)
     _finish(container, holder, os.environ)
+
+
+class _InheritedLock:
+    """The run lock of a process that has inherited its open files."""
+
+    def __init__(self, descriptors: "list[int]") -> None:
+        self.descriptors = descriptors
+
+    def read_holder(self) -> bytes:
+        return read_holder_line(self.descriptors[0])
+
+    def write_holder(self, line: bytes) -> None:
+        if sys.platform != "win32":
+            os.ftruncate(self.descriptors[0], 0)
+            os.pwrite(self.descriptors[0], line, 0)
+
+
+def finish_inherited(line: bytes, descriptors: "list[int]") -> None:
+    """What `finish` does, in a new process that has inherited only the files of the run lock: the
+    supervisor died in the first instant of the run (`sandrun.supervise.posix_keeper`)."""
+    lock = _InheritedLock(descriptors) if descriptors else None
+    holder = parse((lock.read_holder() if lock else b"") or line)
+    if holder is None:
+        return
+    from sandrun import backends
+
+    container = backends.named(holder.backend).attach(holder.id, holder.container)
+    container.mark = f"{holder.state}/{holder.id}"
+    finish(container, line, lock)
+    if sys.platform != "win32" and lock:
+        import fcntl
+
+        os.ftruncate(descriptors[0], 0)
+        for fd in descriptors:
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _finish(container: "Container", holder: Holder, env: "Mapping[str, str]") -> None:

@@ -272,7 +272,8 @@ class Run:
             recovery.finish(container, line, lock)
 
         private = self.admission.private_descriptors()
-        return Keeper(container, private, lock, finish, self._parent(), backend.kernel)
+        with module_files.Elsewhere(line, lock.descriptors() if lock else []) as later:
+            return Keeper(container, private, lock, finish, self._parent(), backend.kernel, later)
 
     def _run_supervised(
         self, backend: "Backend", container: "Container", keeper: "Keeper | None"

@@ -17,6 +17,12 @@ from sandrun.queue.state import slot_file
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from typing import Protocol
+
+    class Writable(Protocol):
+        """A run lock in whose file a holder's line can be written."""
+
+        def write_holder(self, line: bytes) -> None: ...
 
 
 class Holder:
@@ -73,7 +79,7 @@ def _starts(value: object) -> "dict[int, int]":
     return {pid: start for pid, start in pairs if type(pid) is type(start) is int and pid > 1}
 
 
-def note_unkillable(lock: RunLock, line: bytes, pids: "Iterable[int]") -> None:
+def note_unkillable(lock: "Writable", line: bytes, pids: "Iterable[int]") -> None:
     """Add the processes that could not be ended to the holder's line."""
     import json
 

@@ -4,32 +4,32 @@ Promise: when the supervisor dies for any reason, every process of its run is ki
 container is removed, the run is recorded as lost, and only then is the run lock free. A process
 that cannot be killed (another user's) keeps the lock, also after a supervisor's normal exit.
 
-The keeper is forked before the command, has a session of its own (a signal to the whole process
-group or a hang-up does not reach it), blocks every signal that can be blocked, and blocks in
-poll(2) on a pipe whose only other end is the supervisor's: end of file is the supervisor's death.
-It shares the open file of the run lock, so the lock is held until the keeper exits. If the keeper
-alone is killed, the supervisor starts another.
+The keeper has a session of its own (a signal to the whole process group or a hang-up does not
+reach it), blocks every signal that can be blocked, and blocks in poll(2) on a pipe whose only other
+end is the supervisor's: end of file is the supervisor's death. It shares the open file of the run
+lock, so the lock is held until the keeper exits. If it alone is killed, the supervisor starts one.
 
-If both are killed together, a second keeper does the work. The first keeper starts it after 20 ms
-of the run, as an orphan, so that a program that kills a tree of processes from its root (CI agents
+In the first 5 ms of a run, so in all of a shorter one, the keeper is a shell, which is started
+before the command and blocks in `read`. It costs a run 1 ms; a forked keeper costs 3 ms, most of
+them for the pages that both then write. At end of file the shell becomes a new interpreter, which
+ends the run by the holder's line, as the next run would. It inherits the open files of our modules:
+the command may already have removed the package.
+
+If both are killed together, a second keeper does the work. The first keeper starts it 20 ms later,
+as an orphan, so that a program that kills a tree of processes from its root (CI agents
 do) does not find it. It blocks in read(2), first until the supervisor's death, then until the first
 keeper's; if dismissed, it exits before the first keeper does. Where PID 1 does not reap orphans, it
 would stay as a zombie, so there it is a child of the first keeper. If all three are killed, the
 next run of the queue does their work (`sandrun.lifecycle.recovery`).
 
-Measured (cgroup1, beside the same run without them): the first keeper costs a run 3 ms, the second
-another 3 ms if the run lasts long enough; both together 2.6 MiB (PSS) and no CPU time while they
-block.
-
 The keeper also watches the container's events and the supervisor's parent, because the supervisor
 blocks until a signal and can wait for nothing else: an event becomes a wakeup, a real-time signal,
-which the kernel queues even when one is pending. (A thread in the supervisor would do as well, but
-a process with a thread can neither fork another keeper safely nor close a file that the thread
-polls.) PR_SET_PDEATHSIG would cost every run the import of ctypes, and reports the death of the
-parent's thread, not of its process.
+which the kernel queues even when one is pending. (A thread could do that, but a process with
+one cannot fork another keeper safely. PR_SET_PDEATHSIG reports the death of the parent's thread.)
 
 The proof that it hits only the run: it ends the container that its supervisor opened, by the same
-object, and signals only its own parent, which is the supervisor as long as that lives.
+object (the shell: by the line that names it), and signals only its own parent, which is the
+supervisor as long as that lives.
 
 Its name and command line do not contain sandrun: `pkill -f sandrun` is meant for the supervisor,
 and the keeper has to survive that to clean up.
@@ -37,6 +37,7 @@ and the keeper has to survive that to clean up.
 
 import os
 import sys
+import time
 
 assert sys.platform != "win32"
 
@@ -51,6 +52,12 @@ if TYPE_CHECKING:
 
     from sandrun.backends.protocol import Container
 
+    class Elsewhere(Protocol):
+        """The environment (None: not possible) and the open files of a new interpreter."""
+
+        env: dict[str, str] | None
+        files: list[int]
+
     class RunLock(Protocol):
         """What the keeper needs of the run lock."""
 
@@ -59,6 +66,11 @@ if TYPE_CHECKING:
 
 
 _NAME = b"run-keeper"
+_EARLY = b"early-keeper"
+"""The name of a keeper that is about to be replaced, or to replace one."""
+_SCRIPT = """cd /; printf early-keeper >/proc/self/comm; read -r dismissed ||
+exec "$KEEPER_PYTHON" -I -S -c 'import os; exec(os.environ["KEEPER_CODE"])'"""
+"""What the first keeper executes, without a word that `pkill -f sandrun` would find."""
 
 
 class Keeper:
@@ -66,7 +78,7 @@ class Keeper:
 
     __slots__ = (
         *("_container", "_finish", "_lock", "_pipe", "_with_second"),
-        *("close", "parent", "pid", "pids"),
+        *("close", "complete_at", "is_shell", "parent", "pid", "pids"),
     )
 
     WAKEUP = getattr(_signal, "SIGRTMAX", _signal.SIGCHLD)
@@ -80,12 +92,14 @@ class Keeper:
         finish: "Callable[[], None]",
         parent: int,
         with_second: bool,
+        later: "Elsewhere",
     ) -> None:
         """Start a keeper. `close`: descriptors that must not stay open in it; `lock`: the run lock
         (None: a nested run has none of its own); `finish`: ends and records the run after the
         supervisor's death, returning when its processes are dead; `parent`: the supervisor's
         parent, whose death is an event as well (0: it is not); `with_second`: there is to be a
-        second keeper (a supervisor that adopts orphans would take it for a process of the run).
+        second keeper (a supervisor that adopts orphans would take it for a process of the run);
+        `later`: how a new interpreter does what `finish` does.
         """
         self.parent = parent
         self._with_second = with_second
@@ -95,39 +109,78 @@ class Keeper:
         self.close = close
         self._lock = lock
         self._finish = finish
-        self._start()
+        self.is_shell = later.env is not None and self._start_shell(later.env, later.files)
+        """Whether it is still the shell of the run's first instant, until `complete`."""
+        self.complete_at = time.monotonic() + 0.005  # a shorter run pays for no other keeper
+        if not self.is_shell:
+            self._start()
 
-    def _start(self) -> None:
+    def _start_shell(self, env: "dict[str, str]", inherited: "list[int]") -> bool:
+        """Start a shell that becomes an interpreter when we die. False: there is no such shell."""
+        read_end, pipe = os.pipe()
+        files: list[tuple[object, ...]] = [
+            (os.POSIX_SPAWN_DUP2, read_end, 0),
+            (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_RDWR, 0),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
+        # dup2 of a descriptor to itself makes it inheritable (posix_spawn_file_actions_adddup2).
+        files += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in inherited]
+        try:
+            self.pid = os.posix_spawn(
+                "/bin/sh", ["sh", "-c", _SCRIPT], env, file_actions=files, setsid=True
+            )
+        except (OSError, NotImplementedError):
+            os.close(pipe)
+            return False
+        finally:
+            os.close(read_end)
+        self._pipe = pipe
+        self._container.helpers.add(self.pid)
+        return True
+
+    def complete(self) -> None:
+        """Start the keeper that also watches events, and dismiss the shell, if it is a shell."""
+        if not self.is_shell:
+            return
+        self.is_shell = False
+        shell = self._pipe
+        self.close.append(shell)  # open in the new keeper, it would hide our death from the shell
+        self._start(processes.open_pidfd(self.pid))
+        self.close.remove(shell)
+        _dismiss(shell)
+
+    def _start(self, shell: int = -1) -> None:
+        """Fork a keeper; `shell` is a pidfd of the shell that it replaces."""
         read_end, self._pipe = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 os.close(self._pipe)
-                self.keep(read_end)
+                self.keep(read_end, shell)
             finally:
                 os._exit(0)
         os.close(read_end)
+        if shell >= 0:
+            os.close(shell)
         self.pids.add(self.pid)
         self._container.helpers.add(self.pid)
 
     def replace(self) -> None:
         """Start another keeper for one that was killed and reaped; it starts its own second one."""
         self._container.helpers.discard(self.pid)
+        self.is_shell = False
         self.dismiss()
         self._start()
 
     def dismiss(self) -> None:
         """Make the keepers exit: the run is over and its container is closed."""
-        try:
-            os.write(self._pipe, b"..")  # each reads one byte
-        except OSError:
-            pass  # they were killed, and had nothing left to do
-        os.close(self._pipe)
+        _dismiss(self._pipe)
 
     def outlast(self) -> None:
         """Leave the run lock to the keeper, which treats this as our death: it holds the lock as
         long as `finish` waits for unkillable processes. They may have closed the lock that they
         inherited: sudo closes it in the processes that it starts."""
+        self.complete()
         if self._lock:
             self._lock.pass_on()
         os.close(self._pipe)
@@ -141,10 +194,14 @@ class Keeper:
         except ChildProcessError:
             pass
 
-    def keep(self, pipe: int) -> None:
+    def keep(self, pipe: int, shell: int) -> None:
         """The keeper's own process."""
         supervisor = os.getppid()
         _detach(self.close)
+        if shell >= 0:
+            _await_exit(shell, pipe)  # so that two of this name are the first and the second one
+            os.close(shell)
+        spawn.rename_process(_NAME)
         second = _Second(pipe, self._finish)
         if not self._supervisor_died(pipe, supervisor, second):
             second.await_end()
@@ -191,6 +248,14 @@ class Keeper:
                 waiter.unregister(events)  # an eventfd, left for the supervisor to read
 
 
+def _dismiss(pipe: int) -> None:
+    try:
+        os.write(pipe, b"\n\n")  # each keeper reads one byte, and a shell one line
+    except OSError:
+        pass  # they were killed, and had nothing left to do
+    os.close(pipe)
+
+
 def _detach(close: "list[int]") -> None:
     """Give up everything shared with the supervisor: session, name, descriptors and directory."""
     os.setsid()
@@ -198,13 +263,23 @@ def _detach(close: "list[int]") -> None:
     # (`sandrun.supervise.witness`).
     while not DARWIN and _signal.sigtimedwait(spawn.ALL_SIGNALS, 0):
         pass
-    spawn.rename_process(_NAME)
+    spawn.rename_process(_EARLY)
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     for fd in close:
         os.close(fd)
     os.chdir("/")
+
+
+def _await_exit(*descriptors: int) -> None:
+    """Return when one of them is readable: the process of a pidfd has exited."""
+    import select
+
+    waiter = select.poll()
+    for fd in descriptors:
+        waiter.register(fd, select.POLLIN)
+    waiter.poll()
 
 
 def hold(lock: "RunLock", close: "list[int]", until: "Callable[[], None]") -> bool:
@@ -214,6 +289,7 @@ def hold(lock: "RunLock", close: "list[int]", until: "Callable[[], None]") -> bo
     if os.fork() == 0:
         try:
             _detach(close)
+            spawn.rename_process(_NAME)
             until()
             lock.release()
         finally:
@@ -283,11 +359,7 @@ class _Second:
     def await_end(self) -> None:
         """Return when it has exited, after the supervisor dismissed it."""
         if self.process >= 0:
-            import select
-
-            waiter = select.poll()
-            waiter.register(self.process, select.POLLIN)
-            waiter.poll()
+            _await_exit(self.process)
             self._forget()
 
     def _forget(self) -> None:

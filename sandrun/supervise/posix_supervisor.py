@@ -54,8 +54,7 @@ _NOTICE = getattr(_signal, "SIGRTMAX", 0)
 """From the kernel: a directory that the container watches has changed (F_NOTIFY, fcntl(2))."""
 _SI_USER_MAX = 0  # si_code > 0: sent by the kernel (sigaction(2))
 _WITNESS = 0.002
-"""Seconds until the witness of the signals to our group is started: a shorter run never pays for it
-(2 ms of processor time, beside the command)."""
+"""Seconds until the witness is started: a shorter run never pays its 2 ms of processor time."""
 _OUTSIDE = 0.02
 """Seconds until the search for daemons outside begins, in steps of 2 ms: a shorter run has none."""
 _SHARED = 1 << 18
@@ -135,7 +134,8 @@ class Supervisor(BaseSupervisor):
 
     def _dues(self) -> "list[float | None]":
         search = self.search_at if self.daemon_search else None
-        more = [self.give_up_at, self.asked_until, self.witness_at, search]
+        keeper = self.keeper.complete_at if self.keeper and self.keeper.is_shell else None
+        more = [self.give_up_at, self.asked_until, self.witness_at, keeper, search]
         return super()._dues() + more
 
     def _block(self, until: "float | None") -> None:
@@ -155,6 +155,8 @@ class Supervisor(BaseSupervisor):
         if self.witness_at is not None and now >= self.witness_at:
             self.witness_at = None
             self._start_witness()
+        if self.keeper and self.keeper.is_shell and now >= self.keeper.complete_at:
+            self.keeper.complete()
         if self.asked_until is not None and now >= self.asked_until:
             self.asked_until = None
         if self.parent and os.getppid() != self.parent and not self._is_asked_to_end():
@@ -196,15 +198,13 @@ class Supervisor(BaseSupervisor):
         if from_keeper or (signum == _NOTICE and code > _SI_USER_MAX):
             self.poll_at = 0.0
             return
-        # A signal from ourselves is the SIGPIPE of a write of ours: the kernel queues a blocked
-        # signal even if it is ignored. It does not concern the command.
+        # From us: the SIGPIPE of a write; the kernel queues a blocked signal even if it is ignored.
         if signum == _signal.SIGCHLD or sender == os.getpid():
             return
         self.received.add(signum)
         if signum in spawn.ENDING:
             self.asked_until = time.monotonic() + self.grace
-        # The kernel sends the terminal's signals to the whole group, and an alarm(2) that our
-        # caller set before its exec to us alone.
+        # The kernel sends the terminal's signals to the whole group, our caller's alarm(2) to us.
         from_kernel = code > _SI_USER_MAX and signum != _signal.SIGALRM
         if from_kernel and signum == _signal.SIGINT:
             self.interrupted = True
@@ -278,9 +278,10 @@ class Supervisor(BaseSupervisor):
                 self.note("continued")
             elif self.keeper and pid == self.keeper.pid and has_exited:
                 self.keeper.replace()
-            elif self.witness and pid == self.witness.pid and has_exited:
-                self.container.helpers.discard(pid)
-                self.witness.pid = 0
+            elif has_exited:
+                self.container.helpers.discard(pid)  # also a shell that was the keeper
+                if self.witness and pid == self.witness.pid:
+                    self.witness.pid = 0
 
     def _command_stopped(self, signum: int) -> None:
         """The command was stopped by job control: stop too, and continue together with it.

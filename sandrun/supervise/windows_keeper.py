@@ -29,6 +29,7 @@ class Keeper:
         finish: "Callable[[], None]",
         parent: int,
         with_second: bool,
+        later: object,
     ) -> None:
         self.parent = parent
         self._lock = lock

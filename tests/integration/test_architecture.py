@@ -14,7 +14,11 @@ def children(pid: int) -> "dict[str, list[int]]":
     """The children of a process, by their names."""
     found: dict[str, list[int]] = {}
     for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        found.setdefault(Path(f"/proc/{word}/comm").read_text().strip(), []).append(int(word))
+        try:
+            name = Path(f"/proc/{word}/comm").read_text().strip()
+        except FileNotFoundError:
+            continue  # the keeper of the first instant, which exits
+        found.setdefault(name, []).append(int(word))
     return found
 
 

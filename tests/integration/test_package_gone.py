@@ -18,7 +18,7 @@ import pytest
 import sandrun
 from sandrun.git import stale
 from sandrun.platform import processes
-from tests.harness import ON_MACOS, Box, alive, is_keeper, pretending, wait_for
+from tests.harness import INJECT, ON_MACOS, Box, alive, is_keeper, pretending, wait_for
 
 LEFT = 'setsid sh -c "trap \\"\\" TERM; while :; do sleep 0.05; done" & '
 HOG = """
@@ -143,6 +143,25 @@ def test_it_is_told_to_end(place: _Own, signum: int) -> None:
     done = place.finish(run)
     assert done.returncode in (128 + signum, -signum)
     assert "rror:" not in done.stderr
+
+
+@pytest.mark.skipif(ON_MACOS, reason="not on macOS: its keeper is forked at once")
+@pytest.mark.parametrize("how", ["gone", "stale"])
+def test_the_supervisor_is_killed_in_its_first_instant(place: _Own, how: str) -> None:
+    """The keeper is a shell then, and what it becomes has the open files of our modules."""
+    path = f"{INJECT}:{place.env['PYTHONPATH']}"
+    stop = {"PYTHONPATH": path, "SANDRUN_TEST_STOP": "posix_supervisor.py:_block:sigtimedwait"}
+    run = place.start("--", "sh", "-c", f"{LEFT}exec sleep 1000", env=stop)
+    wait_for(lambda: processes.Stat(run.pid).state == "T", 10, "the supervisor is stopped")
+    if how == "stale":  # compiled from another source, which Python would not use either
+        for file in place.package.glob("lifecycle/__pycache__/recovery.*"):
+            file.write_bytes(file.read_bytes()[:8] + b"\1" * 8 + b"damaged")
+    else:
+        shutil.rmtree(place.package)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    wait_for(lambda: not place.leftovers(), 10, "nothing lives, no keeper either")
+    assert [record["reason"] for record in place.records()] == ["lost"]
 
 
 def test_the_supervisor_is_killed(place: _Own) -> None:
