@@ -37,7 +37,7 @@ _IN_LAB = (
     "a kernel without PSI",  # Debian's own User Mode Linux, where ours cannot be built
     "needs CAP_SYS_RESOURCE",
     "about (cgroup v[12]|root's controllers: runs as root|a user's controllers"
-    "|a plain user who has sudo)",
+    "|the system's units: runs as root|a plain user who has sudo)",
 )
 _ANYWHERE = (
     *_IN_LAB,
