@@ -32,7 +32,7 @@ class Terminal:
         (box.root / "tmux.conf").write_text("set -g default-terminal screen-256color\n")
         marks = {"TERM": "xterm", "LC_ALL": "C.UTF-8"}
         words = ["-f", str(box.root / "tmux.conf"), "-u", "new-session", "-d"]
-        words += ["-x", str(width), "-y", str(height), "bash --norc --noprofile"]
+        words += ["-x", str(width), "-y", str(height), "bash", "--norc", "--noprofile"]
         self._tmux(*words, env={**box.env, **marks, **env})
         self.pane = int(self._tmux("list-panes", "-F", "#{pane_pid}"))
         self.modes = self.stty()
