@@ -89,6 +89,7 @@ def _write_samples(choose: random.Random, folder: Path, record: "dict[str, Any]"
         t = number * record["wall"] / count
         lines.append([t, int(record["peak"] * share), t * 1.5, choose.randrange(2, 20), 0.0])
     if record["reason"] == "memory":
-        lines.append({"t": record["wall"], "event": "limit", "whose": "own", "top": []})
+        top = [{"pid": 7, "command": " ".join(record["command"]), "memory": record["peak"]}]
+        lines.append({"t": record["wall"], "event": "limit", "whose": "own", "top": top})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / f"{record['id']}.jsonl").write_text(text)

@@ -104,6 +104,30 @@ def test_texts_are_shown_and_never_interpreted(box: Box) -> None:
     assert text.isprintable() or all(c.isprintable() or c == "\n" for c in text)
 
 
+def test_a_limit_that_was_hit_says_what_used_the_memory(box: Box) -> None:
+    write(state(box), 60)
+    text = report(box)
+    assert "its own memory limit was reached after" in text
+    assert "; most memory: make -j8 2.0 GiB" in text and 'class="event hit"' in text
+
+
+def test_samples_of_every_shape_are_survived(box: Box) -> None:
+    write(state(box), 3)
+    odd = [
+        {"t": 1, "event": "limit", "top": [1, {}, {"command": 5, "memory": "x"}, {"memory": 7}]},
+        {"t": 1e17, "event": "later<b>", "top": {"a": 1}, "x": "</script>"},
+        *([1e17, 1 << 59, 0, 0, 0], [5, 0, None, None, None], [1], {"t": -1, "event": "limit"}),
+    ]
+    for file in (state(box) / "runs").iterdir():
+        with open(file, "a") as samples:
+            samples.writelines(json.dumps(value) + "\n" for value in odd)
+            samples.write("{torn")
+    parser = html5lib.HTMLParser()
+    text = report(box)
+    parser.parse(text)
+    assert parser.errors == [] and "later&lt;b&gt;" in text and "</script>" not in text
+
+
 def test_a_thousand_runs_stay_below_two_megabytes(box: Box) -> None:
     write(state(box), 1000, hostile=True)
     text = report(box)

@@ -35,10 +35,10 @@ def test_a_path_of_relative_steps_ends_where_its_points_do() -> None:
     assert frame.path([(50, 10)]).endswith("h0")
 
 
-@pytest.mark.parametrize("most", [1e-9, 0.3, 1, 7.5, 59, 3601, 1e5, 1e9])
+@pytest.mark.parametrize("most", [1e-9, 0.3, 1, 7.5, 59, 3601, 1e5, 1e9, 1e18])
 def test_an_axis_has_a_few_round_values(most: float) -> None:
     values = markup.steps(most, markup.SPANS, 4)
-    assert values[0] == 0 and values[-1] <= most and len(values) <= 16
+    assert values[0] == 0 and values[-1] <= most and len(values) <= 5
 
 
 def test_totals_are_of_all_runs_and_only_the_newest_are_kept() -> None:

@@ -1,8 +1,7 @@
 """Reading the history for a page: the newest runs as they are, and totals over all.
 
 Promises: one pass, newest first; memory grows with the runs of the page and with the number of
-different commands (`_KEYS` at most), not with the length of the history. Numbers that no clock or
-kernel can have given (NaN, a start in the year 40,000) count as unknown.
+different commands (`_KEYS` at most), not with the length of the history.
 """
 
 import functools
@@ -12,7 +11,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from sandrun.model import command_text
 from sandrun.types import Record
@@ -23,7 +21,6 @@ OTHER = "other commands"
 _TREND = 200
 """Runs of a command that its trend shows, the newest."""
 WORST = 10
-_LATEST = 4102444800.0  # the year 2100
 _LONGEST = 1e9  # seconds: 30 years
 _COMMAND = 400
 """Characters of a command line that are kept of each run."""
@@ -33,7 +30,7 @@ LIMITS = frozenset(("memory", "outer-memory", "timeout", "cpu-time", "idle"))
 
 @dataclass(slots=True)
 class Run:
-    """One record, with every number known to be sane. Bytes and seconds; None: unknown."""
+    """One record. Bytes and seconds; None: unknown."""
 
     key: str
     """Of this page alone: an id in a damaged history may be anything, and twice."""
@@ -70,47 +67,33 @@ def _kind(reason: object, exit: object) -> str:
     return "failed" if reason == "signal" else "other"
 
 
-def _number(value: object, most: float) -> float | None:
-    is_sane = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
-    return float(value) if is_sane else None  # type: ignore[arg-type]
-
-
-def _size(value: object) -> int | None:
-    return int(value) if isinstance(value, int) and 0 <= value < 1 << 63 else None
-
-
-def _waits(value: object) -> list[tuple[str, str, float]]:
-    waits = []
-    for item in value[:5] if isinstance(value, list) else ():
-        seconds = _number(item.get("seconds"), _LONGEST) if isinstance(item, dict) else None
-        if seconds is not None:
-            command = str(item.get("command", ""))
-            command = command[:_HOLDER] + "…" * (len(command) >= _HOLDER)
-            waits.append((str(item.get("id", ""))[:8], command, seconds))
-    return waits
-
-
 def run_of(record: Record, key: str) -> Run:
-    """The run that a record is about."""
-    fields: Any = record
-    exit, reason = fields.get("exit"), fields.get("reason", "")
-    start = _number(fields.get("since"), _LATEST)
+    """The run that a record of `insight.records` is about: its numbers are sane and its texts are
+    not."""
+    exit, reason = record.get("exit"), record.get("reason", "")
     return Run(
         key=key,
-        id=str(fields.get("id", ""))[:8],
-        project=str(fields.get("project", ""))[:_COMMAND],
-        command=_command(*fields.get("command", ())),
-        start=start or None,
-        wait=_number(fields.get("wait"), _LONGEST) or 0.0,
-        wall=_number(fields.get("wall"), _LONGEST) or 0.0,
-        cpu=_number(fields.get("cpu"), _LONGEST),
-        peak=_size(fields.get("peak")),
-        limit=_size(fields.get("limit")) or None,
-        reason=str(reason)[:20],
-        exit=exit if isinstance(exit, int) and abs(exit) < 1 << 32 else None,
-        waited_for=_waits(fields.get("waited_for")),
+        id=record.get("id", "")[:8],
+        project=record.get("project", "")[:_COMMAND],
+        command=_command(*record.get("command", ())),
+        start=record.get("since") or None,
+        wait=min(record.get("wait", 0.0), _LONGEST),
+        wall=min(record.get("wall", 0.0), _LONGEST),
+        cpu=record.get("cpu"),
+        peak=record.get("peak"),
+        limit=record.get("limit") or None,
+        reason=reason[:20],
+        exit=exit if exit is not None and abs(exit) < 1 << 32 else None,
+        waited_for=[
+            (held["id"][:8], _shortened(held["command"]), min(held["seconds"], _LONGEST))
+            for held in record.get("waited_for", ())[:5]
+        ],
         kind=_kind(reason, exit),
     )
+
+
+def _shortened(command: str) -> str:
+    return command[:_HOLDER] + "…" if len(command) >= _HOLDER else command
 
 
 @functools.lru_cache(1024)

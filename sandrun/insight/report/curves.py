@@ -7,14 +7,17 @@ description in words, and the large ones a table of their figures.
 from collections import Counter
 from collections.abc import Iterable
 
+from sandrun.insight import event_text
 from sandrun.insight.report import markup
 from sandrun.insight.report.collect import Run
 from sandrun.insight.report.drawing import LEFT, RIGHT, WIDTH, Frame
-from sandrun.insight.report.markup import moment, size, span, text
+from sandrun.insight.report.markup import UNKNOWN, moment, size, span, text
 from sandrun.insight.report.timeline import ending
 from sandrun.insight.samples import Event, Point, Samples
 
 _EVENTS = 20
+_CONSUMERS = 4
+_WORDS = 160
 _HITS = ("limit", "timeout")
 _EACH = 2
 _OFF_SCALE = 5
@@ -34,7 +37,7 @@ def thin(points: "list[Point]", most: int) -> "list[Point]":
 
 def figure(run: Run, samples: Samples, points: int, cut: int, with_table: bool) -> str:
     """A run's curve with its caption."""
-    table = _table(run, samples) if with_table else ""
+    table = _figures(run, samples) if with_table else ""
     of = f" of {size(run.limit)}" if run.limit else ", no limit"
     caption = (
         f'<a href="#r{run.key}">{text(run.command, cut) or "unknown command"}</a> '
@@ -84,24 +87,41 @@ def _drawing(run: Run, samples: Samples, most: int, is_filled: bool) -> str:
 
 
 def _event_text(event: Event) -> str:
-    return f"{text(event.kind, 40)} after {span(event.t)}"
+    return f"{text(event_text.text(event), _WORDS)} after {span(event.t)}"
 
 
-def _table(run: Run, samples: Samples) -> str:
+def _figures(run: Run, samples: Samples) -> str:
+    """What the drawing shows, as a table, and what it does not: who used the memory at a limit."""
     rows = [
         (
             span(p.t),
             size(p.memory),
             span(p.cpu),
-            str(p.processes) if p.processes is not None else markup.UNKNOWN,
+            UNKNOWN if p.processes is None else f"{p.processes}",
         )
         for p in thin(samples.points, _ROWS)
     ]
-    heads = ("After", "Memory", "CPU", "Processes")
-    caption = f"Samples of {text(run.id)}"
-    return (
-        f"<details><summary>Figures</summary>{markup.table(caption, heads, rows, '####')}</details>"
+    events = "".join(
+        f"<li>{_event_text(event)}{_consumers(event)}</li>" for event in samples.events[:_EVENTS]
     )
+    heads = ("After", "Memory", "CPU", "Processes")
+    table = markup.table(f"Samples of {text(run.id)}", heads, rows, "####")
+    return (
+        "<details><summary>Figures</summary>"
+        f"{table}{f'<ul>{events}</ul>' if events else ''}</details>"
+    )
+
+
+def _consumers(event: Event) -> str:
+    """The processes that had most memory at an event."""
+    top = event.details.get("top")
+    rows = [row for row in top if isinstance(row, dict)] if isinstance(top, list) else []
+    named = [
+        f"{text(str(row.get('command', '')), 60)} {size(row['memory'])}"
+        for row in rows[:_CONSUMERS]
+        if isinstance(row.get("memory"), int)
+    ]
+    return f"; most memory: {', '.join(named)}" if named else ""
 
 
 def worst_first(runs: "Iterable[Run]") -> "list[Run]":

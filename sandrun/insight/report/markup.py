@@ -8,6 +8,7 @@ direction of writing, no markup.
 import time
 from collections.abc import Iterable, Sequence
 from html import escape
+from math import ceil
 from typing import TypeVar
 
 from sandrun.model import plain, size_text, span_text
@@ -80,10 +81,11 @@ def table(
 
 
 def steps(most: float, bases: "Sequence[float]", wanted: int) -> list[float]:
-    """Round values from 0 to at most `most`: the multiples of the smallest of `bases` (ascending)
-    that gives no more than `wanted` of them."""
-    base = next((base for base in bases if most / base <= wanted), bases[-1])
-    return [base * n for n in range(int(most / base) + 1)][: 4 * wanted]
+    """Round values from 0 to at most `most`, at most `wanted` and 0: the multiples of the smallest
+    of `bases` (ascending) for which there are no more, or of a multiple of the largest."""
+    base = next((base for base in bases if most / base <= wanted), 0.0)
+    base = base or bases[-1] * ceil(most / bases[-1] / wanted)
+    return [base * n for n in range(int(most / base) + 1)]
 
 
 SIZES = [1 << n for n in range(50)]
