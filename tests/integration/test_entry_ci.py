@@ -1,5 +1,6 @@
 """What the pages of a CI show: GitHub's annotations and summary, GitLab's log."""
 
+import re
 import sys
 
 import pytest
@@ -8,6 +9,8 @@ from tests.harness import Box
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sandrun.types import Record
 
 HOG = "kept = [bytearray(b'x') * (1 << 20) for step in range(300)]"
@@ -52,6 +55,32 @@ def test_a_limit_is_an_error_on_a_line_of_its_own(github: Box) -> None:
     (line,) = [line for line in late.stderr.splitlines() if line.startswith("::error ")]
     assert "wall time limit reached::" in line
     assert "100%25" in line
+
+
+GROWING = """
+import time
+kept = []
+for step in range(300):
+    kept.append(bytearray(b"x") * (1 << 20)); time.sleep(0.04)
+"""
+
+
+@pytest.mark.parametrize("place", ["rlimit", "auto"])
+def test_the_memory_is_a_sparkline_beside_the_suggestion(
+    make_box: "Callable[[str], Box]", place: str
+) -> None:
+    box = make_box(place)
+    page = {"GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(box.root / "summary")}
+    words = ["-m", "50M", "--", sys.executable, "-c", GROWING]
+    done = box.run(*words, env=page)
+    curve, suggested = summary(box)[-1].split(" | ")[-2:]
+    assert set(curve) <= set("▁▂▃▄▅▆▇█") and curve.endswith("█")
+    assert suggested == "`--memory 100M` |"
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("::error ")]
+    assert line.endswith("; suggested: --memory 100M")
+    said = box.run(*words, env={"GITLAB_CI": "true"}).stderr.splitlines()[-1]
+    assert re.search(r"; memory [▁-█]+█; suggested: ", said), said
+    assert said.endswith("; suggested: --memory 100M")
 
 
 def test_a_failure_of_sandrun_is_an_error_too(github: Box) -> None:
