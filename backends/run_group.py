@@ -79,8 +79,9 @@ class RunGroup:
         path, controller = self.memory_group()
         if not controller:
             return cgroup_files.counts(f"{path}/memory.events")
-        failed = cgroup_files.number(f"{path}/memory.failcnt") or 0
-        return {"failcnt": failed, **cgroup_files.counts(f"{path}/memory.oom_control")}
+        names = ("failcnt", "memsw.failcnt")  # without and with swap; Linux 6.18 keeps both 0
+        failed = {name: cgroup_files.number(f"{path}/memory.{name}") or 0 for name in names}
+        return {**failed, **cgroup_files.counts(f"{path}/memory.oom_control")}
 
     def member_pids(self) -> "list[int]":
         """The live processes in the run's groups."""
