@@ -171,6 +171,25 @@ def test_a_directory_is_offered_for_the_project(project: Box) -> None:
         assert {word.rstrip("/") for word in offered} == {"below"}
 
 
+@pytest.mark.parametrize("shell", ["bash", "fish"])
+def test_past_and_current_runs_are_offered_to_log(project: Box, shell: str) -> None:
+    project.run("--", "true")
+    project.hold("one")
+    past = str(project.records()[0]["id"])
+    whole, begun = ask(project, shell, "sandrun log ", f"sandrun log {past[:5]}")
+    assert {past, project.ids()["one"]} <= whole
+    assert begun == {past}
+
+
+def test_a_file_is_offered_where_one_is_wanted(project: Box) -> None:
+    (project.project / "best.json").touch()
+    for shell in ("bash", "fish"):
+        for option in ("--json-report", "--metrics-textfile"):
+            (offered,) = ask(project, shell, f"sandrun {option} be")
+            assert offered == {"best.json"}, (shell, option)
+    zsh(project, ("sandrun --json-report be", "best.json"))
+
+
 def test_zsh_offers_the_same(project: Box) -> None:
     project.hold("one")
     project.queue_up("two")
