@@ -59,6 +59,7 @@ class _Gauge:
         self.is_own = folders.is_own(uid)
         self.container: Container | None = None
         self.samples: Samples | None = None
+        self.curve: Series = [(0.0, 0.0)]
         self.next_read = self.next_sum = 0.0
         self.seen: deque[Point] = deque(maxlen=_POINTS)
         """Our own samples, newer than those of the file."""
@@ -73,14 +74,16 @@ class _Gauge:
         now = time.monotonic()
         if self.is_own and now >= self.next_read:
             began = time.thread_time()
-            self.samples = samples.read(ticket.id) or self.samples
+            if found := samples.read(ticket.id):
+                self.samples, self.curve = found, [(0.0, 0.0), *_curve(found.points)]
             self.next_read = now + (time.thread_time() - began) * runs / _SHARE
         age = max(0.0, time.time() - self.found.since)
         points = self.samples.points if self.samples else []
         if not points or age - points[-1].t > _STALE:
             self._look(ticket, age, now)
         newest = points[-1].t if points else -1.0
-        return self._figures([*points, *(point for point in self.seen if point.t > newest)])
+        newer = [point for point in self.seen if point.t > newest]
+        return self._figures([*points, *newer], [*self.curve, *_curve(newer)])
 
     def _look(self, ticket: Ticket, age: float, now: float) -> None:
         """Take a sample of our own."""
@@ -92,7 +95,7 @@ class _Gauge:
             self.next_sum = now + _SUM_SECONDS
             self.seen.append(Point(age, status.tree_memory(ticket.pid), None, None, None))
 
-    def _figures(self, points: list[Point]) -> Figures:
+    def _figures(self, points: list[Point], curve: Series) -> Figures:
         if not points:
             return Figures(None, self.limit, backend=self.found.backend)
         last = points[-1]
@@ -105,10 +108,14 @@ class _Gauge:
             cpu=_rate(before.cpu, last.cpu, last.t - before.t),
             processes=counted,
             stalled=_rate(before.stalled, last.stalled, last.t - before.t),
-            curve=[(0.0, 0.0), *((p.t, float(p.memory)) for p in points)],
+            curve=curve,
             backend=self.found.backend,
             last_event=(events[-1].kind, events[-1].t) if events else None,
         )
+
+
+def _curve(points: list[Point]) -> Series:
+    return [(point.t, float(point.memory)) for point in points]
 
 
 def _rate(old: float | None, new: float | None, seconds: float) -> float | None:

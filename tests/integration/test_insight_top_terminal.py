@@ -102,6 +102,21 @@ def test_it_quits_and_leaves_the_terminal_as_it_was(terminal: Terminal, key: str
     assert terminal.is_as_before()
 
 
+def test_a_bug_is_one_line_and_the_terminal_is_as_it_was(terminal: Terminal) -> None:
+    script = terminal.box.root / "broken.py"
+    script.write_text(
+        "import sys; from sandrun import cli; from sandrun.insight.live import Watch\n"
+        "def take(self): raise LookupError('on purpose')\n"
+        "Watch.take = take; sys.argv = ['sandrun', 'top']; cli.main()\n"
+    )
+    terminal.line(f"clear; {shlex.quote(sys.executable)} {script}; echo code=$?")
+    terminal.shows("code=125")
+    text = terminal.screen()
+    assert "internal error: LookupError: on purpose" in text
+    assert "Traceback" not in text
+    assert terminal.is_as_before()
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
 def test_a_signal_ends_it_and_the_terminal_is_as_it_was(terminal: Terminal, name: str) -> None:
     signum = getattr(signal, name)

@@ -89,6 +89,9 @@ class Top(App[int]):
         self.died_of = signum
         self.exit()
 
+    def _print_error_renderables(self) -> None:
+        """Print no traceback of Textual's: `show` raises the exception."""
+
     def _refresh(self) -> None:
         began = time.process_time()
         try:
@@ -243,6 +246,14 @@ def main(here: tuple[str, str], settings: Settings, ascii_only: bool, colored: b
     the caller's to repeat: -n."""
     if not colored:
         os.environ["NO_COLOR"] = "1"
-    app = Top(Watch(here).take, memory_pool.budget(settings.pool), settings.grace, ascii_only)
+    return show(
+        Top(Watch(here).take, memory_pool.budget(settings.pool), settings.grace, ascii_only)
+    )
+
+
+def show(app: Top) -> int:
+    """Run the app, and restore the terminal. Returns what `main` does; raises what went wrong."""
     app.run()
+    if app._exception:
+        raise app._exception
     return -app.died_of if app.died_of else app.return_code or 0
