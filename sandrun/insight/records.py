@@ -136,8 +136,11 @@ def decoded(found: "Iterable[bytes]", filters: Filters) -> "Iterator[Record | No
     """The records in lines that pass the filters, and None for each line that is no record."""
     wanted = _test(filters) if filters else None
     since = filters.get("since", 0.0)
+    project = _project_text(filters.get("project", ""))
     for line in found:
         if not line or (since and _is_too_old(line, since)):
+            continue
+        if project and _is_of_another_project(line, project):
             continue
         record = decode(line)
         if record is None or not wanted or wanted(record):
@@ -164,6 +167,23 @@ def _test(filters: Filters) -> "Callable[[Record], bool]":
 _SINCE = b'"since": '
 
 
+_PROJECT = b'"project": "'
+
+
+def _project_text(project: str) -> bytes:
+    """How sandrun writes a project; b'': a line must be decoded to compare it."""
+    is_simple = bool(project) and project.isascii() and project.isprintable()
+    return b'%s%s"' % (_PROJECT, project.encode()) if is_simple else b""
+
+
+def _is_of_another_project(line: bytes, text: bytes) -> bool:
+    """Whether the line's own text proves that its run is of another project."""
+    at = line.find(_PROJECT)
+    if at < 0 or line.startswith(text, at):
+        return False
+    return b"\\" not in line[at : line.find(b'"', at + len(_PROJECT))]
+
+
 def _is_too_old(line: bytes, since: float) -> bool:
     """Whether the line's own text proves that its run began before `since`.
 
@@ -177,8 +197,11 @@ def _is_too_old(line: bytes, since: float) -> bool:
         return False
 
 
+_decode = history.decoder()
+
+
 def _slow(line: bytes) -> "Record | None":
-    record = next(history.records([line]), None)
+    record = _decode(line)
     if record is None:
         return None
     for key in _NUMBERS:

@@ -137,6 +137,23 @@ def test_filters(file: Path) -> None:
     assert numbers(records.newest_first(since=1001.0, until=1003.0)) == [2, 1]
 
 
+@pytest.mark.parametrize("project", ["/p/a", "/p/é", '/p/"q"', "/p\\n", "lab", "/p/\udcff"])
+def test_a_project_is_found_however_its_name_is_written(file: Path, project: str) -> None:
+    forms = [
+        json.dumps({**GOOD, "project": project}),
+        json.dumps({**GOOD, "project": project}, separators=(",", ":")),
+        json.dumps({**GOOD, "project": project}).replace("/", "\\/"),
+        json.dumps({**GOOD, "command": ['"project": "/x"'], "project": project}),
+        json.dumps({**GOOD, "project": project + "b"}),
+        json.dumps({**GOOD, "project": "/other", "command": ["x", project]}),
+    ]
+    if "\udcff" not in project:
+        forms.append(json.dumps({**GOOD, "project": project}, ensure_ascii=False))
+    file.write_text("\n".join(forms))
+    expected = 5 if len(forms) == 7 else 4
+    assert len(list(records.newest_first(project=project))) == expected
+
+
 def test_a_clock_that_went_backwards_hides_no_run(file: Path) -> None:
     """Runs after the step, and a run at 1970 of a machine without a battery, in the middle."""
     since = [5000.0, 6000.0, 0.5, 2000.0, 2100.0, 7000.0]
