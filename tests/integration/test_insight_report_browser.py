@@ -138,9 +138,13 @@ def test_the_keyboard_reaches_and_opens_everything(box: Box, browser: Browser) -
 
 def test_a_bar_leads_to_its_run_and_the_run_to_its_curve(box: Box, browser: Browser) -> None:
     browser.open(page(box, 60))
-    browser.evaluate("document.querySelector('#timeline a').dispatchEvent(new MouseEvent('click'))")
+    bar = "document.querySelector('#timeline a[href$=r40]')"
+    browser.evaluate(f"{bar}.dispatchEvent(new MouseEvent('click'))")
     row = "document.querySelector('tr:target')"
     assert browser.evaluate(f"{row} !== null") is True
+    top = browser.evaluate(f"{row}.getBoundingClientRect().top")
+    head = "document.querySelector('#all-runs thead th').getBoundingClientRect()"
+    assert top >= browser.evaluate(f"{head}.bottom") - 1
     browser.evaluate(f"{row}.querySelector('a[href^=\"#c\"]').click()")
     assert browser.evaluate("document.querySelector('figure:target svg') !== null") is True
 
