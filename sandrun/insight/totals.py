@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, get_args
 from sandrun.insight import records
 from sandrun.insight.output import replace
 from sandrun.model import SandrunError
-from sandrun.platform import folders
+from sandrun.platform import folders, small_files
 from sandrun.types import Reason, Record
 
 VERSION = 1
@@ -144,8 +144,7 @@ def _locked(path: str) -> "Iterator[None]":
 def _load(path: str) -> Totals:
     """The totals in the file; new ones if it is missing or not what we write."""
     try:
-        with open(path, "rb") as file:
-            read = json.load(file)
+        read = json.loads(small_files.read_small(path) or b"")
         if read["v"] != VERSION:
             return Totals()
         projects = {str(name): _project(fields) for name, fields in read["projects"].items()}
