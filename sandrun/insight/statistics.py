@@ -55,12 +55,15 @@ class Group:
 
     def known(self, measure: str) -> "list[float]":
         """The known values of a measure, the smallest first."""
+        return sorted(self._known(measure))
+
+    def _known(self, measure: str) -> "Iterator[float]":
         at = MEASURES.index(measure)
-        return sorted(value for value in self.values[at :: len(MEASURES)] if value >= 0)
+        return (value for value in self.values[at :: len(MEASURES)] if value >= 0)
 
     def total(self, *measures: str) -> float:
         """The sum of all values of these measures."""
-        return math.fsum(math.fsum(self.known(measure)) for measure in measures)
+        return math.fsum(math.fsum(self._known(measure)) for measure in measures)
 
 
 @dataclass
@@ -136,13 +139,17 @@ def _of_file(path: str, filters: records.Filters) -> Statistics:
 
     context = get_context("fork")
     jobs = []
+    total = Statistics()
     for part in parts:
         result, sender = context.Pipe(duplex=False)
         job = context.Process(target=_send_part, args=(sender, path, *part, filters))
-        job.start()
+        try:
+            job.start()
+        except OSError:  # a limit on processes
+            total.add(_of_part(path, *part, filters))
+            continue
         sender.close()  # so that its death ends `recv`
         jobs.append((job, result))
-    total = Statistics()
     for job, result in jobs:
         try:
             total.add(result.recv())

@@ -262,6 +262,21 @@ def test_stats_in_two_processes_are_those_of_one(box: Box, monkeypatch: pytest.M
     assert found[0] == found[1] == found[2]
 
 
+def test_stats_where_no_process_can_be_started(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sandrun.insight import statistics
+
+    write(box, *(record(number) for number in range(500)))
+    monkeypatch.setenv("XDG_STATE_HOME", box.env["XDG_STATE_HOME"])
+    monkeypatch.setenv("SANDRUN_STATE_DIR", box.env["SANDRUN_STATE_DIR"])
+    monkeypatch.setattr(statistics, "_processes", lambda path: 3)
+
+    def refuse() -> int:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    assert sum(group.runs for group in statistics.collect().groups.values()) == 500
+
+
 def test_stats_tell_a_bounded_number_of_commands_apart(
     box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
