@@ -166,6 +166,24 @@ def test_keys_act_in_a_real_terminal(terminal: Terminal) -> None:
     terminal.shows("code=0")
 
 
+def test_what_is_typed_after_a_slash_is_no_key(terminal: Terminal) -> None:
+    """Also if it comes at once, as from a slow connection or the clipboard: p would pause."""
+    terminal.box.hold("one")
+    waiter = terminal.box.queue_up("two")
+    terminal.top()
+    terminal.shows("wait 2")
+    terminal.keys("Down")
+    terminal.keys("-l", "/pckl")
+    terminal.shows("filter: pckl")
+    terminal.shows("nothing matches")
+    terminal.keys("Escape")
+    terminal.shows("wait 2")
+    assert "PAUSED" not in terminal.screen()
+    assert waiter.poll() is None
+    terminal.keys("q")
+    terminal.shows("code=0")
+
+
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (40, 10), (20, 4), (200, 50)])
 def test_every_size_shows_something_sensible(box: Box, width: int, height: int) -> None:
     box.hold("one")

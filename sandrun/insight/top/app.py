@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 from typing import ClassVar
 
-from textual import work
+from textual import events, work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import Input
 
 from sandrun.config.settings import Settings
 from sandrun.insight import run_log, run_text
@@ -36,10 +35,6 @@ class Top(App[int]):
 
     TITLE = "sandrun top"
     ENABLE_COMMAND_PALETTE = False
-    CSS = """
-    #filter { border: none; height: 1; padding: 0; display: none; background: ansi_default; }
-    #filter.on { display: block; }
-    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q,ctrl+c", "quit", priority=False),
         Binding("ctrl+z", "suspend_process"),
@@ -65,12 +60,12 @@ class Top(App[int]):
         self.note = ""
         self.noted_at = 0.0
         self.died_of = 0
+        self.is_typing = False
 
     def compose(self) -> ComposeResult:
         yield Lines("header")
         yield Board(self.glyphs)
         yield Lines("details")
-        yield Input(id="filter", compact=True)
         yield Lines("keys")
 
     def on_mount(self) -> None:
@@ -128,6 +123,8 @@ class Top(App[int]):
         self.query_one("#header", Lines).show(lines)
         self.query_one("#details", Lines).show(self._details(width, height))
         note = self.glyphs.text(self.note)
+        if self.is_typing:
+            note = f"filter: {self.glyphs.text(self.board.filter)}_  (Enter: done, Esc: all)"
         keys = _KEYS if width > len(_KEYS) else _SHORT_KEYS
         last: texts.Line = [(note, "bold")] if note else [(self.glyphs.fit(keys, width), "dim")]
         self.query_one("#keys", Lines).show([last])
@@ -201,40 +198,52 @@ class Top(App[int]):
     def action_log(self) -> None:
         """Show the log of the selected run, also if it has just ended."""
         if is_run_id(self.board.selected):
-            self._show_log(self.board.selected, self.size.width)
+            page = Page(f"log of {self.board.selected} (Esc goes back)", "...")
+            self.push_screen(page)  # at once: the next key is already for it
+            self._show_log(page, self.board.selected, self.size.width)
         else:
             self._selected()
 
     @work(thread=True)
-    def _show_log(self, run_id: str, width: int) -> None:
+    def _show_log(self, page: Page, run_id: str, width: int) -> None:
         try:
             log = run_log.find(run_id, "", "")
             lines = run_text.lines(log, width, not self.glyphs.ascii_only)
         except SandrunError as error:
             lines = [error.text]
-        text = "\n".join(map(self.glyphs.text, lines))
-        self.call_from_thread(self.push_screen, Page(f"log of {run_id} (Esc goes back)", text))
+        self.call_from_thread(page.show, "\n".join(map(self.glyphs.text, lines)))
 
     def action_filter(self) -> None:
-        """Ask for the text that is to be contained."""
-        field = self.query_one("#filter", Input)
-        field.add_class("on")
-        field.value = self.board.filter
-        field.focus()
+        """Read the text that is to be contained."""
+        self.is_typing = True
+        self._draw()
 
-    def on_input_changed(self, event: Input.Changed) -> None:
-        self.board.filter = event.value
+    def on_key(self, event: events.Key) -> None:
+        """While a filter is typed, no key has its other meaning. Not by an Input that gets the
+        focus: keys that were typed quickly have already been sent to the list then."""
+        if not self.is_typing or event.key == "ctrl+c":
+            return
+        event.prevent_default()
+        text = self.board.filter
+        if event.key in ("enter", "escape"):
+            self.is_typing = False
+            text = "" if event.key == "escape" else text
+        elif event.key == "backspace":
+            text = text[:-1]
+        elif event.key == "ctrl+u":
+            text = ""
+        elif event.character and event.is_printable:
+            text += event.character
+        self._set_filter(text)
+
+    def _set_filter(self, text: str) -> None:
+        self.board.filter = text
         self.board.update(self.board.snapshot)
         self._draw()
 
-    def on_input_submitted(self) -> None:
-        self.query_one("#filter", Input).remove_class("on")
-        self.board.focus()
-
     def action_clear(self) -> None:
         """End the filter."""
-        self.query_one("#filter", Input).value = ""
-        self.on_input_submitted()
+        self._set_filter("")
 
     def action_help(self) -> None:
         """Show the help."""

@@ -57,6 +57,12 @@ class Page(Screen[None]):
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
 
+    def show(self, text: str) -> None:
+        """Show another text, unless the page was left."""
+        self.text = text
+        for shown in self.query("#text").results(Static):
+            shown.update(Text(text))
+
 
 def help_page(width: int) -> Page:
     """The help; on a narrow screen the keys are above their texts."""
