@@ -1,8 +1,9 @@
 """Started by a shim: runs sandrun or, if it cannot be imported, prints a warning and runs the tool.
 
-Usage: python -I launch.py [--as NAME] -- /path/to/tool ARGUMENTS. The tool gets NAME as argv[0].
+Usage: python -I -S launch.py [--as NAME] -- /path/to/tool ARGUMENTS. The tool gets NAME as argv[0].
 Or: python -I -S launch.py --guard /path/to/tool ARGUMENTS, for the shims of `sandrun.git.shim`.
--I makes Python ignore the user's PYTHON* variables and packages.
+-I makes Python ignore the user's PYTHON* variables and packages. -S leaves out `site`, which
+`sandrun.importer` runs if a module is missing.
 """
 
 import os

@@ -96,7 +96,7 @@ below() {{ # DIRECTORY/ID: its cgroup contains us, or its owner is an ancestor
 if inside; then become "$@"; fi
 if [ -x {python} ] && [ -e {launch} ]; then
 	SANDRUN_SHIM=":$$:$note"
-	exec {python} -I {launch} {name}-- "$real" "$@"
+	exec {python} -I -S {launch} {name}-- "$real" "$@"
 fi
 echo >&2 "sandrun: {tool} runs without queue and memory limit: sandrun is missing"
 echo >&2 "sandrun: hint: install it and run: sandrun shims add {tool}; or remove $0"
