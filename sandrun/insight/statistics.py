@@ -22,7 +22,7 @@ from typing import Annotated, Any, Unpack
 
 from sandrun import history
 from sandrun.insight import records
-from sandrun.model import SandrunError, command_text, plain
+from sandrun.model import DARWIN, SandrunError, command_text, plain
 from sandrun.types import Record
 
 Key = tuple[str, tuple[str, ...]]
@@ -166,7 +166,7 @@ def _send_part(sender: "Any", path: str, start: int, end: int, filters: records.
 def _processes(path: str) -> int:
     """Into how many parts a file is divided. Without a cheap fork, starting another interpreter
     takes longer than it saves."""
-    if sys.platform != "linux":
+    if sys.platform != "linux" or DARWIN:
         return 1
     try:
         size = os.stat(path).st_size
