@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from prometheus_client.openmetrics.parser import (
 )
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.harness import Box, wait_for
+from tests.harness import PACKAGE, Box, wait_for
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -225,6 +226,21 @@ def test_each_run_refreshes_the_file_if_that_is_set(box: Box) -> None:
     done = box.run("--", "sh", "-c", "exit 3")
     assert done.returncode == 3
     assert "sandrun: cannot write /nonesuch/x.prom" in done.stderr
+
+
+def test_without_the_library_one_line_says_how_to_install_it(box: Box) -> None:
+    start = "import sys; sys.modules['prometheus_client'] = None; sys.path.insert(0, {!r}); "
+    start += "from sandrun.cli import main; main()"
+    argv = [sys.executable, "-P", "-c", start.format(str(PACKAGE))]
+    done = box.run("metrics", argv=argv)
+    assert done.returncode == 125
+    text, hint = done.stderr.splitlines()
+    assert "sandrun metrics needs the Python package prometheus_client" in text
+    assert all(f"{tool} " in hint for tool in ("pipx inject", "uv tool install", "pip install"))
+    done = box.run("--metrics-textfile", "/tmp/x.prom", "--", "sh", "-c", "exit 3", argv=argv)
+    assert done.returncode == 3
+    assert "metrics_textfile needs the Python package prometheus_client" in done.stderr
+    assert len(done.stderr.splitlines()) == 2
 
 
 def test_a_lock_that_is_held_on_the_totals_is_one_line(box: Box) -> None:
