@@ -45,6 +45,8 @@ def history(ctx: click.Context, /, as_json: bool, as_csv: bool, **given: Any) ->
     apostrophe. --json has everything as it was recorded.
     """
     if ctx.invoked_subcommand is not None:
+        if any(given.values()) or as_json or as_csv:
+            raise click.UsageError(f"options of history do not apply to {ctx.invoked_subcommand}")
         return
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other", ctx)
@@ -102,7 +104,9 @@ def prune(obj: Obj, older_than: "float | None", larger_than: "float | None", dry
 
 @click.command(short_help="Show what each command needed, and how often it failed.")
 @filters.filters
-@click.option("--top", default=10, type=click.IntRange(0), help="Commands to show; 0: all.")
+@click.option(
+    "--top", default=10, type=click.IntRange(0), metavar="N", help="Commands to show; 0: all."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print versioned JSON, of all commands.")
 @click.pass_context
 def stats(ctx: click.Context, /, top: int, as_json: bool, **given: Any) -> None:

@@ -214,3 +214,11 @@ def test_a_bad_limit_is_refused_in_one_line(box: Box, words: "list[str]") -> Non
     done = box.run("history", "prune", *words)
     assert done.returncode == 125
     assert "expected a " in done.stderr
+
+
+def test_filters_of_the_list_do_not_apply(box: Box) -> None:
+    file = write(box, record(200 * DAY))
+    done = box.run("history", "--since", "2d", "prune")
+    assert done.returncode == 125
+    assert "options of history do not apply to prune" in done.stderr
+    assert len(ids(file)) == 1
