@@ -310,11 +310,13 @@ def test_the_answer_concerns_the_run_that_was_asked_about(here: Box) -> None:
         await pilot.press("k")
         here.let("one")
         here.begun("two")
+        await until(pilot, lambda: app.board.selection() is None, "the end of the first is seen")
         await pilot.press("y")
         await until(pilot, shows(app, "is over"), "the answer")
 
     drive(here, steps)
-    assert second.poll() is None
+    here.let("two")
+    assert here.finish(second).returncode == 0
 
 
 def test_filter_log_and_help(here: Box) -> None:
