@@ -91,6 +91,7 @@ def hold(names: "tuple[str, ...]" = LATE) -> None:
 
 
 _ELSEWHERE = """import marshal, os, sys
+magic = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
 class Finder:
     def find_spec(self, name, *_):
         if name in files:
@@ -103,8 +104,11 @@ class Finder:
     def create_module(self, spec):
         pass
     def exec_module(self, module):
-        fd = files[module.__name__][2]
-        exec(marshal.loads(os.pread(fd, os.fstat(fd).st_size, 0)[16:]), module.__dict__)
+        path, _, fd = files[module.__name__]
+        data = os.pread(fd, os.fstat(fd).st_size, 0)
+        compiled = data[:4] == magic
+        code = marshal.loads(data[16:]) if compiled else compile(data, path, "exec")
+        exec(code, module.__dict__)
 sys.meta_path.insert(0, Finder())
 os.environ.clear()
 os.environ.update(env)
@@ -149,8 +153,8 @@ class Elsewhere:
         self.env = {"KEEPER_PYTHON": python, "KEEPER_CODE": code + _ELSEWHERE}
 
     def _module_files(self) -> "dict[str, tuple[str, bool, int]]":
-        """Source, whether it is a package, and open compiled file, by module; {} if one is not the
-        compiled file of a loaded module."""
+        """Path, whether it is a package, and open file (compiled, or the source where there is no
+        compiled one), by module; {} if a file is no longer that of the loaded module."""
         if sys.platform == "win32":
             return {}
         files = {name: (path, False, fd) for name, (fd, path) in _held.items()}
@@ -159,7 +163,8 @@ class Elsewhere:
                 spec = getattr(module, "__spec__", None)
                 if name in files or spec is None or name.partition(".")[0] not in _PACKAGES:
                     continue
-                fd = os.open(spec.cached or "", os.O_RDONLY | os.O_CLOEXEC)
+                file = spec.cached if os.path.exists(spec.cached or "") else spec.origin
+                fd = os.open(file or "", os.O_RDONLY | os.O_CLOEXEC)
                 self._opened.append(fd)
                 files[name] = (spec.origin or "", spec.submodule_search_locations is not None, fd)
                 valid = getattr(spec.loader, "valid", b"")
@@ -167,7 +172,7 @@ class Elsewhere:
                     return {}
         except OSError:
             return {}
-        return {} if any(path.endswith(".py") for _, path in _held.values()) else files
+        return files
 
     def __enter__(self) -> "Elsewhere":
         return self

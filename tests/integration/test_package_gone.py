@@ -146,13 +146,22 @@ def test_it_is_told_to_end(place: _Own, signum: int) -> None:
 
 
 @pytest.mark.skipif(ON_MACOS, reason="not on macOS: its keeper is forked at once")
-@pytest.mark.parametrize("how", ["gone", "stale"])
+@pytest.mark.parametrize("how", ["gone", "not compiled", "stale"])
 def test_the_supervisor_is_killed_in_its_first_instant(place: _Own, how: str) -> None:
     """The keeper is a shell then, and what it becomes has the open files of our modules."""
     path = f"{INJECT}:{place.env['PYTHONPATH']}"
     stop = {"PYTHONPATH": path, "SANDRUN_TEST_STOP": "posix_supervisor.py:_block:sigtimedwait"}
+    if how == "not compiled":
+        stop["PYTHONDONTWRITEBYTECODE"] = "1"
+        for folder in list(place.package.rglob("__pycache__")):
+            shutil.rmtree(folder)
     run = place.start("--", "sh", "-c", f"{LEFT}exec sleep 1000", env=stop)
     wait_for(lambda: processes.Stat(run.pid).state == "T", 10, "the supervisor is stopped")
+
+    def names() -> "list[str]":
+        return [processes.Stat(pid).name for pid in processes.children(run.pid)]
+
+    wait_for(lambda: "early-keeper" in names(), what="its keeper is the shell")
     if how == "stale":  # compiled from another source, which Python would not use either
         for file in place.package.glob("lifecycle/__pycache__/recovery.*"):
             file.write_bytes(file.read_bytes()[:8] + b"\1" * 8 + b"damaged")
