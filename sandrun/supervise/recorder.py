@@ -20,6 +20,7 @@ Promises
 - A wakeup for a sample is needed once in an interval of at least a second, unless a poll comes a
   little before. While memory changes fast, polls add points. Sampling takes at most one part in 200
   of a core's time, however many processes there are.
+- While the run does nothing, nothing is written.
 - Nothing here fails a run. After an error (a full disk, no home directory) no more is written.
 """
 
@@ -47,6 +48,10 @@ _EVENTS = 100
 _NAMED = 5
 """Processes that an event names at most."""
 _SHARE = 200
+_IDLE_SHARE = 0.01
+_SILENT = 6 * 3600.0
+"""Seconds after which a point is written though nothing was done: a file's time shows that its run
+lives where a file system has no locks (`sample_files`)."""
 _STEP = 32
 """A change of memory by one part in so many of the limit is worth a point of its own."""
 _CHARACTERS = 80
@@ -80,6 +85,9 @@ class Recorder:
         self.last = self.highest = self.peak = 0
         """Memory in bytes: in the last sample, in polls since then, and at most as of then."""
         self.points: list[Point] = []
+        self.pending: Point | None = None
+        """The last sample of an idle time, which is not written yet."""
+        self.was_idle = False
         self.events: list[str] = []
         self.counts: dict[str, int] = {}
         self.known_escapes: set[int] = set()
@@ -148,7 +156,38 @@ class Recorder:
         peak = usage.peak or 0
         memory = peak if peak > self.peak else min(max(self.highest, self.last), peak)
         self.peak, self.highest = max(self.peak, peak), 0
-        self._append((now - self.began, memory, usage.cpu, usage.tasks, usage.stalled))
+        point = (now - self.began, memory, usage.cpu, usage.tasks, usage.stalled)
+        if self._is_idle(point):
+            memory = max(memory, self.pending[1] or 0) if self.pending else memory
+            self.pending = (point[0], memory, *point[2:])
+        else:
+            self._flush()
+            self._append(point)
+
+    def _is_idle(self, point: "Point") -> bool:
+        """Whether a point is like the last two that were written. It is not written then: a run
+        around this one, with an idle timeout, would take that for activity of its own."""
+        last = self.points[-1] if self.points else None
+        if last is None or point[0] - last[0] > _SILENT or not self._is_like(last, point):
+            self.was_idle = False
+        elif self.was_idle:
+            return True
+        else:
+            self.was_idle = True
+        return False
+
+    def _is_like(self, last: "Point", point: "Point") -> bool:
+        """Whether hardly anything was done between two points (as in `timeouts`)."""
+        if last[3] != point[3] or abs((last[1] or 0) - (point[1] or 0)) > self.step // 8:
+            return False
+        pairs = zip((last[2], last[4]), (point[2], point[4]), strict=True)
+        return all((b or 0) - (a or 0) < (point[0] - last[0]) * _IDLE_SHARE for a, b in pairs)
+
+    def _flush(self) -> None:
+        """Write the last point of the time in which nothing was done."""
+        if self.pending:
+            pending, self.pending = self.pending, None
+            self._append(pending)
 
     def _append(self, point: "Point") -> None:
         self.points.append(point)
@@ -199,6 +238,7 @@ class Recorder:
                 times = os.times()
                 usage.cpu = times.children_user + times.children_system
             self._add(time.monotonic(), usage)
+            self._flush()
             # An earlier sample may have included a charge that was refused in the end.
             if any((point[1] or 0) > usage.peak for point in self.points):
                 most = usage.peak

@@ -35,7 +35,7 @@ _EXAMINED = 1000
 _FRESH = 60.0
 """Seconds since its last write for which a file is never removed."""
 _UNLOCKED = 86400.0
-"""The same on a file system that has no locks. A run writes at least every hour, unless it is
+"""The same on a file system that has no locks. A run writes at least every six hours, unless it is
 stopped."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _BLOCK = 512

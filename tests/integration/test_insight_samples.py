@@ -207,7 +207,8 @@ def test_a_longer_run_names_each_of_those_it_waited_for(box: Box) -> None:
 
 def test_a_supervisor_that_was_stopped(box: Box) -> None:
     """... samples once when it continues, and does not make up for what it missed."""
-    run = box.start("--backend", "rlimit", "--", "sleep", "60")
+    words = ["sh", "-c", "while :; do sleep 0.05; done"]
+    run = box.start("--backend", "rlimit", "--", *words)
     wait_for(lambda: run_files(box) and only(box).points, 20, "a point")
     before = only(box).points
     run.send_signal(signal.SIGSTOP)
@@ -233,6 +234,25 @@ def test_a_run_inside_a_run_has_a_file_of_its_own(
     for run, record in zip(found, (inner, outer), strict=True):
         assert run
         assert max(point.memory for point in run.points) == record["peak"]
+
+
+@pytest.mark.parametrize("backend", KERNEL_AND_POLLING)
+def test_the_samples_of_a_run_inside_are_no_activity(
+    make_box: "Callable[[str], Box]", backend: str
+) -> None:
+    box = make_box(backend)
+    words = ["--idle-timeout", "4", "--", *launcher(), "--", "sleep", "60"]
+    assert box.run(*words, seconds=50).returncode == 124
+    assert [event.details["reason"] for event in outer(box).events if event.kind == "timeout"] == [
+        "idle"
+    ]
+
+
+def outer(box: Box) -> samples.Samples:
+    """The samples of the run that ended last."""
+    found = samples.read(records(box)[-1]["id"])
+    assert found
+    return found
 
 
 def test_two_runs_at_once(box: Box) -> None:

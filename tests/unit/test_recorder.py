@@ -28,6 +28,7 @@ class _Container:
 
     def __init__(self) -> None:
         self.memory = self.peak = 0
+        self.cpu = 0.0
         self.escaped: dict[int, object] = {}
 
     @property
@@ -44,7 +45,8 @@ class _Container:
         return usage
 
     def usage(self) -> Usage:
-        return Usage(self.memory, self.peak, 1.0)
+        self.cpu += 1000.0  # more than one part in a hundred of any interval
+        return Usage(self.memory, self.peak, self.cpu)
 
 
 class Run:
@@ -119,6 +121,19 @@ def test_a_sample_above_the_final_peak_is_corrected() -> None:
     run.recorder.sample(run.began)
     run.recorder.finish(Usage(10 * MIB, 300 * MIB, 1.0), {})
     assert [point.memory for point in run.read().points] == [300 * MIB, 10 * MIB]
+
+
+def test_an_idle_time_is_two_points_at_each_end() -> None:
+    run = Run()
+    levels = [100 * MIB] * 20 + [300 * MIB] * 2 + [300 * MIB + 4096] * 20
+    for second, memory in enumerate(levels):
+        run.container.use(memory)
+        if second not in (0, 20):
+            run.container.cpu -= 1000.0
+        run.recorder.sample(run.began + second)
+    assert [point.t for point in run.read().points] == [0, 1, 19, 20, 21]
+    run.recorder.finish(run.container.usage(), {})
+    assert max(point.memory for point in run.read().points) == run.container.peak
 
 
 def test_an_expensive_sample_is_taken_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
