@@ -12,7 +12,7 @@ from sandrun.platform import processes
 from sandrun.queue.queue import NEXT
 from tests.harness import INJECT, ON_MACOS, SCALE, Box, wait_for
 
-pytestmark = pytest.mark.skipif(ON_MACOS, reason="about cgroups")
+pytestmark = pytest.mark.skipif(ON_MACOS, reason="not on macOS: cgroups")
 
 
 def groups(run_id: object) -> list[str]:

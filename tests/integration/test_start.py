@@ -79,7 +79,7 @@ def test_a_project_file_without_our_table_costs_no_toml_parser(box: Box, text: s
     assert imported(box, "--", "true") - FREE - LATE == OURS | FILES
 
 
-@pytest.mark.skipif(ON_MACOS, reason="shows where a process blocks by /proc/PID/wchan")
+@pytest.mark.skipif(ON_MACOS, reason="not on macOS: /proc/PID/wchan")
 @pytest.mark.parametrize("backend", ["none", "rlimit", "auto"])
 def test_a_waiter_has_imported_what_its_turn_needs(
     make_box: "Callable[[str], Box]", backend: str
