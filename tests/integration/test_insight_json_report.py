@@ -157,7 +157,8 @@ def test_a_run_inside_has_its_own_report(box: Box) -> None:
 def test_the_package_may_be_gone_at_the_end(box: Box) -> None:
     """As after an upgrade during the run: what writes the report is held open."""
     copy = box.root / "copy"
-    shutil.copytree(PACKAGE / "sandrun", copy / "sandrun")
+    fresh = shutil.ignore_patterns("__pycache__")  # a checkout's may be of older sources
+    shutil.copytree(PACKAGE / "sandrun", copy / "sandrun", ignore=fresh)
     code = f"import sys; sys.path.insert(0, {str(copy)!r}); from sandrun.cli import main; main()"
     words = ["--json-report", "report.json", "--", "rm", "-r", str(copy)]
     done = box.run(*words, argv=[sys.executable, "-P", "-c", code])
