@@ -54,10 +54,10 @@ def _is_terminal(fd: int) -> bool:
 
 def _has_colors() -> bool:
     """Whether terminfo knows the terminal as one with colours; unknown ones have some."""
-    if sys.platform == "win32":
+    try:
+        import curses
+    except ImportError:  # Windows, or a Python that was built without it
         return True
-    import curses
-
     try:
         curses.setupterm()
     except curses.error:

@@ -179,13 +179,14 @@ def user_name(uid: int) -> str:
 class Watch:
     """Takes snapshots, and keeps what need not be read again for the next one.
 
-    `here` is the project of the caller and the name of its queue, which gets its title at once.
+    `here` is the project of the caller and the name of its queue, which comes first.
     """
 
     def __init__(self, here: tuple[str, str] = ("", "")) -> None:
         self._readers: dict[str, _Reader] = {}
         self._gauges = Gauges()
-        self._titles = {state_path(*here): here[1] or here[0]} if here[0] else {}
+        self._here = state_path(*here) if here[0] else ""
+        self._titles = {self._here: here[1] or here[0]} if here[0] else {}
 
     def take(self) -> Snapshot:
         """The state of all queues. A queue that cannot be read has a note that says why."""
@@ -206,7 +207,7 @@ class Watch:
         ]
         self._gauges.keep({run_id for queue in queues for run_id in queue.rows})
         queues = [queue for queue in queues if queue.tickets or queue.paused or queue.note]
-        queues.sort(key=lambda queue: (queue.uid, queue.title or queue.path))
+        queues.sort(key=lambda q: (q.path != self._here, q.uid, q.title or q.path))
         return Snapshot(queues, [pool for pool in pools if pool.tickets])
 
     def _view(self, path: str, reader: "_Reader", waiting: set[str]) -> QueueView:

@@ -347,7 +347,7 @@ def test_filter_log_and_help(here: Box) -> None:
 
 def test_a_long_queue_hides_no_other(here: Box) -> None:
     here.hold("one")
-    other = here.root / "zzz"
+    other = here.root / "aaa"  # the caller's own queue comes first
     other.mkdir()
     here.start("--", *here.job("other"), cwd=other)
     here.begun("other")

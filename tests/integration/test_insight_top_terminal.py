@@ -197,15 +197,24 @@ def test_every_size_shows_something_sensible(box: Box, width: int, height: int) 
     terminal.close()
 
 
-@pytest.mark.parametrize("env", [{"NO_COLOR": "1"}, {"TERM": "vt100"}, {}], ids=str)
-def test_no_colour_where_none_is_wanted(box: Box, env: "dict[str, str]") -> None:
+@pytest.mark.parametrize(
+    ("env", "option", "colored"),
+    [
+        ("NO_COLOR=1", "", False),
+        ("TERM=vt100", "", False),
+        ("", "--color=never", False),
+        ("NO_COLOR=1", "--color=always", True),
+        ("TERM=xterm-unknown-to-terminfo", "", True),
+        ("", "", True),
+    ],
+)
+def test_no_colour_where_none_is_wanted(box: Box, env: str, option: str, colored: bool) -> None:
     box.hold("one")
     terminal = Terminal(box)
-    words = " ".join(f"{name}={value}" for name, value in env.items())
-    terminal.line(f"clear; {words} {SANDRUN} top")
+    terminal.line(f"clear; {env} {SANDRUN} {option} top")
     terminal.shows("1 running")
     drawn = terminal.screen("-e")
-    assert bool(COLOR.search(drawn)) == (not env), repr(drawn)
+    assert bool(COLOR.search(drawn)) == colored, repr(drawn)
     terminal.keys("q")
     terminal.close()
 

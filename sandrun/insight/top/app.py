@@ -253,6 +253,7 @@ class Top(App[int]):
 def main(here: tuple[str, str], settings: Settings, ascii_only: bool, colored: bool) -> int:
     """Show the full screen until the user ends it. Returns the exit code; a signal that ended it is
     the caller's to repeat: -n."""
+    os.environ.pop("NO_COLOR", None)  # --color always overrides it, --color never sets it
     if not colored:
         os.environ["NO_COLOR"] = "1"
     return show(
