@@ -389,11 +389,29 @@ def test_a_unit_that_starts_after_the_end_is_ended_too() -> None:
         until(cleaned)
 
 
+def test_the_next_run_ends_what_started_in_the_slice_of_a_run_after_its_end(tmp_path: Path) -> None:
+    """Such a slice still has limits, and no scope. (One that a run released has no limits.)"""
+    place = sandrun("--", "cat", "/proc/self/cgroup").stdout
+    name = re.sub(r"sandrun_[0-9a-f]{8}\.slice", "sandrun_0ddba11e.slice", place.split("/")[-4])
+    note = tmp_path / "pid"
+    command = ["systemd-run", *MANAGER, "-q", "--collect", f"--slice={name}", *stays(note)]
+    subprocess.run(command, check=True)
+    pid = noted(note)
+    assert sandrun("--", "true").returncode == 0
+    assert lives(pid)
+    systemctl("set-property", "--runtime", name, "MemoryMax=100M")
+    assert sandrun("--", "true").returncode == 0
+    until(lambda: not lives(pid))
+
+
 def test_a_run_inside_of_the_run_beside_its_scope_does_not_wait_for_it(tmp_path: Path) -> None:
-    """A daemon in a unit beside the scope has no ancestor in the run and no environment of it."""
-    inner = f"env -i PATH={os.environ['PATH']} SANDRUN_STATE_DIR={tmp_path}/state setsid -f"
-    script = f'"$@" {inner} sandrun --no-wait -- touch done; until [ -e done ]; do sleep 0.1; done'
-    done = sandrun("--timeout", "60", "--", "sh", "-c", script, "sh", *INSIDE)
+    """A daemon in a unit beside the scope has no ancestor in the run, and nothing inherited of it:
+    no environment, and no descriptor of the run lock."""
+    env = {name: os.environ[name] for name in ("PATH", "SANDRUN_STATE_DIR")}
+    inner = ["sandrun", "--no-wait", "--", "touch", "done"]
+    daemon = f"import subprocess; subprocess.Popen({inner}, env={env}, start_new_session=True)"
+    script = '"$@" && until [ -e done ]; do sleep 0.1; done'
+    done = sandrun("--timeout", "60", "--", "sh", "-c", script, "sh", *INSIDE, *python(daemon))
     assert done.returncode == 0, done.stderr
 
 
