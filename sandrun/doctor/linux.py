@@ -100,14 +100,13 @@ def logout(probes: "list[Check]") -> "list[Check]":
 
 
 def prctl() -> Check:
+    """Which library makes the calls of prctl(2) that `_ctypes` does not make."""
     from sandrun.platform import linux_syscalls
 
     provider = linux_syscalls.prctl_provider()
-    if provider == "python-prctl":
-        return Check("prctl", PASS, "python-prctl")
-    return Check(
-        "prctl", PASS, f"{provider} is used instead of python-prctl", "apt install python3-prctl"
-    )
+    text = f"{provider} for the parent-death signal; for the subreaper _ctypes, else {provider}"
+    hint = "" if provider == "python-prctl" else "apt install python3-prctl"
+    return Check("prctl", PASS, text, hint)
 
 
 def private() -> Check:

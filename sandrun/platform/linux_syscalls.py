@@ -1,7 +1,8 @@
 """System calls of Linux that Python's standard library lacks.
 
-Those that a run makes use _ctypes, the C module of ctypes (0.4 ms to import), because python-prctl
-takes 1.2 ms and ctypes 2. An interpreter without it, and all other calls, use these two.
+The calls of a run use _ctypes, the C module of ctypes (0.4 ms to import). python-prctl (1.2 ms),
+else ctypes (2 ms), sets the parent-death signal, and the subreaper where _ctypes could not. All
+other calls use ctypes.
 """
 
 import os
@@ -104,7 +105,7 @@ def share_address_space(one: int, other: int) -> bool:
 
 
 def prctl_provider() -> str:
-    """The library that sets the subreaper, for `sandrun doctor`."""
+    """The library that `_prctl` uses, for `sandrun doctor`."""
     try:
         import prctl  # noqa: F401 - only its presence matters
 
