@@ -18,6 +18,6 @@ def load(module: str, package: str, purpose: str) -> ModuleType:
             raise  # a dependency of it is missing
     raise SandrunError(
         f"{purpose} needs the Python package {module.partition('.')[0]}, which is not installed",
-        f"pipx inject sandrun-queue '{package}', or uv tool install --with '{package}' and where "
-        f"sandrun is from, or pip install '{package}' in sandrun's environment",
+        f"pipx inject sandrun-queue '{package}'; with uv: uv tool install --with '{package}' and "
+        f"the source of sandrun; in a virtual environment: pip install '{package}'",
     )
