@@ -56,7 +56,7 @@ def history(ctx: click.Context, /, as_json: bool, as_csv: bool, **given: Any) ->
     if as_json:
         listing.write_json(found, page)
     elif as_csv:
-        listing.write_csv(found)
+        listing.write_csv(found, page)
     else:
         _list(found)
 

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import sys
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
@@ -32,9 +31,19 @@ def write_json(records: "Iterable[Record]", page: "Callable[[str], None]") -> No
         page(before + "]}")
 
 
-def write_csv(records: "Iterable[Record]") -> None:
+class _Lines:
+    """A file, as `csv` sees it, which hands each line to `page`."""
+
+    def __init__(self, page: "Callable[[str], None]") -> None:
+        self.page = page
+
+    def write(self, line: str) -> None:
+        self.page(line.removesuffix("\n"))
+
+
+def write_csv(records: "Iterable[Record]", page: "Callable[[str], None]") -> None:
     """RFC 4180 with a header. Sizes in bytes, times in seconds, `since` in ISO 8601."""
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(_Lines(page), lineterminator="\n")
     writer.writerow(COLUMNS)
     for record in records:
         writer.writerow([_cell(record, name) for name in COLUMNS])

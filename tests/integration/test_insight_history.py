@@ -161,6 +161,14 @@ def test_csv_has_no_formulas_and_keeps_odd_texts(box: Box) -> None:
     assert row["since"][:4] == time.strftime("%Y")
 
 
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_a_closed_output_is_one_line(box: Box, form: str) -> None:
+    write(box, record(1))
+    done = box.run("history", form, argv=["sh", "-c", '"$@" >&-', "sh", *launcher()])
+    assert done.returncode == 125
+    assert done.stderr == "sandrun: cannot write the answer: Bad file descriptor\n"
+
+
 def test_json_and_csv_exclude_each_other(box: Box) -> None:
     done = box.run("history", "--json", "--csv")
     assert done.returncode == 125
