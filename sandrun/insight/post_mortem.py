@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sandrun import history
-from sandrun.insight import plots
+from sandrun.insight import plots, records
 from sandrun.insight.samples import Event, Samples
 from sandrun.insight.suggest import suggest
 from sandrun.model import MIB, size_text, span_text
@@ -37,7 +37,7 @@ def advice(record: Record) -> "Advice | None":
     key = {"memory": "memory", "timeout": "timeout"}.get(record.get("reason", ""))
     if key is None:
         return None
-    past = history.records(history.last_lines(_SEARCHED))
+    past = filter(None, map(records.decode, history.last_lines(_SEARCHED)))
     same = ("project", "command")
     found = suggest(p for p in past if all(p.get(k) == record.get(k) for k in same))
     why = found.evidence.get(key, "")

@@ -142,6 +142,16 @@ def test_a_limit_has_a_post_mortem(box: Box) -> None:
     assert "  kernel    max 57, oom 1, oom_kill 1\n" in after
 
 
+def test_numbers_that_no_run_can_have_give_no_advice(box: Box) -> None:
+    samples.write(box, "a1111111", record={"exit": 137, "reason": "memory"})
+    history = box.home / "state/sandrun/history.jsonl"
+    (own,) = map(json.loads, history.read_text().splitlines())
+    odd = {**own, "exit": 0, "reason": "exit", "since": 1e300, "wall": float("inf"), "peak": 7}
+    lines = [json.dumps({**odd, "id": f"b000000{number}"}) + "\n" for number in range(6)]
+    history.write_text("".join(lines) + json.dumps(own) + "\n")
+    assert "ended at its memory limit" in shown(box, "a1111111")
+
+
 def test_the_post_mortem_says_whose_limit_it_was(box: Box) -> None:
     events = [samples.limit_event(10.0, "outer")]
     samples.write(box, "a1111111", seconds=10, events=events, record={"reason": "outer-memory"})
