@@ -11,6 +11,7 @@ into `size`, and lines that are no JSON. Records of other versions of sandrun st
 
 import json
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -161,7 +162,7 @@ def _end_of_lines(file: FileIO) -> int:
 
 def _replace(path: str, file: FileIO, plan: _Plan, oldest: float) -> bool:
     """Replace the file by the lines that stay and by what follows `plan.end`. False: another
-    program has replaced it first. Raises SandrunError."""
+    program was quicker, so nothing was replaced. Raises SandrunError."""
     if sys.platform == "win32":
         return False
     import fcntl
@@ -173,6 +174,9 @@ def _replace(path: str, file: FileIO, plan: _Plan, oldest: float) -> bool:
         fd = folders.create(private, os.O_RDWR, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)  # proves to other prunes that it is in use
+            if os.fstat(fd).st_nlink == 0:  # another prune removed it before it was locked
+                private = ""
+                return False
             with open(fd, "wb", closefd=False) as new:
                 _copy(file, new, plan, oldest)
             folders.keep_rights(fd, os.fstat(file.fileno()))
@@ -182,8 +186,8 @@ def _replace(path: str, file: FileIO, plan: _Plan, oldest: float) -> bool:
             if not os.path.samestat(os.stat(real), os.fstat(file.fileno())):
                 return False
             file.seek(plan.end)
-            while data := file.read(_CHUNK):
-                os.write(fd, data)
+            with open(fd, "wb", closefd=False) as new:
+                shutil.copyfileobj(file, new, _CHUNK)
             os.rename(private, real)
             private = ""
             return True

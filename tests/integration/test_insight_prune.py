@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from sandrun.platform import processes
-from tests.harness import Box, installed_env, wait_for
+from sandrun.insight import pruning
+from sandrun.platform import folders, processes
+from tests.harness import Box, installed_env, launcher, wait_for
 from tests.integration.test_insight_history import record, write
 
 DAY = 24  # hours
@@ -178,6 +179,38 @@ def test_a_killed_prune_leaves_the_history_and_its_file_is_removed(box: Box) -> 
     assert file.read_bytes() == content
     assert len(os.listdir(file.parent)) == 2
     assert box.run("history", "prune").returncode == 0
+    assert ids(file) == ["00000001"]
+    assert os.listdir(file.parent) == ["history.jsonl"]
+
+
+def test_a_full_disk_leaves_the_history(box: Box) -> None:
+    """Also if only the last bytes do not fit: write(2) then writes a part of them."""
+    file = write(box, record(200 * DAY), record(1))
+    content = file.read_bytes() + b"x" * 3000  # as if a run were just writing its record
+    file.write_bytes(content)
+    argv = ["sh", "-c", 'ulimit -f 4; exec "$@"', "sh", *launcher()]
+    done = box.run("history", "prune", argv=argv)
+    assert done.returncode == 125
+    assert done.stderr.startswith(f"sandrun: cannot replace {file}: ")
+    assert file.read_bytes() == content
+    assert os.listdir(file.parent) == ["history.jsonl"]
+
+
+def test_a_file_that_another_prune_removes_before_it_is_locked(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(box, record(200 * DAY), record(1))
+    create = folders.create
+
+    def interrupted(path: str, flags: int, most: int) -> int:
+        monkeypatch.setattr(folders, "create", create)
+        fd = create(path, flags, most)
+        pruning._remove_abandoned(str(file))
+        return fd
+
+    monkeypatch.setattr(folders, "create", interrupted)
+    oldest = time.time() - 90 * 86400
+    assert "removed 1 of 2 records" in pruning._prune_file(str(file), oldest, 0, False)[0]
     assert ids(file) == ["00000001"]
     assert os.listdir(file.parent) == ["history.jsonl"]
 
