@@ -125,7 +125,11 @@ def _locked(path: str) -> "Iterator[None]":
         return
     import fcntl
 
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = folders.create(path, flags, 0o600)  # owned as its directory, also if made by root
+    except FileExistsError:
+        fd = os.open(path, flags)
     try:
         deadline = time.monotonic() + _PATIENCE
         while True:

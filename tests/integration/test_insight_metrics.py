@@ -264,6 +264,18 @@ def test_a_lock_that_is_held_on_the_totals_is_one_line(box: Box) -> None:
     assert "another sandrun is updating the totals" in done.stderr
 
 
+def test_what_root_makes_in_a_users_home_is_the_users(box: Box) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: writes into another user's home")
+    record(box, 1)
+    state = box.home / "state/sandrun"
+    for path in (state, *state.iterdir()):
+        os.chown(path, 65534, 65534)
+    metrics(box)
+    owners = {path.name: path.stat().st_uid for path in state.iterdir()}
+    assert owners == dict.fromkeys(("history.jsonl", "totals.json", "totals.json.lock"), 65534)
+
+
 def test_many_at_once_count_each_run_once(box: Box) -> None:
     file = box.root / "x.prom"
     words = ["--queue", "q", "--slots", "8", "--metrics-textfile", str(file), "--", "true"]
