@@ -206,7 +206,7 @@ def _slow(line: bytes) -> "Record | None":
         return None
     for key in _NUMBERS:
         value = record.get(key)
-        if isinstance(value, bool) or (value is not None and not _is_possible(key, value)):
+        if value is not None and not _is_possible(key, value):
             del record[key]  # type: ignore[misc]
     if not all(_is_possible("wait", run["seconds"]) for run in record.get("waited_for", ())):
         del record["waited_for"]
@@ -214,7 +214,8 @@ def _slow(line: bytes) -> "Record | None":
 
 
 def _is_possible(key: str, value: object) -> bool:
-    assert isinstance(value, int | float)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
     return 0 <= value < (LATEST if key == "since" else MOST)
 
 
@@ -230,6 +231,9 @@ def _choose() -> "Callable[[bytes], Record | None]":
         is_optional = type(None) in get_args(fields[key])
         kind = next(iter(get_args(fields[key])), fields[key])
         fields[key] = Annotated[kind, bounds] | None if is_optional else Annotated[kind, bounds]
+    seconds = Annotated[float, msgspec.Meta(ge=0, lt=MOST)]
+    holder = {"id": str, "command": str, "seconds": seconds}
+    fields["waited_for"] = list[TypedDict("holder", holder)]  # type: ignore[misc, operator]
     expected = TypedDict("expected", {"v": int, **fields}, total=False)  # type: ignore[misc]
     parse: Callable[[bytes], Any] = msgspec.json.Decoder(expected).decode
 

@@ -1,16 +1,19 @@
 """The samples of a run, read from its file, which may be that of a live run.
 
 `sandrun.supervise.recorder` describes the format, `sandrun.supervise.sample_files` where the files
-are and what proves that one is ours. Readers skip every line that is torn or not of that format.
+are and what proves that one is ours. Readers skip every line that is torn or not of that format,
+or has a number that no run can have (negative, infinite, or above any counter).
 """
 
 import json
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from sandrun.history import is_holder
+from sandrun.insight.records import MOST
 from sandrun.model import is_run_id
 from sandrun.supervise import sample_files
 from sandrun.types import WaitedFor
@@ -105,9 +108,28 @@ def _content(run_id: str) -> bytes:
         return file.read(_LONGEST) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
 
 
+def _possible(kind: "Callable[[str], float]") -> "Callable[[str], float]":
+    """Parse a number that a run can have. Raises ValueError for others."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not 0 <= value < MOST:
+            raise ValueError
+        return value
+
+    return parse
+
+
+_decode = json.JSONDecoder(
+    parse_int=_possible(int),
+    parse_float=_possible(float),
+    parse_constant=_possible(float),
+).decode
+
+
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line) if line else None
+        return _decode(line.decode()) if line else None
     except (ValueError, RecursionError):
         return None
 
@@ -138,7 +160,7 @@ def _from_header(header: dict[str, Any], run_id: str) -> "Samples | None":
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e18
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _point(value: Any) -> "Point | None":

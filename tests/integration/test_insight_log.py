@@ -192,6 +192,46 @@ def test_names_of_others_cannot_control_the_terminal(box: Box) -> None:
     assert "\n::" not in text
 
 
+IMPOSSIBLE = ("NaN", "-Infinity", "1e999", "1e300", "-5", "9" * 400)
+
+
+@pytest.mark.parametrize("value", IMPOSSIBLE)
+def test_samples_with_numbers_that_no_run_can_have_are_skipped(box: Box, value: str) -> None:
+    file = samples.write(box, "a1111111", seconds=3, events=[samples.limit_event(2.0)])
+    header, *rest = file.read_text().splitlines()
+    held = [{"id": "b2222222", "command": "make", "seconds": 5}]
+    bad = {"t": 2, "event": "warned", "memory": "@"}, {"t": 2, "event": "new", "n": "@"}
+    lines = [header, *rest, "[@, 5, 5, 5, 5]", "[2.5, @, 5, 5, 5]", *map(json.dumps, bad)]
+    lines += [re.sub(r"\d{8,}", "@", rest[3])]  # a limit, with processes and kinds of such sizes
+    lines += [header[:-1] + f', "waited_for": {json.dumps(held)}}}'.replace("5", "@")]
+    text = "\n".join([*lines, ""]).replace('"@"', "@").replace("@", value)
+    file.write_text(text)
+    answer = json.loads(shown(box, "--json", "a1111111"), parse_constant=pytest.fail)
+    jsonschema.validate(answer, SCHEMA)
+    assert (len(answer["samples"]["points"]), len(answer["events"])) == (3, 1)
+    for first in (header, lines[-1].replace("@", value)):
+        file.write_text("\n".join([first, *text.splitlines()[1:], ""]))
+        (box.home / "state/sandrun/history.jsonl").unlink(missing_ok=True)
+        done = box.run("log", "a1111111")
+        assert done.returncode in (0, 1) and "internal" not in done.stderr, done.stderr
+        assert not re.search(r"\b(nan|inf)\b|-5", done.stdout) and len(done.stdout) < 3000
+
+
+@pytest.mark.parametrize("value", IMPOSSIBLE)
+@pytest.mark.parametrize(("reason", "key"), [("memory", "peak"), ("memory", "since")])
+def test_a_suggestion_survives_numbers_that_no_run_can_have(
+    box: Box, reason: str, key: str, value: str
+) -> None:
+    for number in range(6):
+        samples.write(box, f"a111111{number}", seconds=3, record={"reason": reason, "exit": 137})
+    history = box.home / "state/sandrun/history.jsonl"
+    text = re.sub(rf'"{key}": [^,]*', f'"{key}": {value}', history.read_text())
+    history.write_text(text)
+    assert "ended at its memory limit" in shown(box)
+    done = box.run("-m", "64M", "-t", "1500ms", "--", "sleep", "1000")
+    assert (done.returncode, "cannot report" in done.stderr) == (124, False)
+
+
 def test_events_of_a_later_version_are_shown_by_their_names(box: Box) -> None:
     events = [{"t": 1.5, "event": "frozen", "by": "root"}, {"t": 1.7, "event": "stopped"}]
     samples.write(box, "a1111111", seconds=2, events=events)

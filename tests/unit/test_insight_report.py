@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sandrun.cli.filters import moment
-from sandrun.insight.report import collect, curves, markup, timeline
+from sandrun.insight.report import collect, curves, markup, timeline, trends
 from sandrun.insight.report.drawing import Frame
 from sandrun.insight.samples import Point
 from sandrun.types import Record
@@ -47,6 +47,12 @@ def test_totals_are_of_all_runs_and_only_the_newest_are_kept() -> None:
     assert (found.count, found.wall, found.wait) == (50, 1225.0, 100.0)
     assert len(found.runs) == 10 and found.kinds == {"ok": 25, "failed": 25}
     assert [run.wall for run in found.worst("wall")] == [float(n) for n in range(49, 39, -1)]
+
+
+def test_runs_that_differ_only_in_whether_the_peak_is_known_have_a_trend() -> None:
+    records = [record(peak=peak) for peak in (None, 5 << 20, None, 7 << 20)]
+    found = collect.collect(iter(records), 10)
+    assert "4 runs" in trends.section(list(found.commands.values()), 10, 80)
 
 
 def test_however_many_commands_there_are_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,17 @@ def test_a_value_that_no_run_can_have_is_left_out(file: Path, key: str, value: s
     assert record["id"] == GOOD["id"]
 
 
+@pytest.mark.parametrize("value", IMPOSSIBLE)
+def test_a_wait_that_no_run_can_have_is_left_out(file: Path, value: str) -> None:
+    held = '[{"id": "1", "command": "c", "seconds": %s}]'
+    file.write_text(f'{json.dumps(GOOD)[:-1]}, "waited_for": {held % value}}}\n')
+    (record,) = records.newest_first()
+    assert "waited_for" not in record
+    file.write_text(f'{json.dumps(GOOD)[:-1]}, "waited_for": {held % 5}}}\n')
+    (record,) = records.newest_first()
+    assert record["waited_for"][0]["seconds"] == 5
+
+
 def test_skipped_lines_are_counted_in_one_warning(
     file: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,7 +51,7 @@ def section(commands: list[Command], most: int, cut: int) -> str:
 
 
 def _trend(command: Command, cut: int) -> str:
-    rows = sorted(command.newest)
+    rows = sorted(command.newest, key=lambda run: run[0])  # a peak may be unknown
     times = [(start, wall, failed) for start, wall, _, failed in rows]
     peaks = [(start, float(peak), failed) for start, _, peak, failed in rows if peak is not None]
     drawn = _plot(times, _WALL)
