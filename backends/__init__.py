@@ -22,8 +22,8 @@ ORDER: "tuple[str, ...]" = ("rlimit",) if DARWIN else ("cgroup2", "systemd", "cg
 """The candidates of `auto`, best first."""
 _V2_BACKENDS = ("cgroup2", "systemd")
 _EARLY = ("cgroup2", "cgroup1")
-"""The backends whose containers a waiting run opens: groups without processes, which nobody sees.
-A scope of systemd would be listed as running; the others have nothing to open."""
+"""The backends whose container a waiting run opens early: it is a group without processes. systemd
+would list a scope as running, and the other backends have nothing to open."""
 if sys.platform == "win32":
     ORDER = ("job-object",)
 
@@ -67,7 +67,7 @@ def named(name: str) -> "Backend":
 
 
 def import_probable(requested: "BackendName") -> None:
-    """Import the backend that `choose` will probably open. It reports what cannot be imported."""
+    """Import the backend that `choose` will probably open. Errors are left to `choose`."""
     probable = "cgroup1" if _is_memory_on_v1() else ORDER[0]
     try:
         named(probable if requested == "auto" else requested)
@@ -84,9 +84,8 @@ def choose(
 ) -> "tuple[Backend, Container, list[str]]":
     """Open a container for a run. Return also why better backends were not used (`name: reason`).
 
-    Raises SandrunError if the requested backend, or each candidate of `auto`, cannot be used; with
-    `early`, for a run that still waits, also if the first usable one should not be opened before
-    the run's turn.
+    `early`: the run still waits. Raises SandrunError if the requested backend, or each candidate of
+    `auto`, cannot be used; with `early` also if the next candidate is not one of `_EARLY`.
     """
     refused: list[tuple[str, str, str]] = []
     notable: list[tuple[str, str]] = []
@@ -133,7 +132,7 @@ def place() -> bytes:
 
 def is_usable(container: "Container", opened_in: bytes) -> bool:
     """Whether a container that was opened early, when our `place` was `opened_in`, can still be
-    used: its groups exist, and every limit around us is around them, because we were not moved."""
+    used: its groups exist, and we were not moved, so every limit that encloses us encloses them."""
     paths = [line[line.find("/") :] for line in container.token.split("\n")]
     return place() == opened_in and all(map(os.path.isdir, paths))
 

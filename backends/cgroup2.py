@@ -85,6 +85,8 @@ class Group2(run_group.RunGroup):
         self.limits = limits
         self.lock = -1
         self.files = self.enclosing = Files(cgroup_files.Node(path))
+        """The files of the group, and of the outermost group that has the run's limits: this one,
+        or the run's slice (`sandrun.backends.systemd_slice`)."""
         self.main = f"{path}/{cgroup_common.MAIN}"
         self.accepted: dict[str, str] = {}
         """The limits that the kernel accepted, by file."""

@@ -287,8 +287,8 @@ def open_below(
     limits: Limits,
     make: "Callable[[str, Limits], Group2] | None" = None,
 ) -> "Group2":
-    """A container in a group whose controllers are enabled; `make` returns one of a special kind
-    for its path. Raises Unusable."""
+    """Make a container in the group `parent`, whose controllers are enabled. `make` constructs it;
+    by default it is a Group2. Raises Unusable."""
     # Imported here because cgroupspy costs 2 ms and `open` may be refused before.
     from sandrun.backends import cgroup2
 

@@ -81,7 +81,7 @@ def own_groups() -> "list[str]":
 
 def own_group(controller: str, groups: "list[str] | None" = None) -> str:
     """The directory of our own group in a v1 controller or in the v2 hierarchy (''). `groups`: the
-    result of `own_groups`, if we were not moved since.
+    result of `own_groups`, if this process was not moved since.
 
     Raises Unusable. If only a subtree is mounted (in a container), /proc/self/cgroup still has the
     whole path; mountinfo has the path of the mounted subtree (proc(5), cgroups(7)).
@@ -252,8 +252,8 @@ def enter(file: str) -> None:
 
 def adopt_orphans() -> None:
     """Become a subreaper unless PID 1 is known to reap orphans; otherwise the run's orphans would
-    stay zombies. Called when the group is made, which may be before the run's turn, because it
-    takes 1 ms. No container depends on it."""
+    stay zombies. Called when the group is made, if possible before the run's turn, because it takes
+    1 ms. No container depends on it."""
     if os.getpid() != 1 and not processes.orphans_are_reaped():
         processes.become_subreaper()
 

@@ -86,7 +86,7 @@ def _events(file: str) -> "int | None":
 
 
 def number(path: str) -> "int | None":
-    """The number in a control file; None: there is no such file, or it says `max`."""
+    """The number in a control file; None: there is no such file, or it contains `max`."""
     try:
         return int(processes.read(path))
     except (OSError, ValueError):
@@ -94,7 +94,7 @@ def number(path: str) -> "int | None":
 
 
 def counts(path: str) -> "dict[str, int]":
-    """The counters in a control file of lines such as `oom_kill 1`; {}: there is no such file."""
+    """The counters in a control file with lines such as `oom_kill 1`; {}: it cannot be read."""
     try:
         words = processes.read(path).decode().split()
         return dict(zip(words[::2], map(int, words[1::2]), strict=True))

@@ -65,7 +65,8 @@ class Escapes:
     ) -> None:
         """`path` is the run's group in the hierarchy of `controller` ('' for v2). `command` is the
         pid of the command, started at `since` (time.monotonic()); 0 if its supervisor is dead.
-        `scope` is the run's unit in a slice of its own: groups beside it are the run's too."""
+        `scope` is the path of the run's unit, if that is in the run's own slice: groups beside it
+        belong to the run, too."""
         self.found: dict[int, Escape] = {}
         self._path = path
         self._controller = controller
@@ -234,7 +235,8 @@ class Escapes:
         return self._is_runs(group)
 
     def _is_runs(self, group: str) -> bool:
-        """Whether it is the run's group, one below it, or beside the scope in the run's slice."""
+        """Whether `group` is the run's group, is below it, or is in the run's slice but not in its
+        scope."""
         group += "/"
         if group.startswith(self._group + "/"):
             return True

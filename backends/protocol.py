@@ -62,10 +62,10 @@ class Container(Protocol):
         """The usage so far, from the kernel's counters where they exist."""
 
     def sample(self) -> Usage:
-        """`usage` with what is measured only now: memory, CPU time and the number of tasks."""
+        """Measure memory, CPU time and the number of tasks now; the usage with them."""
 
     def counters(self) -> "dict[str, int]":
-        """The kernel's own counters about the memory limits, by their names; {}: there are none."""
+        """The kernel's counters of memory events, by the kernel's names; {}: it has none."""
 
     def top_consumers(self) -> "list[Process]":
         """The processes that used most memory when the limit was near or hit, largest first."""

@@ -84,7 +84,7 @@ class RlimitContainer:
         self.is_over = False
         """Whether the last call of `live_pids` found no process of the run."""
         self.tasks = self.most_tasks = 0
-        """Processes and threads as of the last sample, and at most."""
+        """The number of processes and threads in the last sample, and the highest number."""
         self.near: dict[str, tuple[int, int]] = {}
         """The highest usage near an rlimit, and that limit, by kind."""
         self.owner = os.getpid() if limits else 0
@@ -128,7 +128,7 @@ class RlimitContainer:
         return self.monitor.due(now)
 
     def _measure(self, now: float) -> "dict[int, processes.Stat]":
-        """Measure the tree, and act on its memory; its processes."""
+        """Measure the tree, and note whether it exceeds its memory limit. Returns its processes."""
         assert self.limits
         members = self._members()
         current = self.monitor.sample(members, now)

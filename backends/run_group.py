@@ -34,7 +34,7 @@ class RunGroup:
     helpers: "set[int]"
     mark = ""
     scope = ""
-    """The run's unit of systemd, if that is in a slice of its own (`systemd_slice`)."""
+    """The path of the run's scope, if that is in the run's own slice (`systemd_slice`); else ''."""
     _escapes: "Escapes | None" = None
     _command = _supervisor = 0
     _since = 0.0
@@ -52,8 +52,8 @@ class RunGroup:
         raise NotImplementedError
 
     def add_tasks(self, usage: Usage, group: str, inner: str = "") -> None:
-        """Add what the pids controller knows to `usage`; `group` is '' where there is none. The
-        most at once is the kernel's figure (pids.peak, Linux 6.1), else the highest sample."""
+        """Add the figures of the pids controller to `usage`; `group` is '' where there is none.
+        `most_tasks` is the kernel's figure (pids.peak, Linux 6.1), else the highest sample."""
         self._pids_group = group
         if group:
             usage.failed_starts = cgroup_files.refused_forks(group, inner)

@@ -5,8 +5,8 @@ a scope with `Delegate=yes` that contains sandrun's own pid. The supervisor itse
 because the kernel requires write access to the common ancestor of a process's group and the group
 of its child. Then the command is cloned into its group below the scope, so none of its instructions
 runs outside. systemd removes the scope when it is empty. If the supervisor and the keepers of a run
-are dead, the next run kills the processes left in its scope. The same call makes a slice of the
-run's own around the scope (`systemd_slice`).
+are dead, the next run kills the processes left in its scope. The same call makes the run's own
+slice, which contains the scope (`systemd_slice`).
 
 `systemd_units` decides where the scope may be, and which runs must not have one.
 
@@ -238,13 +238,13 @@ def _start(line: _Line, place: systemd_units.Place, run_id: str, limits: Limits)
 
     binding = list(place.binding(line))
     properties = [("Delegate", ("b", True)), *binding]
-    around = systemd_slice.name_of(place.slice, run_id)
+    own_slice = systemd_slice.name_of(place.slice, run_id)
     try:
-        if around:
-            units = [(around, systemd_slice.properties(limits) + binding)]
-            _start_scope(line, run_id, around, properties, units)
-            if overridden := systemd_slice.overridden(around, limits):
-                line.calls([_set_properties(around, overridden)])
+        if own_slice:
+            units = [(own_slice, systemd_slice.properties(limits) + binding)]
+            _start_scope(line, run_id, own_slice, properties, units)
+            if overridden := systemd_slice.overridden(own_slice, limits):
+                line.calls([_set_properties(own_slice, overridden)])
             return
     except ValueError as error:
         messages.decision(f"systemd: no slice of the run's own: {error}")
@@ -323,7 +323,7 @@ class SystemdBackend:
 
 
 class _Units:
-    """What a run asks the manager that made its scope. Each method raises Unusable."""
+    """Requests of a run to the manager that made its scope. Each method raises Unusable."""
 
     def __init__(self, place: systemd_units.Place, run_id: str) -> None:
         self.place = place
@@ -341,9 +341,9 @@ class _Units:
         _ask(self.place.root, lambda line: line.call(_set_properties(unit, properties)))
 
     def stop(self, find: "Callable[[], list[str]]", mode: str) -> None:
-        """Ask for the end of the units that `find` returns, without waiting for it. `fail`: not if
-        a job of the unit is pending; `replace`: instead of it. `find` is called after an answer of
-        the manager, which does one thing at a time."""
+        """Ask the manager to stop the units that `find` returns, without waiting for that. With
+        the mode `fail` it refuses if a job of the unit is pending, with `replace` it cancels that
+        job. `find` is called after an answer of the manager, which handles one event at a time."""
 
         def work(line: _Line) -> None:
             line.calls([_manage("StopUnit", "ss", unit, mode) for unit in find()])
@@ -358,13 +358,13 @@ def _open_in(scope: str, units: _Units, limits: Limits) -> "Group2":
     if empty := systemd_slice.collect(scope):
 
         def find() -> "list[str]":
-            # After an answer, one that is still empty is none that the manager is about to fill.
+            # The manager has answered since. So it is not about to fill one that is still empty.
             return [os.path.basename(path) for path in empty if systemd_slice.is_empty(path)]
 
         units.stop(find, "fail")
     parent = cgroup2_placement.find_parent(limits.controllers())
-    around = systemd_slice.slice_of(scope)
-    if around and systemd_slice.is_limited(around, limits, units):
+    own_slice = systemd_slice.slice_of(scope)
+    if own_slice and systemd_slice.is_limited(own_slice, limits, units):
 
         def make(path: str, limits: Limits) -> "Group2":
             return systemd_slice.InSlice(path, limits, units)

@@ -1,26 +1,27 @@
-"""A run's own slice of systemd: it contains the run's scope, and what systemd starts beside that.
+"""A run's own slice of systemd: it contains the run's scope, and units that its command requests.
 
-A process can ask systemd for a scope or service in the slice that it is in: tmux does for each
-pane, and `systemd-run --slice-inherit` for its command. Such processes are not in the run's group.
-So each run has a slice, `<slice of the caller>-sandrun_<id>.slice`. Invariants:
+A process can request a scope or service in its own slice: tmux does so for each pane, and
+`systemd-run --slice-inherit` for its command. Such processes are not in the run's group. So each
+run has a slice, `<slice of the caller>-sandrun_<id>.slice`. Invariants:
 - The slice has the run's limits, plus `_ROOM` of memory and `_PROCESSES` for sandrun's own
-  processes, which are in the scope, beside the run's group. A run that starts nothing beside the
-  scope reaches the limits of its own group, which are exact; one that does may exceed them by
-  these.
-- When something appears beside the scope, the supervisor moves to a scope outside of the slice. It
-  must not be in there when the slice is out of memory: the kernel passes over a victim that has
-  begun to exit and holds its memory still (css_task_iter_advance, kernel/cgroup/cgroup.c), so the
-  next allocation in the slice kills one more, the largest of those that are left: sandrun in one of
-  five tries (7.2). The keepers stay, so the scope is not empty before the supervisor ends.
-- What is in the slice but not in the scope belongs to the run: it is counted, listed and ended.
-- systemd removes the slice when no unit is left in it (StopWhenUnneeded), whoever was killed. It
-  stops the slice, with all that is in it, when the unit is stopped that the scope is bound to.
+  processes, which are in the scope, beside the run's group. A run without units beside the scope
+  reaches the exact limits of its own group first; a run with such units may exceed them by these
+  amounts.
+- When a unit appears beside the scope, the supervisor moves to a scope outside of the slice. It
+  must have left before the slice is out of memory: the kernel skips a victim that has begun to exit
+  but still holds its memory (css_task_iter_advance, kernel/cgroup/cgroup.c), so the next allocation
+  in the slice kills the largest other process. That was sandrun in one of five tries (Linux 7.2).
+  The keepers stay, so the scope is not empty before the supervisor ends.
+- Processes in the slice but not in the scope belong to the run: they are counted, listed and ended.
+- systemd removes the slice when no unit is left in it (StopWhenUnneeded), also if sandrun was
+  killed. When the unit to which the scope is bound is stopped, systemd stops the slice and every
+  unit in it.
 
-What proves that a group beside the scope may be killed: it is in a slice whose name has the id of
-the run, as its scope and its group have, and whose group belongs to our user.
+The proof that a group beside the scope may be killed: the names of its slice, of the scope and of
+the run's group have the same run id, and the slice's group belongs to our user.
 
-Measured in the laboratory, where a system call costs a hundred times as much as elsewhere: 5 ms
-per run, of 180 (a user's manager) to 390 (the system's).
+Measured in the laboratory, where a system call costs a hundred times as much as elsewhere: 5 ms of
+the 180 ms (user's manager) to 390 ms (system's manager) that a run takes.
 """
 
 import fcntl
@@ -55,13 +56,13 @@ _ROOM = 32 * MIB
 in advance for each processor (mm/memcontrol.c, MEMCG_CHARGE_BATCH)."""
 _PROCESSES = 16
 _MARK = "sandrun_"
-"""Without a hyphen: each hyphen means one more slice around it (systemd.slice(5))."""
+"""Without a hyphen, because each hyphen adds an enclosing slice (systemd.slice(5))."""
 _LONGEST_NAME = 255
 """Of a unit (UNIT_NAME_MAX of systemd)."""
 _SCOPE_ALONE = 3
 """Links of the slice's directory: kernfs counts two, and one for each directory in it."""
 SUPERVISOR = "-supervisor"
-"""How the name of the scope ends to which a supervisor moves from the slice of its run."""
+"""The end of the name of the scope to which a supervisor moves when it leaves its run's slice."""
 _IO = {
     "rbps": "IOReadBandwidthMax",
     "riops": "IOReadIOPSMax",
@@ -198,9 +199,9 @@ class InSlice(Group2):
         it."""
         self.is_shared = False
         """Whether there was ever a group beside the scope. From then on, figures are those of the
-        slice without the scope, which contains sandrun, plus those of the run's group in it."""
+        slice, minus those of the scope (which contains sandrun), plus those of the run's group."""
         self.has_left: bool | None = None
-        """Whether this process moved out of the slice; None: it had no reason to."""
+        """Whether this process moved out of the slice; None: it did not have to."""
 
     def _beside(self) -> "list[str]":
         """The groups beside the scope."""
@@ -342,9 +343,9 @@ def attach(path: str) -> Group2:
 
 def collect(scope: str) -> "list[str]":
     """End the groups of dead runs (`cgroup_common.collect`) that were started in the same slice as
-    the run in `scope`. Returns the groups of units that systemd may have failed to remove: it does
-    not notice that a scope is empty whose only process was a zombie when it was moved there, and
-    keeps a slice whose scope did not start (252 to 262)."""
+    the run in `scope`. Returns the empty groups of units that systemd may have failed to remove: it
+    does not notice that a scope is empty if its only process was a zombie when it was moved there,
+    and it keeps a slice whose scope did not start (versions 252 to 262)."""
     parent = os.path.dirname(slice_of(scope) or scope)
     empty = []
     for name in os.listdir(parent):
@@ -364,9 +365,9 @@ def collect(scope: str) -> "list[str]":
 
 
 def _end_late(path: str, scope: str) -> None:
-    """Kill what systemd started in the slice of a run after the run's end. A live run holds the
-    slice's lock; one that released its processes has removed its limits. `scope` is not touched: it
-    may be that of a run that is about to start."""
+    """Kill the processes that systemd started in the slice of a run after the run's end. A live run
+    holds the slice's lock, and a run that released its processes has removed the slice's limits.
+    `scope` is left alone: its run may be about to start."""
     fd = cgroup_common.lock(path)
     try:
         limited = processes.read(f"{path}/memory.max") != b"max\n"
@@ -374,7 +375,7 @@ def _end_late(path: str, scope: str) -> None:
             for entry in os.scandir(path):
                 if entry.is_dir() and entry.path != scope:
                     Group2(entry.path).kill_members()
-    except OSError:  # systemd removed it, or (TimeoutError) it cannot be killed
+    except OSError:  # systemd removed it, or a process cannot be killed (TimeoutError)
         pass
     finally:
         if fd >= 0:
