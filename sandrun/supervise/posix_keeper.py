@@ -7,16 +7,17 @@ that cannot be killed (another user's) keeps the lock, also after a supervisor's
 The keeper has a session of its own (a signal to the whole process group or a hang-up does not
 reach it), blocks every signal that can be blocked, and blocks in poll(2) on a pipe whose only other
 end is the supervisor's: end of file is the supervisor's death. It shares the open file of the run
-lock, so the lock is held until the keeper exits. If it alone is killed, the supervisor starts one.
+lock, so the lock is held until the keeper exits. If only the keeper is killed, the supervisor
+starts another.
 
-In the first 5 ms of a run, so in all of a shorter one, the keeper is a shell, which is started
-before the command and blocks in `read`. It costs a run 1 ms; a forked keeper costs 3 ms, most of
-them for the pages that both then write. At end of file the shell becomes a new interpreter, which
-ends the run by the holder's line, as the next run would. It inherits the open files of our modules:
-the command may already have removed the package.
+In the first 5 ms of a run the keeper is a shell, which is started before the command and blocks in
+`read`. The shell costs a run 1 ms. A forked keeper costs 3 ms, mostly for copying the pages that
+either process writes, so a run of less than 5 ms does without. At end of file the shell becomes a
+new interpreter, which ends the run by the holder's line, as the next run would. It inherits the
+open files of our modules, because the command may already have removed the package.
 
-If both are killed together, a second keeper does the work. The first keeper starts it 20 ms later,
-as an orphan, so that a program that kills a tree of processes from its root (CI agents
+If supervisor and keeper are killed together, a second keeper does the work. The first one starts it
+after 20 ms, as an orphan, so that a program that kills a tree of processes from its root (CI agents
 do) does not find it. It blocks in read(2), first until the supervisor's death, then until the first
 keeper's; if dismissed, it exits before the first keeper does. Where PID 1 does not reap orphans, it
 would stay as a zombie, so there it is a child of the first keeper. If all three are killed, the
@@ -67,10 +68,10 @@ if TYPE_CHECKING:
 
 _NAME = b"run-keeper"
 _EARLY = b"early-keeper"
-"""The name of a keeper that is about to be replaced, or to replace one."""
+"""The name of the shell, and of a forked keeper until the shell has exited."""
 _SCRIPT = """cd /; printf early-keeper >/proc/self/comm; read -r dismissed ||
 exec "$KEEPER_PYTHON" -I -S -c 'import os; exec(os.environ["KEEPER_CODE"])'"""
-"""What the first keeper executes, without a word that `pkill -f sandrun` would find."""
+"""The shell's script. It does not contain the word that `pkill -f sandrun` searches for."""
 
 
 class Keeper:
@@ -99,7 +100,7 @@ class Keeper:
         supervisor's death, returning when its processes are dead; `parent`: the supervisor's
         parent, whose death is an event as well (0: it is not); `with_second`: there is to be a
         second keeper (a supervisor that adopts orphans would take it for a process of the run);
-        `later`: how a new interpreter does what `finish` does.
+        `later`: what a new interpreter needs to do the same as `finish`.
         """
         self.parent = parent
         self._with_second = with_second
@@ -111,7 +112,7 @@ class Keeper:
         self._finish = finish
         self.is_shell = later.env is not None and self._start_shell(later.env, later.files)
         """Whether it is still the shell of the run's first instant, until `complete`."""
-        self.complete_at = time.monotonic() + 0.005  # a shorter run pays for no other keeper
+        self.complete_at = time.monotonic() + 0.005  # a shorter run needs no forked keeper
         if not self.is_shell:
             self._start()
 
@@ -139,12 +140,12 @@ class Keeper:
         return True
 
     def complete(self) -> None:
-        """Start the keeper that also watches events, and dismiss the shell, if it is a shell."""
+        """Replace the shell, if the keeper still is one, by a keeper that also watches events."""
         if not self.is_shell:
             return
         self.is_shell = False
         shell = self._pipe
-        self.close.append(shell)  # open in the new keeper, it would hide our death from the shell
+        self.close.append(shell)  # a copy in the new keeper would hide our death from the shell
         self._start(processes.open_pidfd(self.pid))
         self.close.remove(shell)
         _dismiss(shell)
@@ -199,7 +200,7 @@ class Keeper:
         supervisor = os.getppid()
         _detach(self.close)
         if shell >= 0:
-            _await_exit(shell, pipe)  # so that two of this name are the first and the second one
+            _await_exit(shell, pipe)  # two processes named run-keeper are the first and the second
             os.close(shell)
         spawn.rename_process(_NAME)
         second = _Second(pipe, self._finish)

@@ -51,10 +51,10 @@ if TYPE_CHECKING:
 
 _JOB_STOPS = (_signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU)
 _NOTICE = getattr(_signal, "SIGRTMAX", 0)
-"""From the kernel: a directory that the container watches has changed (F_NOTIFY, fcntl(2))."""
+"""Sent by the kernel: a directory that the container watches has changed (F_NOTIFY, fcntl(2))."""
 _SI_USER_MAX = 0  # si_code > 0: sent by the kernel (sigaction(2))
 _WITNESS = 0.002
-"""Seconds until the witness is started: a shorter run never pays its 2 ms of processor time."""
+"""Seconds until the witness is started. A shorter run saves its 2 ms of processor time."""
 _OUTSIDE = 0.02
 """Seconds until the search for daemons outside begins, in steps of 2 ms: a shorter run has none."""
 _SHARED = 1 << 18

@@ -1,8 +1,8 @@
-"""What happened during a run: samples of its memory, CPU time and tasks, and events, in a file.
+"""Writes samples of a run's memory, CPU time and tasks, and its events, to a file.
 
-Imported by a run when it is a second old, or at an earlier event, so a shorter run pays nothing.
-The files, their lock and their removal are the task of `sandrun.supervise.sample_files`;
-`sandrun.insight.samples` reads them.
+Imported when the run is a second old, or at an earlier event, so that a shorter run costs nothing
+more. `sandrun.supervise.sample_files` makes, locks and removes the files; `sandrun.insight.samples`
+reads them.
 
 The format: one JSON value a line.
 - The header: `{"v": 1, "id": ..., "fields": ["t", "memory", "cpu", "processes", "stalled"], ...}`.
@@ -11,15 +11,15 @@ The format: one JSON value a line.
   how many there are, with threads, as for `--pids`. `stalled`: seconds stalled on memory so far.
   null: not known.
 - An event: `{"t": ..., "event": ..., ...}`.
-A file has at most 600 points. When it is full, neighbours are merged and the interval doubles, so a
-run of a week has one in 17 minutes at the least.
+A file has at most 600 points. When it is full, each two neighbours are merged and the interval
+doubles: the points of a run of a week are at most 17 minutes apart.
 
 Promises
 - The highest point is the peak of the run's record. A peak between two samples belongs to the first
   point after it.
-- A wakeup for a sample is needed once in an interval of at least a second, unless a poll comes a
-  little before. While memory changes fast, polls add points. Sampling takes at most one part in 200
-  of a core's time, however many processes there are.
+- Sampling wakes the supervisor up once in an interval of at least a second, or not at all if a poll
+  was due a little earlier. While memory changes fast, polls add points. Sampling takes at most one
+  part in 200 of a core's time, however many processes there are.
 - While the run does nothing, nothing is written.
 - Nothing here fails a run. After an error (a full disk, no home directory) no more is written.
 """
@@ -44,16 +44,18 @@ INTERVAL = 1.0
 """Seconds between two points, until the file is full for the first time."""
 POINTS = 600
 _EVENTS = 100
-"""Events of one kind that are recorded at most."""
+"""The number of events of one kind that are recorded at most."""
 _NAMED = 5
-"""Processes that an event names at most."""
+"""The number of processes that an event names, and of runs in `waited_for`, at most."""
 _SHARE = 200
+"""Sampling takes at most one part in so many of a core's time."""
 _IDLE_SHARE = 0.01
+"""A run that uses less of a processor, and stalls for less of the time, does nothing."""
 _SILENT = 6 * 3600.0
-"""Seconds after which a point is written though nothing was done: a file's time shows that its run
-lives where a file system has no locks (`sample_files`)."""
+"""Seconds after which a point is written even if the run does nothing: on a file system without
+locks, the time of the last write shows that the run lives (`sample_files`)."""
 _STEP = 32
-"""A change of memory by one part in so many of the limit is worth a point of its own."""
+"""A change of memory by more than one part in so many of the limit adds a point."""
 _CHARACTERS = 80
 """Characters of a command line in an event or in `waited_for`."""
 _TAIL = 1 << 17
@@ -64,9 +66,9 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Records one run. `began`: its start (time.monotonic). `record`: what is known of it, which
-    becomes the header; without it nothing is written. `keep`: the age and the size of the files to
-    keep."""
+    """Records one run. `record`: what is known of it, for the header; if empty, nothing is written.
+    `began`: when the supervisor started (time.monotonic). `keep`: the age in seconds and the size
+    in bytes up to which sample files are kept."""
 
     def __init__(
         self, container: "Container", record: "Record", began: float, keep: "tuple[float, int]"
@@ -74,19 +76,21 @@ class Recorder:
         now = time.monotonic()
         self.container = container
         self.record = record
-        # `record["since"]` is the start; the supervisor's came later if git was at work.
+        # `record["since"]` is the run's start. The supervisor started later if it waited for git.
         earlier = time.time() - record.get("since", 0.0) - (now - began)
         self.began = began - (earlier if 0 <= earlier < 3600 else 0.0)
         self.interval = INTERVAL
         self.due: float | None = now
         """When the next sample is due (time.monotonic); None: no more are taken."""
         self.earliest = now
+        """Before this time no poll adds a point."""
         self.step = record.get("limit", 0) // _STEP
         self.last = self.highest = self.peak = 0
-        """Memory in bytes: in the last sample, in polls since then, and at most as of then."""
+        """Memory in bytes: in the last sample, the highest in polls since then, and the peak up to
+        the last sample."""
         self.points: list[Point] = []
         self.pending: Point | None = None
-        """The last sample of an idle time, which is not written yet."""
+        """The last sample of a time in which the run did nothing; it is not written yet."""
         self.was_idle = False
         self.events: list[str] = []
         self.counts: dict[str, int] = {}
@@ -112,7 +116,7 @@ class Recorder:
         return history.encode({"v": sample_files.VERSION, **known, "fields": FIELDS})
 
     def _find_holders(self) -> None:
-        """Improve `waited_for` by the history: a waiter reads the queue only now and then."""
+        """Correct `waited_for` by the history, because a waiter reads the queue only sometimes."""
         if "waited_for" not in self.record:
             return
         until = self.record["since"]
@@ -128,7 +132,7 @@ class Recorder:
         self.file = self.due = None
 
     def polled(self, now: float) -> None:
-        """Take note of a poll; sample if that is due soon, or if memory has changed much."""
+        """Use a poll's result. Sample if that is due soon, or if memory has changed much."""
         if self.due is None:
             return
         current = self.container.current or 0
@@ -139,7 +143,7 @@ class Recorder:
             self.sample(now)
 
     def sample(self, now: float) -> None:
-        """Add a point."""
+        """Measure, and add a point."""
         began = time.thread_time()
         usage = self.container.sample()
         if usage.current is None and usage.peak is None:  # there is no container
@@ -152,7 +156,7 @@ class Recorder:
 
     def _add(self, now: float, usage: "Usage") -> None:
         self.last = usage.current or 0
-        # What the kernel saw between two samples belongs to this point.
+        # A peak that only the kernel noticed, between two samples, belongs to this point.
         peak = usage.peak or 0
         memory = peak if peak > self.peak else min(max(self.highest, self.last), peak)
         self.peak, self.highest = max(self.peak, peak), 0
@@ -165,8 +169,8 @@ class Recorder:
             self._append(point)
 
     def _is_idle(self, point: "Point") -> bool:
-        """Whether a point is like the last two that were written. It is not written then: a run
-        around this one, with an idle timeout, would take that for activity of its own."""
+        """Whether a point is like the last two that were written. Such a point is not written: an
+        outer run with an idle timeout would take the write for activity of its own processes."""
         last = self.points[-1] if self.points else None
         if last is None or point[0] - last[0] > _SILENT or not self._is_like(last, point):
             self.was_idle = False
@@ -177,7 +181,7 @@ class Recorder:
         return False
 
     def _is_like(self, last: "Point", point: "Point") -> bool:
-        """Whether hardly anything was done between two points (as in `timeouts`)."""
+        """Whether the run did nothing between two points (measured as in `timeouts`)."""
         if last[3] != point[3] or abs((last[1] or 0) - (point[1] or 0)) > self.step // 8:
             return False
         pairs = zip((last[2], last[4]), (point[2], point[4]), strict=True)
@@ -202,8 +206,8 @@ class Recorder:
             self._give_up(error)
 
     def _replace(self) -> None:
-        """Write all points again. On Windows that fails while a reader has the file open: then the
-        file has some points more until the next time."""
+        """Write all points again. On Windows that fails while a reader has the file open; the file
+        then keeps more points until the next call."""
         try:
             if self.file:
                 self.file.replace([self._header(), *map(_line, self.points), *self.events])
@@ -239,7 +243,7 @@ class Recorder:
                 usage.cpu = times.children_user + times.children_system
             self._add(time.monotonic(), usage)
             self._flush()
-            # An earlier sample may have included a charge that was refused in the end.
+            # A sample may have included a charge that the kernel then refused.
             if any((point[1] or 0) > usage.peak for point in self.points):
                 most = usage.peak
                 self.points = [(p[0], min(p[1] or 0, most), *p[2:]) for p in self.points]
@@ -253,7 +257,8 @@ class Recorder:
 
 
 def merged(points: "list[Point]") -> "list[Point]":
-    """Half as many points: of two neighbours the higher memory and the later of everything else."""
+    """Half as many points: each has the higher memory of two neighbours, and the other figures of
+    the later one."""
     pairs = zip(points[::2], points[1::2], strict=False)
     found = [(b[0], max(a[1] or 0, b[1] or 0), *b[2:]) for a, b in pairs]
     return found + points[len(found) * 2 :]
@@ -296,7 +301,7 @@ def leftover_details(found: "list[Process]", action: str) -> "dict[str, object]"
 
 def holders(project: str, began: float, ended: float) -> "list[WaitedFor]":
     """The runs in the history that held the queue of `project` between these times (seconds since
-    1970), with the seconds of that."""
+    1970), and for how long each did."""
     runs: list[tuple[float, float, Record]] = []
     for record in history.records(history.last_lines(_TAIL)):
         start = record.get("since", 0.0)
@@ -306,7 +311,7 @@ def holders(project: str, began: float, ended: float) -> "list[WaitedFor]":
     found: list[WaitedFor] = []
     latest = 0.0
     for start, end, record in sorted(runs, key=lambda run: run[:2]):
-        if -end > latest:  # otherwise it was inside another run, and held nothing
+        if -end > latest:  # otherwise it was inside another run, which held the queue
             latest = -end
             command = plain(command_text(record.get("command", [])))[:_CHARACTERS]
             seconds = round(min(ended, latest) - max(began, start), 3)

@@ -1,7 +1,7 @@
 """The files with the samples of runs: `runs/<run id>.jsonl` in `folders.state_home`.
 
 Imported only by a run that lasts a second or has an event (`sandrun.supervise.recorder`), and by
-the commands that read or prune.
+the commands that read or prune samples.
 
 Invariants
 - A live run's file is locked (flock(2)) by its supervisor, from its creation on and through each
@@ -13,7 +13,7 @@ Invariants
 
 Proof before a file is removed: it is a regular file in that directory, its owner is ours or that of
 the directory, its name is `<run id>.jsonl` or that plus a random ending, its first line is the
-header of that run's samples (or a torn part of it), and nobody holds its lock.
+header of that run's samples (or a torn part of it), and no process holds its lock.
 """
 
 import errno
@@ -29,14 +29,15 @@ if sys.platform != "win32":
 VERSION = 1
 SUFFIX = ".jsonl"
 _RANDOM = 16
-"""Characters of the random ending of a file that will replace another."""
+"""Characters in the random ending of the name of a file that will replace another one."""
 _EXAMINED = 1000
-"""Files that one run examines at most, and removes a tenth of: it pauses for milliseconds."""
+"""The number of files that one run examines at most, in some milliseconds; it removes at most a
+tenth of that."""
 _FRESH = 60.0
-"""Seconds since its last write for which a file is never removed."""
+"""A file is not removed within so many seconds of its last write."""
 _UNLOCKED = 86400.0
-"""The same on a file system that has no locks. A run writes at least every six hours, unless it is
-stopped."""
+"""The same on a file system without locks. A run that is not stopped writes at least every six
+hours."""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _BLOCK = 512
 
@@ -219,9 +220,9 @@ def prune(
     1970), and the oldest until the others take at most `size` bytes. 0: no limit. Returns the
     number of files removed, and their bytes. Raises OSError.
 
-    `own_id`: do only a part. Of a large directory, a run examines only the files whose names begin
-    like its own id, and holds them to their share of `size`. Ids are random, so in the course of
-    time each file is examined by some run, and the whole does not exceed `size` for long.
+    `own_id`: do only a part of that. In a large directory, a run examines only the files whose
+    names begin like its own id, and reduces them to their share of `size`. Ids are random, so some
+    later run examines each file, and all files together do not exceed `size` for long.
     """
     names = [name for name in folder.names() if id_of(name)]
     digits = 0
@@ -242,7 +243,7 @@ def prune(
         too_old = age and now - written > age
         if not (too_old or (size and left > size)) or (own_id and removed >= _EXAMINED // 10):
             break
-        # A clock that was set back must not protect files that were written before.
+        # The absolute value, because after a clock was set back older files lie in its future.
         if abs(now - written) <= _FRESH:
             continue
         if dry_run or _remove(folder, name, abs(now - written)):
@@ -259,7 +260,7 @@ def _remove(folder: Folder, name: str, age: float) -> bool:
             wanted = header_start(id_of(name))
             if is_locked(fd, age) or not (start.startswith(wanted) or wanted.startswith(start)):
                 return False
-            # Whoever replaces a file holds the lock of the one that has the name, and we have it.
+            # Only the holder of its lock replaces the file that has the name, and that is us.
             if not os.path.samestat(folder.stat(name), os.fstat(fd)):
                 return False
             if sys.platform != "win32":

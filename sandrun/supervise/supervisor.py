@@ -35,11 +35,11 @@ MEMORY: "tuple[StopReason, StopReason]" = ("memory", "outer-memory")
 _FIRST_POLL = 0.01
 """Seconds until the first poll: most commands that exit within an instant are never polled."""
 _FIRST_SAMPLE = 1.0
-"""Seconds until a run is sampled: a shorter run never pays for it."""
+"""Seconds until a run is sampled, so that a shorter run does not pay for it."""
 _SETTLED = 0.05
 """Seconds after which the kernel's counters include a limit that was hit."""
 _INSTANT = 0.002
-"""Seconds until the run is published."""
+"""Seconds until `queue.txt` shows that the command runs."""
 _POLL_SHARE = 20
 """Polling a kernel's container may use one part in so many of a processor's time; the limit does
 not depend on polling. (The monitor of the fallback bounds its own cost.)"""
@@ -78,19 +78,19 @@ class BaseSupervisor:
         self.killed = False
         self.unkillable: list[int] = []
         self.record: Record = {}
-        """What is known of the run."""
+        """What is known of the run; the caller sets it, and the two below."""
         self.keep = 0.0, 0
-        """The age and the size of sample files to keep. Both are set by the core."""
+        """The age in seconds and the size in bytes up to which sample files are kept."""
         self.publish: Callable[[], None] | None = None
-        """Shows in the queue's file that the command runs; set by the core. A run that ends before
-        is not shown, because the next one would wait for that."""
+        """Shows in `queue.txt` that the command runs. Not called for a run that ends within
+        `_INSTANT`, because the next run would wait for it."""
         self._publish_at: float | None = self.began + _INSTANT
         self._recorder: Recorder | None = None
         self._sample_at: float | None = self.began + _FIRST_SAMPLE
         self._warning: MemoryWarning | None = None
         self._warned = False
         self._limit_hit_at: float | None = None
-        """When a limit was hit (time.monotonic); 0.0: that is recorded."""
+        """When a limit was first hit (time.monotonic); 0.0: the hit is already recorded."""
 
     def run(self) -> Outcome:
         """Supervise until the end; return the outcome."""
@@ -143,7 +143,7 @@ class BaseSupervisor:
         return [self.poll_at, self.kill_at, timeout, self._sample_at, self._publish_at]
 
     def recorder(self) -> "Recorder":
-        """What records this run in its sample file."""
+        """The recorder of this run; made when it is first needed."""
         if not self._recorder:
             from sandrun.supervise.recorder import Recorder
 
@@ -201,8 +201,8 @@ class BaseSupervisor:
         raise NotImplementedError
 
     def _note_limit(self, now: float) -> None:
-        """Record the first limit that was hit, a moment later: the kernel reports that it was hit
-        before it kills and counts, and to end the run is more urgent."""
+        """Record the first limit that was hit, `_SETTLED` later: the kernel reports a hit before it
+        kills and counts, and ending the run is more urgent."""
         if self._limit_hit_at is None:
             self._limit_hit_at = now
         elif self._limit_hit_at and now >= self._limit_hit_at + _SETTLED:
