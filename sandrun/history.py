@@ -5,7 +5,7 @@ After a line that a power cut or a full disk has torn, the next writer begins a 
 has mode 0600, because command lines can contain secrets; a record holds only a part of a long one.
 
 `sandrun history prune` replaces the file. A writer holds a shared lock (flock(2)) from checking
-that its file still has a name until it has written, and prune an exclusive one from copying the
+that its file still has a name until it has written. Prune holds an exclusive lock from copying the
 last records until the new file has the name. So each record is in the new file exactly once.
 
 Readers never fail a run and read only a bounded part at the end of the file. They skip a line that
@@ -84,8 +84,8 @@ class Log:
     """The open file for a record. It is opened before the run waits: the next run starts after the
     record is written, and should not wait for the opening as well.
 
-    It is the user's file. If that cannot be written and `fallback` is given, it is a file in the
-    directory `fallback`. Raises OSError when neither can be written.
+    It is the user's file. If that cannot be opened, or with `only_fallback`, it is a file in the
+    directory `fallback`. Raises OSError when neither can be opened.
     """
 
     def __init__(self, fallback: str = "", only_fallback: bool = False) -> None:
@@ -128,7 +128,7 @@ else:
 
     def _lock(fd: int) -> None:
         """Exclude `sandrun history prune`, which holds the lock exclusively only while it replaces
-        the file. Raises BlockingIOError if that takes a second: then it is stopped."""
+        the file. Raises BlockingIOError after a second: then the prune is probably stopped."""
         for left in range(100, -1, -1):
             try:
                 fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -191,7 +191,8 @@ def _is_regular(fd: int) -> bool:
 
 
 def append(record: "Record", fallback: str, log: "Log | None" = None) -> None:
-    """Append a record to `log`, or to the file that `Log` would open. Raises OSError."""
+    """Append a record to `log`, if that file still has its name, else to the file that `Log` opens.
+    Raises OSError."""
     try:
         if not (log and log.append(record)) and not Log(fallback).append(record):
             Log(fallback).append(record, anyway=True)

@@ -3,14 +3,14 @@
 Python's own finder lists each directory, tries five suffixes for a package and opens the file
 through two layers: with it, 40 modules take half of a start (`tests/setup bench launch`).
 - A compiled file is read with five system calls.
-- Behind its code, where Python does not look (`marshal.loads` ignores it), it may have a bundle:
-  the code of all modules that its module imported, from files or from an earlier bundle. They share
-  their strings, and none is searched for. Whoever replaces or removes the file (pip, Python after a
-  change of the source) removes its bundle, too.
+- Behind its code, in bytes that Python ignores (`marshal.loads` stops before them), it may have a
+  bundle: the code of all modules that its module imported, from files or from an earlier bundle.
+  They share their strings, and none is searched for. pip, and Python after a change of the source,
+  replace or remove the whole file, and so the bundle, too.
 
 The loaded modules are the same. Code is used only if it belongs to this Python and to the current
 source (PEP 552: its time and size), in a bundle too. In every other case the finder returns None,
-and Python asks its own finders: if there is no compiled file, if it is checked by a hash, in a zip
+and Python uses its own finders: if there is no compiled file, if it is checked by a hash, in a zip
 file, for a module that does not exist.
 """
 
@@ -35,7 +35,7 @@ HEADER = 16
 MARK = b"\xd3sandrun bundle\n"
 """The last bytes of a compiled file with a bundle. Eight bytes before them are its length."""
 _WORTH = 3
-"""The number of modules, read from files of their own, from which on a bundle is written."""
+"""A bundle is written after more modules than that were read from files of their own."""
 
 
 def validity(source: os.stat_result) -> bytes:
@@ -54,8 +54,8 @@ def bundle_start(data: bytes) -> int:
 
 
 def write_bundle(path: str, bundle: "Bundle") -> None:
-    """Put a bundle into a compiled file that is ours and that may be replaced. Owner and mode stay:
-    we may have another umask than an installer."""
+    """Put a bundle into a compiled file, if it is ours and may be replaced. Its owner and its mode
+    stay: our umask may differ from the installer's."""
     if sys.platform == "win32":
         return
     new = f"{path}.{os.urandom(4).hex()}"
@@ -85,11 +85,11 @@ class _Finder:
         self.magic = magic
         self.suffix = f".{sys.implementation.cache_tag}.pyc"
         self.depth = 0
-        """How many of our modules are being imported, each by the one before."""
+        """How many of our modules are being imported, each by the one before it."""
         self.loaded: Bundle = []
-        """What the outermost of them has loaded so far, from files and bundles."""
+        """The modules that the outermost import has loaded so far, from files and bundles."""
         self.files = 0
-        """... and how many of these from files."""
+        """How many of these came from files of their own."""
 
     def find_spec(self, name: str, *_: object) -> "ModuleSpec | None":
         if not name.startswith("sandrun."):
@@ -150,9 +150,8 @@ class _Finder:
         self.loaded.append((module.__name__, loader.valid, loader.code))
 
     def _load_bundle(self, bundle: "Bundle") -> None:
-        """Load the modules of a bundle that are not loaded yet. None of them is used if the source
-        of one has changed, or if one's package, loaded before when the bundle was written, is not
-        now."""
+        """Load the modules of a bundle that are not loaded yet; none of them if one's source has
+        changed, or if one's package is neither loaded nor in the bundle."""
         specs = []
         for name, valid, code in bundle:
             if name not in sys.modules:
@@ -177,14 +176,15 @@ class _Finder:
                 module = modules.pop(0)
                 room, _, leaf = module.__name__.rpartition(".")
                 setattr(sys.modules[room], leaf, module)
-        finally:  # whoever imports one that failed gets its error
+        finally:  # if one failed, the code that imports it gets the error
             for module in modules:
                 del sys.modules[module.__name__]
 
 
 class _Site:
-    """The last finder, where Python was started without `site` (-S): what nobody has found may be
-    in a folder that only `site` knows (a .pth file, the system's packages), so it runs then."""
+    """The last finder, if Python was started without `site` (-S). A module that no other finder has
+    found may be in a folder that only `site` adds (by a .pth file, the system's packages), so this
+    runs `site` and searches again."""
 
     def find_spec(self, name: str, *_: object) -> "ModuleSpec | None":
         if "." in name or name in sys.stdlib_module_names:
@@ -219,8 +219,8 @@ class _Loader:
 
 
 def install() -> None:
-    """Let Python ask this finder before its own, where compiled files have their usual names; and
-    run `site` before a module counts as missing."""
+    """Make Python use this finder before its own, where compiled files have their usual names, and
+    run `site` before it reports a module as missing."""
     if sys.flags.no_site:
         sys.meta_path.append(_Site())
     magic = getattr(sys.modules.get("_frozen_importlib_external"), "MAGIC_NUMBER", b"")

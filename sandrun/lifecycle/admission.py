@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 _NAMED = 5
 _CHARACTERS = 80
 """How many runs `waited_for` names at most, and how many characters of each command line."""
-
-
-_NOTED = "fallback-noted"  # this note names the boot in which the fallback was reported
+_NOTED = "fallback-noted"
+"""The note that names the boot in which the fallback was reported."""
 
 
 class Refused(Exception):
@@ -55,7 +54,7 @@ class Admission:
     )
 
     def __init__(self, request: Request, prepare: "Callable[[], None]") -> None:
-        """`prepare` is called when our turn is near and the limits are effective, at most once."""
+        """`prepare` is called at most once: when our turn is near and the limits are effective."""
         self.request = request
         self._prepare: Callable[[], None] | None = prepare
         self._pool_size: int | None = None
@@ -234,7 +233,7 @@ class Admission:
         return True
 
     def _be_ready(self) -> None:
-        """Do before our turn what the turn would wait for."""
+        """Prepare the run before its turn, so that the turn need not wait for that; once."""
         prepare, self._prepare = self._prepare, None
         if prepare:
             self._limit_memory()

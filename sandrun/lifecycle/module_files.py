@@ -60,7 +60,7 @@ REPORTING = (
 """Modules that are imported after the run if its end is reported to a file or a CI service."""
 _PACKAGES = ("sandrun", "cgroupspy")
 _MANY = 256
-"""Below this limit on descriptors, a run opens no module's file only for another process."""
+"""Below this limit on descriptors, no files of modules are opened for another process."""
 _ENOUGH = 64
 """Below this limit on descriptors (getrlimit(2), RLIMIT_NOFILE) no module is held open."""
 _held: "dict[str, tuple[int, str]]" = {}
@@ -117,11 +117,11 @@ module_files.drop_stale(files)
 from sandrun.lifecycle import recovery
 recovery.finish_inherited(line, locks)
 """
-"""What a new interpreter does."""
+"""The program of the new interpreter (`Elsewhere`), after the assignments of its variables."""
 
 
 def drop_stale(files: "dict[str, tuple[str, bool, int]]") -> None:
-    """Leave to Python those of these files that were compiled from another source."""
+    """Drop the files that were compiled from another source, and let Python search for them."""
     stale = [n for n, (path, _, fd) in files.items() if path[-4:] == ".pyc" and _is_stale(fd, path)]
     for name in stale:
         del files[name]
@@ -129,9 +129,10 @@ def drop_stale(files: "dict[str, tuple[str, bool, int]]") -> None:
 
 
 class Elsewhere:
-    """How a new interpreter does what `recovery.finish` does with a holder's line, although the
-    package may be replaced or removed by then: it inherits `files`, the open files of the modules
-    that are loaded or held here, and the run lock's. `env` is its environment; None: not possible.
+    """What a new interpreter needs to do the same as `recovery.finish` with a holder's line, also
+    if the package is replaced or removed by then. It inherits `files`: the open files of the
+    modules that are loaded or held here, and those of the run lock. `env` is its environment; None:
+    that is not possible here.
     """
 
     __slots__ = ("_opened", "env", "files")
@@ -140,14 +141,14 @@ class Elsewhere:
         self.files: list[int] = []
         self.env: dict[str, str] | None = None
         self._opened: list[int] = []
-        python = getattr(sys, "_base_executable", "")  # an environment may go away
+        python = getattr(sys, "_base_executable", "")  # a virtual environment may be removed
         if sys.platform != "linux" or DARWIN or not python or os.sysconf("SC_OPEN_MAX") < _MANY:
             return
         files = self._module_files()
         if not files:
             return
         self.files = [fd for _, _, fd in files.values()] + locks
-        # The variables as text: CI agents kill what has a mark of theirs in its environment.
+        # The variables as text: CI agents kill processes that have a certain variable.
         facts = {"files": files, "line": line, "locks": locks, "env": dict(os.environ)}
         code = "".join(f"{name} = {value!r}\n" for name, value in facts.items())
         self.env = {"KEEPER_PYTHON": python, "KEEPER_CODE": code + _ELSEWHERE}

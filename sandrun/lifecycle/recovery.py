@@ -155,8 +155,8 @@ class _InheritedLock:
 
 
 def finish_inherited(line: bytes, descriptors: "list[int]") -> None:
-    """What `finish` does, in a new process that has inherited only the files of the run lock: the
-    supervisor died in the first instant of the run (`sandrun.supervise.posix_keeper`)."""
+    """Do the same as `finish` in a new process that has inherited only the open files of the run
+    lock: the supervisor died within the first 5 ms (`sandrun.supervise.posix_keeper`)."""
     lock = _InheritedLock(descriptors) if descriptors else None
     holder = parse((lock.read_holder() if lock else b"") or line)
     if holder is None:

@@ -187,12 +187,12 @@ class Run:
         return is_contained and self.request.settings.leftovers != "leave"
 
     def _open_early(self) -> None:
-        """Open the container before our turn, which then need not wait for that. If it cannot be
-        opened now, it is opened at our turn, and only that reports why."""
+        """Open the container before our turn, to shorten the time from the turn to the start. If
+        that fails, it is opened at our turn, and only then an error is reported."""
         try:
             self._opened = self._open(early=True)
             self._container, self._place = self._opened[1], backends.place()
-            history.encode(self._container.token)  # imports what texts of several lines need
+            history.encode(self._container.token)  # imports what quoting line breaks needs
         except SandrunError:
             pass
 
@@ -236,8 +236,9 @@ class Run:
             raise
         finally:
             self._keeper = keeper
-            # It is empty, so the next run need not wait for its removal. If we are killed before
-            # that, a later run removes it (`cgroup_common.collect`). Windows jobs are awaited.
+            # The container is empty, so it is removed after the run lock is free. If we are killed
+            # before that, a later run removes it (`cgroup_common.collect`). A job of Windows is
+            # closed now.
             self._container = container
             if self._unkillable or sys.platform == "win32":
                 container.close()

@@ -43,8 +43,8 @@ def describe(
     """One queue as plain data: its path, and its tickets in order, running ones first.
 
     With the project `root` or the `name` of the queue, `held` lists the holders of the run lock
-    that have no ticket here. `passive`, for a caller that repeats it: publishes nothing, removes
-    only dead tickets, and tries no run lock, which could delay a run that starts at that moment.
+    that have no ticket here. `passive`, for a caller that calls it repeatedly: writes no queue.txt,
+    removes only dead tickets, and tries no run lock, which could delay a run that is starting.
     """
     rows: list[dict[str, object]] = []
     held: list[dict[str, object]] = []

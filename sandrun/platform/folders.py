@@ -34,7 +34,7 @@ def call_in_root(directory: str, call: "Callable[[], Outcome]") -> "Outcome":
         here = os.stat(os.curdir)
         os.chdir("/")
     except OSError:
-        return call()  # we have no right to search it
+        return call()  # no right to search the directory
     try:
         return call()
     finally:

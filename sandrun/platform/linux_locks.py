@@ -64,7 +64,7 @@ def _has_locked(pid: str, file: os.stat_result) -> bool:
         names = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return False
-    for name in reversed(names):  # a run lock has a high number
+    for name in reversed(names):  # the run lock's descriptor has one of the highest numbers
         try:
             # Descriptors that we opened ourselves are close-on-exec.
             if pid == "self" and not os.get_inheritable(int(name)):

@@ -26,7 +26,7 @@ SECOND = 10**9
 _KEY_BASE = 10**19
 _COMMAND_BYTES = 120  # a file name has at most 255 bytes
 NEXT = 2
-"""How many waiting tickets may be ahead of one whose turn is near, at most."""
+"""The turn of a ticket is near if at most so many waiting tickets are ahead of it."""
 _KEPT_SECONDS = 120
 """How long a place is kept for a waiter that gave up, in case it comes back."""
 _TRIES = 50
@@ -145,7 +145,8 @@ class BaseQueue:
         return list(filter(_is_ticket, self._listed("rw")))
 
     def _listed(self, kinds: str) -> "list[str]":
-        """The names that begin like tickets of these kinds, in order; `_is_ticket` takes longer."""
+        """The names whose first letter is one of `kinds`, in order. `_is_ticket`, which takes
+        longer, must still be applied to them."""
         listing = self.listing()
         self.paused = _PAUSED in listing
         return sorted(name for name in listing if name[0] in kinds)

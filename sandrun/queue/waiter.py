@@ -8,7 +8,7 @@ Invariants
   the queue when it wakes up. A wakeup is only a hint. The one fact that is concluded from it is
   that the only ticket ahead has run and exited (`sandrun.queue.posix_queue`).
 - The next few waiters (`NEXT`) prepare what they need at their turn. A run that leaves the queue
-  notifies the one that has become one of them. A waiter that misses that needs longer at its turn.
+  notifies the waiter that has become one of them. If that misses it, its turn takes longer.
 - A waiter that blocks on anything but the run lock holds no part of the run lock.
 - A stopped waiter must not delay those behind it, and the kernel notifies nobody of a stop. A run
   that leaves the queue notifies the first waiter that is not stopped. A waiter that is stopped
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 RECHECK_SECONDS = 15.0
 """Seconds after which a waiter whose turn is near re-reads the queue without a wakeup."""
 _FAR = 4
-"""How many times longer at most the others block: what they would find is not urgent."""
+"""The other waiters block up to so many times longer: what they would find is not urgent."""
 
 
 class Waiter:
