@@ -28,7 +28,7 @@ from sandrun.insight import totals
 from sandrun.insight.output import replace
 from sandrun.insight.totals import BUCKETS, OTHER, Histogram, Project, Totals
 from sandrun.lifecycle import status
-from sandrun.model import SandrunError
+from sandrun.model import SandrunError, plain
 from sandrun.queue import Ticket, memory_pool
 from sandrun.queue.state import all_states, pool_path, state_path
 
@@ -74,11 +74,16 @@ def _user() -> str:
     import getpass
 
     try:
-        return getpass.getuser()
+        return plain(getpass.getuser())
     except (KeyError, OSError):  # a uid without an account
         if sys.platform == "win32":
             return "unknown"
         return str(os.getuid())
+
+
+def _label(project: str) -> str:
+    """A project as the value of a label: as `plain`, but the format itself escapes line feeds."""
+    return "\n".join(map(plain, project.split("\n")))
 
 
 def _of_runs(known: Totals) -> "Iterator[Family]":
@@ -91,11 +96,11 @@ def _of_runs(known: Totals) -> "Iterator[Family]":
     )
     for name, project in of:
         for reason, count in sorted(project.reasons.items()):
-            runs.add_metric([user, name, reason], count)
+            runs.add_metric([user, _label(name), reason], count)
         for reason in _LIMITS:
-            hits.add_metric([user, name, reason], project.reasons.get(reason, 0))
+            hits.add_metric([user, _label(name), reason], project.reasons.get(reason, 0))
         for reason in _KILLS:
-            kills.add_metric([user, name, reason], project.reasons.get(reason, 0))
+            kills.add_metric([user, _label(name), reason], project.reasons.get(reason, 0))
     yield from (runs, hits, kills)
     yield _histogram("sandrun_wait_seconds", "Time in the queue.", known, lambda p: p.wait)
     yield _histogram("sandrun_wall_seconds", "Time of the runs.", known, lambda p: p.wall)
@@ -103,9 +108,9 @@ def _of_runs(known: Totals) -> "Iterator[Family]":
     peak = GaugeMetricFamily("sandrun_peak_bytes", "Peak memory of the last run.", None, _P)
     limit_ = GaugeMetricFamily("sandrun_limit_bytes", "Memory limit of the last run.", None, _P)
     for name, project in of:
-        cpu.add_metric([user, name], project.cpu)
-        peak.add_metric([user, name], project.peak)
-        limit_.add_metric([user, name], project.limit)
+        cpu.add_metric([user, _label(name)], project.cpu)
+        peak.add_metric([user, _label(name)], project.peak)
+        limit_.add_metric([user, _label(name)], project.limit)
     yield from (cpu, peak, limit_)
 
 
@@ -122,7 +127,7 @@ def _histogram(
     for project, figures in known.projects.items():
         found = of(figures)
         pairs = list(zip(bounds, map(float, accumulate(found.counts)), strict=True))
-        family.add_metric([user, project], pairs, found.total)
+        family.add_metric([user, _label(project)], pairs, found.total)
     return family
 
 
@@ -140,14 +145,17 @@ def _of_queues(known: Totals) -> "Iterator[Family]":
             before = counts.get(name, (0, 0))
             counts[name] = before[0] + len(tickets) - runs, before[1] + runs
     for name, (waits, runs) in counts.items():
-        waiting.add_metric([_user(), name], waits)
-        running.add_metric([_user(), name], runs)
+        waiting.add_metric([_user(), _label(name)], waits)
+        running.add_metric([_user(), _label(name)], runs)
     yield from (waiting, running)
 
 
 def _state_of(project: str) -> str:
-    """The state directory of what a record names: a path, or a queue's name."""
-    return state_path(project) if os.path.isabs(project) else state_path("", project)
+    """The state directory of what a record names: a path, or a queue's name. '': it has none."""
+    try:
+        return state_path(project) if os.path.isabs(project) else state_path("", project)
+    except UnicodeEncodeError:  # no path that a system has
+        return ""
 
 
 def _tickets(path: str) -> "list[Ticket]":

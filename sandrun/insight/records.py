@@ -20,6 +20,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from io import FileIO
 from itertools import islice, pairwise
 from typing import Annotated, Any, TypedDict, Unpack, get_args, get_type_hints
@@ -292,16 +293,17 @@ def reading(path: str, flags: int = os.O_RDONLY) -> "Iterator[FileIO | None]":
     try:
         file = _open(path, flags)
     except OSError as error:
-        _warn_of(path, error)
+        _warn_of(path, error.strerror)
     with file or nullcontext():
         try:
             yield file
         except OSError as error:
-            _warn_of(path, error)
+            _warn_of(path, error.strerror)
 
 
-def _warn_of(path: str, error: OSError) -> None:
-    messages.warn(f"the history {path} cannot be read: {error.strerror}", f"ls -ld {path}")
+@cache  # one line, however often a subcommand reads the file
+def _warn_of(path: str, why: str) -> None:
+    messages.warn(f"the history {path} cannot be read: {why}", f"ls -ld {path}")
 
 
 def _line_start(file: FileIO, at: int, end: int) -> int:

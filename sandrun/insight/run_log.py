@@ -220,4 +220,5 @@ def recent() -> "Iterator[str]":
     for _, ticket, _ in _tickets(all_states()):
         yield f"{ticket.id}\t{'runs' if ticket.running else 'waits'}: {plain(ticket.command)}"
     for record in itertools.islice(records.newest_first(), _OFFERED):
-        yield f"{record.get('id', '')}\t{plain(command_text(record.get('command', [])))[:80]}"
+        command = plain(command_text(record.get("command", [])))[:80]
+        yield f"{plain(record.get('id', ''))}\t{command}"

@@ -18,11 +18,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from io import BufferedReader
 from typing import Any, BinaryIO, get_args
 
 from sandrun.insight import records
 from sandrun.insight.output import replace
-from sandrun.model import SandrunError
+from sandrun.model import SandrunError, is_run_id
 from sandrun.platform import folders, small_files
 from sandrun.types import Reason, Record
 
@@ -168,14 +169,14 @@ def _project(fields: "dict[str, Any]") -> Project:
 
 def _count_all(totals: Totals) -> None:
     for path in records.files():
-        try:
-            # A FIFO would block, and a device might never end.
-            fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        except OSError:
-            continue
-        with open(fd, "rb") as file:
-            if os.fstat(fd).st_mode & 0o170000 == 0o100000:  # S_ISREG
-                totals.files[path] = _count(totals, file, totals.files.get(path, (0, "", 0.0)))
+        with records.reading(path) as file:
+            if not file:
+                continue
+            try:
+                before = totals.files.get(path, (0, "", 0.0))
+                totals.files[path] = _count(totals, BufferedReader(file), before)
+            except OSError as error:  # a part is counted: these totals must not be kept
+                raise SandrunError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _count(
@@ -189,7 +190,7 @@ def _count(
         after = -1.0 if end else latest
     for stop, line in _lines(file, end):
         record = records.decode(line)
-        if record is None or "id" not in record:
+        if record is None or not is_run_id(record.get("id", "")):
             continue
         ended = record.get("since", 0.0) + record.get("wall", 0.0)
         if ended > after:

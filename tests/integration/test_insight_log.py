@@ -232,6 +232,11 @@ def test_a_suggestion_survives_numbers_that_no_run_can_have(
     assert (done.returncode, "cannot report" in done.stderr) == (124, False)
 
 
+def test_ids_for_completions_are_one_line_each(box: Box) -> None:
+    samples.write(box, "a1111111", seconds=2, record={"id": "\x1b[2J\t\n", "command": ["\x1b"]})
+    assert box.run("log", "--ids").stdout == "\\x1b[2J\\t\\n\t$'\\x1b'\n"
+
+
 def test_events_of_a_later_version_are_shown_by_their_names(box: Box) -> None:
     events = [{"t": 1.5, "event": "frozen", "by": "root"}, {"t": 1.7, "event": "stopped"}]
     samples.write(box, "a1111111", seconds=2, events=events)

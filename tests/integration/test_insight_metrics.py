@@ -105,6 +105,34 @@ def test_prometheus_own_parsers_accept_it(box: Box) -> None:
     assert {"sandrun_runs", "sandrun_wait_seconds", "sandrun_pool_bytes"} <= families
 
 
+def test_a_project_of_any_name_is_shown_in_printable_characters(box: Box) -> None:
+    for number, name in enumerate(("/\x1b[2Jred", "/caf\udce9", "/\ud800", "q\x9b31m")):
+        record(box, number, project=name)
+    record(box, 9, id="\udce9\ud800")  # no id of ours
+    for _ in range(2):
+        found = metrics(box)
+        shown = {key[1] for key in found if key[0] == "sandrun_runs_total"}
+        assert shown == {"/\\x1b[2Jred", "/caf\\xe9", "/\\ud800", "q\\x9b31m"}
+    odd = box.root / os.fsdecode(b"caf\xe9")
+    odd.mkdir()
+    box.run("-C", odd, "--", "true")
+    assert metrics(box)["sandrun_runs_total", f"{box.root}/caf\\xe9", "exit"] == 1
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "directory"])
+def test_a_history_that_is_no_file_is_one_line(box: Box, kind: str) -> None:
+    box.run("--", "true")
+    assert metrics(box)
+    history(box).unlink()
+    (os.mkfifo if kind == "FIFO" else os.mkdir)(history(box))
+    for words in (["metrics"], ["history", "prune"], ["log", "a1111111"]):
+        done = box.run(*words)
+        assert done.returncode == (1 if words[0] == "log" else 0)
+        lines = [line for line in done.stderr.splitlines() if str(history(box)) in line]
+        assert lines[0] == f"sandrun: the history {history(box)} cannot be read: it is a {kind}"
+        assert len(lines) == 2 and lines[1].startswith("sandrun: hint: ls -ld "), done.stderr
+
+
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool")
 def test_promtool_finds_nothing_to_improve(box: Box) -> None:
     box.run("--", "true")
