@@ -142,9 +142,9 @@ def suggest(obj: Obj, command: "str | None", write: bool, as_json: bool) -> None
     root, chosen = obj
     found = suggest.suggest(suggest.recent(chosen.queue or root, command or ""))
     if as_json:
-        page(listing.suggestion_json(found, root))
+        page(listing.suggestion_json(found, chosen.queue or root))
     else:
-        for line in suggest.text(found, root):
+        for line in suggest.text(found, chosen.queue or root):
             out(line)
     if write:
         from sandrun.insight import settings_edit

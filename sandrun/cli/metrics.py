@@ -1,13 +1,11 @@
 """The subcommand metrics: figures for Prometheus."""
 
-import os
-
 import click
 
 from sandrun import messages
 from sandrun.cli import extras
 from sandrun.cli.answer import page
-from sandrun.model import UsageError
+from sandrun.model import SandrunError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +41,11 @@ def metrics(
         raise UsageError("the textfile collector does not read OpenMetrics: no --openmetrics here")
     if not textfile.endswith(".prom"):
         messages.warn(f"{textfile}: the textfile collector reads only files named *.prom")
-    found.write(os.path.realpath(textfile), pool)
+    try:
+        found.write(textfile, pool)
+    except OSError as error:
+        file = error.filename or "a file without a name"
+        raise SandrunError(f"cannot write {file}: {error.strerror}") from error
 
 
 ALL: "tuple[click.Command, ...]" = (metrics,)

@@ -20,6 +20,12 @@ _SHARE = 0.02
 """The share of a processor that repeating may use: where thousands wait, it repeats more slowly."""
 
 
+def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if value != value:  # it is in every range, says click
+        raise click.BadParameter("nan is no number of seconds", ctx, param)
+    return value
+
+
 @click.command()
 @click.option("--all", "everything", is_flag=True, help="All your queues on this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print versioned JSON.")
@@ -31,6 +37,7 @@ _SHARE = 0.02
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 3600),
+    callback=_refuse_nan,
     default=1.0,
     metavar="SECONDS",
     help="The time between two looks of --watch; default 1.",

@@ -240,6 +240,26 @@ def test_a_file_that_cannot_be_written_is_one_line(box: Box) -> None:
     assert box.run("metrics", "--openmetrics", "--textfile", "x.prom").returncode == 125
 
 
+def test_only_a_regular_file_is_replaced(box: Box) -> None:
+    """A device that became a file would be lost to the whole system."""
+    fifo, folder = box.root / "fifo.prom", box.root / "folder.prom"
+    os.mkfifo(fifo)
+    folder.mkdir()
+    for file, why in ((fifo, "it is not a regular file"), (folder, "it is a directory")):
+        done = box.run("metrics", "--textfile", file)
+        assert (done.returncode, done.stdout) == (125, "")
+        assert done.stderr == f"sandrun: cannot write {file}: {why}\n"
+    done = box.run("--metrics-textfile", fifo, "--", "sh", "-c", "exit 3")
+    assert done.returncode == 3
+    assert f"sandrun: cannot write {fifo}: it is not a regular file" in done.stderr
+    assert fifo.is_fifo()
+    report = box.root / "report.json"
+    done = box.run("--json-report", report, "--", "mkfifo", report)
+    assert done.returncode == 0 and report.is_fifo()
+    assert f"sandrun: cannot write {report}: it is not a regular file" in done.stderr
+    assert "cannot write a file without a name" in box.run("metrics", "--textfile", "").stderr
+
+
 def test_each_run_refreshes_the_file_if_that_is_set(box: Box) -> None:
     file = box.root / "sandrun.prom"
     (box.home / "config/sandrun").mkdir(parents=True)

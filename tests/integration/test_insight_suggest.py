@@ -170,3 +170,5 @@ def test_a_part_of_the_runs(box: Box) -> None:
     answer = json.loads(box.run("suggest", "--json", "--command", "lint").stdout)
     assert answer["runs"] == 0
     assert Path(answer["project"]) == box.project
+    done = box.run("--queue", "scanner", "suggest", "--json")
+    assert (json.loads(done.stdout)["project"], done.returncode) == ("scanner", 0)

@@ -5,11 +5,9 @@ command lines may contain secrets. Only a regular file is replaced. Root follows
 another user made.
 """
 
-import errno
 import os
-import stat
-import sys
 
+from sandrun.insight.output import require_replaceable
 from sandrun.model import SandrunError
 from sandrun.platform import folders
 
@@ -28,7 +26,7 @@ def write(path: str, content: str) -> None:
 
 
 def _write(path: str, data: bytes) -> None:
-    _require_replaceable(path)
+    require_replaceable(path)
     path = os.path.realpath(path)
     private = folders.private_name(os.path.join(os.path.dirname(path), ".sandrun-report"))
     fd = os.open(private, _FLAGS, 0o600)  # also root's own in a user's directory
@@ -39,19 +37,3 @@ def _write(path: str, data: bytes) -> None:
     except BaseException:
         os.unlink(private)
         raise
-
-
-def _require_replaceable(path: str) -> None:
-    try:
-        link = os.lstat(path)
-        info = os.stat(path)
-    except FileNotFoundError:
-        if not path or path.endswith((os.sep, os.altsep or os.sep)) or os.path.islink(path):
-            raise
-        return
-    if stat.S_ISDIR(info.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "it is a directory", path)
-    if not stat.S_ISREG(info.st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file", path)
-    if sys.platform != "win32" and not os.geteuid() and stat.S_ISLNK(link.st_mode) and link.st_uid:
-        raise PermissionError(errno.EPERM, "a link that another user made", path)
