@@ -105,7 +105,7 @@ def _main(argv: "list[str]", caller: spawn.CallerState) -> int:
 def run(
     command: "list[str]", chosen: settings.Settings, root: str, caller: spawn.CallerState
 ) -> "Outcome":
-    """Run a command (`runner.run`), then report what is wanted of it."""
+    """Run a command (`runner.run`), then make the reports of its end."""
     from sandrun.lifecycle import runner
 
     _end.prepare(chosen)
@@ -116,12 +116,11 @@ def run(
 
 
 class End:
-    """Has the end of the run reported: to a file, a CI service's page, metrics, and in words if it
-    was a memory limit. What does that is imported after the run lock is released, and only if it is
-    wanted, so no run pays for it or waits for it.
+    """Subscribes to run events, and reports the run's end: in the files `json_report` and
+    `metrics_textfile` (paths, or ''), to a CI service, and with a message if it was a memory limit.
 
-    A subscriber to run events, and what they are reported to: `json_report` and `metrics_textfile`
-    are paths or ''.
+    The modules that do so (`sandrun.cli.run_end`) are imported after the run lock is released, and
+    only if a report is wanted, so it delays neither this run nor the next one.
     """
 
     def __init__(self) -> None:
@@ -131,7 +130,7 @@ class End:
         self.json_report = self.metrics_textfile = self.pool = ""
 
     def report_to(self, file: str) -> None:
-        """Set `json_report`. Raises UsageError if the file cannot be written."""
+        """Set `json_report`. Raises UsageError if there can be no such regular file."""
         path = os.path.realpath(file)
         if not os.path.isdir(os.path.dirname(path)):
             raise UsageError(f"--json-report {file}: no such directory")
@@ -140,10 +139,10 @@ class End:
         self.json_report = path
 
     def prepare(self, chosen: settings.Settings) -> None:
-        """Take note of the settings, and hold open what will be imported after the run."""
+        """Note the settings, and hold open the modules that are imported after the run."""
         self.metrics_textfile, self.pool = chosen.metrics_textfile, chosen.pool
         if self.is_wanted():
-            # The packages; their modules are held.
+            # Only modules can be held open, so their packages are imported now.
             from sandrun import insight, integrations  # noqa: F401
             from sandrun.lifecycle import module_files
 
@@ -160,22 +159,22 @@ class End:
         self.record = record
 
     def released(self) -> None:
-        """Report the run, if it is recorded. The run lock is free."""
+        """Report the run, if it is recorded. Called when the run lock is free."""
         record = self.record
         if record and (self.is_wanted() or record["reason"] in _AT_A_LIMIT):
             self._report(lambda: _run_end().report(self, record))
 
     def _report(self, step: "Callable[[], None]") -> None:
-        """Whatever fails here, the exit code is the run's. The package may be gone, with what was
-        not held open."""
+        """Make a report. A failure, such as an import after the command removed the package, does
+        not change the exit code."""
         try:
             step()
         except Exception as error:
-            tell = messages.warn if self.is_wanted() else messages.decision
-            tell(f"cannot report the end of the run: {type(error).__name__}: {error}")
+            write = messages.warn if self.is_wanted() else messages.decision
+            write(f"cannot report the end of the run: {type(error).__name__}: {error}")
 
     def failed(self, text: str, hint: str, code: int) -> None:
-        """Report an end without a record."""
+        """Report the end of a run that left no record."""
         if not self.record and (self.has_ci_page or self.json_report):
             self._report(lambda: _run_end().failed(self, text, hint, code))
 

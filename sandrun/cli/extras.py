@@ -1,4 +1,4 @@
-"""Optional libraries: import one, or say how to install it."""
+"""Imports optional libraries, or reports how to install them."""
 
 import importlib
 from types import ModuleType

@@ -1,4 +1,4 @@
-"""Which past runs a subcommand is about: --since, --until, --failed, --command, and --project."""
+"""The options that select past runs: --since, --until, --failed, --command, and --project."""
 
 import time
 from collections.abc import Callable
@@ -54,16 +54,16 @@ def moment(words: str, now: float) -> float:
 
 
 def filters(function: F) -> F:
-    """Add the options to a subcommand. `chosen` makes filters of them."""
+    """Add the options to a subcommand. `chosen` turns their values into filters."""
     for option in (
-        click.option("--command", default="", metavar="TEXT", help="Runs whose command has TEXT."),
-        click.option("--failed", is_flag=True, help="Runs that did not exit with 0."),
-        click.option("--until", type=Moment(), metavar="WHEN", help="Runs that started before."),
+        click.option("--command", default="", metavar="TEXT", help="Only runs whose command line contains TEXT."),
+        click.option("--failed", is_flag=True, help="Only runs that did not exit with 0."),
+        click.option("--until", type=Moment(), metavar="WHEN", help="Only runs that started before then."),
         click.option(
             "--since",
             type=Moment(),
             metavar="WHEN",
-            help="Runs that started since: 2d, 1w, yesterday, 2026-11-30.",
+            help="Only runs that started since then: 2d, 1w, yesterday, 2026-11-30.",
         ),
     ):
         function = option(function)
@@ -73,8 +73,8 @@ def filters(function: F) -> F:
 def chosen(
     ctx: click.Context, since: "float | None", until: "float | None", failed: bool, command: str
 ) -> "Filters":
-    """The filters that were asked for. --project and --queue, which every subcommand has, choose
-    the runs of that project or queue; without them those of all are wanted."""
+    """The filters that the options select. --project and --queue, which every subcommand has,
+    select the runs of that project or queue; without them the runs of all projects are read."""
     found: Filters = {}
     given = ctx.find_root().params
     if given.get("project") or given.get("queue"):

@@ -65,7 +65,7 @@ def _list(found: Any) -> None:
     from sandrun.insight import plots, tables
 
     width, colored, now = plots.width(), messages.wants_color(1), time.time()
-    # A program that reads the lines expects runs only.
+    # No heading in a pipe: a program expects that each line is a run.
     header = messages.is_terminal(1)
     for record in found:
         if header:
@@ -126,7 +126,7 @@ def stats(ctx: click.Context, /, top: int, as_json: bool, **given: Any) -> None:
 
 
 @click.command(short_help="Suggest limits from past runs.")
-@click.option("--command", metavar="TEXT", help="Only from runs whose command line has TEXT.")
+@click.option("--command", metavar="TEXT", help="Only from runs whose command line contains TEXT.")
 @click.option("--apply", "write", is_flag=True, help="Write them to the project's settings file.")
 @click.option("--json", "as_json", is_flag=True, help="Print versioned JSON.")
 @click.pass_obj

@@ -28,7 +28,7 @@ def metrics(
     \b
     sandrun metrics --textfile /var/lib/prometheus/node-exporter/sandrun.prom
 
-    The file is replaced at once. Set metrics_textfile to have it written at the end of each run.
+    The file is replaced atomically. Set metrics_textfile to have it written after each run.
     """
     extras.load("prometheus_client", extras.PROMETHEUS, "sandrun metrics")
     from sandrun.insight import metrics as found

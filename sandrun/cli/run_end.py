@@ -1,5 +1,7 @@
-"""What is reported of a run after its end: the post-mortem of a memory limit, files, a CI service's
-page. Imported only when one of these is wanted. Each fails alone, and none changes the exit code.
+"""The reports of a run's end: the post-mortem of a memory limit, files, a CI service's page.
+
+Imported only if one of these is wanted. The failure of one affects neither the others nor the exit
+code.
 """
 
 from sandrun import messages
@@ -16,12 +18,12 @@ if TYPE_CHECKING:
     from sandrun.types import Record
 
 _CURVE = 40
-"""Characters of a sparkline at most."""
+"""A sparkline has at most so many characters."""
 _MINUTE = 60.0
 
 
 def report(end: "End", record: "Record") -> None:
-    """Report a run whose record is written."""
+    """Report a run that is recorded."""
     log = run_log.of_record(record)
     if record["reason"] in ("memory", "outer-memory"):
         _try(lambda: _post_mortem(log))
@@ -52,7 +54,8 @@ def _try(step: "Callable[[], None]") -> None:
 
 
 def _post_mortem(log: RunLog) -> None:
-    """Add the last minute of memory, and the way to the rest, to the message about the limit."""
+    """After the message about the limit, print the memory of the last minute and the command that
+    shows the rest."""
     if log.samples is None:
         return
     curve = _sparkline(log, _MINUTE, plots.can_show_blocks(2))

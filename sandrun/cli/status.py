@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 _SHARE = 0.02
-"""The share of a processor that repeating may use: where thousands wait, it repeats more slowly."""
+"""The share of a processor that --watch may use: where thousands wait, it refreshes less often."""
 
 
 def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float) -> float:
@@ -40,7 +40,7 @@ def _refuse_nan(ctx: click.Context, param: click.Parameter, value: float) -> flo
     callback=_refuse_nan,
     default=1.0,
     metavar="SECONDS",
-    help="The time between two looks of --watch; default 1.",
+    help="The time between two updates of --watch; default 1.",
 )
 @click.option("--ids", type=click.Choice(["all", "waits"]), hidden=True)
 @click.pass_obj
@@ -95,7 +95,7 @@ def _text(queues: "list[dict[str, object]]", everything: bool) -> str:
 
 
 def _watch(root: str, name: str, everything: bool, as_json: bool, interval: float) -> "NoReturn":
-    """Show the queues again and again. A terminal gets every look, and its lines are overwritten.
+    """Show the queues repeatedly. On a terminal each update overwrites the lines of the one before.
     Elsewhere a text or a JSON document is printed only if more has changed than ages and memory.
     """
     is_live = sys.stdout is not None and not as_json and sys.stdout.isatty()
@@ -124,8 +124,9 @@ def _without_memory(queues: "list[dict[str, object]]") -> "list[object]":
 
 
 def _redraw(text: str, above: int) -> int:
-    """Write `text` over the `above` lines that were written last; return the number of lines. No
-    line may wrap, and no more than the screen holds can be overwritten."""
+    """Write `text` over the `above` lines that were written last; return the number of lines. Lines
+    are cut so that none wraps, and their number to the height of the screen, because lines that
+    have scrolled away cannot be overwritten."""
     from sandrun.queue.progress import cut
 
     width, height = os.get_terminal_size(1)

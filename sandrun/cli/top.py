@@ -40,7 +40,7 @@ def top(obj: "tuple[str, settings.Settings]") -> None:
         not plots.can_show_blocks(),
         messages.colored() and _has_colors(),
     )
-    if code < 0:  # the terminal is as it was
+    if code < 0:  # a signal, which is repeated now that the terminal is restored
         spawn.die_of(-code)
     raise SystemExit(code)
 

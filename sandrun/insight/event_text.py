@@ -1,4 +1,4 @@
-"""The events of a run's samples in words. Of a later version's event, its name and its figures."""
+"""The events of a run in words; for an event of a later version, its name and its figures."""
 
 from typing import Any
 

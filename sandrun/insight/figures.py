@@ -1,8 +1,8 @@
 """The figures of a live run: memory against its limit, CPU, processes, pressure, and the curve.
 
-They come from the run's sample file, which has a point a second, later fewer. What is newer is read
-from the run's cgroup or, where the fallback polls, summed over its processes. The files of another
-user are not read.
+They come from the run's sample file, which has a point a second, in long runs fewer. Newer figures
+are read from the run's cgroup or, with the polling fallback, summed over its processes. Files of
+other users are not read.
 """
 
 import time
@@ -20,7 +20,7 @@ from sandrun.queue import Ticket
 from sandrun.queue.holder import Holder
 
 _STALE = 2.5
-"""Seconds after which a sample is not the present any more."""
+"""Seconds after which a sample in the file is too old, and we take our own."""
 _SUM_SECONDS = 5.0
 """Seconds between two sums over a run's processes, which read three files for each of them."""
 _SHARE = 0.005
@@ -29,16 +29,16 @@ _RATE_SECONDS = 1.0
 """Seconds over which CPU and pressure are averaged: points may be only milliseconds apart."""
 _POINTS = 600
 _GROUPS = ("cgroup2", "systemd", "cgroup1")
-"""The backends whose container tells its memory by reading a few files."""
+"""The backends for which reading a few files is enough to measure the memory in use."""
 
 Series = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """Bytes; `cpu` in processors, `stalled` as a share of the time, both of the last seconds; None:
-    not known. `curve` has the memory by seconds since the start; `last_event` what happened last,
-    and when."""
+    """`memory` and `limit` in bytes (limit 0: none), `cpu` in processors, `stalled` as a share of
+    the time, both averaged over a second or more; None: not known. `curve`: seconds since the start,
+    and bytes. `last_event`: its kind, and seconds since the start."""
 
     memory: int | None
     limit: int
@@ -80,12 +80,12 @@ class _Gauge:
         age = max(0.0, time.time() - self.found.since)
         points = self.samples.points if self.samples else []
         if not points or age - points[-1].t > _STALE:
-            self._look(ticket, age, now)
+            self._sample(ticket, age, now)
         newest = points[-1].t if points else -1.0
         newer = [point for point in self.seen if point.t > newest]
         return self._figures([*points, *newer], [*self.curve, *_curve(newer)])
 
-    def _look(self, ticket: Ticket, age: float, now: float) -> None:
+    def _sample(self, ticket: Ticket, age: float, now: float) -> None:
         """Take a sample of our own."""
         if self.container:
             usage = self.container.usage()

@@ -1,9 +1,9 @@
 """The report of one run in a file for CI (`--json-report FILE`): its outcome, its figures, and its
 samples in short. The schema is `json-report`.
 
-Promises that the file is replaced at once or not at all, and that it is written after every end
-that leaves sandrun alive: also when a limit, a timeout or a signal ended the run, and when the
-command could not be started.
+Promises that the file is replaced atomically, and that it is written after every end of the run
+that sandrun survives: also when a limit, a timeout or a signal ended the run, and when the command
+could not be started.
 """
 
 import json
@@ -33,7 +33,7 @@ def of_run(log: RunLog) -> "dict[str, Any]":
 
 
 def of_failure(run_id: str, text: str, hint: str, code: int) -> "dict[str, Any]":
-    """The report of a run that has none: sandrun failed, or the wait ended without a turn."""
+    """The report of a run without a record: sandrun failed, or the wait ended without a turn."""
     error = {"text": text, "hint": hint}
     nothing: dict[str, Any] = {"run": None, "samples": None, "events": [], "suggestion": None}
     return {

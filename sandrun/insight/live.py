@@ -1,14 +1,14 @@
 """The queues as they are now: runs with their figures, waiters with their expected start, pools.
 
 Promises
-- A snapshot only reads. It removes no dead ticket, publishes no queue.txt, notifies nobody, makes
+- A snapshot only reads. It removes no dead ticket, writes no queue.txt, notifies no process, makes
   no directory, and takes no lock except a shared one on an unlocked ticket, which is dead.
 - A snapshot is cheap: a directory is listed again only after it has changed, and a ticket's file
-  name has all its data. At most `_CHECKED` waiters are examined in each snapshot, in turn. So a
-  waiter that was killed or stopped is noticed after some seconds where thousands wait.
+  name has all its data. At most `_CHECKED` waiters are examined in each snapshot, in turn. So where
+  thousands wait, it takes some seconds to notice that a waiter was killed or stopped.
 
 Root sees the queues of all users. Their names and owners are checked, and texts from them are only
-ever shown.
+displayed.
 """
 
 import os
@@ -35,10 +35,10 @@ _CHECKED = 50
 _SETTLED = 0.05
 """Seconds after which a directory's time of change is trusted: the clock of a file system is
 coarse, and a change within its resolution leaves the time as it is."""
-_LOOK_SECONDS = 5.0
-"""Seconds for which the holder of a lock that has no ticket is kept."""
+_OUTSIDE_SECONDS = 5.0
+"""Seconds for which a holder of the run lock that has no ticket is shown without a new check."""
 _EXPECTATION_SECONDS = 30.0
-"""Seconds for which the expected durations of a project's commands are kept."""
+"""Seconds for which the expected durations of a project's commands are used again."""
 _NAMES = re.compile(r"(?:seq-exec-[0-9a-f]{8}|sandrun-pool)-([0-9]+)")
 
 
@@ -108,8 +108,8 @@ class QueueView:
     rows: dict[str, Row] = field(default_factory=dict)
     stopped: dict[str, int] = field(default_factory=dict)
     ahead: list[float] = field(default_factory=list)
-    """For each ticket, the expected seconds of all runs ahead together; ends at the first that is
-    not known."""
+    """For each ticket, the expected seconds of all runs ahead of it together. The list ends at the
+    first ticket for which that is not known."""
 
     @property
     def running(self) -> int:
@@ -177,7 +177,7 @@ def user_name(uid: int) -> str:
 
 
 class Watch:
-    """Takes snapshots, and keeps what need not be read again for the next one.
+    """Takes snapshots, and caches what is unlikely to change before the next one.
 
     `here` is the project of the caller and the name of its queue, which comes first.
     """
@@ -189,7 +189,7 @@ class Watch:
         self._titles = {self._here: here[1] or here[0]} if here[0] else {}
 
     def take(self) -> Snapshot:
-        """The state of all queues. A queue that cannot be read has a note that says why."""
+        """The state of all queues. The note of a queue that cannot be read gives the reason."""
         paths = dict(_paths())
         self._readers = {
             path: self._readers.get(path) or _Reader(path, uid) for path, uid in paths.items()
@@ -244,7 +244,7 @@ def _find_title(path: str, reader: "_Reader") -> str:
 
 
 class _Reader:
-    """What was read of one queue."""
+    """The cached state of one queue."""
 
     def __init__(self, path: str, uid: int) -> None:
         self.path = path
@@ -254,13 +254,13 @@ class _Reader:
         self.tickets: list[Ticket] = []
         self.stopped: dict[str, int] = {}
         self.holders: dict[str, holder.Holder] = {}
-        """What the lock's file says of each run whose command was started."""
+        """The holder's line in the run lock's file, by the id of the run."""
         self._changed = 0
         self._next = 0
         self._expected: dict[str, float] = {}
         self._expected_for = ("", 0.0)
         self._outside = ""
-        self._next_look = 0.0
+        self._next_outside = 0.0
 
     def read(self) -> list[Ticket]:
         """The live tickets in order, the running ones first."""
@@ -330,10 +330,10 @@ class _Reader:
     def outside_holder(self, title: str) -> str:
         """The holder of the run lock that has no ticket here, such as another user's run."""
         now = time.monotonic()
-        if sys.platform != "win32" and title and self.uid == own_uid() and now >= self._next_look:
+        if sys.platform != "win32" and title and self.uid == own_uid() and now >= self._next_outside:
             from sandrun.queue import lock_holders
 
-            self._next_look = now + _LOOK_SECONDS
+            self._next_outside = now + _OUTSIDE_SECONDS
             where = (title, "") if os.path.isabs(title) else ("", title)
             rows = lock_holders.foreign(None, *where, probe=False)
             self._outside = f"held: {status.holder_text(rows[0])}" if rows else ""

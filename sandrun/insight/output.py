@@ -1,4 +1,4 @@
-"""Files that others read, written as a whole."""
+"""Writes files atomically: other programs read the old content or the new."""
 
 import errno
 import os
@@ -9,8 +9,8 @@ from sandrun.platform import folders
 
 
 def replace(path: str, content: bytes, mode: int = 0) -> None:
-    """Write a file, or replace it at once by a new one with the same rights as any new file there,
-    or with `mode`. Readers see the old content or the new. Raises OSError."""
+    """Write a file, or replace it atomically by a new one. Its mode is `mode`, or 0: that of any new
+    file in its directory (`folders.create`). Raises OSError."""
     private = folders.private_name(path)
     try:
         fd = folders.create(private)
