@@ -56,9 +56,13 @@ def moment(words: str, now: float) -> float:
 def filters(function: F) -> F:
     """Add the options to a subcommand. `chosen` turns their values into filters."""
     for option in (
-        click.option("--command", default="", metavar="TEXT", help="Only runs whose command line contains TEXT."),
+        click.option(
+            "--command", default="", metavar="TEXT", help="Only runs whose command contains TEXT."
+        ),
         click.option("--failed", is_flag=True, help="Only runs that did not exit with 0."),
-        click.option("--until", type=Moment(), metavar="WHEN", help="Only runs that started before then."),
+        click.option(
+            "--until", type=Moment(), metavar="WHEN", help="Only runs that started before then."
+        ),
         click.option(
             "--since",
             type=Moment(),

@@ -37,8 +37,8 @@ Series = list[tuple[float, float]]
 @dataclass(frozen=True)
 class Figures:
     """`memory` and `limit` in bytes (limit 0: none), `cpu` in processors, `stalled` as a share of
-    the time, both averaged over a second or more; None: not known. `curve`: seconds since the start,
-    and bytes. `last_event`: its kind, and seconds since the start."""
+    the time, both averaged over a second or more; None: not known. `curve`: seconds since the
+    start, and bytes. `last_event`: its kind, and seconds since the start."""
 
     memory: int | None
     limit: int

@@ -260,7 +260,7 @@ class _Reader:
         self._expected: dict[str, float] = {}
         self._expected_for = ("", 0.0)
         self._outside = ""
-        self._next_outside = 0.0
+        self._check_at = 0.0
 
     def read(self) -> list[Ticket]:
         """The live tickets in order, the running ones first."""
@@ -330,10 +330,10 @@ class _Reader:
     def outside_holder(self, title: str) -> str:
         """The holder of the run lock that has no ticket here, such as another user's run."""
         now = time.monotonic()
-        if sys.platform != "win32" and title and self.uid == own_uid() and now >= self._next_outside:
+        if sys.platform != "win32" and title and self.uid == own_uid() and now >= self._check_at:
             from sandrun.queue import lock_holders
 
-            self._next_outside = now + _OUTSIDE_SECONDS
+            self._check_at = now + _OUTSIDE_SECONDS
             where = (title, "") if os.path.isabs(title) else ("", title)
             rows = lock_holders.foreign(None, *where, probe=False)
             self._outside = f"held: {status.holder_text(rows[0])}" if rows else ""

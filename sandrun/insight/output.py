@@ -9,8 +9,8 @@ from sandrun.platform import folders
 
 
 def replace(path: str, content: bytes, mode: int = 0) -> None:
-    """Write a file, or replace it atomically by a new one. Its mode is `mode`, or 0: that of any new
-    file in its directory (`folders.create`). Raises OSError."""
+    """Write a file, or replace it atomically by a new one. Its mode is `mode`, by default that of
+    any new file in its directory (`folders.create`). Raises OSError."""
     private = folders.private_name(path)
     try:
         fd = folders.create(private)

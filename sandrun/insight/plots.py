@@ -7,9 +7,9 @@ cannot label sizes, and its finest marks are missing in many fonts.
 Promises no line wider than `wide` and no control characters, so a plot can be piped, pasted and
 logged.
 
-A series is a list of `(time, value)` in the order of time, and a value is the highest since the
-point before it, as in a file of samples. So each column shows the highest value of its time, and
-no peak disappears between two columns.
+A series is a list of `(time, value)` in the order of time. A value is the highest since the point
+before it, as in a file of samples. So each column shows the highest value in its part of the time,
+and no peak is lost between two columns.
 """
 
 import math
@@ -29,7 +29,8 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = " .:#"
 _ASCII_SPARKS = "_.-=+*#@"
 _FAR = 6
-"""Below this part of the limit a curve is drawn on a scale of its own: it would be a flat line."""
+"""A curve whose peak is below this part of the limit has a scale of its own: on the limit's, it
+would be a flat line."""
 _ROWS = 8
 
 
@@ -52,7 +53,7 @@ def can_show_blocks(fd: int = 1) -> bool:
         return True
     env = spawn.environment({})
     if DARWIN and env.get("LANG") in ("C", "POSIX") and not env.get("LC_ALL"):
-        return False  # macOS does not tell whether Python has changed LC_CTYPE
+        return False  # on macOS, nothing shows whether Python has changed LC_CTYPE
     if (env.get("LC_ALL") or env.get("LC_CTYPE") or env.get("LANG") or "C") in ("C", "POSIX"):
         return False
     return not os.isatty(fd) or env.get("TERM", "dumb") not in ("dumb", "linux", "unknown")
@@ -82,10 +83,10 @@ def columns(series: Series, start: float, end: float, count: int) -> "list[float
 class Plot:
     """A curve of memory in bytes from `start` to `end` seconds, `wide` columns wide.
 
-    `limit` is drawn as a line at its height, or at the top, and labelled as such, if the curve is
-    far below it; 0: none. `margin` is the width of what stands left of the plot itself: labels of
-    up to `longest` characters, or nothing if the plot would become too narrow. `inner` is the width
-    of the plot.
+    `limit` is drawn as a line at its height; if the curve is far below it, at the top, with a note
+    that it is not to scale; 0: none. `margin` is the width of the labels on the left, which have at
+    least room for `longest` characters; 0, without labels, if the plot would become too narrow.
+    `inner` is the width of the plot.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ def _rounded_up(value: float) -> float:
 
 
 def _row(heights: "list[float]", row: int, blocks: bool) -> str:
-    """One line of a curve; `row` 0 is the lowest, where whatever is not zero is visible."""
+    """One line of a curve. In the lowest, `row` 0, every value that is not 0 is visible."""
     marks = BLOCKS if blocks else _ASCII_BLOCKS
     most = len(marks) - 1
     filled = (round((height * _ROWS - row) * most) or int(height > 0 == row) for height in heights)

@@ -20,8 +20,8 @@ _WHOSE = {
 
 
 _SEARCHED = 1 << 22
-"""Bytes at the end of the history that are searched for earlier runs, some ten thousand: also the
-end of a run searches, and must not take long."""
+"""Bytes at the end of the history that are searched for earlier runs, some ten thousand. The end of
+a run that hit its limit searches them, too, and must not take long."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def lines(seen: Samples, hit: Event, wide: int, blocks: bool) -> "Iterator[str]"
     yield f"at the limit, after {span_text(hit.t)}: {whose.format(limit=limit)}"
     start = max(0.0, hit.t - _MINUTE)
     memory = [(p.t, float(p.memory)) for p in seen.points if start <= p.t <= hit.t + 1]
-    if start and memory:  # otherwise the curve of the whole run shows it
+    if start and memory:  # without start, the curve of the whole run shows the same
         yield from plots.Plot(memory, start, hit.t, seen.limit, wide, blocks).lines()
     for process in _rows(hit.details.get("top")):
         command = str(process.get("command", ""))

@@ -1,12 +1,13 @@
-"""`sandrun history prune`: removes old records, and with them the samples of old runs.
+"""`sandrun history prune`: removes old records, and the samples of old runs.
 
-Promises that a run that ends meanwhile is recorded exactly once (the locks of `sandrun.history`),
+Promises that a run that ends meanwhile is recorded exactly once (locks of `sandrun.history`), and
 that the file is replaced atomically, with its mode and owner, and only if something is removed.
-Runs wait for the last step only, which takes a millisecond. Killed at any instant, it leaves the
-history as it was, and a temporary file, which the next prune removes.
+Runs wait only for the last step, which takes a millisecond. A prune that is killed leaves the
+history as it was or the new one whole, and perhaps a temporary file, which the next prune removes.
 
-Removed are the records of runs that ended longer ago than `age`, the oldest until the others fit
-into `size`, and lines that are no JSON. Records of other versions of sandrun stay within `size`.
+It removes the records of runs that ended longer ago than `age`, then the oldest ones until the
+others fit into `size`, and lines that are no JSON. A record of another version of sandrun is
+removed by `size` only.
 """
 
 import json
@@ -28,8 +29,9 @@ _CHUNK = 1 << 20
 
 @dataclass
 class _Plan:
-    """What a file has up to the offset `end`, the end of a line, and how many of its lines stay.
-    The first `skip` bytes of those that are not too old do not stay, either."""
+    """The contents of a file up to the offset `end`, the end of a line: the number of lines, and of
+    records; the lines that are kept, and their bytes. Of the lines that are not too old, the first
+    `skip` bytes are not kept."""
 
     end: int
     lines: int = 0
@@ -40,8 +42,8 @@ class _Plan:
 
 
 def prune(age: float, size: int, dry_run: bool) -> "list[str]":
-    """Prune all records and samples; `age` in seconds, `size` in bytes, 0: no limit. Describes what
-    was removed, in lines. Raises SandrunError."""
+    """Prune all records and samples; `age` in seconds, `size` in bytes, 0: no limit. Returns lines
+    that describe what was removed. Raises SandrunError."""
     now = time.time()
     lines = []
     if not dry_run:
@@ -104,8 +106,8 @@ def _require_ours(path: str, file: FileIO, plan: _Plan) -> None:
 
 
 def _judged(file: FileIO, end: int, oldest: float) -> "Iterator[tuple[bytes, bool, bool]]":
-    """Each line up to an offset; whether it is a record, also of another version; whether it is
-    kept, as far as its age decides."""
+    """Each line up to an offset, whether it is a record of any version, and whether it is kept if
+    `size` is no limit."""
     for line in records.forward(file, 0, end):
         if not line:
             continue
@@ -209,7 +211,7 @@ def _copy(file: FileIO, new: BinaryIO, plan: _Plan, oldest: float) -> None:
 
 
 def _remove_abandoned(real: str) -> None:
-    """Remove the files of prunes that were killed: nobody locks them."""
+    """Remove the temporary files of killed prunes: those that no process has locked."""
     if sys.platform == "win32":
         return
     import fcntl
@@ -228,6 +230,6 @@ def _remove_abandoned(real: str) -> None:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(path)
         except OSError:
-            pass  # its prune lives
+            pass  # its prune is alive
         finally:
             os.close(fd)

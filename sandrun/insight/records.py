@@ -1,14 +1,14 @@
 """Reading the history: past runs in either order, and one run by its id.
 
 Promises
-- Any content is survived: lines that are torn, of another version, no JSON or of any length are
-  skipped, and fields that no run can have are left out. One warning counts the skipped lines; one
+- A file may contain anything: lines that are torn, of another version, no JSON or too long are
+  skipped, and values that no run can have are left out. One warning counts the skipped lines; one
   names a file that cannot be read.
 - Memory is bounded by a block and the longest line that can be a record, whatever the file's size.
 - A reader sees the file as it was when it began. What is appended later is not seen; a file that is
   replaced meanwhile (`sandrun history prune`) is read to its end.
-- Filters are exact, whatever the clock did: every line is tested, none is assumed to be older than
-  the lines after it. Only a line in the form that sandrun writes is rejected without being decoded.
+- Filters are exact, also if the clock was changed: every line is tested, and none is assumed to be
+  older than the lines after it. Only a line in the form that sandrun writes is rejected undecoded.
 
 The order is that of the records in the file: runs are recorded when they end. Where the user's own
 file could not be written, runs were recorded in the state directories of their queues; those files
@@ -166,8 +166,6 @@ def _test(filters: Filters) -> "Callable[[Record], bool]":
 
 
 _SINCE = b'"since": '
-
-
 _PROJECT = b'"project": "'
 
 
@@ -178,7 +176,7 @@ def _project_text(project: str) -> bytes:
 
 
 def _is_of_another_project(line: bytes, text: bytes) -> bool:
-    """Whether the line's own text proves that its run is of another project."""
+    """Whether the undecoded line proves that its run is of another project."""
     at = line.find(_PROJECT)
     if at < 0 or line.startswith(text, at):
         return False
@@ -186,7 +184,7 @@ def _is_of_another_project(line: bytes, text: bytes) -> bool:
 
 
 def _is_too_old(line: bytes, since: float) -> bool:
-    """Whether the line's own text proves that its run began before `since`.
+    """Whether the undecoded line proves that its run began before `since`.
 
     A quotation mark inside a JSON string is escaped, so the mark is a key wherever it stands. This
     takes a fifth of the time of decoding the line.
@@ -263,8 +261,8 @@ def lines(path: str, backward: bool = False) -> "Iterator[bytes]":
 
 
 def parts(path: str, number: int) -> "list[tuple[int, int]]":
-    """Divides a file into about so many parts, each from the start of a line to the end of one.
-    Warns as `lines` does; no parts: there is no readable file."""
+    """Divide a file into at most `number` parts of whole lines; each has its two offsets. No parts:
+    there is no readable file, of which it warns as `lines` does."""
     with reading(path) as file:
         if not file:
             return []

@@ -1,8 +1,8 @@
-"""One run, past or current: what the queue, the history and its file of samples know of it.
+"""One run, past or current, from the queue, the history and its file of samples.
 
-Promises to find a run by its id or by the unique start of it, and to name the nearest ids if there
-is none. A run that is not recorded yet is described from its ticket and from the holder's line, so
-a current run, a waiter and a run whose sandrun was killed are found as well.
+Promises to find a run by its id or by a unique start of that, and to name similar ids if there is
+no such run. A run that is not recorded yet is described by its ticket and the holder's line. So
+current runs, waiters, and runs whose sandrun was killed are found, too.
 """
 
 import itertools
@@ -73,10 +73,9 @@ def _event(event: samples.Event) -> "dict[str, Any]":
 
 
 def find(run: "str | None", state: str, project: str) -> RunLog:
-    """The run with that id, or the start of one. None: what runs in the queue at `state`, or else
-    the last run of `project` (its path, or the queue's name).
-
-    Raises SandrunError with exit code 1 if there is none, or more than one.
+    """The run whose id is `run`, or the only one whose id begins with it. None: the run that is
+    running in the queue at `state`, or else the last run of `project` (its path, or the queue's
+    name). Raises SandrunError with exit code 1 if there is none, or more than one.
     """
     if run is None:
         return _latest(state, project)
@@ -114,7 +113,8 @@ def _by_id(run: str) -> "RunLog | None":
 
 
 def _completed(start: str) -> str:
-    """The id that begins with `start`. Raises SandrunError if several do; none: `start`."""
+    """The only id that begins with `start`; `start` if none does. Raises SandrunError if several
+    do."""
     if not start or not _HEX.issuperset(start):
         return start
     found: dict[str, None] = {}
@@ -142,7 +142,7 @@ def _ids(start: str) -> "Iterator[str]":
         yield from (name.partition(".")[0] for name in os.listdir(f"{state_home()}/runs"))
     except OSError:
         pass
-    # Of a million records only those are decoded that may be meant.
+    # Decode only lines that may have such an id: there may be a million others.
     mark = f'"id": "{start}'.encode()
     for path in records.files():
         for line in records.lines(path, backward=True):
@@ -191,7 +191,7 @@ def _current(queue: Queue, ticket: Ticket, position: int) -> RunLog:
 
 
 def _of_samples(seen: samples.Samples) -> Record:
-    """What the header and the points tell."""
+    """The fields of a record that the header and the points contain."""
     known: Record = {
         "id": seen.id,
         "pid": seen.pid,

@@ -1,8 +1,8 @@
 """One run as text for people: what it was, how it ended, its memory, its events, and the
 post-mortem of a limit.
 
-Promises that each line went through `model.plain` and that the plots fit the terminal; a line with
-a command or a path may be longer.
+Promises that each line went through `model.plain` and that plots are no wider than the terminal. A
+line with a command or a path may be wider.
 """
 
 import signal
@@ -53,7 +53,8 @@ def _signal_name(number: int) -> str:
 
 
 def lines(log: RunLog, wide: int, blocks: bool) -> "list[str]":
-    """The whole answer of `sandrun log`."""
+    """The lines that `sandrun log` prints. `wide`: the terminal's columns; `blocks`: whether it can
+    show block characters."""
     rows = [f"run {log.id}: {command_text(log.record.get('command', []))}"]
     rows += [f"  {label:9} {text}" for label, text in _facts(log) if text]
     seen = log.samples
@@ -123,7 +124,7 @@ def _clock(moment: float, beside: float = 0.0) -> str:
     """A local time; without the date if that is the one of `beside`."""
     try:
         here, there = time.localtime(moment), time.localtime(beside)
-    except (OverflowError, ValueError, OSError):  # not a time that a clock had
+    except (OverflowError, ValueError, OSError):  # beyond what localtime(3) can convert
         return f"{moment:.0f} s after 1970"
     same = here[:3] == there[:3]
     return time.strftime("%H:%M:%S" if same else "%Y-%m-%d %H:%M:%S", here)

@@ -8,8 +8,8 @@ Promises
 - Nothing is written if nothing changes.
 
 The file is the `sandrun.toml` at the project's top; else the pyproject.toml there, if it has a
-table of ours; else a new `sandrun.toml`. What is then in force follows from the rules of trust
-(`sandrun.config.settings`), which a message explains.
+table of ours; else a new `sandrun.toml`. Whether the values take effect depends on trust
+(`sandrun.config.settings`); messages report it.
 """
 
 import os
@@ -74,7 +74,7 @@ def _edited(tomlkit: ModuleType, text: str, values: Values, path: str) -> "tuple
         document = tomlkit.parse(text.removeprefix(mark))
         expected = tomllib.loads(text.removeprefix(mark))
     except ValueError as error:
-        raise SandrunError(f"{path}: {error}", "mend the file first") from None
+        raise SandrunError(f"{path}: {error}", "correct the file first") from None
     table, wanted = _table(document, path), _table(expected, path)
     changes = []
     for option in OPTIONS:
@@ -142,7 +142,7 @@ def _replace(path: str, before: "str | None", after: str, root: str) -> None:
 def _in_force(
     values: Values, path: str, root: str, chosen: settings.Settings, was_trusted: bool
 ) -> "list[str]":
-    """Which of the written values are not in force here, and why."""
+    """Lines about the written values that do not take effect, and why."""
     shown = {key: getattr(chosen, key) for key in ("verbose", "quiet", "color")}
     now = settings.resolve(shown, root, root)
     lines = []

@@ -1,8 +1,8 @@
 """Statistics of past runs: per command of a project, and who waited for whom.
 
 Promises
-- Percentiles are exact, by the nearest rank: the value that so many percent of the runs do not
-  exceed. Unknown values are left out, and each measure says how many runs it is from.
+- Percentiles are exact, by the nearest rank: the lowest value that at least so many percent of the
+  runs do not exceed. Unknown values are left out; each measure has the number of its runs.
 - Memory is bounded: 32 bytes a run, and at most `MOST_COMMANDS` commands are told apart. The runs
   of further ones are counted together.
 
@@ -37,7 +37,7 @@ _LARGE = 32 << 20  # bytes of a file that is worth a second process: a third of 
 
 class Group:
     """The runs of one command of a project. `values` has the `MEASURES` of one run after another,
-    in one array, because the time goes into reaching memory; -1: unknown."""
+    in one array, because access to memory takes most of the time; -1: unknown."""
 
     __slots__ = ("failures", "runs", "values")
 

@@ -1,7 +1,7 @@
 """Limits from past runs: a memory limit, a timeout and a limit on processes, with the evidence.
 
-Promises that no suggestion is lower than what a counted run used, and none is made from fewer than
-`ENOUGH` runs. A run that a limit ended used at least that much, and perhaps more, so its limit is
+Promises that no suggestion is lower than what a counted run used, and that none is made from fewer
+than `ENOUGH` runs. A run that a limit ended would have used more than that limit, so the limit is
 doubled, as the message at the end of such a run suggests.
 
 The margins, on top of the highest use of all counted runs (a percentile would end the other runs):
@@ -74,7 +74,7 @@ class _Highest:
 
     @property
     def is_open(self) -> bool:
-        """Whether the highest use is not known, because a limit ended that run."""
+        """Whether the highest use is unknown, because a limit ended the run that had it."""
         return self.limit >= self.most
 
     @property
@@ -110,7 +110,7 @@ def suggest(runs: "Iterable[Record]") -> Suggestion:
         peak, limit = record.get("peak"), record.get("limit", 0)
         is_full = reason == "memory"
         memory.add(record, max(peak or 0, limit) if is_full else peak, is_full)
-        if reason in ("exit", "timeout"):  # what else ended it came too early
+        if reason in ("exit", "timeout"):  # another end came before the run's own
             wall.add(record, record.get("wall"), reason == "timeout")
         tasks.add(record, _processes(record), False)
     size = _memory(memory)

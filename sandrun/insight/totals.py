@@ -1,13 +1,13 @@
 """Totals over all runs that ever ended, which never go down although the history is pruned.
 
-They are kept in the file `totals.json` beside the history, together with how far the history is
-counted. So each update reads only what was added since, and a record is counted once. When the
-history was pruned or replaced, counting goes on after the last counted record, or, if that is gone,
-with the runs that ended after it. Without the file all of the history is counted again; a counter
-that then starts lower is a reset, as Prometheus knows it.
+The file `totals.json` beside the history contains them, and the position up to which each file of
+records is counted. So an update reads only what was added since, and counts each record once. After
+the history was pruned or replaced, counting continues after the last counted record or, if that is
+gone, with the runs that ended after it. Without the file, the whole history is counted again. A
+counter may then start lower, which Prometheus treats as a reset.
 
-The projects are limited to the first `PROJECTS`, and all later ones count as `OTHER`, so that a
-server that keeps a series per project is not flooded. Command lines are not in it.
+The first `PROJECTS` projects have totals of their own, and all later ones count as `OTHER`, so that
+a server does not have to keep any number of series. The file contains no command lines.
 """
 
 import bisect
@@ -36,13 +36,14 @@ BUCKETS = (0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0)
 _LONGEST = _TAIL = 1 << 16
 """Bytes of a line: a record's texts are bounded."""
 _REASONS = frozenset(reason for part in get_args(Reason) for reason in get_args(part))
-_PATIENCE = 2.0
+_LOCK_SECONDS = 2.0
 """Seconds to wait for another process that updates the totals."""
 
 
 @dataclass
 class Histogram:
-    """How many values were at most each bound of BUCKETS, all of them, and their sum."""
+    """`counts`: how many values were in each bucket, the last one above all bounds of BUCKETS;
+    `total`: their sum."""
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
     total: float = 0.0
@@ -76,8 +77,8 @@ class Project:
 
 @dataclass
 class Totals:
-    """All projects, and how far each file of records is counted: where the last counted record
-    ends, the id of its run, and the latest end of a counted run."""
+    """All projects, and for each file of records the position up to which it is counted: the offset
+    after the last counted record, the id of its run, and the latest end of a counted run."""
 
     projects: dict[str, Project] = field(default_factory=dict)
     files: dict[str, tuple[int, str, float]] = field(default_factory=dict)
@@ -91,8 +92,8 @@ class Totals:
 
 @contextmanager
 def updated() -> "Iterator[Totals]":
-    """The totals, with all that is recorded by now. No other process updates them meanwhile, so
-    what is written in this context is in order. Raises SandrunError and OSError."""
+    """The totals, with all records of now. No other process updates them within this context, so
+    files that are written in it never go back. Raises SandrunError and OSError."""
     home = folders.state_home()
     if not home:
         totals = Totals()
@@ -109,8 +110,8 @@ def updated() -> "Iterator[Totals]":
 
 
 def catch_up() -> None:
-    """Count what is recorded by now, if totals are kept at all: before records are removed. Raises
-    SandrunError and OSError."""
+    """Count all records of now, if totals are kept at all. Called before records are removed.
+    Raises SandrunError and OSError."""
     home = folders.state_home()
     if home and os.path.exists(os.path.join(home, _NAME)):
         with updated():
@@ -119,8 +120,8 @@ def catch_up() -> None:
 
 @contextmanager
 def _locked(path: str) -> "Iterator[None]":
-    """The lock of the totals. On Windows there is none: an update may then be lost, and is made up
-    for by the next."""
+    """Hold the lock of the totals. On Windows there is none: an update may be lost, and the next
+    one counts the same records."""
     if sys.platform == "win32":
         yield
         return
@@ -132,7 +133,7 @@ def _locked(path: str) -> "Iterator[None]":
     except FileExistsError:
         fd = os.open(path, flags)
     try:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _LOCK_SECONDS
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,7 +183,7 @@ def _count_all(totals: Totals) -> None:
 def _count(
     totals: Totals, file: BinaryIO, counted: "tuple[int, str, float]"
 ) -> "tuple[int, str, float]":
-    """Count a file's new records. Returns how far it is counted then."""
+    """Count a file's new records. Returns the position up to which it is then counted."""
     end, run, latest = counted
     after = -1.0  # of the runs from `end` on, those that ended later than this are new
     if run and not _is_counted_to(file, end, run):
@@ -213,8 +214,8 @@ def _end_of(file: BinaryIO, run: str) -> int:
 
 
 def _lines(file: BinaryIO, start: int) -> "Iterator[tuple[int, bytes]]":
-    """The whole lines from an offset on, each with the offset after it. A line that is longer than
-    any record is passed over in pieces, and one that is being written now is left out."""
+    """The whole lines from an offset on, each with the offset after it. Lines that are longer than
+    any record, and a last line without an end, are left out."""
     file.seek(start)
     is_cut = False
     while line := file.readline(_LONGEST):
