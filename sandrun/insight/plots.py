@@ -75,8 +75,9 @@ def columns(series: Series, start: float, end: float, count: int) -> "list[float
     for index in range(count):
         # A value counts from the point before it, exclusively, to its own, inclusively.
         first = bisect_right(times, start + index * step) if index else bisect_left(times, start)
-        last = bisect_left(times, start + (index + 1) * step)
-        found.append(max((value for _, value in series[first : last + 1]), default=0.0))
+        last = bisect_left(times, start + (index + 1) * step if index + 1 < count else end)
+        after = bisect_right(times, times[last]) if last < len(times) else last
+        found.append(max((value for _, value in series[first:after]), default=0.0))
     return found
 
 

@@ -5,7 +5,7 @@ import pty
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sandrun.insight import plots
@@ -56,6 +56,7 @@ def test_ascii_has_the_same_form() -> None:
     assert lines[7].endswith("#")
 
 
+@example(points=[(0.0, 0.0), (0.0, 1.0)], limit=0, wide=20, blocks=False)
 @given(
     st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e15)), max_size=50),
     st.integers(0, 1 << 50),
