@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from sandrun.insight import run_text
-from sandrun.insight.output import replace, require_replaceable
+from sandrun.insight.output import replace, replaceable
 from sandrun.insight.run_log import RunLog
 
 VERSION = 1
@@ -49,5 +49,4 @@ def of_failure(run_id: str, text: str, hint: str, code: int) -> "dict[str, Any]"
 
 def write(path: str, report: "dict[str, Any]") -> None:
     """Write a report. Raises OSError."""
-    require_replaceable(path)
-    replace(path, json.dumps(report, indent=1).encode() + b"\n")
+    replace(replaceable(path), json.dumps(report, indent=1).encode() + b"\n")

@@ -25,7 +25,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from sandrun.insight import totals
-from sandrun.insight.output import replace, require_replaceable
+from sandrun.insight.output import replace, replaceable
 from sandrun.insight.totals import BUCKETS, OTHER, Histogram, Project, Totals
 from sandrun.lifecycle import status
 from sandrun.model import SandrunError, plain
@@ -50,8 +50,7 @@ def text(pool: str, openmetrics: bool = False) -> bytes:
 
 def write(path: str, pool: str) -> None:
     """Write all metrics to a file. Raises SandrunError and OSError."""
-    require_replaceable(path)
-    path = os.path.realpath(path)
+    path = replaceable(path)
     with totals.updated() as known:  # so that no older figures replace newer ones
         replace(path, _generated(known, pool), _READABLE)
 

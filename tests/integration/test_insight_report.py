@@ -11,7 +11,8 @@ from pathlib import Path
 import html5lib
 import pytest
 
-from sandrun.insight.report import page
+from sandrun.insight.report import output, page
+from sandrun.model import SandrunError
 from tests.harness import Box, launcher, wait_for
 from tests.harness.past_runs import HOSTILE, write
 
@@ -222,6 +223,29 @@ def test_what_root_writes_in_a_users_directory_stays_roots(box: Box) -> None:
     (box.project / "theirs").symlink_to(box.root / "log")
     os.chown(box.project / "theirs", 65534, 65534, follow_symlinks=False)
     refused(box, "theirs", what="a link that another user made")
+
+
+def test_a_link_that_is_put_there_meanwhile_leads_root_nowhere(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: another user makes the link")
+    file, other = box.project / "page.html", box.root / "other"
+    file.write_text("old")
+    other.write_text("of root's")
+    realpath = os.path.realpath
+
+    def slow(path: str) -> str:
+        file.unlink()
+        file.symlink_to(other)
+        os.chown(file, 65534, 65534, follow_symlinks=False)
+        return realpath(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os.path, "realpath", slow)
+        with pytest.raises(SandrunError):
+            output.write(str(file), "new")
+    assert other.read_text() == "of root's"
 
 
 def test_a_name_that_is_not_utf_8(box: Box) -> None:

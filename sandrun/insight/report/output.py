@@ -1,13 +1,13 @@
 """Writing the page to its file.
 
-Promises: the file is there whole or as it was before, and only its owner can read it, because
-command lines may contain secrets. Only a regular file is replaced. Root follows no link that
+Promises: the file is replaced atomically, and only its owner can read it, because command lines may
+contain secrets. Only a regular file is replaced. Root follows no link at the file's name that
 another user made.
 """
 
 import os
 
-from sandrun.insight.output import require_replaceable
+from sandrun.insight.output import replaceable
 from sandrun.model import SandrunError
 from sandrun.platform import folders
 
@@ -26,8 +26,7 @@ def write(path: str, content: str) -> None:
 
 
 def _write(path: str, data: bytes) -> None:
-    require_replaceable(path)
-    path = os.path.realpath(path)
+    path = replaceable(path)
     private = folders.private_name(os.path.join(os.path.dirname(path), ".sandrun-report"))
     fd = os.open(private, _FLAGS, 0o600)  # also root's own in a user's directory
     try:
