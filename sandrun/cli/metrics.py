@@ -34,18 +34,19 @@ def metrics(
     from sandrun.insight import metrics as found
 
     pool = obj[1].pool
-    if textfile is None:
-        page(found.text(pool, openmetrics).decode().rstrip("\n"))
-        return
-    if openmetrics:
+    if openmetrics and textfile is not None:
         raise UsageError("the textfile collector does not read OpenMetrics: no --openmetrics here")
-    if not textfile.endswith(".prom"):
+    if textfile is not None and not textfile.endswith(".prom"):
         messages.warn(f"{textfile}: the textfile collector reads only files named *.prom")
     try:
-        found.write(textfile, pool)
+        if textfile is not None:
+            found.write(textfile, pool)
+            return
+        text = found.text(pool, openmetrics)
     except OSError as error:
         file = error.filename or "a file without a name"
         raise SandrunError(f"cannot write {file}: {error.strerror}") from error
+    page(text.decode().rstrip("\n"))
 
 
 ALL: "tuple[click.Command, ...]" = (metrics,)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from io import FileIO
 from typing import BinaryIO
 
+from sandrun import messages
 from sandrun.insight import records, samples, totals
 from sandrun.model import SandrunError, error_text, size_text
 from sandrun.platform import folders
@@ -53,7 +54,8 @@ def prune(age: float, size: int, dry_run: bool) -> "list[str]":
     try:
         count, freed = samples.prune(now, age, size, dry_run)
     except OSError as error:
-        raise SandrunError(f"cannot remove samples: {error.strerror or error}") from None
+        messages.warn(f"cannot remove samples: {error_text(error)}", f"ls -ld {error.filename}")
+        return lines
     what = f"the samples of {count:,} runs" if count != 1 else "the samples of 1 run"
     return [*lines, f"{_verb(dry_run)} {what} ({size_text(freed)})"]
 

@@ -100,7 +100,10 @@ def updated() -> "Iterator[Totals]":
         _count_all(totals)
         yield totals
         return
-    folders.make_folders(home, 0o700)
+    try:
+        folders.make_folders(home, 0o700)
+    except OSError as error:  # of a folder on the way
+        raise OSError(error.errno, error.strerror, home) from None
     path = os.path.join(home, _NAME)
     with _locked(path + ".lock"):
         totals = _load(path)

@@ -260,6 +260,14 @@ def test_only_a_regular_file_is_replaced(box: Box) -> None:
     assert "cannot write a file without a name" in box.run("metrics", "--textfile", "").stderr
 
 
+def test_a_home_that_cannot_be_written_is_one_line(box: Box) -> None:
+    file = box.root / "file"
+    file.touch()
+    done = box.run("metrics", env={"XDG_STATE_HOME": str(file)})
+    assert (done.returncode, done.stdout) == (125, "")
+    assert done.stderr == f"sandrun: cannot write {file}/sandrun: Not a directory\n"
+
+
 def test_each_run_refreshes_the_file_if_that_is_set(box: Box) -> None:
     file = box.root / "sandrun.prom"
     (box.home / "config/sandrun").mkdir(parents=True)

@@ -255,3 +255,15 @@ def test_filters_of_the_list_do_not_apply(box: Box) -> None:
     assert done.returncode == 125
     assert "options of history do not apply to prune" in done.stderr
     assert len(ids(file)) == 1
+
+
+@pytest.mark.parametrize("kind", ["file", "loop", "FIFO"])
+def test_samples_that_cannot_be_removed_are_one_line(box: Box, kind: str) -> None:
+    """The records are pruned, and that is reported."""
+    box.run("--", "true")
+    folder = box.home / "state/sandrun/runs"
+    {"file": Path.touch, "loop": lambda p: p.symlink_to(p), "FIFO": os.mkfifo}[kind](folder)
+    done = box.run("history", "prune", "--older-than", "1ms")
+    assert (done.returncode, done.stdout[:18]) == (0, "removed 1 of 1 rec")
+    assert done.stderr.startswith(f"sandrun: cannot remove samples: {folder}: ")
+    assert done.stderr.splitlines()[1:] == [f"sandrun: hint: ls -ld {folder}"]
