@@ -1,5 +1,6 @@
 """`--json-report FILE`: written at every end, as a whole, and in the form that the schema has."""
 
+import compileall
 import json
 import os
 import shutil
@@ -159,8 +160,10 @@ def test_the_package_may_be_gone_at_the_end(box: Box) -> None:
     copy = box.root / "copy"
     fresh = shutil.ignore_patterns("__pycache__")  # a checkout's may be of older sources
     shutil.copytree(PACKAGE / "sandrun", copy / "sandrun", ignore=fresh)
+    compileall.compile_dir(copy, quiet=1)  # as an installer does
     code = f"import sys; sys.path.insert(0, {str(copy)!r}); from sandrun.cli import main; main()"
     words = ["--json-report", "report.json", "--", "rm", "-r", str(copy)]
-    done = box.run(*words, argv=[sys.executable, "-P", "-c", code])
+    # -B: Python would write compiled files into the directory that rm is removing.
+    done = box.run(*words, argv=[sys.executable, "-BP", "-c", code])
     assert (done.returncode, done.stderr) == (0, "")
     assert read(box.project / "report.json")["exit"] == 0
