@@ -76,11 +76,7 @@ def import_probable(requested: "BackendName") -> None:
 
 
 def choose(
-    requested: "BackendName",
-    run_id: str,
-    limits: "Limits",
-    kernel_only: bool,
-    early: bool = False,
+    requested: "BackendName", run_id: str, limits: "Limits", kernel_only: bool, early: bool = False
 ) -> "tuple[Backend, Container, list[str]]":
     """Open a container for a run. Return also why better backends were not used (`name: reason`).
 

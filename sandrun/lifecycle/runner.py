@@ -203,14 +203,18 @@ class Run:
         strict = settings.require == "kernel"
         return backends.choose(settings.backend, request.id, limits, strict, early)
 
-    def _run_contained(self) -> Outcome:
-        """Open a container and run the command in it until no process of the run is left."""
-        request, settings, lock = self.request, self.request.settings, self.admission.lock
+    def _usable(self) -> "tuple[Backend, Container, list[str]]":
+        """What `_open_early` opened, if that can still be used, else a new container."""
         opened = self._opened
         if opened and not backends.is_usable(opened[1], self._place):
             opened[1].close()
             opened = self._container = None
-        backend, container, refused = opened or self._open()
+        return opened or self._open()
+
+    def _run_contained(self) -> Outcome:
+        """Open a container and run the command in it until no process of the run is left."""
+        request, settings, lock = self.request, self.request.settings, self.admission.lock
+        backend, container, refused = self._usable()
         others = f" (not {'; not '.join(refused)})" if refused else ""
         messages.decision(f"backend {backend.name}{others}")
         if refused and not backend.kernel and not request.enclosing:

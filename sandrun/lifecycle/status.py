@@ -57,16 +57,9 @@ def describe(
                 queue.sweep()
             waiting = waiting_for_memory()
             rows = [_row(queue, ticket, ticket.id in waiting) for ticket in queue.tickets()]
-            if queue.paused:
-                note = f"paused; go on with: {command_for('resume', name)}"
             # This locks for an instant, so it is done only if no run should hold the lock.
-            elif not passive and not any(row["running"] for row in rows):
-                lost = not all(free for _, free in holder.each_slot(queue))
-            if lost:
-                note = "processes of a run whose sandrun was killed hold the run lock"
-            if kept := holder.kept_for(queue):
-                what = f"{report.unkillable(kept[0])}{report.way_to_end(kept[0])}"
-                note, lost = f"the run lock is kept for what could not be ended: {what}", True
+            probe = not passive and not any(row["running"] for row in rows)
+            note, lost = _note(queue, name, probe)
             if not passive:
                 queue.publish_queue_file()
         if sys.platform != "win32" and (root or name) and not lost:
@@ -79,6 +72,19 @@ def describe(
         note = error.text
     of = "" if name else root
     return {"path": path, "project": of, "queue": name, "runs": rows, "held": held, "note": note}
+
+
+def _note(queue: Queue, name: str, probe: bool) -> "tuple[str, bool]":
+    """What is unusual about a queue in words, and whether an ended run still holds the run lock.
+    `probe`: also try to lock that."""
+    if kept := holder.kept_for(queue):
+        what = f"{report.unkillable(kept[0])}{report.way_to_end(kept[0])}"
+        return f"the run lock is kept for what could not be ended: {what}", True
+    if queue.paused:
+        return f"paused; go on with: {command_for('resume', name)}", False
+    if probe and not all(free for _, free in holder.each_slot(queue)):
+        return "processes of a run whose sandrun was killed hold the run lock", True
+    return "", False
 
 
 def _row(queue: Queue, ticket: Ticket, waits_for_memory: bool) -> "dict[str, object]":
