@@ -16,10 +16,10 @@ from sandrun.model import command_text
 from sandrun.types import Record
 
 _KEYS = 20_000
-"""Different commands that are told apart; what comes after them is counted as `OTHER`."""
+"""So many different commands are counted one by one, and all others as `OTHER`."""
 OTHER = "other commands"
 _TREND = 200
-"""Runs of a command that its trend shows, the newest."""
+"""A command's trend shows so many of its newest runs."""
 WORST = 10
 _LONGEST = 1e9  # seconds: 30 years
 _COMMAND = 400
@@ -33,7 +33,7 @@ class Run:
     """One record. Bytes and seconds; None: unknown."""
 
     key: str
-    """Of this page alone: an id in a damaged history may be anything, and twice."""
+    """Unique in this page, unlike ids: in a damaged history they may be anything, and repeated."""
     id: str
     project: str
     command: str
@@ -50,8 +50,8 @@ class Run:
     waited_for: list[tuple[str, str, float]]
     """Run id, command, seconds."""
     kind: str
-    """`ok`, `failed` (by itself), `limit` (a limit ended it) or `other` (it was ended, or its end
-    is unknown)."""
+    """`ok`, `failed` (by itself), `limit` (a limit ended it) or `other` (ended in another way, or
+    unknown)."""
 
     @property
     def share(self) -> float | None:
@@ -68,8 +68,7 @@ def _kind(reason: object, exit: object) -> str:
 
 
 def run_of(record: Record, key: str) -> Run:
-    """The run that a record of `insight.records` is about: its numbers are sane and its texts are
-    not."""
+    """The run of a record of `insight.records`, which checks numbers, but not texts."""
     exit, reason = record.get("exit"), record.get("reason", "")
     return Run(
         key=key,
@@ -110,7 +109,7 @@ def _command(*words: str) -> str:
 
 @dataclass(slots=True)
 class Command:
-    """What all runs of one command of one project needed."""
+    """Sums over all runs of one command of one project."""
 
     project: str
     command: str
@@ -137,11 +136,11 @@ class Command:
 
 
 class Collected:
-    """What the page shows. `runs`: the newest, oldest first; all else is about all runs read.
+    """What the page shows. `runs`: the newest runs, the oldest of them first. All else is about all
+    runs that were read.
 
     - `days`: for each day since 1970 (local time) the runs, failures, seconds run and waited.
     - `waits`: seconds that one command (a key of `commands`) waited for another (its text).
-    - `largest`, `longest_waits`, `longest`: the worst runs, the worst first.
     """
 
     def __init__(self) -> None:

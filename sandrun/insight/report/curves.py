@@ -21,9 +21,9 @@ _WORDS = 160
 _HITS = ("limit", "timeout")
 _EACH = 2
 _OFF_SCALE = 5
-"""A limit more than so many times the peak would press the curve to the ground: it is named."""
+"""A limit of more than so many times the peak is named, not drawn: the curve would be flat."""
 _ROWS = 12
-"""Rows of the table beside a curve."""
+"""The table beside a curve has so many rows."""
 
 
 def thin(points: "list[Point]", most: int) -> "list[Point]":
@@ -91,7 +91,7 @@ def _event_text(event: Event) -> str:
 
 
 def _figures(run: Run, samples: Samples) -> str:
-    """What the drawing shows, as a table, and what it does not: who used the memory at a limit."""
+    """The figures of the drawing as a table, and the processes that used the memory at a limit."""
     rows = [
         (
             span(p.t),
@@ -125,8 +125,8 @@ def _consumers(event: Event) -> str:
 
 
 def worst_first(runs: "Iterable[Run]") -> "list[Run]":
-    """The runs by what a limit has to do with them: those that it ended, then by their share of it.
-    Of each command the first `_EACH` come before all others, so that one does not hide the rest."""
+    """The runs that a memory limit ended, then the others by their share of the limit. The first
+    `_EACH` of each command come before all others, so that one command does not hide the rest."""
     ordered = sorted(
         runs,
         key=lambda run: ("memory" in run.reason, run.share or 0.0, run.peak or 0, run.start or 0.0),

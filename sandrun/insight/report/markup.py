@@ -1,8 +1,8 @@
 """Text for HTML and SVG: escaping, tables, axes.
 
-Promises: every text of a user's goes through `text`, so that whatever it is, it is shown and
-never interpreted: it has no control character, no half of a surrogate pair, no change of the
-direction of writing, no markup.
+Promises: every text of a user goes through `text`, so it is shown and never interpreted. The result
+has no control character, no half of a surrogate pair, no change of the writing direction, and no
+markup.
 """
 
 import time
@@ -60,9 +60,9 @@ _MARKS = {"#": ' class="n"', "d": ' class="d"', "c": ' class="c"'}
 def table(
     caption: str, heads: "Sequence[str]", rows: "Iterable[Sequence[str]]", kinds: str = ""
 ) -> str:
-    """A table in a region of its own that scrolls, also by keyboard. Cells are markup; the first
-    cell of a row is its head. `kinds`: one character a column, `#` for a number,
-    `d` for what must not be broken (a date, a bar), `c` for a command."""
+    """A table in a region that scrolls, also by keyboard. Cells are markup; the first cell of a row
+    is its heading. `kinds`: one character a column: `#` for a number, `d` for a cell that must not
+    wrap (a date, a bar), `c` for a command."""
     marks = [_MARKS.get(kind, "") for kind in kinds.ljust(len(heads))]
     head = "".join(
         f'<th scope="col"{mark}>{name}</th>' for name, mark in zip(heads, marks, strict=True)
@@ -81,8 +81,8 @@ def table(
 
 
 def steps(most: float, bases: "Sequence[float]", wanted: int) -> list[float]:
-    """Round values from 0 to at most `most`, at most `wanted` and 0: the multiples of the smallest
-    of `bases` (ascending) for which there are no more, or of a multiple of the largest."""
+    """Round values for an axis: 0, and at most `wanted` others up to `most`. They are multiples of
+    the smallest of `bases` (ascending) that gives so few, or else of a multiple of the largest."""
     base = next((base for base in bases if most / base <= wanted), 0.0)
     base = base or bases[-1] * ceil(most / bases[-1] / wanted)
     return [base * n for n in range(int(most / base) + 1)]

@@ -1,9 +1,9 @@
 """The whole page.
 
 Promises: one file that needs nothing else. Its Content-Security-Policy forbids every request,
-every script and every style but its own, so nothing that a command line contains can have an
-effect. It has at most `MOST` bytes however long the command lines are: it is written with less
-detail until it has. All that is drawn is also there in words or as a table.
+every script and every style but its own, so no command line can have an effect. It has at most
+`MOST` bytes however long the command lines are: detail is reduced until it has. Everything that is
+drawn is also there in words or as a table.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from sandrun.insight.report.markup import count, moment, text
 from sandrun.insight.samples import Samples
 
 MOST = 1_900_000
-"""Bytes of a page of a thousand runs; one of more runs may have as many for each thousand."""
+"""Bytes of a page of a thousand runs; a page of more may have as many for each thousand."""
 _WORST = 12
-"""Memory curves that are shown at once, with figures."""
+"""So many memory curves are visible without a click, and have figures."""
 _POINTS = 120
 _DETAIL = ((_POINTS, 120, 40), (60, 80, 30), (30, 60, 20), (15, 40, 10), (0, 24, 5))
-"""Points of a curve, characters of a command, commands with a trend: from most to least."""
+"""Points of a curve, characters of a command, commands with a trend: the most detail first."""
 
 with open(os.path.join(os.path.dirname(__file__), "style.css"), encoding="utf-8") as _file:
     _STYLE = _file.read()
 
 
 def build(found: Collected, about: str) -> str:
-    """The page as text. `about` says in words which runs were asked for."""
+    """The page as text. `about`: the filters in words."""
     sampled = _sampled([*found.runs, *found.worst("memory")])
     most = MOST * max(1.0, len(found.runs) / 1000)
     for detail in _DETAIL:
@@ -43,8 +43,8 @@ def build(found: Collected, about: str) -> str:
 
 
 def _sampled(runs: "list[Run]") -> "dict[str, tuple[Run, Samples]]":
-    """The runs that have samples; no more of these than are drawn, for a thousand runs may have
-    600,000 points."""
+    """The runs that have samples, with no more points than are drawn: a thousand runs may have
+    600,000."""
     found = {}
     for run in runs:
         samples = samples_of.read(run.id) if run.key not in found else None

@@ -1,6 +1,6 @@
 """The parts of the page that are tables: summary, days, worst runs, hours lost, all runs.
 
-Promises: a bar is only ever beside the figure that it shows; a run that is on the page is linked.
+Promises: each bar is beside the figure that it shows; each run that is on the page is a link.
 """
 
 import time

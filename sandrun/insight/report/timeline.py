@@ -14,17 +14,17 @@ from sandrun.insight.report.markup import moment, number, span, text
 
 _BREAKS = [n * 3600.0 for n in (0.5, 1, 2, 4, 8, 24, 72, 168, 720, 8760, 87600)]
 _PERIODS = 40
-"""At most so many drawings: with more busy periods, longer breaks are drawn too."""
+"""At most so many drawings. If there are more busy periods, longer breaks are drawn, too."""
 _SHOWN = 8
-"""Periods that are listed at once; the older ones on demand."""
+"""So many periods are visible without a click."""
 _NARROW, _WIDE = 900, 6000
 _SHORTEST = 10.0  # seconds of a drawing
 _RUN = 16
-"""Pixels of the run in the middle, so that it can be pointed at."""
+"""Pixels of the run of median length: wide enough for a pointer."""
 _LANE, _BAR, _ROW = 24, 20, 8
 _LETTER = 6.5
 _LABEL = 5
-"""Letters of a command that must fit into its bar for it to be labelled."""
+"""A bar has a label only if so many letters fit into it."""
 _WAITS = 40
 """Rows of waits that are drawn of a queue; the table of runs has all of them."""
 

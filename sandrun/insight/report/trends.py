@@ -14,7 +14,7 @@ from sandrun.insight.report.drawing import Frame
 from sandrun.insight.report.markup import moment, size, span, text
 
 _OPEN = 8
-"""Commands whose trend is shown at once; the others on demand."""
+"""So many trends are visible without a click."""
 _PARTS = 8
 """Periods of a trend's table and of its line."""
 
@@ -22,7 +22,7 @@ Rows = list[tuple[float, float, int | None, bool]]
 
 
 class _Kind(NamedTuple):
-    """What a trend is of: its name, the steps of its axis, and how values are shown."""
+    """A measure: its name, the steps of its axis, and how its values are formatted."""
 
     name: str
     bases: Sequence[float]

@@ -1,7 +1,7 @@
 """What the keys of `sandrun top` do to a run or a queue: by its id and path, never by a row.
 
-Each action returns the line to show, and reads the queue anew: since the key was pressed, the run
-may have started, moved or ended. What is then no longer possible is not done.
+Each action reads the queue again, because the run may have started, moved or ended since the key
+was pressed; then it does nothing. It returns the line to show.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from sandrun.queue import CANCEL, Queue, Ticket
 from sandrun.queue.state import all_states
 
 _STEP = 3600
-"""Seconds by which a key changes a head start: those between low, normal and high."""
+"""Seconds by which a key changes a head start: the difference of low, normal and high."""
 
 
 def _with_waiter(path: str, run_id: str, act: Callable[[Queue, Ticket], str]) -> str:
-    """Act on a waiter if it still waits. Root gets no other user's queue: a process of root must
-    not follow what another user may change."""
+    """Act on a waiter if it still waits. Root does not act on another user's queue, because that
+    user may change the directory meanwhile."""
     if path not in all_states():
         return f"{run_id} belongs to another user, who can do that"
     try:

@@ -23,7 +23,7 @@ from sandrun.queue import memory_pool
 INTERVAL = 1.0
 """Seconds between two snapshots."""
 _SHARE = 0.01
-"""The share of a processor that snapshots may use: if one is dear, the next one comes later."""
+"""The share of a processor that snapshots may use: after an expensive one, the next comes later."""
 _NOTE_SECONDS = 8.0
 _KEYS = "c cancel  k kill  +/- priority  p pause  l log  / filter  ? help  q quit"
 _SHORT_KEYS = "c k +/- p l /  ? help  q quit"
@@ -106,7 +106,7 @@ class Top(App[int]):
         self._draw()
 
     def _draw(self) -> None:
-        """Draw what is around the list."""
+        """Draw the lines above and below the list."""
         width, height = self.size
         snapshot = self.board.snapshot
         if time.monotonic() - self.noted_at > _NOTE_SECONDS:
@@ -214,13 +214,13 @@ class Top(App[int]):
         self.call_from_thread(page.show, "\n".join(map(self.glyphs.text, lines)))
 
     def action_filter(self) -> None:
-        """Read the text that is to be contained."""
+        """Begin to read a filter."""
         self.is_typing = True
         self._draw()
 
     def on_key(self, event: events.Key) -> None:
-        """While a filter is typed, no key has its other meaning. Not by an Input that gets the
-        focus: keys that were typed quickly have already been sent to the list then."""
+        """Read a filter; no key has its other meaning meanwhile. There is no Input widget, because
+        keys that were typed before it got the focus would go to the list."""
         if not self.is_typing or event.key == "ctrl+c":
             return
         event.prevent_default()
@@ -251,8 +251,8 @@ class Top(App[int]):
 
 
 def main(here: tuple[str, str], settings: Settings, ascii_only: bool, colored: bool) -> int:
-    """Show the full screen until the user ends it. Returns the exit code; a signal that ended it is
-    the caller's to repeat: -n."""
+    """Show the full screen until the user ends it. Returns the exit code, or -n for the signal n
+    that ended it, which the caller then sends to this process."""
     os.environ.pop("NO_COLOR", None)  # --color always overrides it, --color never sets it
     if not colored:
         os.environ["NO_COLOR"] = "1"
@@ -262,7 +262,8 @@ def main(here: tuple[str, str], settings: Settings, ascii_only: bool, colored: b
 
 
 def show(app: Top) -> int:
-    """Run the app, and restore the terminal. Returns what `main` does; raises what went wrong."""
+    """Run the app, and restore the terminal. Returns what `main` returns, and raises what the app
+    raised."""
     app.run()
     if app._exception:
         raise app._exception

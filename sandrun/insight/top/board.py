@@ -33,8 +33,8 @@ def style(words: str) -> Style:
 
 
 def strip(line: texts.Line, width: int, selected: bool = False) -> Strip:
-    """A line as Textual draws it, in exactly `width` columns. A selected one has no colours: with
-    colours, reverse video would make patches of them."""
+    """A line as Textual draws it, in exactly `width` columns. A selected line has no colours,
+    because reverse video would turn them into coloured patches."""
     if selected:
         line = [("".join(text for text, _ in line), "reverse")]
     segments = [Segment(text, style(words)) for text, words in line if text]
@@ -92,7 +92,7 @@ class Board(ScrollView, can_focus=True):
         self.filter = ""
         self.selected = ""
         self.cursor = 0
-        """The line that is or was that of the selected run."""
+        """The line of the selected run, or its last line if the run has ended."""
         self.whose = False
 
     def update(self, snapshot: Snapshot) -> None:
@@ -101,7 +101,7 @@ class Board(ScrollView, can_focus=True):
         self.whose = len({queue.uid for queue in snapshot.queues}) > 1
         first = not self.entries
         self.entries = [entry for queue in snapshot.queues for entry in self._entries(queue)]
-        self.virtual_size = Size(self.size.width, len(self.entries) + 1)  # the heading scrolls not
+        self.virtual_size = Size(self.size.width, len(self.entries) + 1)  # 1: the fixed heading
         at = self._line_of(self.selected)
         if at >= 0 and at != self.cursor:  # else the mouse wheel would have no effect
             self._place(at)
