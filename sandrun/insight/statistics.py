@@ -154,6 +154,8 @@ def _of_file(path: str, filters: records.Filters) -> Statistics:
         try:
             total.add(result.recv())
         except EOFError:
+            for other, _ in jobs:  # our children, not yet reaped
+                other.kill()
             raise SandrunError(f"a process that reads {path} was killed", "free -m") from None
         job.join()
     return total

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import jsonschema
 import pytest
 
 from sandrun.insight import schemas
+from sandrun.model import SandrunError
 from tests.harness import Box, launcher, wait_for
 
 NOW = time.time()
@@ -283,6 +286,25 @@ def test_stats_where_no_process_can_be_started(box: Box, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fork", refuse)
     assert sum(group.runs for group in statistics.collect().groups.values()) == 500
+
+
+def test_stats_leave_no_process_behind(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sandrun.insight import statistics
+
+    write(box, *(record(number) for number in range(500)))
+    monkeypatch.setenv("XDG_STATE_HOME", box.env["XDG_STATE_HOME"])
+    monkeypatch.setenv("SANDRUN_STATE_DIR", box.env["SANDRUN_STATE_DIR"])
+    monkeypatch.setattr(statistics, "_processes", lambda path: 3)
+
+    def one_is_killed(path: str, start: int, *_: object) -> None:
+        if start == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+    monkeypatch.setattr(statistics, "_of_part", one_is_killed)
+    with pytest.raises(SandrunError, match="was killed"):
+        statistics.collect()
+    wait_for(lambda: not multiprocessing.active_children(), 20)
 
 
 def test_stats_tell_a_bounded_number_of_commands_apart(
