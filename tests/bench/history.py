@@ -113,7 +113,7 @@ def measure(argv: "list[str]", env: "dict[str, str]") -> "tuple[float, float, in
             peak = max(peak, tree_pss(watched))
         except psutil.Error:
             pass
-        time.sleep(0.1)  # a look costs as much as 50,000 lines
+        time.sleep(0.1)  # one check costs as much as 50,000 lines
     wall, after = time.perf_counter() - began, os.times()
     cpu = sum(after[2:4]) - sum(before[2:4])
     return None if process.returncode else (wall, cpu, peak)
