@@ -138,11 +138,13 @@ def _of_file(path: str, filters: records.Filters) -> Statistics:
     from multiprocessing import get_context
 
     context = get_context("fork")
-    jobs = []
+    jobs: list[tuple[Any, Any]] = []
     total = Statistics()
     for part in parts:
         result, sender = context.Pipe(duplex=False)
-        job = context.Process(target=_send_part, args=(sender, path, *part, filters))
+        readers = [*(reader for _, reader in jobs), result]
+        args = sender, readers, os.getpid(), path, *part, filters
+        job = context.Process(target=_send_part, args=args)
         try:
             job.start()
         except OSError:  # a limit on processes
@@ -161,8 +163,25 @@ def _of_file(path: str, filters: records.Filters) -> Statistics:
     return total
 
 
-def _send_part(sender: "Any", path: str, start: int, end: int, filters: records.Filters) -> None:
-    sender.send(_of_part(path, start, end, filters))
+def _send_part(
+    sender: "Any",
+    readers: "list[Any]",
+    parent: int,
+    path: str,
+    start: int,
+    end: int,
+    filters: records.Filters,
+) -> None:
+    """Send the statistics of a part to `parent`, with which this process ends: at once, or, where
+    that cannot be asked for, when it sends, because only `parent` has the `readers` then."""
+    if sys.platform == "linux" and not DARWIN:
+        from sandrun.platform import linux_syscalls
+
+        linux_syscalls.set_parent_death_signal(9)
+    for reader in readers:
+        reader.close()
+    if os.getppid() == parent:
+        sender.send(_of_part(path, start, end, filters))
 
 
 def _processes(path: str) -> int:

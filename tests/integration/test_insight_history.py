@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from sandrun.insight import schemas
 from sandrun.model import SandrunError
-from tests.harness import Box, launcher, wait_for
+from tests.harness import SCALE, Box, installed_env, launcher, wait_for
 
 NOW = time.time()
 
@@ -271,6 +272,39 @@ def test_stats_in_two_processes_are_those_of_one(box: Box, monkeypatch: pytest.M
         assert total.skipped == 1
         assert sum(group.runs for group in total.groups.values()) == 5000
     assert found[0] == found[1] == found[2]
+
+
+KILLED = """
+import os, time
+from sandrun.insight import statistics
+
+parent = os.getpid()
+
+def of_part(*_):
+    os.write(1, b"part\\n")
+    for _ in range(6000):
+        if os.getppid() != parent:
+            break
+        time.sleep(0.01)
+    found = statistics.Statistics()
+    found.group(("/p", ("x" * 1_000_000,)))  # more than a pipe holds
+    return found
+
+statistics._processes = lambda path: 3
+statistics._of_part = of_part
+statistics.collect()
+"""
+
+
+def test_stats_that_are_killed_leave_no_process(box: Box) -> None:
+    write(box, *(record(number) for number in range(500)))
+    env = installed_env({**os.environ, **box.env})
+    argv = [sys.executable, "-P", "-c", KILLED]
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE) as run:
+        assert run.stdout
+        assert [run.stdout.readline() for _ in range(3)] == [b"part\n"] * 3
+        run.kill()
+        assert run.communicate(timeout=60 * SCALE)[0] == b""  # none of them has it open any more
 
 
 def test_stats_where_no_process_can_be_started(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
