@@ -343,12 +343,15 @@ _CUTOFF = 0.74
 
 def closest(word: str, known: "Iterable[str]") -> str:
     """The known word that resembles `word` most; '' if none does, or if `word` is too short for a
-    comparison or so long that it would take time."""
+    comparison or so long that it would take time. Of the words that resemble it, one with the same
+    letters comes first: `stauts` is rather `status` than `stats`."""
     if not 4 <= len(word) <= 64:
         return ""
     import difflib
 
-    return next(iter(difflib.get_close_matches(word, sorted(known), 1, _CUTOFF)), "")
+    similar = difflib.get_close_matches(word, sorted(known), 3, _CUTOFF)
+    same = [match for match in similar if sorted(match) == sorted(word)]
+    return next(iter(same + similar), "")
 
 
 def did_you_mean(word: str, known: "Iterable[str]") -> str:
