@@ -113,7 +113,7 @@ def choose(
     raise NoUsableBackend(refused)
 
 
-def place() -> bytes:
+def own_cgroups() -> bytes:
     """The cgroups that contain us, as /proc/self/cgroup lists them; b"" if it does not exist."""
     if sys.platform == "win32":
         return b""
@@ -127,15 +127,15 @@ def place() -> bytes:
 
 
 def is_usable(container: "Container", opened_in: bytes) -> bool:
-    """Whether a container that was opened early, when our `place` was `opened_in`, can still be
+    """Whether a container that was opened early, when `own_cgroups` was `opened_in`, can still be
     used: its groups exist, and we were not moved, so every limit that encloses us encloses them."""
     paths = [line[line.find("/") :] for line in container.token.split("\n")]
-    return place() == opened_in and all(map(os.path.isdir, paths))
+    return own_cgroups() == opened_in and all(map(os.path.isdir, paths))
 
 
 def _is_memory_on_v1() -> bool:
     """Whether a v1 hierarchy has the memory controller; then no v2 group has it (cgroups(7))."""
-    lines = place().split(b"\n")
+    lines = own_cgroups().split(b"\n")
     return any(b"memory" in line.split(b":")[1].split(b",") for line in lines if line)
 
 

@@ -83,7 +83,8 @@ class Run:
         self._keeper: Keeper | None = None
         self._opened: tuple[Backend, Container, list[str]] | None = None
         """The container, its backend, and why better ones are not used: opened before our turn."""
-        self._place = b""
+        self._opened_in = b""
+        """Our cgroups at that moment."""
         self._container: Container | None = None
         """The container to be closed when the run lock is free."""
         self._line = b""  # the holder's line (`sandrun.queue.holder`), set with the container
@@ -191,7 +192,7 @@ class Run:
         that fails, it is opened at our turn, and only then an error is reported."""
         try:
             self._opened = self._open(early=True)
-            self._container, self._place = self._opened[1], backends.place()
+            self._container, self._opened_in = self._opened[1], backends.own_cgroups()
             history.encode(self._container.token)  # imports what quoting line breaks needs
         except SandrunError:
             pass
@@ -206,7 +207,7 @@ class Run:
     def _usable(self) -> "tuple[Backend, Container, list[str]]":
         """What `_open_early` opened, if that can still be used, else a new container."""
         opened = self._opened
-        if opened and not backends.is_usable(opened[1], self._place):
+        if opened and not backends.is_usable(opened[1], self._opened_in):
             opened[1].close()
             opened = self._container = None
         return opened or self._open()
