@@ -49,10 +49,9 @@ def _takes_value(option: click.Option) -> bool:
 
 
 def _has_any_value(option: click.Option) -> bool:
-    """Whether there is nothing to offer for its value."""
-    return not (
-        option.is_flag or option.count or _values(option) or _is_folder(option) or _is_file(option)
-    )
+    """Whether the option takes a value for which there are no suggestions."""
+    has_some = _values(option) or _is_folder(option) or _is_file(option)
+    return _takes_value(option) and not has_some
 
 
 def _is_folder(option: click.Option) -> bool:
