@@ -91,8 +91,10 @@ def _summarise(cells: "list[str]") -> None:
         return
     row = "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
     try:
-        flags = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | flags, 0o644)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT
+        for name in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK"):  # a FIFO would block
+            flags |= getattr(os, name, 0)
+        fd = os.open(path, flags, 0o644)
         try:
             has_header = _HEADER.strip().encode() in os.read(fd, 1 << 20)
             os.write(fd, (row if has_header else _HEADER + row).encode())
