@@ -195,7 +195,7 @@ class SampleFile:
                 self.fd = -1
             self.folder.replace(private, self.name)
         except OSError:
-            if sys.platform != "win32":
+            if sys.platform != "win32" or self.fd >= 0:  # else it is closed
                 os.close(fd)
             self.folder.unlink(private)
             raise
