@@ -328,6 +328,7 @@ def test_filter_log_and_help(here: Box) -> None:
         await pilot.press("slash", *"job two", "enter")
         await until(pilot, lambda: "job one" not in screen(app), "the filter")
         assert "filter: job two" in screen(app)
+        await until(pilot, shows(app, "is over, or the filter hides it"), "why none is selected")
         await pilot.press("escape")
         await until(pilot, shows(app, "job one"), "the end of the filter")
         await pilot.press("question_mark")

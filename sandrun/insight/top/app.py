@@ -137,7 +137,7 @@ class Top(App[int]):
         selection = self.board.selection()
         if selection is None or selection[1] is None:
             over = self.board.selected and selection is None
-            text = "the selected run is over" if over else ""
+            text = self._why_none() if over else ""
             return [rule, [(text, "dim")], *[[] for _ in range(room - 1)]]
         lines = texts.details(selection[0], selection[1], self.glyphs, width, room)
         return [rule, *lines, *[[] for _ in range(room - len(lines))]]
@@ -151,8 +151,12 @@ class Top(App[int]):
         selection = self.board.selection()
         if selection and selection[1]:
             return selection[0], selection[1]
-        self.say("the selected run is over" if self.board.selected else "nothing is selected")
+        self.say(self._why_none() if self.board.selected else "nothing is selected")
         return None
+
+    def _why_none(self) -> str:
+        hidden = ", or the filter hides it" if self.board.filter else ""
+        return f"the selected run is over{hidden}"
 
     def action_cancel(self) -> None:
         """Cancel the selected waiter."""
