@@ -21,7 +21,7 @@ from io import FileIO
 from typing import BinaryIO
 
 from sandrun import messages
-from sandrun.insight import records, samples, totals
+from sandrun.insight import records, samples, totals, wording
 from sandrun.model import SandrunError, error_text, size_text
 from sandrun.platform import folders
 
@@ -56,8 +56,8 @@ def prune(age: float, size: int, dry_run: bool) -> "list[str]":
     except OSError as error:
         messages.warn(f"cannot remove samples: {error_text(error)}", f"ls -ld {error.filename}")
         return lines
-    what = f"the samples of {count:,} runs" if count != 1 else "the samples of 1 run"
-    return [*lines, f"{_verb(dry_run)} {what} ({size_text(freed)})"]
+    many = wording.count(count, "run")
+    return [*lines, f"{_verb(dry_run)} the samples of {many} ({size_text(freed)})"]
 
 
 def _count() -> None:

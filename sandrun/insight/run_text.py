@@ -6,11 +6,10 @@ line with a command or a path may be wider.
 """
 
 import signal
-import time
 from collections.abc import Iterator
 from typing import Any
 
-from sandrun.insight import event_text, plots, post_mortem
+from sandrun.insight import event_text, plots, post_mortem, wording
 from sandrun.insight.run_log import RunLog
 from sandrun.insight.samples import Samples
 from sandrun.model import command_text, plain, size_text, span_text
@@ -122,12 +121,9 @@ def _times(log: RunLog) -> str:
 
 def _clock(moment: float, beside: float = 0.0) -> str:
     """A local time; without the date if that is the one of `beside`."""
-    try:
-        here, there = time.localtime(moment), time.localtime(beside)
-    except (OverflowError, ValueError, OSError):  # beyond what localtime(3) can convert
-        return f"{moment:.0f} s after 1970"
-    same = here[:3] == there[:3]
-    return time.strftime("%H:%M:%S" if same else "%Y-%m-%d %H:%M:%S", here)
+    day = "%Y-%m-%d"
+    same = wording.moment(moment, day) == wording.moment(beside, day)
+    return wording.moment(moment, "%H:%M:%S" if same else f"{day} %H:%M:%S")
 
 
 def _wait(log: RunLog) -> str:

@@ -14,11 +14,11 @@ The margins, on top of the highest use of all counted runs (a percentile would e
 """
 
 import math
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from sandrun.insight import records
+from sandrun.insight.wording import count, moment
 from sandrun.model import MIB, command_text, plain, size_text, span_text
 from sandrun.types import Record
 
@@ -100,12 +100,12 @@ def suggest(runs: "Iterable[Record]") -> Suggestion:
     """The limits that would have been enough for all these runs."""
     memory, wall, tasks = _Highest(), _Highest(), _Highest()
     commands = set()
-    count = 0
+    counted = 0
     for record in runs:
         reason = record.get("reason")
         if reason in _NEVER_RAN:
             continue
-        count += 1
+        counted += 1
         commands.add(tuple(record.get("command", ())))
         peak, limit = record.get("peak"), record.get("limit", 0)
         is_full = reason == "memory"
@@ -117,7 +117,7 @@ def suggest(runs: "Iterable[Record]") -> Suggestion:
     span = _timeout(wall)
     pids = _pids(tasks)
     evidence = {"memory": size[1], "timeout": span[1], "pids": pids[1]}
-    return Suggestion(count, len(commands), size[0], span[0], pids[0], evidence)
+    return Suggestion(counted, len(commands), size[0], span[0], pids[0], evidence)
 
 
 def _processes(record: Record) -> "int | None":
@@ -168,8 +168,8 @@ def _pids(found: _Highest) -> "tuple[int | None, str]":
 
 
 def _too_few(runs: int, what: str) -> str:
-    had = {0: f"no run with {what}", 1: f"only 1 run with {what}"}
-    return f"{had.get(runs, f'only {runs} runs with {what}')}; {ENOUGH} are needed"
+    had = f"only {count(runs, 'run')}" if runs else "no run"
+    return f"{had} with {what}; {ENOUGH} are needed"
 
 
 def _count(found: _Highest) -> str:
@@ -181,7 +181,7 @@ def _which(record: Record) -> str:
     command = plain(command_text(record.get("command", [])))
     if len(command) > 30:
         command = command[:29] + "…"
-    day = time.strftime("%Y-%m-%d", time.localtime(record.get("since", 0.0)))
+    day = moment(record.get("since", 0.0), "%Y-%m-%d")
     return f"{command}, {day}, {record.get('id', 'no id')}"
 
 
@@ -196,9 +196,8 @@ def _span_value(seconds: float) -> str:
 
 def text(found: Suggestion, project: str) -> "list[str]":
     """The suggestion in lines that can be pasted into a settings file."""
-    runs = "1 run" if found.runs == 1 else f"{found.runs} runs"
-    commands = "1 command" if found.commands == 1 else f"{found.commands} commands"
-    lines = [f"# {project}: {runs} of {commands} in the last {_DAYS} days with runs"]
+    many = f"{count(found.runs, 'run')} of {count(found.commands, 'command')}"
+    lines = [f"# {project}: {many} in the last {_DAYS} days with runs"]
     values = found.values()
     for key, reason in found.evidence.items():
         value = values.get(key)

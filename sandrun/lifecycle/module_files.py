@@ -54,8 +54,8 @@ REPORTING = (
     "insight/event_text", "insight/json_report", "insight/metrics", "insight/output",
     "insight/plots", "insight/post_mortem", "insight/records", "insight/run_log",
     "insight/run_text", "insight/samples", "insight/suggest", "insight/totals",
-    "integrations/ci", "lifecycle/status", "platform/memory", "queue/memory_pool",
-    "queue/taken_names", "types",
+    "insight/wording", "integrations/ci", "lifecycle/status", "platform/memory",
+    "queue/memory_pool", "queue/taken_names", "types",
 )  # fmt: skip
 """Modules that are imported after the run if its end is reported to a file or a CI service."""
 _PACKAGES = ("sandrun", "cgroupspy")

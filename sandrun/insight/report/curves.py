@@ -62,9 +62,9 @@ def _drawing(run: Run, samples: Samples, most: int, is_filled: bool) -> str:
     # Room for the line of the limit, or for the words that replace it.
     top = max(peak, limit) * 1.08 if is_drawn else max(peak, 1) * (1.4 if limit else 1.08)
     frame = Frame(0.0, seconds, top)
-    parts = [frame.values(markup.SIZES, markup.short_size)]
+    parts = [frame.values(markup.SIZES, markup.axis_size)]
     parts += (
-        frame.mark(at, markup.short_span(at)) for at in markup.steps(seconds, markup.SPANS, 3)[1:]
+        frame.mark(at, markup.axis_span(at)) for at in markup.steps(seconds, markup.SPANS, 3)[1:]
     )
     if drawn:
         line = frame.path((point.t, point.memory) for point in drawn)

@@ -5,12 +5,12 @@ has no control character, no half of a surrogate pair, no change of the writing 
 markup.
 """
 
-import time
 from collections.abc import Iterable, Sequence
 from html import escape
 from math import ceil
 from typing import TypeVar
 
+from sandrun.insight import wording
 from sandrun.model import plain, size_text, span_text
 
 T = TypeVar("T")
@@ -36,22 +36,9 @@ def span(seconds: "float | None") -> str:
     return UNKNOWN if seconds is None else span_text(seconds)
 
 
-def count(number: int, noun: str) -> str:
-    """`1 run`, `1,200 runs`."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
-def hours(seconds: float) -> str:
-    """A sum of durations: in hours where it has some."""
-    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else span(seconds)
-
-
 def moment(seconds: "float | None", form: str = "%Y-%m-%d %H:%M:%S") -> str:
     """A local time; `UNKNOWN` if it is not known."""
-    try:
-        return UNKNOWN if seconds is None else time.strftime(form, time.localtime(seconds))
-    except (OverflowError, ValueError, OSError):
-        return UNKNOWN
+    return UNKNOWN if seconds is None else wording.moment(seconds, form)
 
 
 _MARKS = {"#": ' class="n"', "d": ' class="d"', "c": ' class="c"'}
@@ -97,7 +84,7 @@ SPANS = [
 ]
 
 
-def short_span(seconds: float) -> str:
+def axis_span(seconds: float) -> str:
     """A round duration as an axis shows it."""
     for unit, name in ((86400, "d"), (3600, "h"), (60, "min"), (1, "s")):
         if seconds >= unit:
@@ -105,7 +92,7 @@ def short_span(seconds: float) -> str:
     return f"{seconds:g} s" if seconds else "0"
 
 
-def short_size(value: float) -> str:
+def axis_size(value: float) -> str:
     """A round size as an axis shows it."""
     for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (_MIB, "MiB"), (1 << 10, "KiB")):
         if value >= unit:

@@ -16,8 +16,9 @@ from sandrun import __version__
 from sandrun.insight import samples as samples_of
 from sandrun.insight.report import curves, tables, timeline, trends
 from sandrun.insight.report.collect import Collected, Run
-from sandrun.insight.report.markup import count, moment, text
+from sandrun.insight.report.markup import moment, text
 from sandrun.insight.samples import Samples
+from sandrun.insight.wording import count
 
 MOST = 1_900_000
 """Bytes of a page of a thousand runs; a page of more may have as many for each thousand."""

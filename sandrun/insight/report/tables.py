@@ -8,8 +8,9 @@ from collections import Counter
 
 from sandrun.insight.report import markup
 from sandrun.insight.report.collect import Collected, Command, Run
-from sandrun.insight.report.markup import UNKNOWN, count, hours, moment, size, span, table, text
+from sandrun.insight.report.markup import UNKNOWN, moment, size, span, table, text
 from sandrun.insight.report.timeline import ending
+from sandrun.insight.wording import REASONS, count, hours
 
 _ROWS = 15
 _DAYS = 31
@@ -106,7 +107,10 @@ def _failing(found: Collected, cut: int) -> str:
             text(command.project, cut),
             f"{failures(command):,} of {command.runs:,}",
             _bar(failures(command) / command.runs),
-            ", ".join(f"{text(name)} {n}" for name, n in command.failures.most_common(4)),
+            ", ".join(
+                f"{text(REASONS.get(reason, reason))} {runs}"
+                for reason, runs in command.failures.most_common(4)
+            ),
         )
         for command in failing[:_ROWS]
     ]

@@ -8,9 +8,11 @@ line up to its run. Every bar's title says in words what it shows.
 import time
 from collections.abc import Iterable, Iterator
 
+from sandrun.insight import wording
 from sandrun.insight.report import markup
 from sandrun.insight.report.collect import Run
 from sandrun.insight.report.markup import moment, number, span, text
+from sandrun.insight.wording import count, hours
 
 _BREAKS = [n * 3600.0 for n in (0.5, 1, 2, 4, 8, 24, 72, 168, 720, 8760, 87600)]
 _PERIODS = 40
@@ -38,7 +40,8 @@ def section(runs: list[Run], cut: int) -> str:
     drawn = [_period(period, n == 0, cut) for n, period in enumerate(reversed(periods))]
     older = "".join(drawn[_SHOWN:])
     if older:
-        older = f"<details><summary>{len(drawn) - _SHOWN} older periods</summary>{older}</details>"
+        many = count(len(drawn) - _SHOWN, "older period")
+        older = f"<details><summary>{many}</summary>{older}</details>"
     return _LEGEND + "".join(drawn[:_SHOWN]) + older
 
 
@@ -91,8 +94,8 @@ def _period(runs: list[Run], is_open: bool, cut: int) -> str:
     waited = sum(run.wait for run in runs)
     form = "%H:%M" if last - first < 86400 else "%Y-%m-%d %H:%M"
     title = f"{moment(first, '%a %Y-%m-%d %H:%M')} to {moment(last, form)}"
-    says = markup.count(len(runs), "run") + (f", {failed} not successful" if failed else "")
-    says += f", {markup.hours(waited)} waited" if waited >= 1 else ""
+    says = count(len(runs), "run") + (f", {failed} not successful" if failed else "")
+    says += f", {hours(waited)} waited" if waited >= 1 else ""
     middle = sorted(run.wall for run in runs)[len(runs) // 2] or 1.0
     width = min(_WIDE, max(_NARROW, (last - first) / middle * _RUN))
     scale = _Scale(first, max(last - first, _SHORTEST), width)
@@ -190,20 +193,7 @@ def _run_title(run: Run, cut: int) -> str:
 
 def ending(run: Run) -> str:
     """How a run ended, for people."""
-    if run.reason == "exit":
-        return "ok" if not run.exit else f"exit {run.exit}"
-    return text(_REASONS.get(run.reason, run.reason or "unknown"))
-
-
-_REASONS = {
-    "memory": "memory limit",
-    "outer-memory": "enclosing memory limit",
-    "cpu-time": "CPU time limit",
-    "idle": "idle timeout",
-    "parent": "caller died",
-    "not-started": "not started",
-    "left": "left the queue",
-}
+    return text(wording.ending(run.reason, run.exit or 0) or "unknown")
 
 
 def _axis(scale: _Scale) -> str:

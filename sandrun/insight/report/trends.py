@@ -12,6 +12,7 @@ from sandrun.insight.report import markup
 from sandrun.insight.report.collect import Command
 from sandrun.insight.report.drawing import Frame
 from sandrun.insight.report.markup import moment, size, span, text
+from sandrun.insight.wording import count
 
 _OPEN = 8
 """So many trends are visible without a click."""
@@ -30,8 +31,8 @@ class _Kind(NamedTuple):
     full: Callable[[float], str]
 
 
-_WALL = _Kind("Wall time", markup.SPANS, markup.short_span, span)
-_PEAK = _Kind("Peak memory", markup.SIZES, markup.short_size, size)
+_WALL = _Kind("Wall time", markup.SPANS, markup.axis_span, span)
+_PEAK = _Kind("Peak memory", markup.SIZES, markup.axis_size, size)
 
 
 def section(commands: list[Command], most: int, cut: int) -> str:
@@ -44,7 +45,7 @@ def section(commands: list[Command], most: int, cut: int) -> str:
     shown, more = "".join(drawn[:_OPEN]), "".join(drawn[_OPEN:])
     if more:
         more = (
-            f"<details><summary>{markup.count(len(drawn) - _OPEN, 'more command')}</summary>"
+            f"<details><summary>{count(len(drawn) - _OPEN, 'more command')}</summary>"
             f'<div class="trends">{more}</div></details>'
         )
     return f'<div class="trends">{shown}</div>{more}'
@@ -60,7 +61,7 @@ def _trend(command: Command, cut: int) -> str:
     newest = f", the newest {len(rows)} drawn" if command.runs > len(rows) else ""
     return (
         f'<section class="trend"><h3>{text(command.command, cut)}</h3>'
-        f"<p>{text(command.project, 200)}: {markup.count(command.runs, 'run')}, "
+        f"<p>{text(command.project, 200)}: {count(command.runs, 'run')}, "
         f"{sum(command.failures.values())} not successful{newest}</p>"
         f'<div class="pair">{drawn}</div>'
         f"<details><summary>Figures</summary>{_table(rows, text(command.command, 60))}</details>"

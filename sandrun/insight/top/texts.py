@@ -11,6 +11,7 @@ from rich.cells import cell_len, set_cell_size
 from sandrun.insight import plots
 from sandrun.insight.figures import Figures, Series
 from sandrun.insight.live import PoolView, QueueView, Row, Snapshot, user_name
+from sandrun.insight.wording import count, moment, short_span
 from sandrun.model import plain, size_text, span_text
 
 Piece = tuple[str, str]
@@ -82,12 +83,6 @@ def sizes(memory: int | None, limit: int, of: str = "/") -> str:
     return f"{number if most.endswith(unit) else used}{of}{most}"
 
 
-def short_span(seconds: float) -> str:
-    """`14s`, `3m 20s`, `2h 5m`: at most seven columns, up to a hundred hours."""
-    text = span_text(max(0.0, seconds))
-    return text.replace(" min", "m").replace(" h", "h").replace(" s", "s")
-
-
 def memory_style(figures: Figures) -> str:
     share = (figures.memory or 0) / figures.limit if figures.limit else 0.0
     return "bold red" if share >= FULL else "yellow" if share >= HIGH else "green"
@@ -113,8 +108,7 @@ def header(snapshot: Snapshot, glyphs: Glyphs, width: int, note: str) -> Line:
             (glyphs.fit(f"{running} run, {len(tickets) - running} wait  {note}", width), "bold")
         ]
     text = f"{running} running, {len(tickets) - running} waiting"
-    count = len(snapshot.queues)
-    text += f", {count} queue{'' if count == 1 else 's'}" + (f"  {note}" if note else "")
+    text += f", {count(len(snapshot.queues), 'queue')}" + (f"  {note}" if note else "")
     clock = time.strftime("%H:%M:%S")
     room = max(0, width - 13 - len(clock))
     return [("sandrun top  ", "bold"), (glyphs.fit(text, room), ""), (clock, "dim")]
@@ -249,7 +243,7 @@ def details(view: QueueView, shown: Row, glyphs: Glyphs, width: int, height: int
     """The lines about the selected run; where there is room, with its whole curve."""
     ticket = shown.ticket
     lines: list[Line] = [[(glyphs.fit(glyphs.text(ticket.command), width), "bold")]]
-    began = time.strftime("%H:%M:%S", time.localtime(ticket.since))
+    began = moment(ticket.since, "%H:%M:%S")
     facts = [f"pid {ticket.pid}", f"since {began}"]
     figures = shown.figures
     if figures:
