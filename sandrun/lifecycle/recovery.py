@@ -157,6 +157,13 @@ class _InheritedLock:
 def finish_inherited(line: bytes, descriptors: "list[int]") -> None:
     """Do the same as `finish` in a new process that has inherited only the open files of the run
     lock: the supervisor died within the first 5 ms (`sandrun.supervise.posix_keeper`)."""
+    if sys.platform != "win32" and descriptors:
+        import fcntl
+
+        try:  # changes nothing if the lock is still that of our run
+            fcntl.flock(descriptors[0], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # another keeper has finished our run, and the holder's line is another run's
     lock = _InheritedLock(descriptors) if descriptors else None
     holder = parse((lock.read_holder() if lock else b"") or line)
     if holder is None:
@@ -167,8 +174,6 @@ def finish_inherited(line: bytes, descriptors: "list[int]") -> None:
     container.mark = f"{holder.state}/{holder.id}"
     finish(container, line, lock)
     if sys.platform != "win32" and lock:
-        import fcntl
-
         os.ftruncate(descriptors[0], 0)
         for fd in descriptors:
             fcntl.flock(fd, fcntl.LOCK_UN)

@@ -144,10 +144,10 @@ class Keeper:
         if not self.is_shell:
             return
         self.is_shell = False
+        # The new keeper has a copy of the pipe. So if we die here, the shell acts only if the new
+        # keeper dies, too: never both, because one would release the run lock before the other.
         shell = self._pipe
-        self.close.append(shell)  # a copy in the new keeper would hide our death from the shell
         self._start(processes.open_pidfd(self.pid))
-        self.close.remove(shell)
         _dismiss(shell)
 
     def _start(self, shell: int = -1) -> None:

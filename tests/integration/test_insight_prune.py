@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sandrun.insight import pruning
 from sandrun.platform import folders, processes
-from tests.harness import Box, installed_env, launcher, wait_for
+from tests.harness import Box, installed_env, is_keeper, launcher, wait_for
 from tests.integration.test_insight_history import record, write
 
 DAY = 24  # hours
@@ -125,6 +126,27 @@ def test_a_prune_that_is_stopped_holds_up_no_run(box: Box) -> None:
     assert len(lines) == 2
     assert lines[0].endswith(" true")
     assert ids(file) == ["00000001"]
+
+
+def first_keeper(supervisor: int) -> int:
+    """Not the shell of a run's first instant, which has no descriptors of its supervisor."""
+    pids = [pid for pid in processes.children(supervisor) if is_keeper(pid)]
+    return next((pid for pid in pids if processes.Stat(pid).name != "early-keeper"), 0)
+
+
+def test_a_keeper_that_is_stopped_holds_up_no_prune(make_box: "Callable[[str], Box]") -> None:
+    """It has a copy of the descriptor with which its supervisor writes the record."""
+    box = make_box("rlimit")
+    file = write(box, record(200 * DAY))
+    run = box.hold("one")
+    keeper = wait_for(lambda: first_keeper(run.pid), 20, "it has a forked keeper")
+    os.kill(keeper, signal.SIGSTOP)
+    box.let("one")
+    wait_for(lambda: len(box.records()) == 2, 20, "the run is recorded")
+    done = box.run("history", "prune", seconds=20)
+    os.kill(keeper, signal.SIGCONT)
+    assert (done.returncode, len(ids(file))) == (0, 1)
+    assert box.finish(run).returncode == 0
 
 
 WRITER = """
