@@ -17,8 +17,7 @@ import sys
 from sandrun import messages
 from sandrun.config import project
 from sandrun.model import SandrunError, command_text
-from sandrun.platform import folders
-from sandrun.platform.small_files import read_small
+from sandrun.platform import folders, small_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,18 +50,8 @@ def _entry(path: str) -> str:
 
 def _write(path: str, text: str) -> None:
     """Replace a file of the user's atomically. Raises OSError."""
-    private = folders.private_name(path)
     folders.make_folders(os.path.dirname(path), 0o700)
-    fd = folders.create(private, most=0o600)
-    try:
-        try:
-            os.write(fd, os.fsencode(text))
-        finally:
-            os.close(fd)
-        os.replace(private, path)
-    except BaseException:
-        os.unlink(private)
-        raise
+    small_files.replace(path, os.fsencode(text), small_files.create_private)
 
 
 def _read(entry: str) -> "tuple[str, str]":
@@ -70,7 +59,7 @@ def _read(entry: str) -> "tuple[str, str]":
     try:
         if not project.is_trusted_uid(os.lstat(entry).st_uid):
             return "", ""
-        data = read_small(entry, os.path.dirname(entry)) or b""
+        data = small_files.read_small(entry, os.path.dirname(entry)) or b""
     except OSError:
         return "", ""
     digest, _, path = os.fsdecode(data).partition(" ")
@@ -182,7 +171,7 @@ def _is_news(mark: str) -> bool:
         return True
     path = os.path.join(folder, "told")
     try:
-        noted = (read_small(path, folder) or b"").decode("ascii", "replace").split()
+        noted = (small_files.read_small(path, folder) or b"").decode("ascii", "replace").split()
         if noted[:1] == [boot] and mark in noted:
             return False
         _write(path, "\n".join([*(noted if noted[:1] == [boot] else [boot]), mark, ""]))

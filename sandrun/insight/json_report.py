@@ -10,8 +10,9 @@ import json
 from typing import Any
 
 from sandrun.insight import run_text
-from sandrun.insight.output import replace, replaceable
+from sandrun.insight.output import replaceable
 from sandrun.insight.run_log import RunLog
+from sandrun.platform.small_files import replace
 
 VERSION = 1
 _POINTS = 60

@@ -25,10 +25,11 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from sandrun.insight import totals
-from sandrun.insight.output import replace, replaceable
+from sandrun.insight.output import replaceable
 from sandrun.insight.totals import BUCKETS, OTHER, Histogram, Project, Totals
 from sandrun.lifecycle import status
 from sandrun.model import SandrunError, plain
+from sandrun.platform.small_files import replace
 from sandrun.queue import Ticket, memory_pool
 from sandrun.queue.state import all_states, pool_path, state_path
 
@@ -36,9 +37,6 @@ _LIMITS = ("memory", "outer-memory", "timeout", "cpu-time", "idle")
 """The reasons that are limits."""
 _KILLS = ("signal", "parent", "escaped", "lost")
 """The reasons for which a run was killed although it had reached no limit."""
-_READABLE = 0o644
-"""The collector is another user, and the file has no secrets."""
-
 Family = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily
 
 
@@ -52,7 +50,13 @@ def write(path: str, pool: str) -> None:
     """Write all metrics to a file. Raises SandrunError and OSError."""
     path = replaceable(path)
     with totals.updated() as known:  # so that no older figures replace newer ones
-        replace(path, _generated(known, pool), _READABLE)
+        replace(path, _generated(known, pool), finish=_make_readable)
+
+
+def _make_readable(fd: int) -> None:
+    """The collector is another user, and the file has no secrets."""
+    if sys.platform != "win32":
+        os.fchmod(fd, 0o644)
 
 
 class _Families(Collector):

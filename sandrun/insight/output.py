@@ -1,30 +1,9 @@
-"""Writes files atomically: other programs read the old content or the new."""
+"""Which files may be replaced."""
 
 import errno
 import os
 import stat
 import sys
-
-from sandrun.platform import folders
-
-
-def replace(path: str, content: bytes, mode: int = 0) -> None:
-    """Write a file, or replace it atomically by a new one. Its mode is `mode`, by default that of
-    any new file in its directory (`folders.create`). Raises OSError."""
-    private = folders.private_name(path)
-    try:
-        fd = folders.create(private)
-        try:
-            with open(fd, "wb") as file:
-                file.write(content)
-                if mode and sys.platform != "win32":
-                    os.fchmod(fd, mode)
-            os.replace(private, path)
-        except BaseException:
-            os.unlink(private)
-            raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path) from None
 
 
 def replaceable(path: str) -> str:

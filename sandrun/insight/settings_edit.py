@@ -21,7 +21,7 @@ from sandrun.config.options import OPTIONS
 from sandrun.config.values import Option
 from sandrun.model import SandrunError, command_text
 from sandrun.platform import folders
-from sandrun.platform.small_files import read_small
+from sandrun.platform.small_files import read_small, replace
 
 Values = dict[str, str | int]
 
@@ -119,22 +119,16 @@ def _shown(value: object) -> str:
 
 def _replace(path: str, before: "str | None", after: str, root: str) -> None:
     real = os.path.realpath(path)
-    private = folders.private_name(real)
+
+    def finish(fd: int) -> None:
+        if before is not None:
+            folders.keep_rights(fd, os.stat(real))
+        os.fsync(fd)
+        if _read(path, root) != before:
+            raise SandrunError(f"{path} has just been changed by another program", "try again")
+
     try:
-        fd = folders.create(private)
-        try:
-            with open(fd, "w", encoding="utf-8", newline="") as file:
-                file.write(after)
-                file.flush()
-                if before is not None:
-                    folders.keep_rights(fd, os.stat(real))
-                os.fsync(fd)
-            if _read(path, root) != before:
-                raise SandrunError(f"{path} has just been changed by another program", "try again")
-            os.replace(private, real)
-        except BaseException:
-            os.unlink(private)
-            raise
+        replace(real, after.encode(), finish=finish)
     except OSError as error:
         raise SandrunError(f"cannot write {real}: {error.strerror}", f"ls -ld {root}") from None
 

@@ -22,7 +22,6 @@ from io import BufferedReader
 from typing import Any, BinaryIO, get_args
 
 from sandrun.insight import records
-from sandrun.insight.output import replace
 from sandrun.model import SandrunError, is_run_id
 from sandrun.platform import folders, small_files
 from sandrun.types import Reason, Record
@@ -108,7 +107,8 @@ def updated() -> "Iterator[Totals]":
     with _locked(path + ".lock"):
         totals = _load(path)
         _count_all(totals)
-        replace(path, json.dumps({"v": VERSION, **asdict(totals)}).encode(), 0o600)
+        data = json.dumps({"v": VERSION, **asdict(totals)}).encode()
+        small_files.replace(path, data, small_files.create_private)
         yield totals
 
 

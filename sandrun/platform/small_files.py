@@ -1,11 +1,19 @@
-"""Reading small files that others may have made: of a project, a repository, the user.
+"""Small files: reading those that others may have made (of a project, a repository, the user), and
+writing our own.
 
-Promises that a read never blocks and is bounded, whatever kind of file has the name.
+Promises that a read never blocks and is bounded, whatever kind of file has the name; and that other
+programs read the old content of a file that is written, or the new.
 """
 
 import errno
 import os
 from stat import S_ISDIR, S_ISLNK, S_ISREG
+
+from sandrun.platform import folders
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SMALL = 1 << 20
 """Bytes; no configuration file needs to be larger."""
@@ -45,6 +53,36 @@ def read_small(path: str, top: str = "", most: int = SMALL) -> "bytes | None":
     if len(data) > most:  # it grew, or its reported size is 0, as in /proc
         raise OSError(errno.EFBIG, "too large")
     return data
+
+
+def replace(
+    path: str,
+    data: bytes,
+    create: "Callable[[str], int]" = folders.create,
+    finish: "Callable[[int], object]" = lambda fd: None,
+) -> None:
+    """Write a file, or replace it atomically by a new one. `create` makes the new file, and its
+    rights; `finish` gets its descriptor when it is written, and if it raises, the old file stays.
+    Raises OSError."""
+    private = folders.private_name(path)
+    try:
+        fd = create(private)
+        try:
+            with open(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                finish(fd)
+            os.replace(private, path)
+        except BaseException:
+            os.unlink(private)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+
+
+def create_private(path: str) -> int:
+    """Make a new file that only its owner may read and write; its descriptor. Raises OSError."""
+    return folders.create(path, most=0o600)
 
 
 def has_table(data: bytes) -> bool:

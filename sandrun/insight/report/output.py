@@ -10,6 +10,7 @@ import os
 from sandrun.insight.output import replaceable
 from sandrun.model import SandrunError
 from sandrun.platform import folders
+from sandrun.platform.small_files import replace
 
 _FLAGS = os.O_WRONLY | folders.NEW | getattr(os, "O_BINARY", 0)
 
@@ -17,7 +18,7 @@ _FLAGS = os.O_WRONLY | folders.NEW | getattr(os, "O_BINARY", 0)
 def write(path: str, content: str) -> None:
     """Write the file. Raises SandrunError."""
     try:
-        _write(path, content.encode())
+        replace(replaceable(path), content.encode(), _create)
     except OSError as error:
         raise SandrunError(
             f"cannot write {path or 'a file without a name'}: {error.strerror or error}",
@@ -25,14 +26,5 @@ def write(path: str, content: str) -> None:
         ) from error
 
 
-def _write(path: str, data: bytes) -> None:
-    path = replaceable(path)
-    private = folders.private_name(os.path.join(os.path.dirname(path), ".sandrun-report"))
-    fd = os.open(private, _FLAGS, 0o600)  # also root's own in a user's directory
-    try:
-        with open(fd, "wb") as file:
-            file.write(data)
-        os.replace(private, path)
-    except BaseException:
-        os.unlink(private)
-        raise
+def _create(path: str) -> int:
+    return os.open(path, _FLAGS, 0o600)  # also in a user's directory it is root's own
